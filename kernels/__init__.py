@@ -1,0 +1,1 @@
+"""The loop's numerical operations: one folder per op, chosen in ``dispatch``."""

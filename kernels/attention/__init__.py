@@ -1,0 +1,1 @@
+"""Causal attention over a prefix that several branches share and a tail of their own."""

@@ -1,0 +1,95 @@
+"""Attention over a shared prefix and a tail of one's own, without copying the prefix.
+
+All branches of a row attend to the row's prefix as one long query, so keys and values of a document
+are read once however many rollouts branch from it. Long stretches without sharing go through torch's
+fused kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    prefix_length: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """See ``naive.attention``: same arguments, same results."""
+    T, S = q.shape[2], k.shape[2]
+    if prefix_k is None or prefix_v is None or prefix_length is None:
+        fused = S == T and window is None
+        mask = None if fused or T == 1 and window is None else _tail_mask(T, S, window, q.device)
+        return _fused(q, k, v, mask, scale, causal=fused and T > 1)
+    prefix_mask = _prefix_mask(prefix_length, prefix_k.shape[2], T, S, window)  # [B, T, P]
+    if prefix_k.shape[0] == q.shape[0] and T > 1:
+        tail = _tail_mask(T, S, window, q.device).expand(q.shape[0], T, S)
+        mask = torch.cat([prefix_mask, tail], dim=-1)[:, None]  # [B, 1, T, P + S]
+        keys, values = torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)
+        return _fused(q, keys, values, mask, scale, causal=False)
+    return _shared(q, k, v, prefix_k, prefix_v, prefix_mask, scale, window)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, *, causal: bool
+) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
+    )
+
+
+def _tail_mask(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
+    """[T, S], True where a query sees a tail token."""
+    behind = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def _prefix_mask(length: Tensor, P: int, T: int, S: int, window: int | None) -> Tensor:
+    """[B, T, P], True where a query sees a prefix token."""
+    j = torch.arange(P, device=length.device)
+    seen = (j < length[:, None])[:, None].expand(-1, T, -1)
+    if window is None:
+        return seen
+    at = length[:, None] + torch.arange(S - T, S, device=length.device)  # [B, T]
+    return seen & (at[..., None] - j < window)
+
+
+def _shared(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_mask: Tensor,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    B, Hq, T, D = q.shape
+    R, H, P, _ = prefix_k.shape
+    S, groups, branches = k.shape[2], Hq // H, B // R
+    q = q * (D**-0.5 if scale is None else scale)
+
+    # One long query per row and key head: [R, H, branches * groups * T, D].
+    per_row = q.view(R, branches, H, groups * T, D).transpose(1, 2)
+    on_prefix = per_row.reshape(R, H, branches * groups * T, D) @ prefix_k.mT
+    on_prefix = on_prefix.view(R, H, branches, groups, T, P).transpose(1, 2)
+    mask = prefix_mask.view(R, branches, 1, 1, T, P)
+    on_prefix = on_prefix.masked_fill(~mask, -torch.inf).reshape(B, H, groups, T, P)
+
+    on_tail = (q.view(B, H, groups * T, D) @ k.mT).view(B, H, groups, T, S)
+    if T > 1 or window is not None:
+        on_tail = on_tail.masked_fill(~_tail_mask(T, S, window, q.device), -torch.inf)
+
+    weights = torch.cat([on_prefix, on_tail], dim=-1).softmax(-1)  # [B, H, groups, T, P + S]
+    p_prefix, p_tail = weights.split([P, S], dim=-1)
+    p_prefix = p_prefix.reshape(R, branches, H, groups * T, P).transpose(1, 2)
+    from_prefix = p_prefix.reshape(R, H, branches * groups * T, P) @ prefix_v
+    from_prefix = from_prefix.view(R, H, branches, groups * T, D).transpose(1, 2)
+    from_tail = p_tail.reshape(B, H, groups * T, S) @ v
+    return (from_prefix.reshape(B, H, groups * T, D) + from_tail).view(B, Hq, T, D)

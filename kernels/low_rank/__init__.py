@@ -1,0 +1,1 @@
+"""Per-request low-rank deltas on a shared projection."""

@@ -1,0 +1,1 @@
+"""What the LM head says of each token: log-probability of a target, and entropy."""

@@ -1,0 +1,90 @@
+"""Token statistics a block of rows at a time: no [N, V] matrix ever exists.
+
+A token's log-probability depends on its own row alone, so its gradient with respect to that row is
+known already in the forward pass, up to a factor that comes with the backward pass:
+d log p / d h = (W[target] - p W) / temperature. Storing that [N, D] instead of the inputs makes the
+backward pass one multiplication and saves computing the logits twice.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+ROWS_AT_ONCE = 128
+
+
+def token_stats(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """See ``naive.token_stats``: same arguments, same results."""
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if needs_grad:
+        log_prob, entropy = _TokenStats.apply(hidden, weight, targets, temperature)
+    else:
+        log_prob, entropy, _ = _forward(hidden, weight, targets, temperature, with_slope=False)
+    return log_prob, entropy
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, *, with_slope: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    log_prob = hidden.new_empty(hidden.shape[0], dtype=dtype)
+    entropy = torch.empty_like(log_prob)
+    slope = torch.empty_like(hidden) if with_slope else None
+    for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        logits, p, lse = _block(hidden[rows], weight, temperature)
+        at_target = logits.gather(-1, targets[rows, None]).squeeze(-1)
+        log_prob[rows] = at_target - lse
+        entropy[rows] = lse - torch.linalg.vecdot(p, logits)
+        if slope is not None:
+            expected = p.to(weight.dtype) @ weight  # [rows, D]
+            slope[rows] = (weight[targets[rows]] - expected) / temperature
+    return log_prob, entropy, slope
+
+
+def _block(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, probabilities and log-normaliser of a few rows: [n, V], [n, V], [n]."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    logits = (hidden @ weight.T).to(dtype)
+    if temperature != 1.0:
+        logits /= temperature
+    top = logits.amax(-1, keepdim=True)
+    p = (logits - top).exp_()
+    total = p.sum(-1, keepdim=True)
+    p /= total
+    return logits, p, (total.log() + top).squeeze(-1)
+
+
+class _TokenStats(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        log_prob, entropy, slope = _forward(hidden, weight, targets, temperature, with_slope=True)
+        kept = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()  # type: ignore[attr-defined]
+        ctx.save_for_backward(slope, *kept)
+        ctx.temperature = temperature  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(entropy)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: FunctionCtx, grad: Tensor, _entropy: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None]:
+        slope, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_hidden = slope * grad[:, None].to(slope.dtype)
+        if not kept:
+            return grad_hidden, None, None, None
+        hidden, weight, targets = kept
+        grad_weight = torch.zeros_like(weight)
+        for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            h = hidden[rows]
+            _, p, _ = _block(h, weight, ctx.temperature)  # type: ignore[attr-defined]
+            g = (grad[rows, None] / ctx.temperature).to(p.dtype)  # type: ignore[attr-defined]
+            p *= -g
+            p.scatter_add_(-1, targets[rows, None], g)
+            grad_weight += p.to(h.dtype).T @ h
+        return grad_hidden, grad_weight, None, None

@@ -1,0 +1,1 @@
+"""Test-time training: REFINE on a per-request copy of a model's fast weights."""

@@ -1,0 +1,85 @@
+"""What one adaptation does: every knob of the REFINE loop, with its bounds.
+
+The same model is the ``adapt`` object of the HTTP contract, so a field that is unknown or out
+of range is refused by name before anything is paid.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Objective = Literal["refine", "ntp", "none"]
+Prefix = Literal["full", "local"]
+Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+Reward = Literal["exact", "cosine", "hybrid"]
+Targets = Literal["fast_weights", "low_rank", "all"]
+
+
+class AdaptConfig(BaseModel):
+    """Settings of one adaptation (arXiv 2602.16704, section 3; names as in the paper)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objective: Objective = Field(
+        "refine",
+        description="refine: GRPO on rollouts + next-token loss; ntp: next-token loss alone; "
+        "none: answer from the base weights.",
+    )
+    prefix: Prefix = Field(
+        "local",
+        description="full: rollouts branch from the whole document (the paper); local: the most "
+        "informative spans are adapted on as short sequences of their own.",
+    )
+    ntp_on: Literal["document", "spans"] | None = Field(
+        None,
+        description="What the next-token loss reads. Default: the document when prefix is full, "
+        "the spans when it is local.",
+    )
+    span_tokens: int = Field(32, ge=8, le=512, description="Length of a local span, in tokens.")
+    steps: int = Field(16, ge=0, le=256, description="Optimiser steps.")
+    chunks: int = Field(
+        8, ge=1, le=128, description="c: rollout positions, one in each equal chunk (or span)."
+    )
+    rollouts: int = Field(2, ge=1, le=32, description="n: rollouts for each position.")
+    rollout_tokens: int = Field(5, ge=1, le=64, description="k: tokens in each rollout.")
+    rollout_temperature: float = Field(1.0, gt=0.0, le=4.0)
+    selection: Selection = Field("entropy", description="How rollout positions are chosen.")
+    reward: Reward = Field("exact", description="exact match, cosine of hidden states, or both.")
+    grpo_coef: float = Field(0.4, ge=0.0, le=10.0)
+    ntp_coef: float = Field(1.0, ge=0.0, le=10.0)
+    kl_coef: float = Field(0.0, ge=0.0, le=10.0, description="KL to the unadapted policy.")
+    clip_ratio: float = Field(0.2, gt=0.0, lt=1.0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(5e-3, gt=0.0, le=10.0)
+    max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")
+    targets: Targets = Field("fast_weights", description="Which weights the request owns a copy of.")
+    rank: int = Field(16, ge=1, le=256, description="Rank of low-rank fast weights.")
+    max_seconds: float | None = Field(
+        None, gt=0.0, le=3600.0, description="Stop at the first step boundary past this many seconds."
+    )
+    guard: Literal["loss", "none"] = Field(
+        "loss",
+        description="loss: fall back to the base weights when adaptation ends with a higher "
+        "next-token loss than it began with. Non-finite values always fall back.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _spans_hold_rollouts(self) -> "AdaptConfig":
+        if self.prefix == "full" and self.ntp_on == "spans":
+            raise ValueError("ntp_on='spans' needs prefix='local'")
+        if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
+            raise ValueError("span_tokens must be at least twice rollout_tokens")
+        return self
+
+
+class SamplingConfig(BaseModel):
+    """How an answer is decoded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_tokens: int = Field(64, ge=1, le=4096)
+    temperature: float = Field(0.0, ge=0.0, le=4.0, description="0 decodes greedily.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    stop: tuple[str, ...] = Field((), max_length=16)
+    seed: int = Field(0, ge=0, lt=2**63)

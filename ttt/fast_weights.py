@@ -1,0 +1,114 @@
+"""The weights that a request owns: a named set of tensors with the request dimension first."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+class FastWeights:
+    """Tensors by name, each [R, ...] for R requests; passed to a model's forward, never patched in.
+
+    Names say what a tensor does to the module they begin with: ``<module>.lora_a`` [R, in, rank] and
+    ``<module>.lora_b`` [R, rank, out] add a low-rank delta to its output, ``<module>.state``
+    [R, H, K, V] is an initial memory, and a parameter's own name replaces that parameter.
+
+    A model that is called with R requests' fast weights and N rows of input, N a multiple of R,
+    gives rows r N/R … (r + 1) N/R - 1 to request r.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
+        self.tensors = dict(tensors or {})
+        sizes = {t.shape[0] for t in self.tensors.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"fast weights disagree on the number of requests: {sorted(sizes)}")
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor of that name, or None."""
+        return self.tensors.get(name)
+
+    @property
+    def requests(self) -> int:
+        """How many requests' copies are stacked here."""
+        return next(iter(self.tensors.values())).shape[0] if self.tensors else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensors hold."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def first_layer(self) -> int | None:
+        """The lowest layer that owns fast weights; None when something below all layers does."""
+        layers = [_LAYER.search(f".{name}") for name in self.tensors if not _above_layers(name)]
+        if any(match is None for match in layers):
+            return None
+        return min((int(match[1]) for match in layers if match), default=0)
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors in a fixed order, as an optimiser takes them."""
+        return list(self.tensors.values())
+
+    def clone(self) -> "FastWeights":
+        """A copy that shares nothing and has no graph."""
+        return self._map(lambda t: t.detach().clone())
+
+    def detach(self) -> "FastWeights":
+        """The same values outside any graph."""
+        return self._map(Tensor.detach)
+
+    def requires_grad_(self, on: bool = True) -> "FastWeights":
+        """Mark every tensor as a leaf to differentiate."""
+        for tensor in self.tensors.values():
+            tensor.requires_grad_(on)
+        return self
+
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
+
+    def select(self, request: int) -> "FastWeights":
+        """One request's share, as fast weights of one request."""
+        return self._map(lambda t: t[request : request + 1])
+
+    @staticmethod
+    def stack(requests: Sequence["FastWeights"]) -> "FastWeights":
+        """Several requests' fast weights as one batch, in order. Names and shapes must agree."""
+        names = set(requests[0])
+        if any(set(other) != names for other in requests):
+            raise ValueError("only fast weights with the same names can be stacked")
+        return FastWeights({n: torch.cat([r[n] for r in requests]) for n in requests[0]})
+
+    def save(self, path: Path | str) -> None:
+        """Write the tensors as safetensors."""
+        save_file({name: t.detach().contiguous() for name, t in self.tensors.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "cpu") -> "FastWeights":
+        """Read what ``save`` wrote."""
+        return cls(load_file(path, device=device))
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
+        return FastWeights({name: fn(t) for name, t in self.tensors.items()})
+
+
+def _above_layers(name: str) -> bool:
+    return name in ("model.norm.weight", "lm_head.weight")
+
+
+BASE = FastWeights()
+"""No fast weights: the model as it was loaded."""

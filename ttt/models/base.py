@@ -1,0 +1,246 @@
+"""What every model family shares: the stateful forward, the trunk and its branches, the LM head."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refine_server.kernels import dispatch
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.layers import embedding, rms_norm
+from refine_server.ttt.models.state import LayerState, State, Trace
+
+
+class ModelError(ValueError):
+    """A checkpoint, a configuration or a name that cannot be served; the message says why."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward gives. ``logits`` is computed when it is asked for, never before.
+
+    hidden: [B, T, D], after the final norm, as fed to the LM head. state: after the last token.
+    """
+
+    hidden: Tensor
+    state: State
+    head: Tensor = field(repr=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, T, V]."""
+        return self.hidden @ self.head.mT.to(self.hidden.dtype)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What no fast weight of the request can reach: computed once a document, used by every step.
+
+    hidden: [R, T, D], the input of layer ``first_layer``, or None when the embedding itself adapts.
+    """
+
+    input_ids: Tensor
+    hidden: Tensor | None
+    traces: tuple[Trace, ...]
+    first_layer: int
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One differentiable reading of a document (design: trunk and branch).
+
+    hidden: [R, T, D], after the final norm. Branches start from ``state_at``.
+    """
+
+    hidden: Tensor
+    traces: tuple[Trace, ...]
+
+    @property
+    def state(self) -> State:
+        """The state after the last token."""
+        R, T, _ = self.hidden.shape
+        position = torch.full((R,), T, device=self.hidden.device)
+        return State(tuple(trace.final() for trace in self.traces), position)
+
+    def state_at(self, positions: Tensor) -> State:
+        """In-graph states before the tokens at positions [R, G]: a batch of R G rows."""
+        return State(tuple(trace.at(positions) for trace in self.traces), positions.flatten())
+
+
+class CausalLM(nn.Module, ABC):
+    """A causal language model with explicit state and explicit fast weights.
+
+    The module's own parameters are the base weights; they are frozen on construction and nothing
+    here ever writes to them.
+    """
+
+    family: str
+    name: str
+    embed_name: str
+    norm_eps: float
+    low_rank_modules: tuple[str, ...]
+    model: Any
+    lm_head: nn.Linear
+    config: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "model"
+        self.tokenizer: Any = None
+
+    # -- what a family defines ------------------------------------------------------------------
+
+    @abstractmethod
+    def block(
+        self, index: int, x: Tensor, state: LayerState | None, fast: FastWeights, context: Any
+    ) -> tuple[Tensor, Trace]:
+        """Layer ``index`` over x [B, T, D], from a state (None: from the start)."""
+
+    @abstractmethod
+    def context(self, x: Tensor, position: Tensor) -> Any:
+        """What all layers of one forward share, e.g. rotary tables; position: [B]."""
+
+    @abstractmethod
+    def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
+        """One request's fresh copy, equal to the base model in effect."""
+
+    # -- forward --------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        state: State | None = None,
+        fast_weights: FastWeights | None = None,
+    ) -> Output:
+        """Read input_ids [B, T] from a state and return hidden states, lazy logits and the state."""
+        if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+            raise ValueError("input_ids must be [B, T] with T >= 1")
+        fast = BASE if fast_weights is None else fast_weights
+        x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
+        if state is None:
+            position, layers = input_ids.new_zeros(input_ids.shape[0]), [None] * self.num_layers
+        else:
+            position, layers = state.position, list(state.layers)
+        x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
+        after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
+        return Output(self._final_norm(x, fast), after, self.head(fast))
+
+    def freeze(self, input_ids: Tensor, fast: FastWeights) -> Frozen:
+        """The part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
+        first = fast.first_layer if fast else self.num_layers
+        if first is None:
+            return Frozen(input_ids, None, (), 0)
+        with torch.no_grad():
+            x = embedding(input_ids, self.embedding, BASE, self.embed_name)
+            start = input_ids.new_zeros(input_ids.shape[0])
+            x, traces = self._run(x, [None] * first, start, BASE, 0, first)
+        return Frozen(input_ids, x, tuple(traces), first)
+
+    def trunk(self, frozen: Frozen, fast: FastWeights) -> Trunk:
+        """Finish the reading that ``frozen`` began, under ``fast``, differentiably."""
+        x = frozen.hidden
+        if x is None:
+            x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
+        start = frozen.input_ids.new_zeros(x.shape[0])
+        states = [None] * (self.num_layers - frozen.first_layer)
+        x, traces = self._run(x, states, start, fast, frozen.first_layer, self.num_layers)
+        return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
+
+    def _run(
+        self,
+        x: Tensor,
+        states: Sequence[LayerState | None],
+        position: Tensor,
+        fast: FastWeights,
+        first: int,
+        last: int,
+    ) -> tuple[Tensor, list[Trace]]:
+        traces = []
+        context = self.context(x, position)
+        for index, state in zip(range(first, last), states, strict=True):
+            x, trace = self.block(index, x, state, fast, context)
+            traces.append(trace)
+        return x, traces
+
+    def _final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
+        return rms_norm(x, self.model.norm.weight, self.norm_eps, fast, "model.norm")
+
+    # -- head -----------------------------------------------------------------------------------
+
+    def head(self, fast: FastWeights) -> Tensor:
+        """The LM head's weight: [V, D], or [R, V, D] when the requests own it."""
+        own = fast.get(self.embed_name + ".weight" if self.tied else "lm_head.weight")
+        return self.lm_head.weight if own is None else own
+
+    def token_stats(
+        self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of targets [N, T] and entropy after hidden [N, T, D]: both [N, T]."""
+        head = self.head(fast)
+        heads = [head] if head.ndim == 2 else list(head)
+        rows = hidden.shape[0] // len(heads)
+        results = [
+            dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
+            for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
+        ]
+        log_prob, entropy = (torch.cat(parts).view(targets.shape) for parts in zip(*results, strict=True))
+        return log_prob, entropy
+
+    # -- fast weights ---------------------------------------------------------------------------
+
+    def low_rank_weights(self, modules: Sequence[str], rank: int, seed: int) -> dict[str, Tensor]:
+        """Low-rank deltas on the named projections: A random, B zero, so that they begin at zero."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        tensors = {}
+        for name in modules:
+            out, width = self.get_submodule(name).weight.shape  # type: ignore[union-attr, misc]
+            size = min(rank, int(width), int(out))
+            a = torch.randn(1, width, size, generator=generator) * width**-0.5
+            tensors[f"{name}.lora_a"] = a.to(self.device, dtype)
+            tensors[f"{name}.lora_b"] = torch.zeros(1, size, out, device=self.device, dtype=dtype)
+        return tensors
+
+    def full_copy(self) -> FastWeights:
+        """A request's copy of every parameter (``targets = all``, as in the paper)."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return FastWeights(
+            {name: p.detach().to(dtype, copy=True)[None] for name, p in self.named_parameters()}
+        )
+
+    # -- facts ----------------------------------------------------------------------------------
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        module = self.get_submodule(self.embed_name)
+        assert isinstance(module, nn.Embedding)
+        return module
+
+    @property
+    def tied(self) -> bool:
+        """Whether the LM head is the embedding."""
+        return self.lm_head.weight is self.embedding.weight
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.model.layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base weights' dtype."""
+        return self.lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """How many base weights there are, shared ones counted once."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,51 @@
+"""Layers whose weights a request may own: each looks into the fast weights before the module."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refine_server.kernels import dispatch
+from refine_server.ttt.fast_weights import FastWeights
+
+
+def per_row(tensor: Tensor, rows: int) -> Tensor:
+    """Requests' tensors [R, ...] spread over their rows: [rows, ...]."""
+    return tensor if tensor.shape[0] == rows else tensor.repeat_interleave(rows // tensor.shape[0], 0)
+
+
+def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor:
+    """Projection of x [N, T, in] to [N, T, out], with the request's weight or delta if it has one."""
+    own = fast.get(f"{name}.weight")
+    if own is None:
+        y = F.linear(x, module.weight, module.bias)
+    else:
+        R = own.shape[0]
+        y = (x.reshape(R, -1, x.shape[-1]) @ own.to(x.dtype).mT).view(*x.shape[:-1], -1)
+        if module.bias is not None:
+            y = y + module.bias
+    a = fast.get(f"{name}.lora_a")
+    if a is not None:
+        y = y + dispatch.low_rank(x, a.to(x.dtype), fast[f"{name}.lora_b"].to(x.dtype))
+    return y
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, fast: FastWeights, name: str) -> Tensor:
+    """Root-mean-square norm over the last dimension of x [N, ..., D], computed in at least fp32."""
+    own = fast.get(f"{name}.weight")
+    if own is not None:
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
+        weight = per_row(own, x.shape[0]).view(shape).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale).to(x.dtype) * weight
+
+
+def embedding(ids: Tensor, module: nn.Embedding, fast: FastWeights, name: str) -> Tensor:
+    """Rows of the embedding for ids [N, T]: [N, T, D]."""
+    own = fast.get(f"{name}.weight")
+    if own is None:
+        return F.embedding(ids, module.weight)
+    R = own.shape[0]
+    shared = ids.view(R, -1)  # [R, N/R * T]
+    rows = torch.arange(R, device=ids.device)[:, None]
+    return own.to(module.weight.dtype)[rows, shared].view(*ids.shape, -1)

@@ -1,0 +1,199 @@
+"""What a model remembers of the tokens it has read, and how branches start from the middle of them."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refine_server.kernels import dispatch
+from refine_server.kernels.delta_rule import CHUNK
+
+
+class LayerState(Protocol):
+    """One layer's memory for a batch of sequences."""
+
+    def repeat(self, n: int) -> Self:
+        """Every row n times, copies of a row side by side."""
+
+    def detach(self) -> Self:
+        """The same values outside any graph."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, shared prefixes counted once."""
+
+
+class Trace(Protocol):
+    """What a layer's forward left behind: enough to know its state after any prefix."""
+
+    def final(self) -> LayerState:
+        """The state after the last token."""
+
+    def at(self, positions: Tensor) -> LayerState:
+        """The state before token positions[r, g] of row r, in the graph. [R, G] -> R G rows."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A model's memory: one state a layer, and how many tokens each row has read ([B])."""
+
+    layers: tuple[LayerState, ...]
+    position: Tensor
+
+    def repeat(self, n: int) -> "State":
+        """Every row n times, copies of a row side by side."""
+        layers = tuple(layer.repeat(n) for layer in self.layers)
+        return State(layers, self.position.repeat_interleave(n))
+
+    def detach(self) -> "State":
+        """The same values outside any graph."""
+        return State(tuple(layer.detach() for layer in self.layers), self.position)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, shared prefixes counted once."""
+        return sum(layer.nbytes for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class DeltaState:
+    """A delta-rule layer: the associative memory and the convolution's last inputs.
+
+    memory: [B, H, K, V], at least fp32. conv: [B, W - 1, C], or None without convolution.
+    """
+
+    memory: Tensor
+    conv: Tensor | None
+
+    def repeat(self, n: int) -> "DeltaState":
+        conv = None if self.conv is None else self.conv.repeat_interleave(n, 0)
+        return DeltaState(self.memory.repeat_interleave(n, 0), conv)
+
+    def detach(self) -> "DeltaState":
+        return DeltaState(self.memory.detach(), None if self.conv is None else self.conv.detach())
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.nbytes + (0 if self.conv is None else self.conv.nbytes)
+
+
+@dataclass(frozen=True)
+class DeltaTrace:
+    """Keys, values and write strengths of a delta-rule layer, and its memory at chunk boundaries.
+
+    k: [B, H, T, K]; v: [B, H, T, V]; beta: [B, H, T]; memory: [B, H, N + 1, K, V] as the op returns
+    it; conv_inputs: [B, W - 1 + T, C], what came before the first token included.
+    """
+
+    k: Tensor
+    v: Tensor
+    beta: Tensor
+    memory: Tensor
+    conv_inputs: Tensor | None
+
+    def final(self) -> DeltaState:
+        T = self.k.shape[2]
+        conv = None if self.conv_inputs is None else self.conv_inputs[:, T:]
+        return DeltaState(self.memory[:, :, -1], conv)
+
+    def at(self, positions: Tensor) -> DeltaState:
+        """From the chunk boundary before each position, write the few tokens up to it.
+
+        Tokens from the position on get beta = 0, so they write nothing. Only the memory is replayed:
+        keys and values are already there, so no projection is computed again.
+        """
+        R, G = positions.shape
+        row = torch.arange(R, device=positions.device)[:, None].expand(R, G)
+        boundary = positions // CHUNK  # [R, G]
+        memory = self.memory[row, :, boundary].flatten(0, 1)  # [RG, H, K, V]
+        offset = torch.arange(CHUNK, device=positions.device)
+        tokens = boundary[..., None] * CHUNK + offset  # [R, G, CHUNK]
+        unread = tokens >= positions[..., None]
+        tokens = tokens.clamp_max(self.k.shape[2] - 1)
+
+        def gather(x: Tensor) -> Tensor:  # [R, H, T, ...] -> [RG, H, CHUNK, ...]
+            return x.transpose(1, 2)[row[..., None], tokens].flatten(0, 1).transpose(1, 2)
+
+        k, v = gather(self.k), gather(self.v)
+        beta = gather(self.beta).masked_fill(unread.flatten(0, 1)[:, None], 0.0)
+        _, states = dispatch.delta_rule(k, k, v, beta, memory)
+        return DeltaState(states[:, :, -1], self._conv_at(row, positions))
+
+    def _conv_at(self, row: Tensor, positions: Tensor) -> Tensor | None:
+        if self.conv_inputs is None:
+            return None
+        width = self.conv_inputs.shape[1] - self.k.shape[2]  # W - 1
+        last = positions[..., None] + torch.arange(width, device=positions.device)
+        return self.conv_inputs[row[..., None], last].flatten(0, 1)  # [RG, W - 1, C]
+
+
+@dataclass(frozen=True)
+class KVState:
+    """Keys and values of an attention layer: a prefix that rows may share, and each row's own tail.
+
+    prefix_k, prefix_v: [R, H, P, D], B a multiple of R; prefix_length: [B], how much of it a row
+    sees; k, v: [B, H, S, D]. Forking a document's state into rollouts or queries copies no prefix.
+    """
+
+    prefix_k: Tensor
+    prefix_v: Tensor
+    prefix_length: Tensor
+    k: Tensor
+    v: Tensor
+
+    def repeat(self, n: int) -> "KVState":
+        return replace(
+            self,
+            prefix_length=self.prefix_length.repeat_interleave(n),
+            k=self.k.repeat_interleave(n, 0),
+            v=self.v.repeat_interleave(n, 0),
+        )
+
+    def detach(self) -> "KVState":
+        return KVState(
+            self.prefix_k.detach(),
+            self.prefix_v.detach(),
+            self.prefix_length,
+            self.k.detach(),
+            self.v.detach(),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.prefix_k, self.prefix_v, self.k, self.v))
+
+
+@dataclass(frozen=True)
+class KVTrace:
+    """Keys and values that an attention layer computed, after ``before`` (None: from the start).
+
+    k, v: [B, H, S, D]: the whole tail, the new tokens last.
+    """
+
+    k: Tensor
+    v: Tensor
+    before: KVState | None
+
+    def final(self) -> KVState:
+        if self.before is not None:
+            return replace(self.before, k=self.k, v=self.v)
+        length = torch.full(self.k.shape[:1], self.k.shape[2], device=self.k.device)
+        return self._shared(length)
+
+    def at(self, positions: Tensor) -> KVState:
+        if self.before is not None:
+            raise ValueError("branches start from a forward over the whole sequence")
+        return self._shared(positions.flatten())
+
+    def _shared(self, length: Tensor) -> KVState:
+        empty = self.k.new_empty(length.shape[0], self.k.shape[1], 0, self.k.shape[3])
+        return KVState(self.k, self.v, length, empty, empty)
+
+
+def pad_conv(past: Tensor | None, x: Tensor, width: int) -> Tensor:
+    """The convolution's inputs with what came before them: [B, W - 1 + T, C]."""
+    if past is None:
+        return F.pad(x, (0, 0, width - 1, 0))
+    return torch.cat([past, x], dim=1)

@@ -1,0 +1,144 @@
+"""Values that travel between the rooms: requests, events and results of one answer."""
+
+from dataclasses import dataclass, field
+
+from refine_server.ttt.config import AdaptConfig, SamplingConfig
+
+
+class RequestError(ValueError):
+    """The request cannot be served as written; nothing was changed.
+
+    ``param`` names the offending field and ``code`` is a stable machine-readable word.
+    """
+
+    def __init__(self, message: str, param: str, code: str) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True)
+class AnswerRequest:
+    """A question about a document, with how to adapt and how to decode."""
+
+    document: str
+    query: str
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    compare_base: bool = False
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step as it was seen: losses before the step, in nats per token."""
+
+    step: int
+    loss: float
+    ntp_loss: float
+    grpo_loss: float
+    reward_mean: float
+    reward_std: float
+    entropy_mean: float
+    kl: float
+    grad_norm: float
+    seconds: float
+    rollout_tokens: int
+
+
+@dataclass(frozen=True)
+class AdaptationReport:
+    """How an adaptation ended.
+
+    ``accepted_step`` is the number of steps whose updates the answer uses (0: the base weights).
+    ``guard`` says why a fall-back to the base weights happened, None when it did not;
+    ``stopped`` says why fewer steps than asked were run, None when all were.
+    """
+
+    objective: str
+    steps: tuple[StepReport, ...]
+    accepted_step: int
+    guard: str | None
+    stopped: str | None
+    final_ntp_loss: float | None
+    fast_weight_bytes: int
+
+    @property
+    def adapted(self) -> bool:
+        return self.accepted_step > 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one answer."""
+
+    document_tokens: int
+    query_tokens: int
+    completion_tokens: int
+    rollout_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent in each phase of one answer, queueing excluded (the engine knows that)."""
+
+    prefill_seconds: float
+    adapt_seconds: float
+    decode_seconds: float
+    time_to_first_token_seconds: float
+
+
+# -- events of one answer, in order -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DocumentRead:
+    """The document was tokenised and its frozen part computed."""
+
+    document_tokens: int
+    query_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdaptationStep:
+    """One step of the adaptation ended."""
+
+    report: StepReport
+
+
+@dataclass(frozen=True)
+class BaseAnswered:
+    """``compare_base``: what the unadapted model answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AdaptationEnded:
+    """The loop is over; what follows is decoded from its result."""
+
+    report: AdaptationReport
+
+
+@dataclass(frozen=True)
+class AnswerDelta:
+    """One more decoded token. ``text`` may be empty while a character is incomplete."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerCompleted:
+    """The whole answer. Always the last event."""
+
+    answer: str
+    base_answer: str | None
+    finish_reason: str
+    adaptation: AdaptationReport
+    usage: Usage
+    timings: Timings
+
+
+Event = (
+    DocumentRead | AdaptationStep | BaseAnswered | AdaptationEnded | AnswerDelta | AnswerCompleted
+)
