@@ -15,6 +15,10 @@ Reward = Literal["exact", "cosine", "hybrid"]
 Targets = Literal["fast_weights", "low_rank", "all"]
 
 
+MAX_BRANCHES = 512
+"""Most rollouts in one step: they are one batch, and memory is for all requests."""
+
+
 class AdaptConfig(BaseModel):
     """Settings of one adaptation (arXiv 2602.16704, section 3; names as in the paper)."""
 
@@ -52,10 +56,15 @@ class AdaptConfig(BaseModel):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(5e-3, gt=0.0, le=10.0)
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")
-    targets: Targets = Field("fast_weights", description="Which weights the request owns a copy of.")
+    targets: Targets = Field(
+        "fast_weights", description="Which weights the request owns a copy of."
+    )
     rank: int = Field(16, ge=1, le=256, description="Rank of low-rank fast weights.")
     max_seconds: float | None = Field(
-        None, gt=0.0, le=3600.0, description="Stop at the first step boundary past this many seconds."
+        None,
+        gt=0.0,
+        le=3600.0,
+        description="Stop at the first step boundary past this many seconds.",
     )
     guard: Literal["loss", "none"] = Field(
         "loss",
@@ -70,6 +79,8 @@ class AdaptConfig(BaseModel):
             raise ValueError("ntp_on='spans' needs prefix='local'")
         if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
             raise ValueError("span_tokens must be at least twice rollout_tokens")
+        if self.chunks * self.rollouts > MAX_BRANCHES:
+            raise ValueError(f"chunks * rollouts must be at most {MAX_BRANCHES}")
         return self
 
 

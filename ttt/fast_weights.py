@@ -14,8 +14,8 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 class FastWeights:
     """Tensors by name, each [R, ...] for R requests; passed to a model's forward, never patched in.
 
-    Names say what a tensor does to the module they begin with: ``<module>.lora_a`` [R, in, rank] and
-    ``<module>.lora_b`` [R, rank, out] add a low-rank delta to its output, ``<module>.state``
+    Names say what a tensor does to the module they begin with: ``<module>.lora_a`` [R, in, rank]
+    and ``<module>.lora_b`` [R, rank, out] add a low-rank delta to its output, ``<module>.state``
     [R, H, K, V] is an initial memory, and a parameter's own name replaces that parameter.
 
     A model that is called with R requests' fast weights and N rows of input, N a multiple of R,

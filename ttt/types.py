@@ -1,6 +1,6 @@
 """Values that travel between the rooms: requests, events and results of one answer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 
@@ -18,13 +18,21 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The longest document and query that are accepted, in tokens."""
+
+    document_tokens: int = 32_768
+    query_tokens: int = 4_096
+
+
+@dataclass(frozen=True)
 class AnswerRequest:
     """A question about a document, with how to adapt and how to decode."""
 
     document: str
     query: str
-    adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    adapt: AdaptConfig = AdaptConfig()
+    sampling: SamplingConfig = SamplingConfig()
     compare_base: bool = False
 
 
@@ -50,8 +58,10 @@ class AdaptationReport:
     """How an adaptation ended.
 
     ``accepted_step`` is the number of steps whose updates the answer uses (0: the base weights).
-    ``guard`` says why a fall-back to the base weights happened, None when it did not;
-    ``stopped`` says why fewer steps than asked were run, None when all were.
+    ``guard`` says why the answer does not use the steps that ran, or why none could run; None when
+    nothing went wrong. ``stopped`` says why fewer steps than asked were run, None when all were.
+    ``first_ntp_loss`` and ``final_ntp_loss`` are the next-token loss before and after, on what the
+    next-token loss reads.
     """
 
     objective: str
@@ -59,11 +69,13 @@ class AdaptationReport:
     accepted_step: int
     guard: str | None
     stopped: str | None
+    first_ntp_loss: float | None
     final_ntp_loss: float | None
     fast_weight_bytes: int
 
     @property
     def adapted(self) -> bool:
+        """Whether the answer uses anything but the base weights."""
         return self.accepted_step > 0
 
 

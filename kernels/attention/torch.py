@@ -1,8 +1,8 @@
 """Attention over a shared prefix and a tail of one's own, without copying the prefix.
 
-All branches of a row attend to the row's prefix as one long query, so keys and values of a document
-are read once however many rollouts branch from it. Long stretches without sharing go through torch's
-fused kernel.
+All branches of a row attend to the row's prefix as one long query, so keys and values of a
+document are read once however many rollouts branch from it. Long stretches without sharing go
+through torch's fused kernel.
 """
 
 import torch
@@ -24,7 +24,7 @@ def attention(
     T, S = q.shape[2], k.shape[2]
     if prefix_k is None or prefix_v is None or prefix_length is None:
         fused = S == T and window is None
-        mask = None if fused or T == 1 and window is None else _tail_mask(T, S, window, q.device)
+        mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)
         return _fused(q, k, v, mask, scale, causal=fused and T > 1)
     prefix_mask = _prefix_mask(prefix_length, prefix_k.shape[2], T, S, window)  # [B, T, P]
     if prefix_k.shape[0] == q.shape[0] and T > 1:
@@ -76,13 +76,13 @@ def _shared(
     q = q * (D**-0.5 if scale is None else scale)
 
     # One long query per row and key head: [R, H, branches * groups * T, D].
-    per_row = q.view(R, branches, H, groups * T, D).transpose(1, 2)
+    per_row = q.reshape(R, branches, H, groups * T, D).transpose(1, 2)
     on_prefix = per_row.reshape(R, H, branches * groups * T, D) @ prefix_k.mT
     on_prefix = on_prefix.view(R, H, branches, groups, T, P).transpose(1, 2)
     mask = prefix_mask.view(R, branches, 1, 1, T, P)
     on_prefix = on_prefix.masked_fill(~mask, -torch.inf).reshape(B, H, groups, T, P)
 
-    on_tail = (q.view(B, H, groups * T, D) @ k.mT).view(B, H, groups, T, S)
+    on_tail = (q.reshape(B, H, groups * T, D) @ k.mT).view(B, H, groups, T, S)
     if T > 1 or window is not None:
         on_tail = on_tail.masked_fill(~_tail_mask(T, S, window, q.device), -torch.inf)
 
@@ -92,4 +92,4 @@ def _shared(
     from_prefix = p_prefix.reshape(R, H, branches * groups * T, P) @ prefix_v
     from_prefix = from_prefix.view(R, H, branches, groups * T, D).transpose(1, 2)
     from_tail = p_tail.reshape(B, H, groups * T, S) @ v
-    return (from_prefix.reshape(B, H, groups * T, D) + from_tail).view(B, Hq, T, D)
+    return (from_prefix.reshape(B, H, groups * T, D) + from_tail).reshape(B, Hq, T, D)

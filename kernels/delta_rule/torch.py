@@ -1,7 +1,8 @@
 """The delta rule in chunks (arXiv 2406.06484, section 3.2): matrix products instead of a loop.
 
 Within a chunk the recurrence is a unit-triangular system, solved for all chunks at once. Across
-chunks the memory follows S' = (I - K^T W) S + K^T U, one product a chunk; reads come after, batched.
+chunks the memory follows S' = (I - K^T W) S + K^T U, one product a chunk; reads come after, in one
+batch.
 """
 
 import torch

@@ -18,6 +18,8 @@ def short_conv(x: Tensor, weight: Tensor, past: Tensor) -> Tensor:
     """
     padded = torch.cat([past, x], dim=1).mT  # [B, C, W - 1 + T]
     if weight.ndim == 3:
-        rows = [F.conv1d(p, w[:, None], groups=w.shape[0]) for p, w in zip(padded, weight, strict=True)]
+        rows = [
+            F.conv1d(p, w[:, None], groups=w.shape[0]) for p, w in zip(padded, weight, strict=True)
+        ]
         return torch.stack(rows).mT
     return F.conv1d(padded, weight[:, None], groups=weight.shape[0]).mT

@@ -6,9 +6,10 @@ d log p / d h = (W[target] - p W) / temperature. Storing that [N, D] instead of 
 backward pass one multiplication and saves computing the logits twice.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 ROWS_AT_ONCE = 128
 
@@ -19,9 +20,9 @@ def token_stats(
     """See ``naive.token_stats``: same arguments, same results."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad:
-        log_prob, entropy = _TokenStats.apply(hidden, weight, targets, temperature)
-    else:
-        log_prob, entropy, _ = _forward(hidden, weight, targets, temperature, with_slope=False)
+        result: tuple[Tensor, Tensor] = _TokenStats.apply(hidden, weight, targets, temperature)
+        return result
+    log_prob, entropy, _ = _forward(hidden, weight, targets, temperature, with_slope=False)
     return log_prob, entropy
 
 
@@ -59,21 +60,21 @@ def _block(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, 
 
 class _TokenStats(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         log_prob, entropy, slope = _forward(hidden, weight, targets, temperature, with_slope=True)
-        kept = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()  # type: ignore[attr-defined]
+        kept = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(slope, *kept)
-        ctx.temperature = temperature  # type: ignore[attr-defined]
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
         return log_prob, entropy
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad: Tensor, _entropy: Tensor
+    def backward(
+        ctx: Any, grad: Tensor, _entropy: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None]:
-        slope, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        slope, *kept = ctx.saved_tensors
         grad_hidden = slope * grad[:, None].to(slope.dtype)
         if not kept:
             return grad_hidden, None, None, None
@@ -82,8 +83,8 @@ class _TokenStats(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             h = hidden[rows]
-            _, p, _ = _block(h, weight, ctx.temperature)  # type: ignore[attr-defined]
-            g = (grad[rows, None] / ctx.temperature).to(p.dtype)  # type: ignore[attr-defined]
+            _, p, _ = _block(h, weight, ctx.temperature)
+            g = (grad[rows, None] / ctx.temperature).to(p.dtype)
             p *= -g
             p.scatter_add_(-1, targets[rows, None], g)
             grad_weight += p.to(h.dtype).T @ h

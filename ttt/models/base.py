@@ -115,15 +115,14 @@ class CausalLM(nn.Module, ABC):
         state: State | None = None,
         fast_weights: FastWeights | None = None,
     ) -> Output:
-        """Read input_ids [B, T] from a state and return hidden states, lazy logits and the state."""
+        """Read input_ids [B, T] from a state: hidden states, lazy logits, the state after them."""
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise ValueError("input_ids must be [B, T] with T >= 1")
         fast = BASE if fast_weights is None else fast_weights
         x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
-        if state is None:
-            position, layers = input_ids.new_zeros(input_ids.shape[0]), [None] * self.num_layers
-        else:
-            position, layers = state.position, list(state.layers)
+        start = input_ids.new_zeros(input_ids.shape[0])
+        position = start if state is None else state.position
+        layers = [None] * self.num_layers if state is None else state.layers
         x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
         after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
         return Output(self._final_norm(x, fast), after, self.head(fast))
@@ -175,6 +174,13 @@ class CausalLM(nn.Module, ABC):
         own = fast.get(self.embed_name + ".weight" if self.tied else "lm_head.weight")
         return self.lm_head.weight if own is None else own
 
+    def head_logits(self, hidden: Tensor, fast: FastWeights) -> Tensor:
+        """Logits [N, V] of a few hidden states [N, D], the requests' rows side by side."""
+        head = self.head(fast).to(hidden.dtype)
+        if head.ndim == 2:
+            return hidden @ head.T
+        return (hidden.view(head.shape[0], -1, hidden.shape[-1]) @ head.mT).flatten(0, 1)
+
     def token_stats(
         self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
@@ -186,18 +192,20 @@ class CausalLM(nn.Module, ABC):
             dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
             for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
         ]
-        log_prob, entropy = (torch.cat(parts).view(targets.shape) for parts in zip(*results, strict=True))
+        log_prob, entropy = (
+            torch.cat(parts).view(targets.shape) for parts in zip(*results, strict=True)
+        )
         return log_prob, entropy
 
     # -- fast weights ---------------------------------------------------------------------------
 
     def low_rank_weights(self, modules: Sequence[str], rank: int, seed: int) -> dict[str, Tensor]:
-        """Low-rank deltas on the named projections: A random, B zero, so that they begin at zero."""
+        """Low-rank deltas on the named projections: A random, B zero, so that they start at 0."""
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.promote_types(self.dtype, torch.float32)
         tensors = {}
         for name in modules:
-            out, width = self.get_submodule(name).weight.shape  # type: ignore[union-attr, misc]
+            out, width = self.get_submodule(name).weight.shape  # type: ignore[misc]
             size = min(rank, int(width), int(out))
             a = torch.randn(1, width, size, generator=generator) * width**-0.5
             tensors[f"{name}.lora_a"] = a.to(self.device, dtype)
@@ -239,6 +247,15 @@ class CausalLM(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the base weights are."""
         return self.lm_head.weight.device
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        found: set[int] = set()
+        for source in (self.config, getattr(self, "generation_config", None), self.tokenizer):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+        return frozenset(found)
 
     @property
     def num_parameters(self) -> int:

@@ -166,14 +166,18 @@ class DeltaNet(CausalLM):
         h = rms_norm(x, layer.mlp_norm.weight, self.norm_eps, fast, f"{name}.mlp_norm")
         gate = linear(h, layer.mlp.gate_proj, fast, f"{name}.mlp.gate_proj")
         up = linear(h, layer.mlp.up_proj, fast, f"{name}.mlp.up_proj")
-        return x + linear(F.silu(gate) * up, layer.mlp.down_proj, fast, f"{name}.mlp.down_proj"), trace
+        return x + linear(
+            F.silu(gate) * up, layer.mlp.down_proj, fast, f"{name}.mlp.down_proj"
+        ), trace
 
     def _mix(
         self, attn: Any, h: Tensor, state: DeltaState | None, fast: FastWeights, name: str
     ) -> tuple[Tensor, DeltaTrace]:
         B, T, _ = h.shape
         H = self.config.num_heads
-        qkv = [linear(h, getattr(attn, p), fast, f"{name}.{p}") for p in ("q_proj", "k_proj", "v_proj")]
+        qkv = [
+            linear(h, getattr(attn, p), fast, f"{name}.{p}") for p in ("q_proj", "k_proj", "v_proj")
+        ]
         qkv, conv_inputs = self._convolve(attn, qkv, state, fast, name)
         q, k, v = (y.view(B, T, H, -1).transpose(1, 2) for y in map(F.silu, qkv))  # [B, H, T, K|V]
         q, k = _l2_norm(q), _l2_norm(k)

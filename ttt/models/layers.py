@@ -10,7 +10,9 @@ from refine_server.ttt.fast_weights import FastWeights
 
 def per_row(tensor: Tensor, rows: int) -> Tensor:
     """Requests' tensors [R, ...] spread over their rows: [rows, ...]."""
-    return tensor if tensor.shape[0] == rows else tensor.repeat_interleave(rows // tensor.shape[0], 0)
+    return (
+        tensor if tensor.shape[0] == rows else tensor.repeat_interleave(rows // tensor.shape[0], 0)
+    )
 
 
 def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor:

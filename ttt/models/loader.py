@@ -71,7 +71,9 @@ def _directory(name: str) -> Path:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = ", ".join(embedded.MODELS)
-        raise ModelError(f"{name!r} is no directory, no hub id (owner/name) and not one of: {known}")
+        raise ModelError(
+            f"{name!r} is no directory, no hub id (owner/name) and not one of: {known}"
+        )
     from huggingface_hub import snapshot_download
 
     try:

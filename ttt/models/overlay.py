@@ -1,9 +1,9 @@
 """The overlay: fast weights on any Llama-like transformers model.
 
-A request owns low-rank deltas on ``mlp.down_proj`` of the last quarter of the layers, as in In-Place
-TTT (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675). Weights, configuration and rotary tables are
-transformers'; the forward is ours, because branches must share a document's keys and values inside
-the graph. ``check_parity`` compares the two when a model is loaded, so an architecture that is
+A request owns low-rank deltas on ``mlp.down_proj`` of the last quarter of the layers, as in
+In-Place TTT (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675). Weights, configuration and rotary
+tables are transformers'; the forward is ours, because branches must share a document's keys and
+values inside the graph. ``_check_parity`` compares the two when a model is loaded, so an architecture that is
 Llama-like in name only is refused instead of being served wrongly.
 """
 
@@ -18,7 +18,12 @@ from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.layers import linear, rms_norm
 from refine_server.ttt.models.state import KVState, KVTrace
 
-ATTENTION_PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+ATTENTION_PROJECTIONS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+)
 MLP_PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -28,13 +33,13 @@ class Overlay(CausalLM):
     family = "overlay"
     embed_name = "model.embed_tokens"
 
-    def __init__(self, causal_lm: nn.Module) -> None:
-        """Take over a transformers ``...ForCausalLM``; raise ModelError when it is not Llama-like."""
+    def __init__(self, causal_lm: Any) -> None:
+        """Take over a transformers model; raise ModelError when it is not Llama-like."""
         super().__init__()
-        self.config = causal_lm.config
-        self.model = getattr(causal_lm, "model", None)
-        self.lm_head = getattr(causal_lm, "lm_head", None)  # type: ignore[assignment]
         _require_llama_like(causal_lm)
+        self.config = causal_lm.config
+        self.model = causal_lm.model
+        self.lm_head = causal_lm.lm_head
         self.norm_eps = self.model.norm.variance_epsilon
         self.requires_grad_(False)
         self._check_parity(causal_lm)
@@ -85,8 +90,16 @@ class Overlay(CausalLM):
         q, k = _rotate(q, *context), _rotate(k, *context)
         if state is not None:
             k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
-        prefix = (state.prefix_k, state.prefix_v, state.prefix_length) if state else (None,) * 3
-        o = dispatch.attention(q, k, v, *prefix, scale=attn.scaling, window=self._window(attn))
+        o = dispatch.attention(
+            q,
+            k,
+            v,
+            prefix_k=state.prefix_k if state else None,
+            prefix_v=state.prefix_v if state else None,
+            prefix_length=state.prefix_length if state else None,
+            scale=attn.scaling,
+            window=self._window(attn),
+        )
         y = linear(o.transpose(1, 2).reshape(B, T, -1), attn.o_proj, fast, f"{name}.o_proj")
         return y, KVTrace(k, v, state)
 

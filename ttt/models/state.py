@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens it has read, and how branches start from the middle of them."""
+"""What a model remembers of the tokens it has read, and how branches start in their middle."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -101,8 +101,8 @@ class DeltaTrace:
     def at(self, positions: Tensor) -> DeltaState:
         """From the chunk boundary before each position, write the few tokens up to it.
 
-        Tokens from the position on get beta = 0, so they write nothing. Only the memory is replayed:
-        keys and values are already there, so no projection is computed again.
+        Tokens from the position on get beta = 0, so they write nothing. Only the memory is
+        replayed: keys and values are already there, so no projection is computed again.
         """
         R, G = positions.shape
         row = torch.arange(R, device=positions.device)[:, None].expand(R, G)

@@ -1,0 +1,96 @@
+"""The REFINE step as the paper's code does it: every rollout re-reads its prefix from token 0.
+
+It exists to be compared with: ``refine.Loop`` must give the same gradient, and the benchmark says
+how much sooner. Selection, rewards, advantages and losses are shared; reading is not.
+"""
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.advantages import group_advantages
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.losses import grpo_loss
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.reading import Reading
+from refine_server.ttt.refine import draw, score
+from refine_server.ttt.rollout import sample
+
+
+def naive_gradient(
+    model: CausalLM,
+    rows: Reading,
+    fast: FastWeights,
+    config: AdaptConfig,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradient of the REFINE loss with respect to ``fast``, and the rollouts' tokens [N, k].
+
+    Costs, with N = positions · rollouts: 1 forward for entropies, N prefix prefills for rollouts, N
+    prefix forwards for old log-probabilities, 1 forward-backward for the next-token loss and N
+    prefix forward-backwards for GRPO. ``rows`` must be a whole document ([1, T]) or spans, with the
+    next-token loss on the same rows, and kl_coef 0.
+    """
+    leaves = fast.requires_grad_()
+    with torch.no_grad():
+        document_hidden = model(rows.input_ids, None, leaves).hidden
+        stats = rows.stats(document_hidden, leaves)
+    starts, noise = draw(rows, stats, config, generator)
+    prefixes = _prefixes(rows.input_ids, starts, config.rollouts)
+    tokens = torch.cat(
+        [_roll_out(model, p, leaves, noise[i : i + 1], config) for i, p in enumerate(prefixes)]
+    )
+    old, hidden = [], []
+    with torch.no_grad():
+        for prefix, own in zip(prefixes, tokens, strict=True):
+            log_prob, h = _read(model, prefix, own, leaves, config)
+            old.append(log_prob)
+            hidden.append(h)
+    reward = score(rows, document_hidden, starts, tokens, torch.cat(hidden), config)
+    advantages = group_advantages(reward, config.rollouts)
+
+    for tensor in leaves.parameters():
+        tensor.grad = None
+    ntp = rows.stats(model(rows.input_ids, None, leaves).hidden, leaves).loss
+    (config.ntp_coef * ntp).backward()
+    for i, prefix in enumerate(prefixes):
+        log_prob, _ = _read(model, prefix, tokens[i], leaves, config)
+        term = grpo_loss(log_prob, old[i], advantages[i : i + 1], config.clip_ratio)
+        (config.grpo_coef * term / len(prefixes)).backward()
+    gradient = {n: _grad(leaves[n]) for n in leaves}
+    return gradient, tokens
+
+
+def _prefixes(input_ids: Tensor, starts: Tensor, rollouts: int) -> list[Tensor]:
+    """The tokens before each rollout, [1, s] each, once for every rollout."""
+    return [
+        input_ids[r : r + 1, : int(s)]
+        for r, row in enumerate(starts)
+        for s in row
+        for _ in range(rollouts)
+    ]
+
+
+def _roll_out(
+    model: CausalLM, prefix: Tensor, fast: FastWeights, noise: Tensor, config: AdaptConfig
+) -> Tensor:
+    with torch.no_grad():
+        read = model(prefix, None, fast)
+        temperature = config.rollout_temperature
+        return sample(model, read.hidden[:, -1], read.state, fast, noise, temperature).tokens
+
+
+def _read(
+    model: CausalLM, prefix: Tensor, tokens: Tensor, fast: FastWeights, config: AdaptConfig
+) -> tuple[Tensor, Tensor]:
+    """Read prefix and rollout from token 0: log-probabilities [1, k] and hidden [1, k, D]."""
+    k = tokens.shape[0]
+    hidden = model(torch.cat([prefix, tokens[None]], dim=1), None, fast).hidden
+    log_prob, _ = model.token_stats(
+        hidden[:, -k - 1 : -1], tokens[None], fast, config.rollout_temperature
+    )
+    return log_prob, hidden[:, -k:]
+
+
+def _grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.clone()

@@ -1,0 +1,262 @@
+"""The REFINE loop: select, roll out, reward, advantage, loss, step (arXiv 2602.16704).
+
+One differentiable reading of the document is the trunk; rollouts are branches that start from its
+in-graph states, so the gradient equals that of re-reading every prefix (``naive`` does that, and a
+test compares the two) at about the price of next-token prediction.
+"""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt import guard
+from refine_server.ttt.advantages import group_advantages
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.losses import grpo_loss, kl_to_base
+from refine_server.ttt.models.base import CausalLM, Trunk
+from refine_server.ttt.models.state import State
+from refine_server.ttt.optimizers import make_optimizer
+from refine_server.ttt.reading import Reading, TokenStats, span_reading, too_short
+from refine_server.ttt.rewards import rewards
+from refine_server.ttt.rollout import Rollouts, sample
+from refine_server.ttt.selection import select_positions
+from refine_server.ttt.types import AdaptationReport, StepReport
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapted document: the request's fast weights and the state after reading it with them.
+
+    hidden: [1, D], of the document's last token.
+    """
+
+    fast_weights: FastWeights
+    state: State
+    hidden: Tensor
+    report: AdaptationReport
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """One step's loss, in the graph, and what its rollouts were like."""
+
+    total: Tensor
+    ntp: Tensor
+    grpo: Tensor
+    kl: Tensor
+    rewards: Tensor
+    entropy: Tensor
+    rollout_tokens: int
+
+
+def adapt(
+    model: CausalLM, document: Reading, fast: FastWeights, config: AdaptConfig
+) -> Generator[StepReport, None, Adapted]:
+    """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
+
+    The caller may close the generator between steps: nothing outside ``fast`` was changed.
+    """
+    if config.objective == "none" or config.steps == 0:
+        return _ended(model, document, BASE, config, [])
+    if too_short(document, config):
+        return _ended(model, document, BASE, config, [], reason=guard.DOCUMENT_TOO_SHORT)
+    loop = Loop(model, document, fast, config)
+    steps: list[StepReport] = []
+    started = time.monotonic()
+    stopped = None
+    for step in range(1, config.steps + 1):
+        report, reason = loop.step(step)
+        steps.append(report)
+        if reason is not None:
+            return _ended(model, document, BASE, config, steps, reason=reason)
+        yield report
+        if config.max_seconds is not None and time.monotonic() - started >= config.max_seconds:
+            stopped = "max_seconds" if step < config.steps else None
+            break
+    final_loss = loop.ntp_loss()
+    reason = guard.reject_result(config, fast, steps[0].ntp_loss, final_loss)
+    used = fast if reason is None else BASE
+    return _ended(model, document, used, config, steps, reason, stopped, final_loss)
+
+
+class Loop:
+    """What stays from step to step: the readings, the optimiser and the random numbers."""
+
+    def __init__(
+        self, model: CausalLM, document: Reading, fast: FastWeights, config: AdaptConfig
+    ) -> None:
+        self.model, self.config = model, config
+        self.fast = fast.requires_grad_()
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer = make_optimizer(config, fast)
+        local = config.prefix == "local"
+        rows = span_reading(document, fast, config, self.generator) if local else document
+        self.rollout_reading = rows
+        self.ntp_reading = document if config.ntp_on == "document" else rows
+
+    def step(self, number: int) -> tuple[StepReport, str | None]:
+        """One optimiser step. A reason instead of None means that no update was made."""
+        started = time.monotonic()
+        loss = self.loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        parameters = self.fast.parameters()
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        reason = guard.reject_step(float(loss.total.detach()), grad_norm)
+        if reason is None:
+            self.optimizer.step()
+        return _report(number, loss, grad_norm, time.monotonic() - started), reason
+
+    def loss(self) -> StepLoss:
+        """The loss under the present fast weights, with positions and rollouts drawn anew."""
+        config, ntp_rows, rows = self.config, self.ntp_reading, self.rollout_reading
+        trunk = ntp_rows.trunk(self.fast)
+        stats = ntp_rows.stats(trunk.hidden, self.fast)
+        if config.objective == "ntp":
+            zero = stats.log_prob.new_zeros(())
+            total = config.ntp_coef * stats.loss
+            return StepLoss(total, stats.loss, zero, zero, zero[None], stats.entropy, 0)
+        ntp = stats.loss
+        if rows is not ntp_rows:
+            trunk = rows.trunk(self.fast)
+            stats = rows.stats(trunk.hidden, self.fast)
+        grpo, kl, reward, tokens = self._rollout_terms(rows, trunk, stats)
+        total = config.grpo_coef * grpo + config.ntp_coef * ntp + config.kl_coef * kl
+        return StepLoss(total, ntp, grpo, kl, reward, stats.entropy, tokens)
+
+    def _rollout_terms(
+        self, rows: Reading, trunk: Trunk, stats: TokenStats
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """GRPO loss, KL, rewards [N] and sampled tokens, from branches of the trunk."""
+        config, model, n = self.config, self.model, self.config.rollouts
+        starts, noise = draw(rows, stats, config, self.generator)
+        state = trunk.state_at(starts).repeat(n)
+        before = _before(trunk, starts).repeat_interleave(n, 0)  # [N, D]
+        temperature = config.rollout_temperature
+        rollouts = sample(model, before, state.detach(), self.fast, noise, temperature)
+        branch, log_prob = branch_log_prob(model, before, state, rollouts, self.fast, temperature)
+        reward = score(rows, trunk.hidden, starts, rollouts.tokens, branch, config)
+        advantages = group_advantages(reward, n)
+        grpo = grpo_loss(log_prob, rollouts.old_log_prob, advantages, config.clip_ratio)
+        kl = log_prob.new_zeros(())
+        if config.kl_coef:
+            with torch.no_grad():
+                base = rows.base.state_at(starts).repeat(n)
+                base_before = _before(rows.base, starts).repeat_interleave(n, 0)
+                _, base_log_prob = branch_log_prob(
+                    model, base_before, base, rollouts, BASE, temperature
+                )
+            kl = kl_to_base(log_prob, base_log_prob)
+        return grpo, kl, reward, rollouts.tokens.numel()
+
+    @torch.no_grad()
+    def ntp_loss(self) -> float:
+        """The next-token loss under the present fast weights."""
+        rows = self.ntp_reading
+        return float(rows.stats(rows.trunk(self.fast).hidden, self.fast).loss)
+
+
+def draw(
+    rows: Reading, stats: TokenStats, config: AdaptConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rollout starts [R, G] and the noise [R G n, k] that decides the rollouts' tokens."""
+    index = select_positions(
+        stats.entropy,
+        -stats.log_prob.detach(),
+        config.selection,
+        chunks=min(rows.positions, rows.tokens_learned),
+        kernel=config.rollout_tokens,
+        generator=generator,
+    )
+    starts = rows.starts(index, config.rollout_tokens)
+    count = starts.numel() * config.rollouts
+    noise = torch.rand(count, config.rollout_tokens, generator=generator, dtype=torch.float64)
+    return starts, noise.to(starts.device)
+
+
+def branch_log_prob(
+    model: CausalLM,
+    before: Tensor,
+    state: State,
+    rollouts: Rollouts,
+    fast: FastWeights,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Read the rollouts from their states: hidden [N, k, D] and log-probabilities [N, k]."""
+    hidden = model(rollouts.tokens, state, fast).hidden
+    predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
+    log_prob, _ = model.token_stats(predicting, rollouts.tokens, fast, temperature)
+    return hidden, log_prob
+
+
+def score(
+    rows: Reading,
+    document_hidden: Tensor,
+    starts: Tensor,
+    tokens: Tensor,
+    hidden: Tensor,
+    config: AdaptConfig,
+) -> Tensor:
+    """Rewards [N] of rollouts against the rows' own k tokens after each start.
+
+    document_hidden: [R, T, D]; tokens: [N, k] and hidden: [N, k, D], of the rollouts.
+    """
+    k, n = config.rollout_tokens, config.rollouts
+    row = torch.arange(starts.shape[0], device=starts.device)[:, None, None]
+    at = starts[..., None] + torch.arange(k, device=starts.device)  # [R, G, k]
+    own_tokens = rows.input_ids[row, at].flatten(0, 1).repeat_interleave(n, 0)
+    own_hidden = document_hidden.detach()[row, at].flatten(0, 1).repeat_interleave(n, 0)
+    return rewards(config.reward, tokens, own_tokens, hidden, own_hidden)
+
+
+def _before(trunk: Trunk, starts: Tensor) -> Tensor:
+    """Hidden states of the tokens just before starts [R, G]: [R G, D]."""
+    row = torch.arange(starts.shape[0], device=starts.device)[:, None]
+    return trunk.hidden[row, starts - 1].flatten(0, 1)
+
+
+def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> StepReport:
+    spread = loss.rewards.std() if loss.rewards.numel() > 1 else loss.rewards.new_zeros(())
+    return StepReport(
+        step=number,
+        loss=float(loss.total.detach()),
+        ntp_loss=float(loss.ntp.detach()),
+        grpo_loss=float(loss.grpo.detach()),
+        reward_mean=float(loss.rewards.mean()),
+        reward_std=float(spread),
+        entropy_mean=float(loss.entropy.mean()),
+        kl=float(loss.kl.detach()),
+        grad_norm=grad_norm,
+        seconds=seconds,
+        rollout_tokens=loss.rollout_tokens,
+    )
+
+
+def _ended(
+    model: CausalLM,
+    document: Reading,
+    used: FastWeights,
+    config: AdaptConfig,
+    steps: list[StepReport],
+    reason: str | None = None,
+    stopped: str | None = None,
+    final_loss: float | None = None,
+) -> Adapted:
+    """Read the document once with the weights that the answer will use."""
+    with torch.no_grad():
+        trunk = document.trunk(used) if used else document.base
+    report = AdaptationReport(
+        objective=config.objective,
+        steps=tuple(steps),
+        accepted_step=len(steps) if used else 0,
+        guard=reason,
+        stopped=stopped,
+        first_ntp_loss=steps[0].ntp_loss if steps else None,
+        final_ntp_loss=final_loss,
+        fast_weight_bytes=used.nbytes,
+    )
+    return Adapted(used.detach(), trunk.state, trunk.hidden[:, -1], report)
