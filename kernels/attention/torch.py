@@ -92,4 +92,5 @@ def _shared(
     from_prefix = p_prefix.reshape(R, H, branches * groups * T, P) @ prefix_v
     from_prefix = from_prefix.view(R, H, branches, groups * T, D).transpose(1, 2)
     from_tail = p_tail.reshape(B, H, groups * T, S) @ v
-    return (from_prefix.reshape(B, H, groups * T, D) + from_tail).reshape(B, Hq, T, D)
+    o: Tensor = from_prefix.reshape(B, H, groups * T, D) + from_tail
+    return o.reshape(B, Hq, T, D)

@@ -6,6 +6,7 @@ d log p / d h = (W[target] - p W) / temperature. Storing that [N, D] instead of 
 backward pass one multiplication and saves computing the logits twice.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ def token_stats(
     """See ``naive.token_stats``: same arguments, same results."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad:
-        result: tuple[Tensor, Tensor] = _TokenStats.apply(hidden, weight, targets, temperature)
-        return result
+        apply: Callable[..., tuple[Tensor, Tensor]] = _TokenStats.apply
+        return apply(hidden, weight, targets, temperature)
     log_prob, entropy, _ = _forward(hidden, weight, targets, temperature, with_slope=False)
     return log_prob, entropy
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.layers import embedding, rms_norm
+from refine_server.ttt.models.layers import embedding, logits, rms_norm
 from refine_server.ttt.models.state import LayerState, State, Trace
 
 
@@ -32,7 +32,7 @@ class Output:
     @property
     def logits(self) -> Tensor:
         """[B, T, V]."""
-        return self.hidden @ self.head.mT.to(self.hidden.dtype)
+        return logits(self.hidden, self.head)
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,7 @@ class CausalLM(nn.Module, ABC):
 
     def head_logits(self, hidden: Tensor, fast: FastWeights) -> Tensor:
         """Logits [N, V] of a few hidden states [N, D], the requests' rows side by side."""
-        head = self.head(fast).to(hidden.dtype)
-        if head.ndim == 2:
-            return hidden @ head.T
-        return (hidden.view(head.shape[0], -1, hidden.shape[-1]) @ head.mT).flatten(0, 1)
+        return logits(hidden, self.head(fast))
 
     def token_stats(
         self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float = 1.0

@@ -10,13 +10,12 @@ from refine_server.ttt.fast_weights import FastWeights
 
 def per_row(tensor: Tensor, rows: int) -> Tensor:
     """Requests' tensors [R, ...] spread over their rows: [rows, ...]."""
-    return (
-        tensor if tensor.shape[0] == rows else tensor.repeat_interleave(rows // tensor.shape[0], 0)
-    )
+    copies = rows // tensor.shape[0]
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, 0)
 
 
 def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor:
-    """Projection of x [N, T, in] to [N, T, out], with the request's weight or delta if it has one."""
+    """Projection of x [N, T, in] to [N, T, out], by the request's weight or delta if it has one."""
     own = fast.get(f"{name}.weight")
     if own is None:
         y = F.linear(x, module.weight, module.bias)
@@ -40,6 +39,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, fast: FastWeights, name: str
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale).to(x.dtype) * weight
+
+
+def logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """Scores of hidden [N, ..., D] under one head [V, D], or the requests' own [R, V, D]."""
+    if head.ndim == 2:
+        return hidden @ head.to(hidden.dtype).T
+    by_request = hidden.reshape(head.shape[0], -1, hidden.shape[-1])
+    return (by_request @ head.to(hidden.dtype).mT).view(*hidden.shape[:-1], -1)
 
 
 def embedding(ids: Tensor, module: nn.Embedding, fast: FastWeights, name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -12,6 +12,8 @@ from refine_server.ttt.models import embedded
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.overlay import Overlay
+
+M = TypeVar("M", bound=Any)
 
 
 def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
@@ -28,14 +30,14 @@ def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     if not isinstance(model_type, str):
         raise ModelError("the configuration names no model_type")
     dtype = _common_dtype(weights)
-    if model_type == "delta_net":
-        try:
-            with torch.device("meta"):
-                model: CausalLM = DeltaNet(DeltaNetConfig.from_dict(config)).to(dtype)
-        except TypeError as error:
-            raise ModelError(f"delta_net: incomplete configuration: {error}") from None
-        return _with_weights(model, weights)
-    return Overlay(_with_weights(_transformers_model(config, dtype), weights)).eval()
+    if model_type != "delta_net":
+        return Overlay(_with_weights(_transformers_model(config, dtype), weights))
+    try:
+        with torch.device("meta"):
+            model = DeltaNet(DeltaNetConfig.from_dict(config)).to(dtype)
+    except TypeError as error:
+        raise ModelError(f"delta_net: incomplete configuration: {error}") from None
+    return _with_weights(model, weights)
 
 
 def load(
@@ -140,7 +142,7 @@ def _transformers_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
         raise ModelError(f"model_type {kind!r} is not supported: {error}") from error
 
 
-def _with_weights(model: Any, weights: dict[str, Tensor]) -> Any:
+def _with_weights(model: M, weights: dict[str, Tensor]) -> M:
     """Hand the tensors to the module without copying; every parameter must be there."""
     tied = model.tied if isinstance(model, CausalLM) else model.config.tie_word_embeddings
     incomplete = model.load_state_dict(
@@ -157,4 +159,6 @@ def _with_weights(model: Any, weights: dict[str, Tensor]) -> Any:
     if tied:
         embedding = model.embedding if isinstance(model, CausalLM) else model.get_input_embeddings()
         model.lm_head.weight = embedding.weight
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.eval()
+    return model

@@ -3,8 +3,8 @@
 A request owns low-rank deltas on ``mlp.down_proj`` of the last quarter of the layers, as in
 In-Place TTT (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675). Weights, configuration and rotary
 tables are transformers'; the forward is ours, because branches must share a document's keys and
-values inside the graph. ``_check_parity`` compares the two when a model is loaded, so an architecture that is
-Llama-like in name only is refused instead of being served wrongly.
+values inside the graph. ``_check_parity`` compares the two when a model is loaded, so an
+architecture that is Llama-like in name only is refused instead of being served wrongly.
 """
 
 from typing import Any

@@ -1,0 +1,161 @@
+"""The stateful forward: parity with references, resuming anywhere, fast weights by request."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models import ModelError, build
+from refine_server.ttt.models.overlay import Overlay
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
+
+
+def test_delta_net_equals_the_reference(golden) -> None:
+    model = build(golden.config, golden.under("weights.")).requires_grad_()
+    ids = golden.tensors["input_ids"]
+    output = model(ids)
+    loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
+    parameters = dict(model.named_parameters())
+
+    def error(ours, name: str) -> float:
+        return float((ours.detach() - golden.tensors[name]).abs().max())
+
+    assert error(output.logits, "logits") <= 1e-4
+    assert error(output.hidden, "last_hidden_state") <= 1e-4
+    assert error(loss, "loss") <= 1e-4
+    gradients = golden.under("grad.")
+    assert len(gradients) == 20
+    for name in gradients:
+        assert error(parameters[name].grad, f"grad.{name}") <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2, vocab_size=96)),
+        Qwen3ForCausalLM(Qwen3Config(hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                     num_attention_heads=4, num_key_value_heads=2, vocab_size=96,
+                                     head_dim=8)),
+    ],
+    ids=["llama", "qwen3"],
+)  # fmt: skip
+def test_overlay_equals_transformers(reference, tokens) -> None:
+    ids = tokens(2, 37)
+    expected = reference.eval()(ids).logits.detach()
+    torch.testing.assert_close(Overlay(reference)(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@DTYPES
+def test_pieces_equal_one_forward(make_model, dtype, tokens) -> None:
+    model, ids = make_model(dtype), tokens(2, 141)
+    whole = model(ids).logits
+    pieces, state = [], None
+    for piece in ids.split([64, 1, 37, 2, 37], dim=1):
+        output = model(piece, state)
+        pieces.append(output.logits)
+        state = output.state
+    assert state.position.tolist() == [141, 141]
+    assert (torch.cat(pieces, dim=1) - whole).abs().max() <= TOLERANCE[dtype]
+
+
+@DTYPES
+def test_token_by_token_equals_one_forward(make_model, dtype, tokens) -> None:
+    model, ids = make_model(dtype), tokens(1, 70)
+    whole = model(ids).logits
+    state, steps = None, []
+    for t in range(70):
+        output = model(ids[:, t : t + 1], state)
+        state = output.state
+        steps.append(output.logits)
+    assert (torch.cat(steps, dim=1) - whole).abs().max() <= TOLERANCE[dtype]
+
+
+def test_a_state_can_be_continued_twice(model, tokens) -> None:
+    first, second = tokens(1, 9, seed=2), tokens(1, 9, seed=3)
+    state = model(tokens(1, 80)).state
+    before = model(first, state).logits
+    model(second, state)
+    assert torch.equal(model(first, state).logits, before)
+
+
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+def test_trunk_branches_equal_rereading(model, tokens, perturbed, targets) -> None:
+    ids, rollouts = tokens(1, 150), tokens(6, 5, seed=4)
+    fast = perturbed(model, targets)
+    trunk = model.trunk(model.freeze(ids, fast), fast)
+    torch.testing.assert_close(trunk.hidden, model(ids, None, fast).hidden)
+    positions = torch.tensor([[1, 64, 149]])
+    branches = model(rollouts, trunk.state_at(positions).repeat(2), fast).hidden
+    for row in range(6):
+        start = int(positions[0, row // 2])
+        prefix = torch.cat([ids[:, :start], rollouts[row : row + 1]], dim=1)
+        reread = model(prefix, None, fast).hidden[:, start:]
+        torch.testing.assert_close(branches[row : row + 1], reread)
+
+
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+def test_requests_in_a_batch_do_not_mix(model, tokens, perturbed, targets) -> None:
+    ids = tokens(6, 33)
+    requests = [perturbed(model, targets, seed) for seed in range(3)]
+    together = model(ids, None, FastWeights.stack(requests)).logits
+    for r, fast in enumerate(requests):
+        alone = model(ids[2 * r : 2 * r + 2], None, fast).logits
+        torch.testing.assert_close(together[2 * r : 2 * r + 2], alone, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+def test_fresh_fast_weights_change_nothing(model, tokens, targets) -> None:
+    ids = tokens(1, 40)
+    fast = model.new_fast_weights(targets, 4, 0)
+    torch.testing.assert_close(model(ids, None, fast).logits, model(ids).logits)
+
+
+def test_hidden_states_come_without_logits(model, tokens) -> None:
+    output = model(tokens(1, 8))
+    assert output.logits.shape == (1, 8, 96)
+    model.lm_head.weight.data.fill_(float("nan"))
+    assert output.hidden.isfinite().all()
+    assert output.logits.isnan().all()  # computed now, from the head as it is now
+
+
+def test_delta_net_state_has_constant_size(golden, tokens) -> None:
+    model = build(golden.config, golden.under("weights."))
+    assert model(tokens(1, 10)).state.nbytes == model(tokens(1, 1000)).state.nbytes
+
+
+def test_base_parameters_never_ask_for_gradients(model) -> None:
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_unfit_weights_are_refused(golden) -> None:
+    weights = golden.under("weights.")
+    weights.pop("lm_head.weight")
+    with pytest.raises(ModelError, match=r"missing.*lm_head"):
+        build(golden.config, weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": None}, "model_type"),
+        ({"model_type": "no_such_model"}, "no_such_model"),
+        ({"qk_norm": "sum"}, "qk_norm"),
+        ({"attn": {"layers": [0]}}, "attn"),
+    ],
+)
+def test_unsupported_configurations_are_refused_by_name(golden, change, message) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(golden.config | change, golden.under("weights."))
+
+
+def test_a_model_that_is_not_llama_like_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32))
+    with pytest.raises(ModelError, match="not Llama-like"):
+        Overlay(model)
