@@ -1,0 +1,40 @@
+"""``refine-server bench``: one command for each benchmark."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Measure speed; every figure is a ratio of two sides of one run.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep subcommands named even while there is only one."""
+
+
+@app.command()
+def step(
+    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
+    document_tokens: Annotated[int, typer.Option(min=64, help="T, the document's length.")] = 2048,
+    chunks: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
+    rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
+    rollout_tokens: Annotated[int, typer.Option(min=1, help="k, tokens a rollout.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """One REFINE step against the naive loop that re-reads prefixes, and against an NTP step."""
+    from refine_server.benchmarks.refine_step import StepBench
+
+    bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
+    _print(bench.run(repeats), as_json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    for name, value in result.items():
+        typer.echo(
+            f"{name:>24}  {value:.4g}" if isinstance(value, float) else f"{name:>24}  {value}"
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
