@@ -20,9 +20,9 @@ from refine_server.ttt.refine import Loop
 class StepBench:
     """Three ways through one step, on the same model, document, positions and rollouts.
 
-    A step is loss, gradient, clipping and optimiser update. The document is random tokens: cost does
-    not depend on what it says. Work that is done once a document (the frozen layers) is outside the
-    step for our side and does not exist on the naive side.
+    A step is loss, gradient, clipping and optimiser update. The document is random tokens: cost
+    does not depend on what it says. Work that is done once a document (the frozen layers) is
+    outside the step for our side and does not exist on the naive side.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
 """Decoding: stop strings in pieces, sampling, and states that are not used up."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +25,7 @@ def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, cuts, stops) ->
     one_by_one = "".join(whole.feed(c) for c in text if not whole.hit)
     expected = one_by_one + whole.rest()
     seen = StopStrings(stops)
-    pieces = [seen.feed(text[a:b]) for a, b in zip(edges, edges[1:], strict=False) if not seen.hit]
+    pieces = [seen.feed(text[a:b]) for a, b in itertools.pairwise(edges) if not seen.hit]
     result = "".join(pieces) + seen.rest()
     assert seen.hit is bool(ends) is whole.hit
     assert not any(s in result for s in stops)

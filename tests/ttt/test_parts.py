@@ -1,5 +1,7 @@
 """Selection, rewards, advantages, losses, fast weights: each against its formula."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def test_every_chunk_gives_one_position(T: int, chunks: int, kernel: int, rule: 
 
 def test_extremes_are_taken_from_the_smoothed_entropy() -> None:
     entropy = torch.tensor([[0.0, 0.0, 0.0, 9.0, 0.0, 5.0, 5.0, 5.0, 0.0, 0.0]])
-    common = dict(chunks=1, kernel=3, generator=seeded())
+    common = {"chunks": 1, "kernel": 3, "generator": seeded()}
     assert select_positions(entropy, entropy, "argmax", **common).tolist() == [[6]]
     assert select_positions(entropy, entropy, "argmin", **common).tolist() == [[0]]
 
@@ -70,7 +72,7 @@ def test_spans_lie_inside_and_do_not_overlap(T: int, count: int, length: int, ru
     starts = select_spans(scores, scores, rule, count=count, length=length, generator=seeded())
     assert 1 <= len(starts) <= count
     assert all(0 <= s <= T - length for s in starts)
-    assert all(b - a >= length for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= length for a, b in itertools.pairwise(starts))
 
 
 def test_the_most_surprising_span_comes_first() -> None:

@@ -1,4 +1,4 @@
-"""The loop: its gradient is that of re-reading every prefix, and it changes nothing but the copy."""
+"""The loop: its gradient is that of re-reading prefixes, and it changes nothing but the copy."""
 
 import hashlib
 
@@ -16,15 +16,15 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 
 
 def config(**changes) -> AdaptConfig:
-    defaults = dict(
-        prefix="full",
-        chunks=4,
-        rollouts=3,
-        rollout_tokens=5,
-        reward="hybrid",
-        steps=3,
-        guard="none",
-    )
+    defaults = {
+        "prefix": "full",
+        "chunks": 4,
+        "rollouts": 3,
+        "rollout_tokens": 5,
+        "reward": "hybrid",
+        "steps": 3,
+        "guard": "none",
+    }
     return AdaptConfig(**(defaults | changes))
 
 

@@ -116,10 +116,13 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def _read_tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        # A configuration of its own keeps transformers from guessing at a model type that it does
+        # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
+        own = PreTrainedConfig() if _read_config(directory)["model_type"] == "delta_net" else None
+        return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
 

@@ -1,0 +1,97 @@
+"""The house: which room may import which, how long a file may be, and that the wheel is whole."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("server", "ttt", "kernels", "clients", "benchmarks")
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "ttt": {"ttt", "kernels"},
+    "clients": {"clients"},
+    "server": {"server", "ttt", "clients", "benchmarks"},
+    "benchmarks": {"benchmarks", "clients", "ttt", "kernels"},
+}
+THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
+
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_rooms_import_only_downwards(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    names = imports(path)
+    rooms = {n.split(".")[1] for n in names if n.startswith("refine_server.")}
+    assert rooms <= MAY_IMPORT[room]
+    others = {n.split(".")[0] for n in names} - {"refine_server"} - set(sys.stdlib_module_names)
+    if room == "kernels":
+        assert others <= THIRD_PARTY_OF_KERNELS
+    if path.is_relative_to(ROOT / "ttt" / "models"):
+        allowed = ("refine_server.ttt.models", "refine_server.ttt.fast_weights")
+        ours = {n for n in names if n.startswith("refine_server.ttt")}
+        assert all(n.startswith(allowed) for n in ours)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=IDS)
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_package_is_listed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    there = {
+        ".".join(("refine_server", *path.parent.relative_to(ROOT).parts))
+        for path in SOURCES
+        if path.name == "__init__.py"
+    }
+    assert listed == there
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    """Built, unpacked alone and started: a forgotten subpackage or file passes everything else."""
+    source = tmp_path / "source"
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests")
+    shutil.copytree(ROOT, source, ignore=left_out)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    subprocess.run([*build, source], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    # Dependencies come from the environment that runs the tests; our own packages must not.
+    site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
+    (site / "dependencies.pth").write_text(_site_packages())
+    script = (
+        "import refine_server.ttt as t; from refine_server.ttt.models import load; "
+        "assert 'venv' in t.__file__, t.__file__; print(load('tiny').num_parameters)"
+    )
+    subprocess.run([python, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+    command = tmp_path / "venv" / "bin" / "refine-server"
+    shown = subprocess.run([command, "--help"], check=True, cwd=tmp_path, capture_output=True)
+    assert b"answer" in shown.stdout
+
+
+def _site_packages() -> str:
+    import torch
+
+    return str(Path(torch.__file__).parents[1])
