@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Measure speed; every figure is a ratio of two sides of one run.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure speed; every figure is a ratio of two sides of one run."
+)
 
 
 @app.callback()
-def _group() -> None:
-    """Keep subcommands named even while there is only one."""
+def _bench() -> None:
+    """Measure speed; every figure is a ratio of two sides of one run."""
 
 
 @app.command()

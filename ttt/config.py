@@ -22,7 +22,7 @@ MAX_BRANCHES = 512
 class AdaptConfig(BaseModel):
     """Settings of one adaptation (arXiv 2602.16704, section 3; names as in the paper)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     objective: Objective = Field(
         "refine",
@@ -87,7 +87,7 @@ class AdaptConfig(BaseModel):
 class SamplingConfig(BaseModel):
     """How an answer is decoded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     max_tokens: int = Field(64, ge=1, le=4096)
     temperature: float = Field(0.0, ge=0.0, le=4.0, description="0 decodes greedily.")

@@ -1,0 +1,1 @@
+"""The HTTP server: routes, the queue, the worker that owns the model, and the command line."""

@@ -1,0 +1,55 @@
+"""``refine-server answer``: one question, answered in this process or by a server."""
+
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from refine_server.server.backend import open_backend
+from refine_server.server.errors import invalid_body
+from refine_server.server.schemas import AnswerBody, wire_event
+from refine_server.server.settings import Settings
+
+WireEvent = tuple[str, dict[str, Any]]
+
+
+class InputError(ValueError):
+    """Something that was asked for cannot be; the message says what to change."""
+
+
+def read_document(path: str) -> str:
+    """The text of a file, or of stdin when the path is ``-``."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
+
+
+def parse_body(body: dict[str, Any]) -> AnswerBody:
+    """The body as a server would take it; raises InputError naming the field at fault."""
+    try:
+        return AnswerBody.model_validate(body)
+    except ValidationError as error:
+        raise InputError(str(invalid_body(error.errors()))) from None
+
+
+def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
+    """Load the model into this process and answer, with the events that a server would stream."""
+    from refine_server.ttt.models import ModelError  # imports torch, which --url does not need
+
+    try:
+        backend = open_backend(settings)
+    except ModelError as error:
+        raise InputError(str(error)) from None
+    job_id = secrets.token_hex(16)
+    for event in backend.answer(body.to_request(settings.max_tokens)):
+        told = wire_event(event, job_id=job_id, model=backend.name, queue_seconds=0.0)
+        if told is not None:
+            name, data = told
+            yield name, data.model_dump(mode="json")

@@ -1,0 +1,84 @@
+"""What the engine serves: a model's facts, and how it checks and answers a request."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from refine_server.server.settings import Settings
+from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model that answers.
+
+    ``check`` raises RequestError for what cannot be served, and may run in another thread than
+    ``answer``, whose events are those of ``ttt.answering``. Closing the iterator cancels it.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    dtype: str
+    device: str
+    check: Callable[[AnswerRequest], object]
+    answer: Callable[[AnswerRequest], Iterator[Event]]
+
+
+def open_backend(settings: Settings) -> Backend:
+    """Load the model. Call it in the thread that will run the model.
+
+    Raises:
+        ModelError: the model does not exist or cannot be loaded.
+    """
+    # Torch takes seconds to import, and `--help` must not.
+    import copy
+    from functools import partial
+
+    import torch
+
+    from refine_server.ttt.answering import answer
+    from refine_server.ttt.models import ModelError, load
+    from refine_server.ttt.prompting import PromptTemplate
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    model = load(settings.model, dtype=dtype, device=settings.device)
+    try:
+        template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
+    except ValueError as error:
+        raise ModelError(f"the options --prompt and --chat do not fit: {error}") from None
+    # A tokenizer is not for two threads at once, so the checking side has its own.
+    checking = copy.copy(template)
+    checking.tokenizer = copy.deepcopy(model.tokenizer)
+    limits = settings.limits
+    return Backend(
+        name=model.name,
+        family=model.family,
+        parameters=model.num_parameters,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        check=lambda request: checking.encode(request.document, request.query, limits),
+        answer=partial(answer, model, limits=limits, template=template),
+    )
+
+
+SELF_CHECK = AnswerRequest(
+    document="The lighthouse keeper writes the weather into a blue book every evening at eight, "
+    "and the harbour master reads it in the morning before the first boat leaves.",
+    query="When does the keeper write?",
+    adapt=AdaptConfig(steps=1, chunks=1, rollouts=2, guard="none"),
+    sampling=SamplingConfig(max_tokens=1),
+)
+
+
+def self_check(backend: Backend) -> None:
+    """One small adaptation step and one decoded token, before any request is let in.
+
+    Raises:
+        RuntimeError: the model adapts to something that is not finite.
+    """
+    for event in backend.answer(SELF_CHECK):
+        if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
+            raise RuntimeError(f"self-check failed: {event.adaptation.guard}")

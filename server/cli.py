@@ -1,0 +1,151 @@
+"""The command line. Commands import what they need, so that ``--help`` is quick."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refine_server.benchmarks.cli import app as bench
+from refine_server.ttt.training.cli import app as train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Answer questions about long documents with a model that adapts to each of them.",
+)
+
+app.add_typer(bench, name="bench")
+app.add_typer(train, name="train")
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line."""
+    # Idle threads that spin make a busy machine many times slower; torch reads this as it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    app()
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],
+    },
+)
+def serve(context: typer.Context) -> None:
+    """Serve over HTTP. Each option is an environment variable, too: see serve --help."""
+    from refine_server.server.settings import read_settings
+
+    with _told_plainly():
+        settings = read_settings(context.args)
+        from refine_server.server.serving import serve
+
+        serve(settings)
+
+
+@app.command()
+def answer(
+    document: Annotated[str, typer.Option(help="Text file to adapt to; - reads stdin.")],
+    query: Annotated[str, typer.Option(help="Question to answer from it.")],
+    model: Annotated[
+        str | None, typer.Option(help="smollm2, tiny, a directory or a hub id.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask this server, instead of this process.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="refine, ntp or none.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Adaptation steps.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the adaptation and of the answer.")] = 0,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="Answer from the base weights as well.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole response as one JSON object.")
+    ] = False,
+) -> None:
+    """Adapt to one document and answer one question about it."""
+    with _told_plainly():
+        from refine_server.clients.answers import stream_answer
+        from refine_server.server.asking import answer_here, parse_body, read_document
+        from refine_server.server.settings import read_settings
+        from refine_server.server.terminal import Follower
+
+        adapt = _given(objective=objective, steps=steps, seed=seed)
+        body = {
+            "document": read_document(document),
+            "query": query,
+            "adapt": adapt,
+            "seed": seed,
+            "compare_base": compare_base,
+            **_given(max_tokens=max_tokens),
+        }
+        parsed = parse_body(body)
+        follower = Follower(parsed.adapt.steps, as_json)
+        if url is not None:
+            follower.follow(stream_answer(url, {**body, **_given(model=model)}))
+        else:
+            settings = read_settings()
+            if model is not None:
+                settings = settings.model_copy(update={"model": model})
+            follower.follow(answer_here(parsed, settings))
+
+
+@app.command()
+def demo(
+    example: Annotated[Path, typer.Option(help="Example file.")] = Path("examples/ships_log.json"),
+    model: Annotated[str, typer.Option(help="Model to serve.")] = "smollm2",
+) -> None:
+    """Start a server, ask it about an example document and check its answer."""
+    with _told_plainly():
+        from refine_server.server.demo import run_demo
+
+        right = run_demo(example, model)
+    raise typer.Exit(0 if right else FAILED)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep the defaults of whoever answers."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """One line on stderr instead of a traceback, for whatever a user can put right."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        status = _exit_status(error)
+        if status is None:
+            raise
+        typer.echo(f"refine-server: {error}", err=True)
+        raise typer.Exit(status) from None
+
+
+def _exit_status(error: Exception) -> int | None:
+    from refine_server.clients.answers import ClientError
+    from refine_server.server.asking import InputError
+    from refine_server.server.serving import StartError
+    from refine_server.server.settings import SettingsError
+    from refine_server.ttt.types import RequestError
+
+    if isinstance(error, InputError | SettingsError | RequestError):
+        return BAD_INPUT
+    if isinstance(error, ClientError | StartError):
+        return FAILED
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What routes ask for: the parts that the app was made of."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from refine_server.server.engine import Engine
+from refine_server.server.metrics import Metrics
+from refine_server.server.settings import Settings
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+EngineDep = Annotated[Engine, Depends(_engine)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -1,0 +1,236 @@
+"""The thread that owns the model.
+
+Jobs are generators of events. The thread takes turns between the active ones, one event each, so
+cancelling, deadlines and fairness are exact to one step of work and no request blocks HTTP. Events
+travel to the event loop; nothing else crosses between the two.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from refine_server.server import errors
+from refine_server.server.backend import Backend, self_check
+from refine_server.server.jobs import Job
+from refine_server.server.metrics import Metrics
+from refine_server.server.scheduler import Scheduler
+from refine_server.server.settings import Settings
+from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event, RequestError
+
+logger = logging.getLogger(__name__)
+
+COMPLETED = "completed"
+JOIN_SECONDS = 10.0
+"""How long to wait for the last step of work; the thread is a daemon, so it cannot hold us up."""
+
+
+class Engine:
+    """Opens a backend in a thread of its own and runs jobs on it, turn by turn.
+
+    ``opened`` resolves when the backend is open and has passed its self-check.
+    """
+
+    def __init__(
+        self, open_backend: Callable[[], Backend], settings: Settings, metrics: Metrics
+    ) -> None:
+        self.opened: Future[Backend] = Future()
+        self._open_backend = open_backend
+        self._metrics = metrics
+        self._timeout = settings.request_timeout_seconds
+        self._stall = settings.stall_seconds
+        self._scheduler = Scheduler(settings.max_active, settings.max_queue)
+        self._changed = threading.Condition()  # guards the scheduler and the three flags
+        self._draining = False
+        self._stopping = False
+        self._ended: errors.ApiError | None = None
+        self._turn_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="refine-engine", daemon=True)
+        # Tokenising a long document takes a while: it has its own thread, as it must not block
+        # HTTP, and a bad request should not have to wait for the model to be told so.
+        self._checking = ThreadPoolExecutor(1, "refine-check")
+
+    # -- the event loop's side ----------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._thread.start()
+
+    async def submit(self, request: AnswerRequest, request_id: str) -> Job:
+        """Check a request and let it wait for its turn.
+
+        Raises:
+            RequestError: it cannot be served as written.
+            ApiError: the server is not ready, or the queue is full.
+        """
+        backend = self.ready()
+        with self._changed:
+            self._scheduler.check_room()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._checking, backend.check, request)
+        job = Job(request, request_id, self._timeout)
+        with self._changed:
+            if self._ended or self._draining:
+                raise self._ended or errors.shutting_down()
+            self._scheduler.add(job)
+            self._changed.notify()
+            self._show_queue()
+        return job
+
+    async def events(self, job: Job) -> AsyncIterator[Event]:
+        """A job's events, AnswerCompleted last; raises what ended it early, also its deadline."""
+        while True:
+            try:
+                async with asyncio.timeout_at(job.deadline):
+                    item = await job.inbox.get()
+            except TimeoutError:
+                self.cancel(job, "timeout")
+                raise errors.timed_out(self._timeout) from None
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if isinstance(item, AnswerCompleted):
+                return
+
+    def cancel(self, job: Job, reason: str) -> None:
+        """Stop working on a job before its next step; does nothing to one that has ended."""
+        with self._changed:
+            if job.cancelled is None:
+                job.cancelled = reason
+                self._scheduler.withdraw(job)
+                self._show_queue()
+
+    def ready(self) -> Backend:
+        """The backend, when requests are being served; raises 503 when not."""
+        if not self.opened.done():
+            raise errors.unavailable("The model is being loaded.", "loading")
+        if self.opened.exception() is not None:
+            raise errors.unavailable("The model could not be loaded.", "load_failed")
+        if self._ended:
+            raise self._ended
+        if self._draining:
+            raise errors.shutting_down()
+        began = self._turn_began
+        if began is not None and time.monotonic() - began > self._stall:
+            raise errors.unavailable("The engine makes no progress.", "engine_stalled")
+        return self.opened.result()
+
+    def drain(self, seconds: float) -> None:
+        """Take no new jobs, give up those that wait, and those that still run after ``seconds``."""
+        with self._changed:
+            self._draining = True
+            waiting = list(self._scheduler.waiting)
+        for job in waiting:
+            self._give_up(job)
+        asyncio.get_running_loop().call_later(seconds, self._give_up_all)
+
+    def stop(self) -> None:
+        """End the thread after its present step; jobs that are left are told so."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._checking.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(JOIN_SECONDS)
+
+    def _give_up_all(self) -> None:
+        with self._changed:
+            jobs = self._scheduler.jobs
+        for job in jobs:
+            self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        job.deliver(errors.shutting_down())
+        self.cancel(job, "shutdown")
+
+    def _show_queue(self) -> None:
+        self._metrics.queue_depth.set(len(self._scheduler.waiting))
+
+    # -- the thread's side --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            backend = self._open_backend()
+            self_check(backend)
+        except BaseException as error:
+            # A ValueError (ModelError is one) says all in its message; others need the traceback.
+            known = isinstance(error, ValueError)
+            logger.error("cannot open the model: %s", error, exc_info=not known)
+            self.opened.set_exception(error)
+            return
+        self._metrics.describe(backend)
+        self.opened.set_result(backend)
+        logger.info(
+            "ready: %s (%s, %s parameters)", backend.name, backend.family, backend.parameters
+        )
+        end = errors.shutting_down()
+        try:
+            while self.step(backend):
+                pass
+        except BaseException:
+            logger.critical("the engine died", exc_info=True)
+            end = errors.unavailable("The engine died.", "engine_dead")
+        self._end_all(end)
+
+    def step(self, backend: Backend) -> bool:
+        """One step of work for the job whose turn it is, or a wait for one; False to stop."""
+        with self._changed:
+            job = self._scheduler.next()
+            while job is None and not self._stopping:
+                self._changed.wait()
+                job = self._scheduler.next()
+            if job is None or self._stopping:
+                return False
+            self._show_queue()
+        self._turn_began = time.monotonic()
+        ended = self._advance(backend, job)
+        self._turn_began = None
+        if ended is not None:
+            self._end(job, ended)
+        return True
+
+    def _advance(self, backend: Backend, job: Job) -> str | None:
+        """Take a job to its next event; how it ended when there will be no more."""
+        if job.cancelled is not None:
+            return job.cancelled
+        began = time.monotonic()
+        if job.generator is None:
+            job.queue_seconds = began - job.submitted
+            self._metrics.queue_seconds.observe(job.queue_seconds)
+        try:
+            job.generator = job.generator or backend.answer(job.request)
+            event = next(job.generator)
+        except RequestError as error:
+            job.deliver(error)
+            return "refused"
+        except Exception:
+            logger.exception("request %s failed", job.request_id)
+            job.deliver(errors.internal())
+            return "error"
+        finally:
+            job.worked_seconds += time.monotonic() - began
+        self._metrics.observe(job, event)
+        job.deliver(event)
+        return COMPLETED if isinstance(event, AnswerCompleted) else None
+
+    def _end(self, job: Job, how: str) -> None:
+        try:
+            job.close()
+        except Exception:
+            logger.exception("request %s: its generator did not close cleanly", job.request_id)
+        if how != COMPLETED:
+            self._metrics.wasted_seconds.labels(how).inc(job.worked_seconds)
+        with self._changed:
+            self._scheduler.end(job, completed=how == COMPLETED)
+
+    def _end_all(self, error: errors.ApiError) -> None:
+        with self._changed:
+            self._ended = error
+            jobs = self._scheduler.jobs
+            self._scheduler.waiting.clear()
+            active = list(self._scheduler.active)
+        for job in jobs:
+            job.deliver(error)
+        for job in active:
+            self._end(job, error.body.error.code)

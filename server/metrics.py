@@ -1,0 +1,142 @@
+"""Prometheus metrics, in a registry of the app's own so that two apps in a process do not mix."""
+
+import math
+import time
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+from refine_server.server.backend import Backend
+from refine_server.server.jobs import Job
+from refine_server.ttt.types import (
+    AdaptationEnded,
+    AdaptationStep,
+    AnswerCompleted,
+    AnswerDelta,
+    DocumentRead,
+    Event,
+)
+
+SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+TOKENS = tuple(float(2**n) for n in range(5, 18))
+REWARDS = (-1.0, -0.5, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
+LOSS_DELTAS = (-2.0, -1.0, -0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.1, 0.5, 1.0)
+
+
+class Metrics:
+    """What is counted and measured; no label ever holds an id or a raw path."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"refine_{name}", text, labels, buckets=SECONDS, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"refine_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests_total", "HTTP requests.", "endpoint", "status")
+        self.request_seconds = seconds(
+            "request_seconds", "HTTP requests, to the last byte.", "endpoint"
+        )
+        self.queue_depth = Gauge(
+            "refine_queue_depth", "Requests that wait for their first turn.", registry=registry
+        )
+        self.queue_seconds = seconds("queue_seconds", "From submission to the first turn.")
+        self.prefill_seconds = seconds("prefill_seconds", "Reading a document.")
+        self.adapt_seconds = seconds("adapt_seconds", "Whole adaptations.", "objective")
+        self.adapt_step_seconds = seconds("adapt_step_seconds", "Single adaptation steps.")
+        self.decode_seconds = seconds("decode_seconds", "Decoding an answer.")
+        self.first_token_seconds = seconds(
+            "time_to_first_token_seconds", "From submission to the first token.", "adapted"
+        )
+        self.inter_token_seconds = seconds("inter_token_seconds", "Between two decoded tokens.")
+        self.document_tokens = Histogram(
+            "refine_document_tokens", "Lengths of documents.", buckets=TOKENS, registry=registry
+        )
+        self.generated_tokens = counter("generated_tokens_total", "Tokens of finished answers.")
+        self.rollout_tokens = counter("rollout_tokens_total", "Tokens sampled in rollouts.")
+        self.reward = Histogram(
+            "refine_reward", "Mean reward of a step's rollouts.", buckets=REWARDS, registry=registry
+        )
+        self.ntp_loss_delta = Histogram(
+            "refine_ntp_loss_delta",
+            "Next-token loss after an adaptation less that before it.",
+            buckets=LOSS_DELTAS,
+            registry=registry,
+        )
+        self.guard_rollbacks = counter(
+            "guard_rollbacks_total", "Adaptations that fell back to the base weights.", "reason"
+        )
+        self.wasted_seconds = counter(
+            "wasted_seconds_total", "Work on requests that got no answer.", "reason"
+        )
+        self._model = Info("refine_model", "The served model.", registry=registry)
+
+    def describe(self, backend: Backend) -> None:
+        """Show which model is served."""
+        self._model.info(
+            {
+                "model": backend.name,
+                "family": backend.family,
+                "parameters": str(backend.parameters),
+                "dtype": backend.dtype,
+                "device": backend.device,
+            }
+        )
+
+    def observe(self, job: Job, event: Event) -> None:
+        """Measure one event of a job."""
+        match event:
+            case DocumentRead():
+                self.prefill_seconds.observe(event.seconds)
+                self.document_tokens.observe(event.document_tokens)
+            case AdaptationStep(report):
+                self.adapt_step_seconds.observe(report.seconds)
+                self.rollout_tokens.inc(report.rollout_tokens)
+                if report.rollout_tokens:
+                    _observe_finite(self.reward, report.reward_mean)
+            case AdaptationEnded(report):
+                if report.guard is not None:
+                    self.guard_rollbacks.labels(report.guard).inc()
+                if report.first_ntp_loss is not None and report.final_ntp_loss is not None:
+                    change = report.final_ntp_loss - report.first_ntp_loss
+                    _observe_finite(self.ntp_loss_delta, change)
+            case AnswerDelta():
+                self._token(job)
+            case AnswerCompleted():
+                self._completed(job, event)
+
+    def _token(self, job: Job) -> None:
+        now = time.monotonic()
+        if job.last_token is not None:
+            self.inter_token_seconds.observe(now - job.last_token)
+        job.last_token = now
+
+    def _completed(self, job: Job, event: AnswerCompleted) -> None:
+        timings = event.timings
+        adapted = "true" if event.adaptation.adapted else "false"
+        self.adapt_seconds.labels(event.adaptation.objective).observe(timings.adapt_seconds)
+        self.decode_seconds.observe(timings.decode_seconds)
+        self.first_token_seconds.labels(adapted).observe(
+            job.queue_seconds + timings.time_to_first_token_seconds
+        )
+        self.generated_tokens.inc(event.usage.completion_tokens)
+
+
+def _observe_finite(histogram: Histogram, value: float) -> None:
+    """One NaN would make the histogram's sum NaN for ever."""
+    if math.isfinite(value):
+        histogram.observe(value)

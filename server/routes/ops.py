@@ -1,0 +1,44 @@
+"""For those who run the server: health, metrics, version."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from refine_server.server.dependencies import EngineDep, MetricsDep
+from refine_server.server.errors import documented
+from refine_server.server.schemas import Health, Version
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """The process answers."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses=documented(503))
+async def ready(engine: EngineDep) -> Health:
+    """The model is loaded, has passed its self-check, and the engine makes progress."""
+    engine.ready()
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(metrics: MetricsDep) -> Response:
+    """Prometheus metrics."""
+    return Response(
+        generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
+    )
+
+
+@router.get("/version")
+async def read_version() -> Version:
+    """Which software answers."""
+    return Version(version=version("refine-server"))

@@ -1,0 +1,236 @@
+"""The wire contract of answers: what a request may say, and what comes back."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.types import (
+    AdaptationReport,
+    AdaptationStep,
+    AnswerCompleted,
+    AnswerDelta,
+    AnswerRequest,
+    BaseAnswered,
+    Event,
+)
+
+DEFAULTS = SamplingConfig()
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=16),
+    BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
+]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A measured value. NaN and infinity, which JSON does not have, are null."""
+
+
+class AnswerBody(BaseModel):
+    """A question about a document, with how to adapt to the document and how to decode."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="AnswerRequest")
+
+    document: str = Field(min_length=1, description="The text to adapt to.")
+    query: str = Field(min_length=1, description="The question to answer from it.")
+    adapt: AdaptConfig = AdaptConfig()
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description=f"Longest answer. Default: {DEFAULTS.max_tokens}, or the server's limit if "
+        "that is lower.",
+    )
+    temperature: float = Field(
+        DEFAULTS.temperature, ge=0.0, le=4.0, description="0 decodes greedily."
+    )
+    top_p: float = Field(DEFAULTS.top_p, gt=0.0, le=1.0)
+    stop: StopStrings = Field(default=[], description="The answer ends before any of these.")
+    seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Of the sampled answer.")
+    stream: bool = Field(False, description="Answer with server-sent events.")
+    compare_base: bool = Field(False, description="Answer from the base weights as well.")
+    model: str | None = Field(None, description="The served model's id, to make sure of it.")
+
+    @field_validator("document", "query")
+    @classmethod
+    def _holds_text(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must hold more than white space")
+        return value
+
+    def to_request(self, longest: int) -> AnswerRequest:
+        """The request as the loop takes it; ``longest`` is the server's limit on ``max_tokens``."""
+        asked = self.max_tokens or min(DEFAULTS.max_tokens, longest)
+        sampling = SamplingConfig(
+            max_tokens=asked,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=tuple(self.stop),
+            seed=self.seed,
+        )
+        return AnswerRequest(self.document, self.query, self.adapt, sampling, self.compare_base)
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Step(_Out):
+    """One optimiser step: losses before it, in nats per token."""
+
+    step: int
+    loss: Number
+    ntp_loss: Number
+    grpo_loss: Number
+    reward_mean: Number
+    reward_std: Number
+    entropy_mean: Number
+    kl: Number
+    grad_norm: Number
+    seconds: float
+
+
+class Adaptation(_Out):
+    """How the adaptation went. ``accepted_step`` 0 means the answer is the base weights'."""
+
+    id: str
+    objective: str
+    steps: list[Step]
+    accepted_step: int
+    guard: str | None = Field(description="Why the steps are not used; null when they are.")
+    stopped: str | None = Field(description="Why fewer steps than asked were made.")
+    first_ntp_loss: Number
+    final_ntp_loss: Number
+    fast_weight_bytes: int
+
+    @classmethod
+    def of(cls, report: AdaptationReport, job_id: str) -> "Adaptation":
+        """A report under the id of the job that made it."""
+        values = {name: getattr(report, name) for name in cls.model_fields if name != "id"}
+        return cls.model_validate({"id": f"adapt-{job_id}", **values})
+
+
+class Usage(_Out):
+    """Token counts."""
+
+    document_tokens: int
+    query_tokens: int
+    completion_tokens: int
+    rollout_tokens: int
+
+
+class Timings(_Out):
+    """Wall-clock seconds; other requests take turns meanwhile.
+
+    ``time_to_first_token_seconds`` counts from the end of queueing.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+    adapt_seconds: float
+    decode_seconds: float
+    time_to_first_token_seconds: float
+
+
+class AnswerResponse(_Out):
+    """An answer, what the adaptation did, and what it cost."""
+
+    id: str
+    object: Literal["answer"] = "answer"
+    model: str
+    answer: str
+    base_answer: str | None = Field(description="With compare_base: the unadapted answer.")
+    finish_reason: str
+    adapted: bool
+    adaptation: Adaptation
+    usage: Usage
+    timings: Timings
+
+    @classmethod
+    def of(
+        cls, done: AnswerCompleted, *, job_id: str, model: str, queue_seconds: float
+    ) -> "AnswerResponse":
+        """The response to the request that ended with ``done``."""
+        timings = {name: getattr(done.timings, name, None) for name in Timings.model_fields}
+        return cls(
+            id=f"answer-{job_id}",
+            model=model,
+            answer=done.answer,
+            base_answer=done.base_answer,
+            finish_reason=done.finish_reason,
+            adapted=done.adaptation.adapted,
+            adaptation=Adaptation.of(done.adaptation, job_id),
+            usage=Usage.model_validate(done.usage),
+            timings=Timings.model_validate({**timings, "queue_seconds": queue_seconds}),
+        )
+
+
+class Text(_Out):
+    """A piece of an answer (``answer.delta``), or the whole base answer (``answer.base``)."""
+
+    text: str
+
+
+def wire_event(
+    event: Event, *, job_id: str, model: str, queue_seconds: float
+) -> tuple[str, BaseModel] | None:
+    """An event's name and data in a stream; None for what a stream does not tell."""
+    match event:
+        case BaseAnswered(text):
+            return "answer.base", Text(text=text)
+        case AdaptationStep(report):
+            return "adaptation.step", Step.model_validate(report)
+        case AnswerDelta(text) if text:
+            return "answer.delta", Text(text=text)
+        case AnswerCompleted():
+            response = AnswerResponse.of(
+                event, job_id=job_id, model=model, queue_seconds=queue_seconds
+            )
+            return "answer.completed", response
+        case _:
+            return None
+
+
+class Model(_Out):
+    """The served model, in OpenAI's form with two fields more."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["refine-server"] = "refine-server"
+    family: str
+    parameters: int
+
+
+class ModelList(_Out):
+    """The models that can be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(_Out):
+    """``live`` or ``ready``."""
+
+    status: Literal["live", "ready"]
+
+
+class Version(_Out):
+    """Which software answers."""
+
+    name: Literal["refine-server"] = "refine-server"
+    version: str

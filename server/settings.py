@@ -1,0 +1,122 @@
+"""Every option of the server, each a ``serve`` flag and a ``REFINE_`` environment variable."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from refine_server.ttt.types import Limits
+
+ENV_PREFIX = "REFINE_"
+
+# Read by other rooms, or set by Kubernetes for a service that is called refine-server.
+FOREIGN_VARIABLES = ("REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
+
+
+class SettingsError(ValueError):
+    """An option that is unknown or has a bad value; the message names it."""
+
+
+class Settings(BaseSettings):
+    """Options of one server process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        cli_prog_name="refine-server serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+    )
+
+    model: str = Field(
+        "smollm2", min_length=1, description="smollm2, tiny, a directory or a hub id."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field("cpu", description="Torch device that holds the model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto", description="Type of the base weights; auto keeps the checkpoint's."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
+    prompt: str | None = Field(
+        None,
+        description="Text with {document} and then {query}; the default goes by the model's kind.",
+    )
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto", description="Put the prompt into the tokenizer's chat template."
+    )
+    max_body_bytes: int = Field(4 * 2**20, ge=1, description="Largest request body.")
+    max_document_tokens: int = Field(
+        Limits().document_tokens, ge=1, description="Longest document."
+    )
+    max_query_tokens: int = Field(Limits().query_tokens, ge=1, description="Longest query.")
+    max_tokens: int = Field(
+        4096, ge=1, le=4096, description="Longest answer that a request may ask for, in tokens."
+    )
+    max_active: int = Field(
+        4, ge=1, le=256, description="Requests that take turns at the model; each owns memory."
+    )
+    max_queue: int = Field(
+        32, ge=0, description="Requests that may wait beyond these; more are refused with 429."
+    )
+    request_timeout_seconds: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time of a request, queueing included.",
+    )
+    stall_seconds: float = Field(
+        300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Not ready when one step of work takes longer than this.",
+    )
+    shutdown_seconds: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time that running requests get to finish after SIGTERM.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe messages to log."
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """The longest document and query, as the answering loop takes them."""
+        return Limits(self.max_document_tokens, self.max_query_tokens)
+
+
+def read_settings(arguments: Sequence[str] = ()) -> Settings:
+    """Settings from command-line arguments, then the environment, then the defaults.
+
+    ``--help`` prints every option with its variable and exits.
+
+    Raises:
+        SettingsError: an unknown variable, or a bad value.
+    """
+    _refuse_unknown_variables()
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
+    except ValidationError as error:
+        problems = [f"{_option(e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join(problems)) from None
+
+
+def _option(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else "settings"
+    return f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()})"
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise be an option that silently keeps its default."""
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in known:
+            continue
+        if not variable.startswith(FOREIGN_VARIABLES):
+            raise SettingsError(f"{variable}: no option has this environment variable")

@@ -1,0 +1,126 @@
+"""Over real connections: disconnects, shutdown, full queues."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from refine_server.clients.answers import ClientError, is_ready, stream_answer, wait_until_ready
+
+HELD = {"document": "hold", "query": "gone", "adapt": {"steps": 50}}
+
+
+def test_a_client_that_leaves_cancels_its_job_at_the_next_step(
+    live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
+) -> None:
+    url = live()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/answers", json=HELD, timeout=0.3)
+    assert fake.turns == ["gone"]
+    wait_for(lambda: 'status="499"' in httpx.get(f"{url}/metrics").text)
+    fake.gate.set()
+    wait_for(lambda: "gone" in fake.closed)
+    assert fake.turns == ["gone"]
+    assert 'refine_wasted_seconds_total{reason="disconnect"}' in httpx.get(f"{url}/metrics").text
+
+
+def test_a_client_that_leaves_a_stream_cancels_its_job_at_the_next_step(
+    live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
+) -> None:
+    url = live()
+    with httpx.stream("POST", f"{url}/v1/answers", json={**HELD, "stream": True}) as response:
+        assert response.status_code == 200
+        wait_for(lambda: fake.turns == ["gone"])
+    ended = 'refine_requests_total{endpoint="/v1/answers",status="200"} 1.0'
+    wait_for(lambda: ended in httpx.get(f"{url}/metrics").text)
+    fake.gate.set()
+    wait_for(lambda: "gone" in fake.closed)
+    assert fake.turns == ["gone"]
+
+
+def test_a_full_queue_is_429_with_retry_after(
+    live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
+) -> None:
+    url = live(max_active=1, max_queue=0)
+    thread = threading.Thread(target=lambda: list(stream_answer(url, HELD)))
+    thread.start()
+    wait_for(lambda: fake.turns == ["gone"])
+    response = httpx.post(f"{url}/v1/answers", json={**HELD, "stream": True})
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "queue_full"
+    assert int(response.headers["retry-after"]) >= 1
+    fake.gate.set()
+    thread.join()
+
+
+def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str]) -> None:
+    url = live(request_timeout_seconds=0.1)
+    response = httpx.post(f"{url}/v1/answers", json=HELD)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    with pytest.raises(ClientError, match="longer than") as late:
+        list(stream_answer(url, HELD))
+    assert late.value.code == "timeout"
+
+
+def test_a_chunked_body_over_the_limit_is_413(live: Callable[..., str]) -> None:
+    url = live(max_body_bytes=1000)
+    headers = {"content-type": "application/json"}
+    pieces = (b"x" * 100 for _ in range(20))
+    response = httpx.post(f"{url}/v1/answers", content=pieces, headers=headers)
+    assert response.status_code == 413
+    assert response.headers["x-request-id"]
+
+
+def test_the_client_follows_a_stream(live: Callable[..., str]) -> None:
+    url = live()
+    assert is_ready(url)
+    assert list(wait_until_ready(url)) == []
+    body = {"document": "a\u2028b", "query": "\u2028\x85é", "adapt": {"steps": 1}}
+    events = list(stream_answer(url, body))
+    assert [name for name, _ in events][-1] == "answer.completed"
+    assert events[-1][1]["answer"] == "\u2028\x85é"
+
+
+def test_the_client_reaches_this_machine_without_a_proxy(
+    live: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = live()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert is_ready(url)
+    assert list(stream_answer(url, {"document": "a", "query": "b"}))
+
+
+def test_the_client_tells_what_went_wrong(live: Callable[..., str]) -> None:
+    url = live()
+    with pytest.raises(ClientError, match="no such field") as refused:
+        list(stream_answer(url, {"document": "a", "query": "b", "colour": 1}))
+    assert refused.value.param == "colour"
+    with pytest.raises(ClientError, match="Internal error"):
+        list(stream_answer(url, {"document": "crash", "query": "b"}))
+    with pytest.raises(ClientError, match="no server answers"):
+        list(stream_answer("http://127.0.0.1:9", {}))
+    with pytest.raises(ClientError, match="no address"):
+        list(stream_answer("localhost:80", {}))
+    with pytest.raises(ClientError, match="Not Found"):
+        list(stream_answer(f"{url}/elsewhere", {}))
+    assert not is_ready("http://127.0.0.1:9")
+
+
+def test_other_requests_are_answered_while_the_model_works(
+    live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
+) -> None:
+    url = live()
+    thread = threading.Thread(target=lambda: list(stream_answer(url, HELD)))
+    thread.start()
+    wait_for(lambda: fake.turns == ["gone"])
+    assert httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
+    assert "refine_queue_depth 0.0" in httpx.get(f"{url}/metrics", timeout=5).text
+    long = json.dumps({"document": "word " * 60, "query": "x"})
+    headers = {"content-type": "application/json"}
+    refused = httpx.post(f"{url}/v1/answers", content=long, headers=headers, timeout=5)
+    assert refused.status_code == 413
+    fake.gate.set()
+    thread.join()

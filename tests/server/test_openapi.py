@@ -1,0 +1,38 @@
+"""Requests made from the schema, well-formed and not, against an app on a scripted model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_request_brings_a_server_error(live: Callable[..., str], mode: GenerationMode) -> None:
+    schema = schemathesis.openapi.from_url(f"{live(max_tokens=16)}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert {op.path for op in operations} >= {"/v1/answers", "/v1/models", "/metrics"}
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and not operation.body:
+            continue  # nothing in it can be wrong
+        _call(operation, mode)
+
+
+def _call(operation: Any, mode: GenerationMode) -> None:
+    @settings(
+        max_examples=40 if operation.method == "post" else 3,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
+    @given(st.data())
+    def check(data: Any) -> None:
+        case = data.draw(operation.as_strategy(generation_mode=mode))
+        case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+
+    check()

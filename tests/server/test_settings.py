@@ -1,0 +1,42 @@
+import pytest
+
+from refine_server.server.settings import Settings, SettingsError, read_settings
+
+
+def test_arguments_win_over_variables_and_variables_over_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REFINE_PORT", "9001")
+    monkeypatch.setenv("REFINE_MAX_QUEUE", "3")
+    monkeypatch.setenv("REFINE_THREADS", "")
+    settings = read_settings(["--max-queue", "5", "--dtype=float64"])
+    assert (settings.port, settings.max_queue, settings.dtype) == (9001, 5, "float64")
+    assert (settings.threads, settings.model) == (None, "smollm2")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("REFINE_PORT", "x", r"--port \(REFINE_PORT\): .*integer"),
+        ("REFINE_PORT", "70000", r"less than or equal to 65535"),
+        ("REFINE_DTYPE", "int4", r"REFINE_DTYPE"),
+        ("REFINE_REQUEST_TIMEOUT_SECONDS", "inf", r"finite"),
+        ("REFINE_PROT", "8000", r"REFINE_PROT: no option"),
+    ],
+)
+def test_bad_variables_are_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=message):
+        read_settings()
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFINE_CACHE_DIR", "/tmp")
+    monkeypatch.setenv("REFINE_SERVER_SERVICE_HOST", "10.0.0.1")
+    assert read_settings() == Settings()
+
+
+def test_every_option_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
