@@ -1,1 +1,1 @@
-"""."""
+"""How the models that come with the server were made."""

@@ -1,0 +1,306 @@
+"""The recipe of the tiny DeltaNet that answers from a document (``refine-server train tiny``)."""
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
+from refine_server.ttt.training import corpus, evaluate
+from refine_server.ttt.training.tokenizer import train_tokenizer
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result depends on."""
+
+    seed: int = 0
+    steps: int = 900
+    tokens_per_step: int = 8192
+    longest: int = 1980
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 1e-4
+    warmup_steps: int = 50
+    drill_steps: int = 200
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    retrieved_weight: float = 8.0
+    share_of_others: float = 0.25
+    vocab_size: int = 2560
+    hidden_size: int = 128
+    num_hidden_layers: int = 3
+    num_heads: int = 2
+    intermediate_size: int = 256
+    tied: bool = False
+
+    def model_config(self) -> DeltaNetConfig:
+        """The model's configuration."""
+        return DeltaNetConfig(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_heads=self.num_heads,
+            vocab_size=self.vocab_size,
+            intermediate_size=self.intermediate_size,
+            tie_word_embeddings=self.tied,
+            eos_token_id=0,
+        )
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        span = self.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+    def drill(self, step: int) -> float:
+        """Share of steps on bare facts: all at first, then ever fewer."""
+        return max(0.15, min(1.0, 1.5 - step / self.drill_steps))
+
+    def twins(self, step: int, rng: random.Random) -> float:
+        """Share of keys with a near twin: few until retrieval has begun, then sometimes many."""
+        return 0.1 if step < self.drill_steps else rng.choice((0.1, 0.25, 0.5))
+
+    def length(self, step: int, rng: random.Random) -> int:
+        """Tokens of this step's texts: short ones first, until retrieval has begun; then mixed."""
+        lengths = (112, 232, 480, 980, 1980)  # with what they vary by, just under whole chunks
+        done = step / self.steps
+        if step < self.drill_steps:
+            weights = (1, 0, 0, 0, 0)
+        elif done < 0.3:
+            weights = (3, 3, 2, 0, 0)
+        else:
+            weights = (2, 3, 3, 2, 2)
+        return min(rng.choices(lengths, weights)[0], self.longest)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids [B, T + 1]; for each of the last T its weight and whether it is retrieved: [B, T].
+
+    Of the tokens that are not retrieved a random share counts, at a weight that makes up for it.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    retrieved: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's line. ``retrieved`` is the share of retrieved tokens that are predicted right."""
+
+    step: int
+    steps: int
+    length: int
+    loss: float
+    retrieved: float
+    tokens: int
+    seconds: float
+
+
+def init_model(recipe: Recipe) -> DeltaNet:
+    """Fresh weights: convolutions uniform over all taps, as fla does, all else N(0, 0.02).
+
+    The convolutions decide whether retrieval is found at all: begun as identities, the model had
+    not moved after three times the steps in which it otherwise learns it.
+    """
+    model = DeltaNet(recipe.model_config())
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d):
+                bound = module.kernel_size[0] ** -0.5
+                module.weight.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.embedding.weight
+    return model.requires_grad_(True)
+
+
+def make_batch(recipe: Recipe, step: int, tokenizer: Any) -> Batch:
+    """The batch of a step, the same whenever it is made: texts are drawn from (seed, step)."""
+    rng = random.Random(f"train:{recipe.seed}:{step}")
+    length = recipe.length(step, rng)
+    make = corpus.make_drill if rng.random() < recipe.drill(step) else corpus.make_sample
+    rows = max(1, recipe.tokens_per_step // length)
+    twins = recipe.twins(step, rng)
+    samples = [make(rng, length, twins) for _ in range(rows)]
+    encodings = tokenizer.backend_tokenizer.encode_batch([s.text for s in samples])
+    width = max(len(e.ids) for e in encodings)
+    ids = torch.zeros(rows, width, dtype=torch.long)
+    share = recipe.share_of_others
+    chosen = torch.Generator().manual_seed(rng.getrandbits(62))
+    weights = (torch.rand(rows, width, generator=chosen) < share) / share
+    retrieved = torch.zeros(rows, width, dtype=torch.bool)
+    for row, (sample, encoding) in enumerate(zip(samples, encodings, strict=True)):
+        n = len(encoding.ids)
+        ids[row, :n] = torch.tensor(encoding.ids)
+        weights[row, n:] = 0.0
+        for begin, end in sample.retrieved:
+            first, last = encoding.char_to_token(begin + 1), encoding.char_to_token(end - 1)
+            retrieved[row, first : last + 1] = True
+    weights[retrieved] = recipe.retrieved_weight
+    return Batch(ids, weights[:, 1:], retrieved[:, 1:], sum(len(e.ids) for e in encodings))
+
+
+def loss_of(model: DeltaNet, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Weighted next-token loss, and the share of retrieved tokens that are predicted right.
+
+    The head runs only where the weight is not zero: at this width it costs as much as the layers.
+    """
+    weights = batch.weights.flatten()
+    counted = weights.nonzero()[:, 0]
+    weights, targets = weights[counted], batch.ids[:, 1:].flatten()[counted]
+    output = model(batch.ids[:, :-1])
+    logits = output.hidden.flatten(0, 1)[counted] @ output.head.mT
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+    with torch.no_grad():
+        retrieved = batch.retrieved.flatten()[counted]
+        right = (logits[retrieved].argmax(-1) == targets[retrieved]).float().mean()
+    return loss, right
+
+
+class Trainer:
+    """A training run that can be stopped after any step and resumed with the same result."""
+
+    def __init__(self, recipe: Recipe, out: Path, *, resume: bool = False) -> None:
+        self.recipe, self.out = recipe, out
+        out.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = train_tokenizer(recipe.seed, recipe.vocab_size)
+        self.model = init_model(recipe)
+        self.optimizer = torch.optim.AdamW(
+            self._groups(), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        )
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        if resume:
+            self.restore()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        named = list(self.model.named_parameters())
+        decayed = [p for _, p in named if p.ndim == 2]
+        others = [p for _, p in named if p.ndim != 2]
+        return [
+            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    def run(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        *,
+        until: int | None = None,
+        save_every: int = 50,
+    ) -> None:
+        """Train to the last step (or to step ``until``), with a checkpoint every so many steps."""
+        last = self.recipe.steps if until is None else min(until, self.recipe.steps)
+        while self.step < last:
+            report(self.train_step())
+            if self.step % save_every == 0 or self.step == last:
+                self.save()
+
+    def train_step(self) -> Progress:
+        """One optimiser step."""
+        began = time.monotonic()
+        batch = make_batch(self.recipe, self.step, self.tokenizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        loss, retrieved = loss_of(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += batch.tokens
+        self.seconds += time.monotonic() - began
+        return Progress(
+            self.step,
+            self.recipe.steps,
+            batch.ids.shape[1],
+            loss.item(),
+            retrieved.item(),
+            self.tokens,
+            self.seconds,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, whole or not at all."""
+        partial = self.out / f".{CHECKPOINT}.{os.getpid()}"
+        torch.save(
+            {
+                "recipe": asdict(self.recipe),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+            },
+            partial,
+        )
+        partial.replace(self.out / CHECKPOINT)
+
+    def restore(self) -> None:
+        """Continue from the checkpoint in ``out``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it belongs to another recipe.
+        """
+        saved = torch.load(self.out / CHECKPOINT, weights_only=True)
+        if saved["recipe"] != asdict(self.recipe):
+            raise ValueError(
+                f"{self.out / CHECKPOINT} was made by another recipe: {saved['recipe']}"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
+
+    def finish(self, documents: int = 25) -> dict[str, Any]:
+        """Write the model in HF layout, measure it and return what ``training.json`` records."""
+        self.model.requires_grad_(False).eval()
+        write_model(self.model, self.tokenizer, self.out)
+        self.model.tokenizer = self.tokenizer
+        summary = {
+            "command": "refine-server train tiny",
+            "recipe": asdict(self.recipe),
+            "torch": torch.__version__,
+            "steps": self.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 1),
+            "parameters": self.model.num_parameters,
+            "exact_match": evaluate.by_length(self.model, documents=documents),
+            "exact_match_facts": {str(tokens): facts for tokens, facts in evaluate.LENGTHS},
+            "exact_match_questions": 8 * documents,
+        }
+        (self.out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        return summary
+
+
+def write_model(model: DeltaNet, tokenizer: Any, out: Path) -> None:
+    """Write config, weights and tokenizer as ``models.load`` reads them."""
+    out.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": "delta_net", "architectures": ["DeltaNetForCausalLM"]}
+    config |= asdict(model.config) | {"dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tied = model.config.tie_word_embeddings
+    weights = {n: w.detach().contiguous() for n, w in model.state_dict().items()}
+    if tied:
+        weights.pop("lm_head.weight")
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # it is packaged; save_file makes it private
+    tokenizer.save_pretrained(out)
