@@ -29,7 +29,7 @@ def open_backend(settings: Settings) -> Backend:
     """Load the model. Call it in the thread that will run the model.
 
     Raises:
-        ModelError: the model does not exist or cannot be loaded.
+        ModelError: the model does not exist or cannot be loaded, or the device cannot be used.
     """
     # Torch takes seconds to import, and `--help` must not.
     import copy
@@ -43,6 +43,10 @@ def open_backend(settings: Settings) -> Backend:
 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:  # torch says it with either
+        raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device)
     try:

@@ -131,6 +131,7 @@ def test_a_request_that_the_loop_refuses_is_told_plainly(here: Any, tmp_path: Pa
 def test_a_model_that_is_not_there_is_told_plainly(document: str) -> None:
     asked = ("--document", document, "--query", "who")
     failing(2, "no-such-model", *asked, "--model", "no-such-model")
+    failing(2, "device 'moon' cannot be used", *asked, env={"REFINE_DEVICE": "moon"})
 
 
 def example(tmp_path: Path, answers: list[str]) -> str:
