@@ -34,6 +34,8 @@ class Follower:
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=self.stderr,
+            transient=True,
+            redirect_stdout=False,  # it would send answers to stderr
         )
         with progress if self.stderr.is_terminal else nullcontext():
             task = progress.add_task("reading", total=self.steps or None, numbers="")
@@ -41,7 +43,7 @@ class Follower:
                 if name == "adaptation.step":
                     self._step(progress, task, data)
                 elif name == "answer.base":
-                    self._base(data["text"])
+                    self._base(progress, data["text"])
                 elif name == "answer.delta":
                     progress.update(task, description="answering")
                 elif name == "answer.completed":
@@ -59,9 +61,13 @@ class Follower:
             line = f"step {step['step']}/{self.steps}  {numbers}"
             self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _base(self, text: str) -> None:
-        if not self.as_json:
-            print(f"base: {text.strip()}")
+    def _base(self, progress: Progress, text: str) -> None:
+        if self.as_json:
+            return
+        progress.stop()  # else the bar is drawn over the text
+        print(f"base: {text.strip()}", flush=True)
+        if self.stderr.is_terminal:
+            progress.start()
 
     def _completed(self, response: dict[str, Any]) -> None:
         if self.as_json:
