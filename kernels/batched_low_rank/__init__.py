@@ -1,1 +1,1 @@
-"""Per-request low-rank deltas on a shared projection."""
+"""A shared projection with low-rank deltas of each request's own."""
