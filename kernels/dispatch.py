@@ -21,6 +21,11 @@ from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.batched_low_rank import naive as batched_low_rank_naive
 from refine_server.kernels.batched_low_rank import torch as batched_low_rank_torch
+from refine_server.kernels.fast_weight_optim import naive as fast_weight_optim_naive
+from refine_server.kernels.fast_weight_optim import torch as fast_weight_optim_torch
+from refine_server.kernels.grpo_loss import naive as grpo_loss_naive
+from refine_server.kernels.rollout_reward import naive as rollout_reward_naive
+from refine_server.kernels.select_positions import naive as select_positions_naive
 from refine_server.kernels.short_conv import naive as short_conv_naive
 from refine_server.kernels.short_conv import torch as short_conv_torch
 from refine_server.kernels.token_stats import naive as token_stats_naive
@@ -91,7 +96,17 @@ def _triton_form(naive: Callable[..., object]) -> Callable[..., object]:
 
 
 attention = _choose(attention_naive.attention, attention_torch.attention)
+batched_low_rank = _choose(
+    batched_low_rank_naive.batched_low_rank, batched_low_rank_torch.batched_low_rank, triton=True
+)
 delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_torch.delta_rule)
-low_rank = _choose(batched_low_rank_naive.low_rank, batched_low_rank_torch.low_rank)
+fast_weight_optim = _choose(
+    fast_weight_optim_naive.fast_weight_optim,
+    fast_weight_optim_torch.fast_weight_optim,
+    triton=True,
+)
+grpo_loss = _choose(grpo_loss_naive.grpo_loss, triton=True)
+rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
+select_positions = _choose(select_positions_naive.select_positions, triton=True)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)
 token_stats = _choose(token_stats_naive.token_stats, token_stats_torch.token_stats, triton=True)
