@@ -128,7 +128,10 @@ def _project_kernel(
     tile = tl.program_id(1)
     request, first, end, passed = 0, 0, 0, 0
     for r in range(R):  # whose tile this is
-        begin_r, end_r = tl.load(cu_seqlens + r).to(tl.int32), tl.load(cu_seqlens + r + 1).to(tl.int32)
+        begin_r, end_r = (
+            tl.load(cu_seqlens + r).to(tl.int32),
+            tl.load(cu_seqlens + r + 1).to(tl.int32),
+        )
         tiles = tl.cdiv(end_r - begin_r, BLOCK_M)
         here = (tile >= passed) & (tile < passed + tiles)
         request = tl.where(here, r, request)

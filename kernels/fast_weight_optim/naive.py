@@ -1,6 +1,5 @@
 """AdamW and SGD request by request, tensor by tensor: the definition of the op."""
 
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -74,9 +74,7 @@ class _TokenStats(torch.autograd.Function):
         return tuple(stats)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor, *_: Any
-    ) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, None, None]:
         slope, *kept = ctx.saved_tensors
         grad_hidden = slope * grad[:, None].to(slope.dtype)
         if not kept:

@@ -71,4 +71,6 @@ def test_a_row_of_nan_stays_its_own() -> None:
 
 def test_fp64_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="float64"):
-        form.token_stats(torch.randn(2, 4).double(), torch.randn(5, 4).double(), torch.tensor([0, 1]))
+        form.token_stats(
+            torch.randn(2, 4).double(), torch.randn(5, 4).double(), torch.tensor([0, 1])
+        )
