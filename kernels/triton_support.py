@@ -14,12 +14,15 @@ LOWEST = tl.constexpr(-1e30)
 
 
 @triton.jit
-def dot(a, b, acc):
-    """acc + a @ b in fp32. fp32 operands go through the tensor cores in three tf32 terms."""
+def dot(a, b, acc, PRECISION: tl.constexpr = "tf32x3"):
+    """acc + a @ b, accumulated in fp32.
+
+    fp32 operands go through the tensor cores in three tf32 terms, which is nearly exact, or in one.
+    """
     if INTERPRETED:  # its bf16 arithmetic is silently wrong
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="tf32x3")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 def check_dtype(*tensors: torch.Tensor) -> None:

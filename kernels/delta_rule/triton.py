@@ -67,12 +67,13 @@ class _Shape:
         self.scale = K**-0.5
         columns = min(COLUMNS, max(16, triton.next_power_of_2(V)))
         self.column_blocks = triton.cdiv(V, columns)
-        self.tile: dict[str, int] = {
+        self.tile: dict[str, Any] = {
             "K": K,
             "V": V,
             "C": C,
             "BLOCK_K": max(16, triton.next_power_of_2(K)),
             "BLOCK_V": columns,
+            "P": "tf32x3" if q.dtype == torch.float32 else "tf32",
         }
 
     @property
@@ -123,16 +124,23 @@ class _DeltaRule(torch.autograd.Function):
         after = torch.empty_like(states[:, :, 1:], memory_format=torch.contiguous_format)
         grad_state = torch.empty_like(states[:, :, 0], memory_format=torch.contiguous_format)
         N, tile = shape.chunks, shape.tile
+        K, C = tile["K"], tile["C"]
         if shape.rows:
             kernels.read_backward[(N, shape.column_blocks, shape.rows)](
                 q, k, grad_o, grad_d, shape.T, shape.scale, **tile, num_warps=4
             )
             kernels.scan_backward[(shape.column_blocks, shape.rows)](
                 q, k, w, grad_o, grad_states, grad_d, after, grad_state,
-                shape.T, N, shape.scale, **tile, num_warps=4,
+                shape.T, N, shape.scale, **tile, num_warps=8,
             )  # fmt: skip
-            kernels.chunk_backward[(N, shape.rows)](
-                q, k, v, beta, inverse, w, d, states, grad_o, grad_d, after,
-                grad_q, grad_k, grad_v, grad_beta, shape.T, shape.scale, **tile, num_warps=8,
+            grad_bk, grad_a, grad_p = (shape.scratch(q, width) for width in (K, C, C))
+            kernels.solve_backward[(N, shape.rows)](
+                k, v, beta, inverse, w, d, states, grad_o, grad_d, grad_v, grad_beta,
+                grad_bk, grad_a, grad_p, shape.T, shape.scale, **tile, num_warps=8,
+            )  # fmt: skip
+            part = min(64, tile["BLOCK_K"])
+            kernels.chunk_backward[(N, triton.cdiv(K, part), shape.rows)](
+                q, k, beta, d, states, grad_o, after, grad_bk, grad_a, grad_p, grad_q, grad_k,
+                shape.T, shape.scale, **(tile | {"BLOCK_K": part}), num_warps=4,
             )  # fmt: skip
         return grad_q, grad_k, grad_v, grad_beta, grad_state
