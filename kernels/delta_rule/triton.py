@@ -125,18 +125,19 @@ class _DeltaRule(torch.autograd.Function):
         grad_state = torch.empty_like(states[:, :, 0], memory_format=torch.contiguous_format)
         N, tile = shape.chunks, shape.tile
         K, C = tile["K"], tile["C"]
+        warps = 8 if C > 16 else 4
         if shape.rows:
             kernels.read_backward[(N, shape.column_blocks, shape.rows)](
                 q, k, grad_o, grad_d, shape.T, shape.scale, **tile, num_warps=4
             )
             kernels.scan_backward[(shape.column_blocks, shape.rows)](
                 q, k, w, grad_o, grad_states, grad_d, after, grad_state,
-                shape.T, N, shape.scale, **tile, num_warps=8,
+                shape.T, N, shape.scale, **tile, num_warps=warps, num_stages=1,
             )  # fmt: skip
             grad_bk, grad_a, grad_p = (shape.scratch(q, width) for width in (K, C, C))
             kernels.solve_backward[(N, shape.rows)](
                 k, v, beta, inverse, w, d, states, grad_o, grad_d, grad_v, grad_beta,
-                grad_bk, grad_a, grad_p, shape.T, shape.scale, **tile, num_warps=8,
+                grad_bk, grad_a, grad_p, shape.T, shape.scale, **(tile | {"BLOCK_V": 16}), num_warps=warps, num_stages=1,
             )  # fmt: skip
             part = min(64, tile["BLOCK_K"])
             kernels.chunk_backward[(N, triton.cdiv(K, part), shape.rows)](
