@@ -96,14 +96,10 @@ class _DeltaRule(torch.autograd.Function):
         shape = _Shape(q, v)
         K, V, N, tile = q.shape[-1], v.shape[-1], shape.chunks, shape.tile
         inverse, w, d = (shape.scratch(q, width) for width in (tile["C"], K, V))
-        states = torch.empty(
-            shape.B, shape.H, N + 1, K, V, dtype=torch.float32, device=q.device
-        )
+        states = torch.empty(shape.B, shape.H, N + 1, K, V, dtype=torch.float32, device=q.device)
         o = torch.empty_like(v, dtype=q.dtype)
         if shape.rows:
-            kernels.solve[(N, shape.rows)](
-                k, v, beta, inverse, w, d, shape.T, **tile, num_warps=4
-            )
+            kernels.solve[(N, shape.rows)](k, v, beta, inverse, w, d, shape.T, **tile, num_warps=4)
             kernels.scan[(shape.column_blocks, shape.rows)](
                 k, w, d, state, states, shape.T, N, **tile, num_warps=4
             )

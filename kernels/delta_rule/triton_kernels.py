@@ -11,7 +11,9 @@ from refine_server.kernels.triton_support import dot
 
 
 @triton.jit
-def _load(x, row, first, length, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, at=0):
+def _load(
+    x, row, first, length, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, at=0
+):
     """ROWS tokens from ``first`` on and BLOCK columns from ``at`` on, of row [length, WIDTH]."""
     t = first + tl.arange(0, ROWS)
     c = at + tl.arange(0, BLOCK)
