@@ -30,7 +30,7 @@ SECONDS_A_SIDE = 0.5
 def run() -> dict[str, Any]:
     """Every case: ``{"kernels": [...]}``, as ``refine-server bench kernels`` prints it."""
     with ThreadPoolExecutor(2) as pool:
-        errors, resources = pool.map(_in_process, ("errors", "resources"))
+        errors, resources = pool.map(in_process, ("errors", "resources"))
     kernels = [
         {
             "name": case.name,
@@ -48,10 +48,11 @@ def run() -> dict[str, Any]:
 
 def form(case: Case, name: str) -> Form | None:
     """An op's ``naive``, ``torch`` or ``triton`` form, None where there is none."""
+    path = f"refine_server.kernels.{case.folder}.{name}"
     try:
-        module = importlib.import_module(f"refine_server.kernels.{case.op}.{name}")
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != f"refine_server.kernels.{case.op}.{name}":
+        if error.name != path:
             raise
         return None
     chosen: Form = getattr(module, case.op)
@@ -172,14 +173,14 @@ def on_gpu(case: Case) -> dict[str, Any]:
 # -- processes ----------------------------------------------------------------------------------
 
 
-def _in_process(what: str) -> Any:
+def in_process(what: str, *arguments: str) -> Any:
     """What this module's ``errors`` or ``resources`` gives in a process of its own."""
     interpret = what == "errors" and not torch.cuda.is_available()
     environment = os.environ | {
         "TRITON_INTERPRET": "1" if interpret else "0",
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    command = [sys.executable, "-m", "refine_server.benchmarks.kernels", what]
+    command = [sys.executable, "-m", "refine_server.benchmarks.kernels", what, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"measuring the kernels' {what} failed:\n{done.stderr[-2000:]}")
@@ -187,4 +188,5 @@ def _in_process(what: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"errors": errors, "resources": resources}[sys.argv[1]]()))
+    arguments = [int(argument) for argument in sys.argv[2:]]  # of resources: the architecture
+    print(json.dumps({"errors": errors, "resources": resources}[sys.argv[1]](*arguments)))
