@@ -17,10 +17,10 @@ import torch as _torch
 
 from refine_server.kernels.attention import naive as attention_naive
 from refine_server.kernels.attention import torch as attention_torch
-from refine_server.kernels.delta_rule import naive as delta_rule_naive
-from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.batched_low_rank import naive as batched_low_rank_naive
 from refine_server.kernels.batched_low_rank import torch as batched_low_rank_torch
+from refine_server.kernels.delta_rule import naive as delta_rule_naive
+from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.fast_weight_optim import naive as fast_weight_optim_naive
 from refine_server.kernels.fast_weight_optim import torch as fast_weight_optim_torch
 from refine_server.kernels.grpo_loss import naive as grpo_loss_naive

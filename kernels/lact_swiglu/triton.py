@@ -121,7 +121,7 @@ def _launch(mode: int, x: Tensor, w0: Tensor, w2: Tensor, beside: list[Tensor]) 
         _swiglu_kernel[(triton.cdiv(T, tall), triton.cdiv(units, 64), memories)](
             x, w0, w2, *given, *written, T, F=units, D=D, MODE=mode,
             BLOCK_T=tall, BLOCK_F=64, BLOCK_D=32 if x.dtype == torch.float32 else 64,
-            num_warps=8 if tall == 128 else 4, num_stages=3,
+            num_warps=8 if tall == 128 or mode == WRITE_BACKWARD else 4, num_stages=3,
         )  # fmt: skip
     return outputs
 
