@@ -55,7 +55,7 @@ class FakeModel:
         self.turns: list[str] = []
         self.closed: list[str] = []
         self.fails_to_open: Exception | None = None
-        self.fingerprint = "as loaded"
+        self.measured = "as loaded"
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -69,8 +69,8 @@ class FakeModel:
             parameters=7,
             dtype="float32",
             device="cpu",
-            fingerprint=self.fingerprint,
-            measure=lambda: self.fingerprint,
+            fingerprint="as loaded",
+            measure=lambda: self.measured,
             check=self.check,
             perform=self.perform,
             dump=dump,
