@@ -12,6 +12,8 @@ from refine_server.kernels.attention import naive as attention_naive
 from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
+from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
+from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
 from refine_server.kernels.low_rank import naive as low_rank_naive
 from refine_server.kernels.low_rank import torch as low_rank_torch
 from refine_server.kernels.short_conv import naive as short_conv_naive
@@ -40,6 +42,8 @@ def _choose(naive: Op, torch: Op) -> Op:
 
 attention = _choose(attention_naive.attention, attention_torch.attention)
 delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_torch.delta_rule)
+lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply)
+lact_gradient = _choose(lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient)
 low_rank = _choose(low_rank_naive.low_rank, low_rank_torch.low_rank)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)
 token_stats = _choose(token_stats_naive.token_stats, token_stats_torch.token_stats)
