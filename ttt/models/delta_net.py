@@ -1,7 +1,8 @@
 """DeltaNet (arXiv 2406.06484) in the layout of flash-linear-attention: same config, same names."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,74 +10,40 @@ from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.base import CausalLM, ModelError
+from refine_server.ttt.models.fla import MLP_PROJECTIONS, FlaCausalLM, FlaConfig, RMSNorm
 from refine_server.ttt.models.layers import linear, per_row, rms_norm
 from refine_server.ttt.models.state import DeltaState, DeltaTrace, pad_conv
 
 L2_EPS = 1e-6  # fla's l2norm: x / sqrt(sum x² + eps)
 FAST_PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj")
-LOW_RANK_PROJECTIONS = (*FAST_PROJECTIONS, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LOW_RANK_PROJECTIONS = (*FAST_PROJECTIONS, *MLP_PROJECTIONS)
 
 
-@dataclass(frozen=True)
-class DeltaNetConfig:
+@dataclass(frozen=True, kw_only=True)
+class DeltaNetConfig(FlaConfig):
     """The fields of fla's ``delta_net`` config that change what is computed."""
 
-    hidden_size: int
-    num_hidden_layers: int
     num_heads: int
-    vocab_size: int
-    intermediate_size: int | None = None
-    hidden_ratio: int | None = 4
     expand_k: float = 1.0
     expand_v: float = 1.0
     conv_size: int = 4
-    norm_eps: float = 1e-6
     use_beta: bool = True
     use_gate: bool = False
     use_short_conv: bool = True
     allow_neg_eigval: bool = False
-    tie_word_embeddings: bool = False
-    qk_norm: Literal["l2"] = "l2"
-    qk_activation: Literal["silu"] = "silu"
-    hidden_act: Literal["swish"] = "swish"
+    qk_norm: str = "l2"
+    qk_activation: str = "silu"
     attn: None = None
     attnres_block_size: None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
 
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Self:
-        """Read fla's config; a setting that would be computed wrongly is refused by name."""
-        known = {f.name for f in fields(cls)}
-        parsed = cls(**{key: value for key, value in config.items() if key in known})
-        fixed = {
+    def fixed(self) -> dict[str, tuple[Any, ...]]:
+        """See ``FlaConfig.fixed``."""
+        return super().fixed() | {
             "qk_norm": ("l2",),
             "qk_activation": ("silu",),
-            "hidden_act": ("swish", "silu"),
             "attn": (None,),
             "attnres_block_size": (None,),
         }
-        for key, allowed in fixed.items():
-            if getattr(parsed, key) not in allowed:
-                raise ModelError(f"delta_net: {key}={getattr(parsed, key)!r} is not supported")
-        return parsed
-
-    @property
-    def mlp_size(self) -> int:
-        """fla's rule: hidden_ratio · 2/3 of the width, rounded up to a multiple of 256."""
-        if self.intermediate_size is not None:
-            return self.intermediate_size
-        size = int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3)
-        return 256 * -(-size // 256)
-
-
-class RMSNorm(nn.Module):
-    """Holder of a norm's weight [D]; the arithmetic is ``layers.rms_norm``."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
 
 
 class DeltaNetAttention(nn.Module):
@@ -101,38 +68,7 @@ class DeltaNetAttention(nn.Module):
         self.o_proj = nn.Linear(value_dim, width, bias=False)
 
 
-class DeltaNetMLP(nn.Module):
-    """The parameters of the gated MLP."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
-
-
-class DeltaNetBlock(nn.Module):
-    """The parameters of one layer."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size)
-        self.attn = DeltaNetAttention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size)
-        self.mlp = DeltaNetMLP(config)
-
-
-class DeltaNetModel(nn.Module):
-    """The parameters below the LM head."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DeltaNetBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size)
-
-
-class DeltaNet(CausalLM):
+class DeltaNet(FlaCausalLM):
     """DeltaNet with an explicit state: memory [B, H, K, V] and the convolutions' last inputs.
 
     Fast weights of a request: an initial memory S₀ for every layer and low-rank deltas on the
@@ -140,38 +76,22 @@ class DeltaNet(CausalLM):
     """
 
     family = "delta_net"
-    embed_name = "model.embeddings"
+    config: DeltaNetConfig
 
     def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.norm_eps = config.norm_eps
-        self.model = DeltaNetModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embeddings.weight
-        self.requires_grad_(False)
+        super().__init__(config, partial(DeltaNetAttention, config))
 
     def context(self, x: Tensor, position: Tensor) -> None:
         """Nothing: the delta rule knows no positions."""
 
-    def block(
-        self, index: int, x: Tensor, state: Any, fast: FastWeights, context: None
-    ) -> tuple[Tensor, DeltaTrace]:
-        """One layer: delta rule, then gated MLP, each on a normed residual stream."""
-        layer, name = self.model.layers[index], f"model.layers.{index}"
-        h = rms_norm(x, layer.attn_norm.weight, self.norm_eps, fast, f"{name}.attn_norm")
-        mixed, trace = self._mix(layer.attn, h, state, fast, f"{name}.attn")
-        x = x + mixed
-        h = rms_norm(x, layer.mlp_norm.weight, self.norm_eps, fast, f"{name}.mlp_norm")
-        gate = linear(h, layer.mlp.gate_proj, fast, f"{name}.mlp.gate_proj")
-        up = linear(h, layer.mlp.up_proj, fast, f"{name}.mlp.up_proj")
-        return x + linear(
-            F.silu(gate) * up, layer.mlp.down_proj, fast, f"{name}.mlp.down_proj"
-        ), trace
-
     def _mix(
-        self, attn: Any, h: Tensor, state: DeltaState | None, fast: FastWeights, name: str
+        self,
+        attn: Any,
+        h: Tensor,
+        state: DeltaState | None,
+        fast: FastWeights,
+        name: str,
+        context: None,
     ) -> tuple[Tensor, DeltaTrace]:
         B, T, _ = h.shape
         H = self.config.num_heads

@@ -169,27 +169,40 @@ class KVState:
 class KVTrace:
     """Keys and values that an attention layer computed, after ``before`` (None: from the start).
 
-    k, v: [B, H, S, D]: the whole tail, the new tokens last.
+    k, v: [B, H, S, D]: the whole tail, the new tokens last. window: as the attention's; a state
+    keeps no token that none of the next ones will see.
     """
 
     k: Tensor
     v: Tensor
     before: KVState | None
+    window: int | None = None
 
     def final(self) -> KVState:
-        if self.before is not None:
-            return replace(self.before, k=self.k, v=self.v)
-        length = torch.full(self.k.shape[:1], self.k.shape[2], device=self.k.device)
-        return self._shared(length)
+        k, v = self._last(self.k), self._last(self.v)
+        if self.before is None:
+            length = torch.full(k.shape[:1], k.shape[2], device=k.device)
+            return _shared(k, v, length)
+        if self.window is not None and k.shape[2] >= self.window - 1:
+            nothing = k.new_empty(self.before.prefix_k.shape[0], k.shape[1], 0, k.shape[3])
+            return KVState(nothing, nothing, torch.zeros_like(self.before.prefix_length), k, v)
+        return replace(self.before, k=k, v=v)
 
     def at(self, positions: Tensor) -> KVState:
         if self.before is not None:
             raise ValueError("branches start from a forward over the whole sequence")
-        return self._shared(positions.flatten())
+        return _shared(self.k, self.v, positions.flatten())
 
-    def _shared(self, length: Tensor) -> KVState:
-        empty = self.k.new_empty(length.shape[0], self.k.shape[1], 0, self.k.shape[3])
-        return KVState(self.k, self.v, length, empty, empty)
+    def _last(self, x: Tensor) -> Tensor:
+        S = x.shape[2]
+        if self.window is None or self.window > S:
+            return x
+        return x[:, :, S - self.window + 1 :].clone()  # a view would keep all of x alive
+
+
+def _shared(k: Tensor, v: Tensor, length: Tensor) -> KVState:
+    empty_k, empty_v = (x.new_empty(length.shape[0], x.shape[1], 0, x.shape[3]) for x in (k, v))
+    return KVState(k, v, length, empty_k, empty_v)
 
 
 def pad_conv(past: Tensor | None, x: Tensor, width: int) -> Tensor:
