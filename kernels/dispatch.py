@@ -12,6 +12,8 @@ from refine_server.kernels.attention import naive as attention_naive
 from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
+from refine_server.kernels.gated_delta_rule import naive as gated_delta_rule_naive
+from refine_server.kernels.gated_delta_rule import torch as gated_delta_rule_torch
 from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
 from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
 from refine_server.kernels.low_rank import naive as low_rank_naive
@@ -42,6 +44,9 @@ def _choose(naive: Op, torch: Op) -> Op:
 
 attention = _choose(attention_naive.attention, attention_torch.attention)
 delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_torch.delta_rule)
+gated_delta_rule = _choose(
+    gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
+)
 lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply)
 lact_gradient = _choose(lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient)
 low_rank = _choose(low_rank_naive.low_rank, low_rank_torch.low_rank)
