@@ -95,6 +95,7 @@ def make_window(dtype: torch.dtype) -> CausalLM:
 
 FAMILIES: dict[str, Callable[[torch.dtype], CausalLM]] = {
     "delta_net": partial(make_golden, "delta_net"),
+    "gated_delta_net": partial(make_golden, "gated_delta_net"),
     "lact": partial(make_golden, "lact_760m_style"),
     "overlay": make_overlay,
     "window": make_window,

@@ -13,6 +13,7 @@ from refine_server.ttt.models import embedded
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.fla import FlaCausalLM, FlaConfig
+from refine_server.ttt.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from refine_server.ttt.models.lact import LaCT, LaCTConfig
 from refine_server.ttt.models.overlay import Overlay
 
@@ -20,6 +21,7 @@ M = TypeVar("M", bound=Any)
 
 FLA_LAYOUT: dict[str, tuple[Callable[[Any], FlaCausalLM], type[FlaConfig]]] = {
     "delta_net": (DeltaNet, DeltaNetConfig),
+    "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
     "lact_swiglu": (LaCT, LaCTConfig),
 }
 """Model types that transformers does not know, with the family and the configuration of each."""

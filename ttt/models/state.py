@@ -84,7 +84,8 @@ class DeltaTrace:
     """Keys, values and write strengths of a delta-rule layer, and its memory at chunk boundaries.
 
     k: [B, H, T, K]; v: [B, H, T, V]; beta: [B, H, T]; memory: [B, H, N + 1, K, V] as the op returns
-    it; conv_inputs: [B, W - 1 + T, C], what came before the first token included.
+    it; conv_inputs: [B, W - 1 + T, C], what came before the first token included; g: [B, H, T, 1|K]
+    log of the decay, None if nothing decays.
     """
 
     k: Tensor
@@ -92,17 +93,18 @@ class DeltaTrace:
     beta: Tensor
     memory: Tensor
     conv_inputs: Tensor | None
+    g: Tensor | None = None
 
     def final(self) -> DeltaState:
         T = self.k.shape[2]
-        conv = None if self.conv_inputs is None else self.conv_inputs[:, T:]
-        return DeltaState(self.memory[:, :, -1], conv)
+        conv = None if self.conv_inputs is None else self.conv_inputs[:, T:].clone()
+        return DeltaState(self.memory[:, :, -1].clone(), conv)
 
     def at(self, positions: Tensor) -> DeltaState:
         """From the chunk boundary before each position, write the few tokens up to it.
 
-        Tokens from the position on get beta = 0, so they write nothing. Only the memory is
-        replayed: keys and values are already there, so no projection is computed again.
+        Tokens from the position on get beta = 0 and g = 0, so they change nothing. Only the memory
+        is replayed: keys and values are already there, so no projection is computed again.
         """
         R, G = positions.shape
         row = torch.arange(R, device=positions.device)[:, None].expand(R, G)
@@ -117,8 +119,13 @@ class DeltaTrace:
             return x.transpose(1, 2)[row[..., None], tokens].flatten(0, 1).transpose(1, 2)
 
         k, v = gather(self.k), gather(self.v)
-        beta = gather(self.beta).masked_fill(unread.flatten(0, 1)[:, None], 0.0)
-        _, states = dispatch.delta_rule(k, k, v, beta, memory)
+        unread = unread.flatten(0, 1)[:, None]  # [RG, 1, CHUNK]
+        beta = gather(self.beta).masked_fill(unread, 0.0)
+        if self.g is None:
+            _, states = dispatch.delta_rule(k, k, v, beta, memory)
+        else:
+            g = gather(self.g).masked_fill(unread[..., None], 0.0)
+            _, states = dispatch.gated_delta_rule(k, k, v, g, beta, memory)
         return DeltaState(states[:, :, -1], self._conv_at(row, positions))
 
     def _conv_at(self, row: Tensor, positions: Tensor) -> Tensor | None:

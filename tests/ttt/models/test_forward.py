@@ -16,6 +16,7 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
     ("name", "gradients"),
     [
         ("delta_net", 20),
+        ("gated_delta_net", 0),
         ("lact_760m_style", 20),
         ("lact_prenorm", 30),
         ("lact_per_channel", 28),
