@@ -17,13 +17,17 @@ import torch as _torch
 
 from refine_server.kernels.attention import naive as attention_naive
 from refine_server.kernels.attention import torch as attention_torch
-from refine_server.kernels.delta_rule import naive as delta_rule_naive
-from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.batched_low_rank import naive as batched_low_rank_naive
 from refine_server.kernels.batched_low_rank import torch as batched_low_rank_torch
+from refine_server.kernels.delta_rule import naive as delta_rule_naive
+from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.fast_weight_optim import naive as fast_weight_optim_naive
 from refine_server.kernels.fast_weight_optim import torch as fast_weight_optim_torch
+from refine_server.kernels.gated_delta_rule import naive as gated_delta_rule_naive
+from refine_server.kernels.gated_delta_rule import torch as gated_delta_rule_torch
 from refine_server.kernels.grpo_loss import naive as grpo_loss_naive
+from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
+from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
 from refine_server.kernels.rollout_reward import naive as rollout_reward_naive
 from refine_server.kernels.select_positions import naive as select_positions_naive
 from refine_server.kernels.short_conv import naive as short_conv_naive
@@ -108,5 +112,10 @@ fast_weight_optim = _choose(
 grpo_loss = _choose(grpo_loss_naive.grpo_loss, triton=True)
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
+gated_delta_rule = _choose(
+    gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
+)
+lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply)
+lact_gradient = _choose(lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)
 token_stats = _choose(token_stats_naive.token_stats, token_stats_torch.token_stats, triton=True)

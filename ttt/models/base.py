@@ -209,6 +209,16 @@ class CausalLM(nn.Module, ABC):
             tensors[f"{name}.lora_b"] = torch.zeros(1, size, out, device=self.device, dtype=dtype)
         return tensors
 
+    def empty_memories(
+        self, modules: Sequence[str], shape: tuple[int, int, int]
+    ) -> dict[str, Tensor]:
+        """Learnable initial memories [1, H, K, V] of delta-rule layers: zeros, as without them."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return {
+            f"{name}.state": torch.zeros(1, *shape, dtype=dtype, device=self.device)
+            for name in modules
+        }
+
     def full_copy(self) -> FastWeights:
         """A request's copy of every parameter (``targets = all``, as in the paper)."""
         dtype = torch.promote_types(self.dtype, torch.float32)
