@@ -23,6 +23,8 @@ from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
 from refine_server.kernels.fast_weight_optim import naive as fast_weight_optim_naive
 from refine_server.kernels.fast_weight_optim import torch as fast_weight_optim_torch
+from refine_server.kernels.gated_delta_rule import naive as gated_delta_rule_naive
+from refine_server.kernels.gated_delta_rule import torch as gated_delta_rule_torch
 from refine_server.kernels.grpo_loss import naive as grpo_loss_naive
 from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
 from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
@@ -114,5 +116,10 @@ lact_gradient = _choose(
 )
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
+gated_delta_rule = _choose(
+    gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
+)
+lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply)
+lact_gradient = _choose(lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)
 token_stats = _choose(token_stats_naive.token_stats, token_stats_torch.token_stats, triton=True)
