@@ -30,8 +30,10 @@ def test_a_step_is_the_same(make_model, tokens, perturbed, monkeypatch) -> None:
         if name[0] != "_" and hasattr(op, "__wrapped__"):  # an op that has a Triton form
             monkeypatch.setattr(dispatch, name, dispatch._triton_form(op.__wrapped__))
     actual, actual_fast = step()
-    for field in ("loss", "ntp_loss", "kl", "reward_mean", "entropy_mean", "grad_norm"):
-        assert getattr(actual, field) == pytest.approx(getattr(expected, field), rel=1e-4), field
+    fields = ("loss", "ntp_loss", "kl", "reward_mean", "entropy_mean", "grad_norm")
+    for field in fields:  # kl is a small difference of numbers around 1, so fp32 keeps 1e-7 of it
+        near = pytest.approx(getattr(expected, field), rel=1e-4, abs=1e-7)
+        assert getattr(actual, field) == near, field
     moved = 0.0
     for name in expected_fast:
         gradient, other = expected_fast[name].grad, actual_fast[name].grad
