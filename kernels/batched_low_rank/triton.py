@@ -99,7 +99,8 @@ def _project(
             K=K, RANK=rank, BLOCK_R=max(16, triton.next_power_of_2(rank)),
             BIAS=bias is not None, ONLY_LOW=only_low,
             BLOCK_M=tall, BLOCK_N=wide, BLOCK_K=32 if narrow else 64,
-            num_warps=8 if tall == 128 else 4, num_stages=3,
+            num_warps=8 if tall == 128 else 4,
+            num_stages=2 if narrow and rank > 128 else 3,  # as many as shared memory holds
         )  # fmt: skip
     return y, low
 
