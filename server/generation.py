@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
+import anyio.to_thread
 from fastapi import Depends, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
@@ -135,7 +136,8 @@ async def _whole(events: AsyncGenerator[Event | Admitted, None], formatter: Form
     async for event in events:
         if not isinstance(event, Admitted):
             formatter.take(event)
-    return JSONResponse(formatter.response())
+    # Thousands of log-probabilities take a while to write, which must not hold up the others.
+    return await anyio.to_thread.run_sync(lambda: JSONResponse(formatter.response()))
 
 
 async def _server_sent_events(
@@ -144,7 +146,8 @@ async def _server_sent_events(
     try:
         async for event in events:
             if not isinstance(event, Admitted):
-                for chunk in formatter.take(event):
+                formatter.take(event)
+                for chunk in formatter.chunks(event):
                     yield ServerSentEvent(data=json.dumps(chunk))
         for chunk in formatter.last_chunks():
             yield ServerSentEvent(data=json.dumps(chunk))

@@ -47,7 +47,7 @@ class _Choice:
 
 
 class Formatter(ABC):
-    """Takes the events of one request in order.
+    """Takes the events of one request, in order.
 
     Args:
         id: of the response, without what its kind puts before it.
@@ -75,25 +75,40 @@ class Formatter(ABC):
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._prompt_tokens = self._completion_tokens = 0
 
-    def take(self, event: Event) -> list[dict[str, Any]]:
-        """Take the next event; the chunks that a stream tells of it."""
+    def take(self, event: Event) -> None:
+        """Take the next event."""
         match event:
             case PromptRead():
                 self._prompt_tokens += event.tokens
-                first = event.prompt * self.n
-                told = [self._begin(i, event.echo) for i in range(first, first + self.n)]
-                return [self._chunk(choice) for choice in told if choice is not None]
+                text = b"".join(token.data for token in event.echo).decode(errors="replace")
+                for index in self._choices_of(event):
+                    self._choices[index].text = text
+                    self._choices[index].tokens += event.echo
             case CompletionDelta():
                 self._completion_tokens += 1
-                choice = self._choices[event.choice]
-                choice.text += event.text
-                delta = self._delta(event)
-                return [] if delta is None else [self._chunk(delta)]
+                self._choices[event.choice].text += event.text
+                self._choices[event.choice].tokens += self._told(event)
             case ChoiceEnded():
                 self._choices[event.choice].finish_reason = event.finish_reason
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        """What a stream tells of an event that was taken."""
+        match event:
+            case PromptRead():
+                told = [self._begin(index, event.echo) for index in self._choices_of(event)]
+                return [self._chunk(choice) for choice in told if choice is not None]
+            case CompletionDelta():
+                tokens = self._told(event) if self.logprobs else ()
+                if not event.text and not tokens:
+                    return []
+                return [self._chunk(self._piece(event.choice, event.text, tokens))]
+            case ChoiceEnded():
                 return [self._chunk(self._end(event))]
             case _:
                 return []
+
+    def _choices_of(self, event: PromptRead) -> range:
+        return range(event.prompt * self.n, (event.prompt + 1) * self.n)
 
     def last_chunks(self) -> list[dict[str, Any]]:
         """What a stream tells after the last event."""
@@ -129,16 +144,20 @@ class Formatter(ABC):
         return chunk
 
     @abstractmethod
-    def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        """The choice's prompt was read."""
+    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
+        """The token, if log-probabilities tell of it."""
 
     @abstractmethod
-    def _delta(self, event: CompletionDelta) -> dict[str, Any] | None:
-        """The choice has one more token; its text is taken in already."""
+    def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
+        """What a chunk tells of a choice whose prompt was read."""
+
+    @abstractmethod
+    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
+        """What a chunk tells of more text."""
 
     @abstractmethod
     def _end(self, event: ChoiceEnded) -> dict[str, Any]:
-        """The choice is complete."""
+        """What a chunk tells of a choice that is complete."""
 
     @abstractmethod
     def _whole(self, choices: list[tuple[int, _Choice]]) -> BaseModel:
@@ -151,23 +170,14 @@ class CompletionFormatter(Formatter):
     prefix = "cmpl"
     chunk_object = "text_completion"
 
+    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
+        return (event.token,)
+
     def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        choice = self._choices[index]
-        choice.text = b"".join(token.data for token in echo).decode(errors="replace")
-        choice.tokens += echo
-        return self._piece(choice, index, choice.text, echo) if echo else None
+        return self._piece(index, self._choices[index].text, echo) if echo else None
 
-    def _delta(self, event: CompletionDelta) -> dict[str, Any] | None:
-        choice = self._choices[event.choice]
-        choice.tokens.append(event.token)
-        if not event.text and not self.logprobs:
-            return None
-        return self._piece(choice, event.choice, event.text, (event.token,))
-
-    def _piece(
-        self, choice: _Choice, index: int, text: str, tokens: tuple[ScoredToken, ...]
-    ) -> dict[str, Any]:
-        told = self._logprobs(choice, list(tokens))
+    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
+        told = self._logprobs(self._choices[index], list(tokens))
         logprobs = None if told is None else told.model_dump()
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
@@ -216,20 +226,15 @@ class ChatFormatter(Formatter):
     prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
 
+    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
+        return () if event.ends else (event.token,)
+
     def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        return self._piece(index, {"role": "assistant", "content": ""}, ())
+        return {**self._piece(index, "", ()), "delta": {"role": "assistant", "content": ""}}
 
-    def _delta(self, event: CompletionDelta) -> dict[str, Any] | None:
-        tokens = () if event.ends else (event.token,)
-        self._choices[event.choice].tokens += tokens
-        if not event.text and not (self.logprobs and tokens):
-            return None
-        return self._piece(event.choice, {"content": event.text}, tokens)
-
-    def _piece(
-        self, index: int, delta: dict[str, Any], tokens: tuple[ScoredToken, ...]
-    ) -> dict[str, Any]:
-        logprobs = _chat_logprobs(list(tokens)).model_dump() if self.logprobs and tokens else None
+    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
+        logprobs = _chat_logprobs(list(tokens)).model_dump() if tokens else None
+        delta = {"content": text}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _end(self, event: ChoiceEnded) -> dict[str, Any]:

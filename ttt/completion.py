@@ -29,6 +29,9 @@ from refine_server.ttt.types import (
 SCORED_AT_ONCE = 128
 """Prompt tokens whose logits are held together: all of a long prompt's would fill the memory."""
 
+MOST_TOLD = 1_000_000
+"""Log-probabilities in one response: its memory, and that of the client, is bounded."""
+
 
 def check_prompts(request: CompletionRequest, limits: Limits, vocabulary: int) -> int:
     """Tokens of all prompts together; RequestError when one cannot be read."""
@@ -49,7 +52,23 @@ def check_prompts(request: CompletionRequest, limits: Limits, vocabulary: int) -
                 "prompt",
                 "unknown_token",
             )
-    return sum(map(len, request.prompts))
+    tokens = sum(map(len, request.prompts))
+    _check_told(request, tokens)
+    return tokens
+
+
+def _check_told(request: CompletionRequest, prompt_tokens: int) -> None:
+    if request.logprobs is None:
+        return
+    told = len(request.prompts) * request.n * request.sampling.max_tokens
+    told += prompt_tokens * request.n if request.echo else 0
+    if told * (1 + request.logprobs) > MOST_TOLD:
+        raise RequestError(
+            f"logprobs: up to {told} tokens with {request.logprobs} likeliest each are more than "
+            f"the {MOST_TOLD} log-probabilities of one response; ask in smaller batches",
+            "logprobs",
+            "too_many_logprobs",
+        )
 
 
 def complete(

@@ -1,6 +1,7 @@
 """Completions: log-probabilities as a direct forward has them, choices in order, states in use."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refine_server.ttt.answering import AdaptedDocument, perform
-from refine_server.ttt.completion import SCORED_AT_ONCE
+from refine_server.ttt.completion import SCORED_AT_ONCE, check_prompts
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import CausalLM, load
@@ -197,6 +198,15 @@ def test_unfit_prompts_are_refused(
     with pytest.raises(RequestError, match=told) as error:
         run(tiny, CompletionRequest(((5,), prompt)), limits=Limits(20, 10))
     assert (error.value.param, error.value.code) == ("prompt", code)
+
+
+def test_a_response_holds_so_many_log_probabilities() -> None:
+    request = CompletionRequest(((1,) * 100,) * 100, SamplingConfig(max_tokens=1), logprobs=98)
+    assert check_prompts(replace(request, echo=True), Limits(), 2) == 10_000
+    with pytest.raises(RequestError, match="smaller batches") as error:
+        check_prompts(replace(request, echo=True, logprobs=99), Limits(), 2)
+    assert error.value.param == "logprobs"
+    assert check_prompts(replace(request, logprobs=99), Limits(), 2) == 10_000
 
 
 @pytest.mark.parametrize("text", ["Grüße an 北京 \U0001f389\n\n<|endoftext|>x", " two  spaces", ""])
