@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.types import (
+    LOCAL,
     AdaptationReport,
     AdaptationStep,
     AnswerCompleted,
@@ -72,7 +73,7 @@ class AnswerBody(BaseModel):
             raise ValueError("must hold more than white space")
         return value
 
-    def to_request(self, longest: int) -> AnswerRequest:
+    def to_request(self, longest: int, owner: str = LOCAL) -> AnswerRequest:
         """The request as the loop takes it; ``longest`` is the server's limit on ``max_tokens``."""
         asked = self.max_tokens or min(DEFAULTS.max_tokens, longest)
         sampling = SamplingConfig(
@@ -82,7 +83,9 @@ class AnswerBody(BaseModel):
             stop=tuple(self.stop),
             seed=self.seed,
         )
-        return AnswerRequest(self.document, self.query, self.adapt, sampling, self.compare_base)
+        return AnswerRequest(
+            self.document, self.query, self.adapt, sampling, self.compare_base, owner
+        )
 
 
 class _Out(BaseModel):
@@ -224,9 +227,9 @@ class ModelList(_Out):
 
 
 class Health(_Out):
-    """``live`` or ``ready``."""
+    """What was asked for is true."""
 
-    status: Literal["live", "ready"]
+    status: Literal["live", "ready", "intact"]
 
 
 class Version(_Out):

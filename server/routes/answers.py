@@ -50,7 +50,7 @@ RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
 
 @router.post(
     "/v1/answers",
-    responses={**RESPONSE_DOCS, **documented(400, 404, 413, 422, 429, 500, 503, 504)},
+    responses={**RESPONSE_DOCS, **documented(400, 404, 408, 413, 422, 429, 500, 503, 504)},
     response_model=None,
 )
 async def create_answer(
@@ -62,7 +62,7 @@ async def create_answer(
     next step.
     """
     model = engine.ready().name
-    answer_request = _checked(body, model, settings)
+    answer_request = _checked(body, model, settings, request.state.owner)
     job = Job(answer_request, request.state.request_id, settings.request_timeout_seconds)
     await engine.submit(job)
     if body.stream:
@@ -74,14 +74,14 @@ async def create_answer(
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-def _checked(body: AnswerBody, model: str, settings: Settings) -> AnswerRequest:
+def _checked(body: AnswerBody, model: str, settings: Settings, owner: str) -> AnswerRequest:
     if body.model is not None and body.model != model:
         message = f"There is no model {body.model!r} here; {model!r} is served."
         raise ApiError(404, message, "model_not_found", param="model")
     if body.max_tokens is not None and body.max_tokens > settings.max_tokens:
         message = f"max_tokens: this server allows {settings.max_tokens} at most"
         raise ApiError(422, message, "invalid_value", param="max_tokens")
-    return body.to_request(settings.max_tokens)
+    return body.to_request(settings.max_tokens, owner)
 
 
 async def _completed_or_gone(engine: Engine, job: Job, request: Request) -> AnswerCompleted | None:

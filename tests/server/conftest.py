@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -171,9 +170,9 @@ def live(make_app: Callable[..., FastAPI], fake: FakeModel) -> Iterator[Callable
     with ExitStack() as stack:
 
         def start(**options: object) -> str:
-            app = make_app(**options)
+            app = make_app(**{"shutdown_seconds": 0.3, **options})
             listener = socket.create_server(("127.0.0.1", 0))
-            server = Server(uvicorn.Config(app, log_config=None), app.state.engine, 0.3)
+            server = Server(app, app.state.settings)
             thread = threading.Thread(target=server.run, args=([listener],))
 
             def stop() -> None:
