@@ -193,7 +193,9 @@ class Engine:
             self._stopping = True
             self._changed.notify()
         self._checking.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(0.0 if self.is_stalled else JOIN_SECONDS)
+        end = time.monotonic() + JOIN_SECONDS
+        while self._thread.is_alive() and not self.is_stalled and time.monotonic() < end:
+            self._thread.join(0.1)
 
     def _stop_adapting(self) -> None:
         """Half of the grace time is over: what was adapted so far is used instead of lost."""

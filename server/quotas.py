@@ -47,8 +47,7 @@ class Allowance:
         self._at = now
 
     def _regained(self, now: float) -> float:
-        elapsed = max(now - self._at, 0.0)
-        return min(self._left + elapsed * self.rate, float(self.limit))
+        return min(self._left + (now - self._at) * self.rate, float(self.limit))
 
 
 class _Used:

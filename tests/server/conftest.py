@@ -37,7 +37,7 @@ class FakeModel:
     """Takes one step for each that is asked and echoes the query, one letter a token.
 
     The query is the request's name in ``turns`` and ``closed``. The word "hold" in a document makes
-    its steps wait for ``gate``; "crash", "refuse", "nan" and "exit" do what they say.
+    its steps wait for ``gate``; "crash", "refuse", "nan", "exit" and "oom" do what they say.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,7 @@ class FakeModel:
         self.closed: list[str] = []
         self.fails_to_open: Exception | None = None
         self.fingerprint = "as loaded"
+        self.out_of_memory: Exception = MemoryError()
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -115,6 +116,8 @@ class FakeModel:
             raise RequestError("query is unfit", "query", "unfit")
         if "exit" in words:
             raise SystemExit
+        if "oom" in words:
+            raise self.out_of_memory
 
 
 @pytest.fixture
