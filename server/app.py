@@ -1,5 +1,6 @@
 """The ASGI application, put together from its parts."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,12 +13,14 @@ from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
 from refine_server.server import errors
+from refine_server.server.adaptations import Adaptations
 from refine_server.server.auth import Keyring
 from refine_server.server.backend import Backend, open_backend
 from refine_server.server.engine import Engine
 from refine_server.server.metrics import Metrics
 from refine_server.server.middleware import Authentication, BodyLimit, RequestContext
 from refine_server.server.quotas import QuotaKeeper
+from refine_server.server.routes import adaptations as adaptation_routes
 from refine_server.server.routes import answers, models, ops
 from refine_server.server.settings import Settings
 
@@ -47,12 +50,18 @@ def create_app(
     metrics = Metrics()
     engine = Engine(partial(open_backend, settings), settings, metrics, quotas.document)
 
+    adaptations = Adaptations(engine, settings, metrics)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        keeping = asyncio.create_task(adaptations.run())
         try:
             yield
         finally:
+            engine.drain(settings.shutdown_seconds)
+            keeping.cancel()
+            await adaptations.close(settings.shutdown_seconds + 1.0)
             await anyio.to_thread.run_sync(engine.stop)
 
     app = FastAPI(
@@ -65,6 +74,7 @@ def create_app(
     app.state.keyring = keyring
     app.state.metrics = metrics
     app.state.engine = engine
+    app.state.adaptations = adaptations
     app.state.started = int(time.time())
     # The last is the outermost.
     app.add_middleware(
@@ -83,7 +93,7 @@ def create_app(
         RequestContext, metrics=metrics, max_send_seconds=settings.client_timeout_seconds
     )
     errors.install(app)
-    for routes in (answers, models, ops):
+    for routes in (answers, adaptation_routes, models, ops):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from concurrent.futures import Future
 from types import FrameType
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 POLL_SECONDS = 0.05
+EXIT_SECONDS = 30.0
 BROKEN = 1
 """Exit status that makes a supervisor start a new process."""
 
@@ -68,12 +70,20 @@ class Server(uvicorn.Server):
         return self.is_broken or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.is_broken:
-            self.engine.abandon()
-        else:
-            self.engine.drain(self.shutdown_seconds)
-            await self._until_idle()
-        await super().shutdown(sockets)
+        # Work, connections and the store each have a time limit; this is for one that fails.
+        longest = EXIT_SECONDS + (0.0 if self.is_broken else 2 * self.shutdown_seconds)
+        last = threading.Timer(longest, os._exit, [BROKEN])
+        last.daemon = True
+        last.start()
+        try:
+            if self.is_broken:
+                self.engine.abandon()
+            else:
+                self.engine.drain(self.shutdown_seconds)
+                await self._until_idle()
+            await super().shutdown(sockets)
+        finally:
+            last.cancel()
 
     async def _until_idle(self) -> None:
         loop = asyncio.get_running_loop()

@@ -39,7 +39,7 @@ if "measure" in sys.argv:
         return backend
     fake.open = changing
 serving.create_app = partial(serving.create_app, open_backend=fake.open)
-serving.serve(Settings(model="fake", port=0, **json.loads(sys.argv[2])))
+serving.serve(Settings(model="fake", port=0, store="none", **json.loads(sys.argv[2])))
 """
 
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]
@@ -151,7 +151,7 @@ def test_verify(client: TestClient, fake: Any) -> None:
 
 
 def test_weights_that_changed_make_the_server_unready(client: TestClient, fake: Any) -> None:
-    fake.fingerprint = "changed"
+    fake.measured = "changed"
     assert client.post("/health/verify").json()["error"]["code"] == "isolation_violated"
     assert client.get("/health/ready").status_code == 503
     assert client.post("/v1/answers", json=BODY).status_code == 503
