@@ -211,10 +211,10 @@ class Traffic:
         with self.http.stream(
             "GET", f"{self.url}/v1/adaptations/{created}/events", headers=headers
         ) as events:
-            *_, last = [*sse.parse(events.iter_bytes())] or [None]
-        if last is None or last.event != "adaptation.ready":
-            raise Lost(f"{created} ended with {last}")
-        kept.id, kept.is_stored = created, json.loads(last.data)["stored"]
+            told = list(sse.parse(events.iter_bytes()))
+        if not told or told[-1].event != "adaptation.ready":
+            raise Lost(f"{created} ended with {told[-1:]}")
+        kept.id, kept.is_stored = created, json.loads(told[-1].data)["stored"]
         self.tally.add("adapted")
         return True
 
