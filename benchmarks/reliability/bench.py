@@ -145,9 +145,8 @@ class ReliabilityBench:
 
     def adaptation_bytes(self, server: ServerProcess) -> int:
         """Memory of the largest adaptation."""
-        return max(
-            self.adapt(server, Kept(s))["bytes"] for s in self.subjects if s.owner == OWNERS[0]
-        )
+        first = [Kept(subject) for subject in self.subjects if subject.owner == OWNERS[0]]
+        return max(int(self.adapt(server, kept)["bytes"]) for kept in first)
 
     # -- soak ---------------------------------------------------------------------------------
 
