@@ -15,6 +15,7 @@ import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from refine_server.clients import sse
 from refine_server.clients.answers import ClientError, stream_answer
 from refine_server.server.serving import serve
 from refine_server.server.settings import Settings, SettingsError
@@ -143,6 +144,20 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
     thread.join(10)
     assert told == ["shutting_down"]
     assert process.wait(20) == 1
+
+
+def test_sigterm_ends_the_stream_of_an_adaptation_with_an_event(start: Start) -> None:
+    process, url = start('{"shutdown_seconds": 1}')
+    body = {"document": "slow", "adapt": {"steps": 200}}
+    created = httpx.post(f"{url}/v1/adaptations", json=body).json()["id"]
+    with httpx.stream("GET", f"{url}/v1/adaptations/{created}/events") as reply:
+        events = sse.parse(reply.iter_bytes())
+        assert next(events).event == "adaptation.step"
+        process.send_signal(signal.SIGTERM)
+        *_, last = events
+    assert last.event == "adaptation.ready"  # with the steps that there was time for
+    assert '"stopped":"shutdown"' in last.data
+    assert process.wait(10) == 0
 
 
 def test_verify(client: TestClient, fake: Any) -> None:
