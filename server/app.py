@@ -49,8 +49,7 @@ def create_app(
     quotas = QuotaKeeper(keyring)
     metrics = Metrics()
     engine = Engine(partial(open_backend, settings), settings, metrics, quotas.document)
-
-    adaptations = Adaptations(engine, settings, metrics)
+    adaptations = Adaptations(engine, settings, metrics, keyring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

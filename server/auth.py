@@ -127,6 +127,10 @@ class Keyring:
         """Whether no key is needed."""
         return not self.entries
 
+    def quotas_of(self, owner: str) -> Quotas:
+        """What an owner may use; there is no limit for one without a key."""
+        return self.principals.get(owner, ANYONE).limits
+
     def identify(self, key: str | None) -> Principal | None:
         """Whose key it is, None when it is nobody's.
 

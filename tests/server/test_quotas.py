@@ -130,6 +130,44 @@ def test_over_a_quota_is_429_that_names_it(
     assert client.get("/health/ready", headers=headers).status_code == 200
 
 
+def test_bytes_of_kept_adaptations(make_client: Callable[..., TestClient], tmp_path: Path) -> None:
+    """Each takes a little more than 4,000 bytes."""
+    headers = write_keys(tmp_path / "keys.json", adaptation_bytes=10_000)
+    client = make_client(api_keys_file=tmp_path / "keys.json")
+    client.headers.update(headers)
+
+    def create(document: str) -> tuple[int, str]:
+        body = {"document": document, "adapt": {"steps": 1}}
+        reply = client.post("/v1/adaptations", json=body)
+        if not reply.is_success:
+            return reply.status_code, reply.json()["error"]["code"]
+        client.get(f"/v1/adaptations/{reply.json()['id']}/events")
+        return reply.status_code, reply.json()["id"]
+
+    kept = [create("first")[1], create("second")[1]]
+    assert create("third") == (429, "quota_adaptation_bytes")
+    assert create("first") == (200, kept[0])  # what is there already costs nothing
+    assert client.delete(f"/v1/adaptations/{kept[0]}").status_code == 200
+    assert create("third")[0] == 202
+
+
+def test_unfinished_adaptations_count(
+    make_client: Callable[..., TestClient], fake: Any, tmp_path: Path
+) -> None:
+    headers = write_keys(tmp_path / "keys.json", adaptation_bytes=10_000)
+    client = make_client(api_keys_file=tmp_path / "keys.json", max_active=4)
+    client.headers.update(headers)
+    statuses = []
+    for document in ("first", "hold a", "hold b"):
+        body = {"document": document, "adapt": {"steps": 1}}
+        reply = client.post("/v1/adaptations", json=body)
+        statuses.append(reply.status_code)
+        if document == "first":
+            client.get(f"/v1/adaptations/{reply.json()['id']}/events")
+    assert statuses == [202, 202, 429]
+    fake.gate.set()
+
+
 def test_requests_at_the_same_time(
     live: Callable[..., str], fake: Any, tmp_path: Path, wait_for: Callable[..., None]
 ) -> None:
