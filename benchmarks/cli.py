@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from refine_server.benchmarks.reliability.cli import reliability
+
 app = typer.Typer(
     no_args_is_help=True, help="Measure speed; every figure is a ratio of two sides of one run."
 )
@@ -14,6 +16,9 @@ app = typer.Typer(
 @app.callback()
 def _bench() -> None:
     """Measure speed; every figure is a ratio of two sides of one run."""
+
+
+app.command("reliability")(reliability)
 
 
 @app.command()
