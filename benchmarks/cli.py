@@ -1,6 +1,7 @@
 """``refine-server bench``: one command for each benchmark."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,19 @@ def step(
 
     bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
     _print(bench.run(repeats), as_json)
+
+
+@app.command()
+def examples(
+    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "smollm2",
+    directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),
+    adapt: Annotated[str, typer.Option(help="Fields of `adapt` to change, as JSON.")] = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """Right answers about the example documents: unadapted, next-token and REFINE adaptation."""
+    from refine_server.benchmarks.examples import ExamplesBench
+
+    _print(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -181,7 +181,7 @@ def test_a_loss_that_rises_falls_back_when_guarded(model, tokens) -> None:
     ids = tokens(1, 90)
     for name, expected in (("loss", guard.LOSS_ROSE), ("none", None)):
         fast = model.new_fast_weights("fast_weights", 8, 0)
-        settings = config(guard=name, learning_rate=10.0, optimizer="adamw", steps=2)
+        settings = config(guard=name, learning_rate=10.0, steps=2, prefix="local")
         report = run(adapt(model, Reading(model, ids, fast, positions=4), fast, settings)).report
         assert report.final_ntp_loss > report.first_ntp_loss
         assert report.guard == expected

@@ -1,0 +1,100 @@
+"""How many questions about the example documents are answered right, by objective.
+
+Three documents and thirty questions show that a setting works at all and what it costs; they are
+too few to rank settings that are close.
+"""
+
+import json
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from refine_server.ttt.answering import new_fast_weights, read
+from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.generation import decode
+from refine_server.ttt.models import load
+from refine_server.ttt.prompting import PromptTemplate
+from refine_server.ttt.refine import Adapted, adapt
+from refine_server.ttt.types import AnswerRequest, Limits
+
+OBJECTIVES = ("none", "ntp", "refine")
+
+T = TypeVar("T")
+
+
+class ExamplesBench:
+    """Adapts to each example once for each objective, then asks all of its questions.
+
+    Args:
+        model: what to load.
+        directory: of files as in ``examples/``.
+        overrides: fields of ``AdaptConfig`` that differ from the defaults.
+    """
+
+    def __init__(self, model: str, directory: Path, overrides: dict[str, Any]) -> None:
+        self.model = load(model)
+        self.template = PromptTemplate(self.model.tokenizer)
+        self.sampling = SamplingConfig(max_tokens=32)
+        self.config = AdaptConfig(**overrides)
+        self.files = [p for p in sorted(directory.glob("*.json")) if _is_for(p, model)]
+
+    def run(self) -> dict[str, Any]:
+        """Right answers by objective, and the seconds of every adaptation (one run each)."""
+        right = dict.fromkeys(OBJECTIVES, 0)
+        seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
+        asked = 0
+        for file in self.files:
+            example = json.loads(file.read_text())
+            document = (file.parent / example["document"]).read_text()
+            asked += len(example["questions"])
+            for objective in OBJECTIVES:
+                config = self.config.model_copy(update={"objective": objective})
+                began = time.perf_counter()
+                adapted = self._adapt(document, config)
+                seconds[objective].append(round(time.perf_counter() - began, 2))
+                right[objective] += sum(self._answers(adapted, document, example["questions"]))
+        return {
+            "model": self.model.name,
+            "config": self.config.model_dump(exclude={"objective"}),
+            "threads": torch.get_num_threads(),
+            "documents": [file.stem for file in self.files],
+            "questions": asked,
+            "right": right,
+            "seconds": seconds,
+        }
+
+    def _adapt(self, document: str, config: AdaptConfig) -> Adapted:
+        request = AnswerRequest(document, "?", config)
+        prompt = self.template.encode(document, "?", Limits())
+        fast = new_fast_weights(self.model, request)
+        return _result(adapt(self.model, read(self.model, prompt, request, fast), fast, config))
+
+    def _answers(
+        self, adapted: Adapted, document: str, questions: list[dict[str, Any]]
+    ) -> Iterator[bool]:
+        for question in questions:
+            prompt = self.template.encode(document, question["query"], Limits())
+            state, fast = adapted.state, adapted.fast_weights
+            said, _, _ = _result(decode(self.model, prompt.query, state, fast, self.sampling))
+            yield any(_plain(answer) in _plain(said) for answer in question["answers"])
+
+
+def _is_for(file: Path, model: str) -> bool:
+    """The tiny model knows the words of its own examples only, and nobody else needs those."""
+    return file.stem.startswith("tiny_") == (model == "tiny")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _result(generator: Generator[object, None, T]) -> T:
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            value: T = end.value
+            return value
