@@ -137,4 +137,5 @@ def _family(status: int) -> type[ClientError]:
 
 
 def _request_id(reply: httpx.Response) -> str | None:
-    return reply.headers.get("x-request-id")
+    given: str | None = reply.headers.get("x-request-id")
+    return given

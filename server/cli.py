@@ -75,8 +75,7 @@ def answer(
 ) -> None:
     """Adapt to one document and answer one question about it."""
     with _told_plainly():
-        from refine_server.clients.answers import stream_answer
-        from refine_server.server.asking import answer_here, parse_body, read_document
+        from refine_server.server.asking import answer_here, answer_there, parse_body, read_document
         from refine_server.server.settings import read_settings
         from refine_server.server.terminal import Follower
 
@@ -92,7 +91,7 @@ def answer(
         parsed = parse_body(body)
         follower = Follower(parsed.adapt.steps, as_json)
         if url is not None:
-            follower.follow(stream_answer(url, {**body, **_given(model=model)}))
+            follower.follow(answer_there(url, {**body, **_given(model=model)}))
         else:
             settings = read_settings()
             if model is not None:
@@ -134,7 +133,7 @@ def _told_plainly() -> Iterator[None]:
 
 
 def _exit_status(error: Exception) -> int | None:
-    from refine_server.clients.answers import ClientError
+    from refine_server.clients import ClientError
     from refine_server.server.asking import InputError
     from refine_server.server.serving import StartError
     from refine_server.server.settings import SettingsError

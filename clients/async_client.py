@@ -1,0 +1,141 @@
+"""The asynchronous client: ``RefineClient``'s methods, awaited."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from refine_server.clients import calls, errors, sse, types
+from refine_server.clients.calls import Call, Refused, Retries
+from refine_server.clients.errors import ClientError, ProtocolError
+from refine_server.clients.types import Answer, AnswerOptions, Event, Model, Version, event_of
+
+T = TypeVar("T")
+
+
+class AsyncRefineClient:
+    """Asks one server. Arguments, methods and errors are those of ``RefineClient``."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        silence_seconds: float = calls.SILENCE_SECONDS,
+        attempts: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self._retries = Retries(attempts)
+        options = calls.http_options(url, api_key, silence_seconds)
+        # How many requests run at a time is the caller's choice, not the pool's.
+        limits = httpx.Limits(max_connections=None)
+        with self._errors():
+            self._http = httpx.AsyncClient(**options, limits=limits, transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def answer(self, document: str, query: str, **options: Unpack[AnswerOptions]) -> Answer:
+        """Adapt to a document and answer a question about it."""
+        async for event in self.stream_answer(document, query, **options):
+            if isinstance(event, Answer):
+                return event
+        raise AssertionError("a stream ends with its answer or raises")
+
+    async def stream_answer(
+        self, document: str, query: str, **options: Unpack[AnswerOptions]
+    ) -> AsyncIterator[Event]:
+        """The same as it happens: ``Step``, ``AnswerDelta``, …, and last the ``Answer``."""
+        parser = sse.Parser()
+        async with self._sent(calls.answer(document, query, options), stream=True) as reply:
+            async for chunk in reply.aiter_bytes():
+                for told in parser.feed(chunk):
+                    data = json.loads(told.data)
+                    if told.event == "error":
+                        raise errors.failure(data, reply)
+                    event = event_of(told.event, data)
+                    yield event
+                    if isinstance(event, Answer):
+                        return
+            raise ProtocolError("the server ended the stream without an answer")
+
+    async def models(self) -> list[Model]:
+        """The models that can be asked."""
+        return await self._json(calls.read("/v1/models"), types.models_of)
+
+    async def version(self) -> Version:
+        """Which software answers."""
+        return await self._json(calls.read("/version"), Version.model_validate)
+
+    async def metrics(self) -> str:
+        """The server's Prometheus metrics."""
+        async with self._sent(calls.read("/metrics")) as reply:
+            return reply.text
+
+    async def tokenize(self, text: str) -> list[int]:
+        """A text's tokens, without special ones."""
+        return await self._json(calls.tokenize(text), lambda said: list(said["tokens"]))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """The text of tokens."""
+        return await self._json(calls.detokenize(tokens), lambda said: str(said["prompt"]))
+
+    async def is_ready(self) -> bool:
+        """Whether the server is there and takes requests."""
+        try:
+            reply = await self._http.get("/health/ready", timeout=calls.CONNECT_SECONDS)
+            return reply.is_success
+        except httpx.HTTPError:
+            return False
+
+    async def _json(self, call: Call, parse: Callable[[Any], T]) -> T:
+        async with self._sent(call) as reply:
+            return parse(reply.json())
+
+    @asynccontextmanager
+    async def _sent(self, call: Call, stream: bool = False) -> AsyncIterator[httpx.Response]:
+        """A good response to a call, open as long as the context is."""
+        with self._errors():
+            request = self._http.build_request(call.method, call.path, json=call.json)
+            reply = await self._send(call, request, stream)
+            try:
+                yield reply
+            finally:
+                await reply.aclose()
+
+    async def _send(self, call: Call, request: httpx.Request, stream: bool) -> httpx.Response:
+        for tried in range(1, self._retries.attempts + 1):
+            try:
+                reply = await self._http.send(request, stream=stream)
+                if reply.is_success:
+                    return reply
+                await reply.aread()
+                raise Refused(errors.refusal(reply), reply)
+            except (httpx.HTTPError, Refused) as error:
+                pause = self._retries.pause(call, tried, error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError:
+            raise
+        except Refused as refused:
+            raise refused.error from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+            raise errors.broken(self.url, error) from None

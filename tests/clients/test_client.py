@@ -1,0 +1,283 @@
+"""Both clients against a scripted server: typed events and errors, and what is never sent twice."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from refine_server.clients import AsyncRefineClient, RefineClient, calls, errors
+from refine_server.clients.types import Answer, AnswerDelta, Event, Step, UnknownEvent
+
+STEP = dict.fromkeys(
+    ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl"], 0.5
+) | {"step": 1, "grad_norm": None, "seconds": 0.25}
+ADAPTATION = {
+    "id": "adapt-1",
+    "objective": "refine",
+    "steps": [STEP],
+    "accepted_step": 1,
+    "guard": None,
+    "stopped": None,
+    "first_ntp_loss": 2.0,
+    "final_ntp_loss": 1.0,
+    "fast_weight_bytes": 64,
+}
+USAGE = dict.fromkeys(["document_tokens", "query_tokens", "completion_tokens", "rollout_tokens"], 3)
+TIMINGS = dict.fromkeys(
+    [
+        "queue_seconds",
+        "prefill_seconds",
+        "adapt_seconds",
+        "decode_seconds",
+        "time_to_first_token_seconds",
+    ],
+    0.5,
+)
+ANSWER = {
+    "id": "answer-1",
+    "model": "m",
+    "answer": "yes",
+    "base_answer": None,
+    "finish_reason": "stop",
+    "adapted": True,
+    "adaptation": ADAPTATION,
+    "usage": USAGE,
+    "timings": TIMINGS,
+}
+STREAM = [
+    ("adaptation.step", STEP),
+    ("answer.delta", {"text": "yes"}),
+    ("of.tomorrow", {"x": 1}),
+    ("answer.completed", ANSWER),
+]
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def stream(events: list[tuple[str, Any]]) -> httpx.Response:
+    text = "".join(f"event: {name}\r\ndata: {json.dumps(data)}\r\n\r\n" for name, data in events)
+    headers = {"content-type": "text/event-stream", "x-request-id": "req-7"}
+    return httpx.Response(200, text=text, headers=headers)
+
+
+def refused(status: int, kind: str, **headers: str) -> httpx.Response:
+    error = {"message": "no", "type": kind, "param": "adapt.steps", "code": "c"}
+    return httpx.Response(status, json={"error": error}, headers={"x-request-id": "r", **headers})
+
+
+class Sync:
+    """The synchronous client, its answers as lists of events."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+
+    def client(self) -> RefineClient:
+        transport = httpx.MockTransport(self.handler)
+        return RefineClient("http://server", api_key="key", transport=transport)
+
+    def stream(self, **options: Any) -> list[Event]:
+        with self.client() as client:
+            return list(client.stream_answer("a document", "a question", **options))
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        with self.client() as client:
+            return getattr(client, method)(*arguments)
+
+
+class Async(Sync):
+    """The same through the asynchronous client."""
+
+    def stream(self, **options: Any) -> list[Event]:
+        async def run() -> list[Event]:
+            transport = httpx.MockTransport(self.handler)
+            async with AsyncRefineClient("http://server", transport=transport) as client:
+                told = client.stream_answer("a document", "a question", **options)
+                return [event async for event in told]
+
+        return asyncio.run(run())
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        async def run() -> Any:
+            transport = httpx.MockTransport(self.handler)
+            async with AsyncRefineClient("http://server", transport=transport) as client:
+                return await getattr(client, method)(*arguments)
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(params=[Sync, Async])
+def kind(request: pytest.FixtureRequest) -> type[Sync]:
+    chosen: type[Sync] = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    made: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("refine_server.clients.client.time.sleep", made.append)
+    monkeypatch.setattr("refine_server.clients.async_client.asyncio.sleep", sleep)
+    return made
+
+
+class Script:
+    """Answers each request with the next of some replies, or raises it."""
+
+    def __init__(self, *replies: httpx.Response | type[Exception]) -> None:
+        self.replies = list(replies)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        reply = self.replies.pop(0)
+        if isinstance(reply, httpx.Response):
+            return reply
+        raise reply("gone")
+
+
+def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
+    script = Script(stream(STREAM))
+    step, delta, unknown, answer = kind(script).stream(adapt={"steps": 1}, max_tokens=3)
+    assert isinstance(step, Step)
+    assert (step.loss, step.grad_norm) == (0.5, None)
+    assert isinstance(delta, AnswerDelta)
+    assert delta.text == "yes"
+    assert isinstance(unknown, UnknownEvent)
+    assert unknown.model_extra == {"x": 1}
+    assert isinstance(answer, Answer)
+    assert answer.adaptation.steps == [step]
+    assert answer.timings.adapt_seconds == 0.5
+    assert json.loads(script.requests[0].content) == {
+        "document": "a document",
+        "query": "a question",
+        "adapt": {"steps": 1},
+        "max_tokens": 3,
+        "stream": True,
+    }
+
+
+def test_an_answer_is_the_streams_last_event(kind: type[Sync]) -> None:
+    answer = kind(Script(stream(STREAM))).call("answer", "a document", "a question")
+    assert answer.answer == "yes"
+
+
+def test_the_key_is_sent() -> None:
+    script = Script(stream(STREAM))
+    Sync(script).stream()
+    assert script.requests[0].headers["authorization"] == "Bearer key"
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "error"),
+    [
+        (422, "invalid_request_error", errors.InvalidRequestError),
+        (401, "authentication_error", errors.AuthenticationError),
+        (404, "not_found_error", errors.NotFoundError),
+        (500, "internal_error", errors.ServerError),
+        (504, "timeout_error", errors.RequestTimeoutError),
+        (409, "of_tomorrow", errors.InvalidRequestError),
+        (502, "of_tomorrow", errors.ServerError),
+    ],
+)
+def test_errors_are_typed_and_not_retried(
+    kind: type[Sync], status: int, name: str, error: type[errors.ClientError]
+) -> None:
+    script = Script(refused(status, name))
+    with pytest.raises(error, match="no") as told:
+        kind(script).stream()
+    assert type(told.value) is error
+    assert (told.value.status, told.value.param, told.value.code) == (status, "adapt.steps", "c")
+    assert told.value.request_id == "r"
+    assert len(script.requests) == 1
+
+
+def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
+    body = {"error": {"message": "late", "type": "timeout_error", "param": None, "code": "timeout"}}
+    script = Script(stream([STREAM[0], ("error", body)]))
+    with pytest.raises(errors.RequestTimeoutError, match="late") as told:
+        kind(script).stream()
+    assert (told.value.status, told.value.request_id) == (None, "req-7")
+    assert len(script.requests) == 1
+
+
+def test_a_refusal_before_work_is_tried_again_when_the_server_says(
+    kind: type[Sync], pauses: list[float]
+) -> None:
+    busy = refused(429, "rate_limit_error", **{"retry-after": "3"})
+    starting = refused(503, "unavailable_error", **{"retry-after": "1"})
+    script = Script(busy, starting, stream(STREAM))
+    assert isinstance(kind(script).stream()[-1], Answer)
+    assert pauses == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"retry-after": "1", "x-should-retry": "false"},
+        {"retry-after": str(calls.LONGEST_PAUSE_SECONDS + 1)},
+    ],
+)
+def test_a_refusal_is_final_when_work_may_be_lost(
+    kind: type[Sync], headers: dict[str, str], pauses: list[float]
+) -> None:
+    script = Script(refused(503, "unavailable_error", **headers))
+    with pytest.raises(errors.UnavailableError):
+        kind(script).stream()
+    assert len(script.requests) == 1
+    assert pauses == []
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadTimeout, httpx.ReadError, httpx.WriteError])
+def test_what_may_have_begun_an_adaptation_is_never_sent_again(
+    kind: type[Sync], failure: type[httpx.TransportError]
+) -> None:
+    script = Script(failure)
+    with pytest.raises(errors.ConnectionFailedError):
+        kind(script).stream()
+    assert len(script.requests) == 1
+
+
+def test_a_cut_stream_is_not_sent_again(kind: type[Sync]) -> None:
+    script = Script(stream(STREAM[:2]))
+    with pytest.raises(errors.ProtocolError, match="without an answer"):
+        kind(script).stream()
+    assert len(script.requests) == 1
+
+
+def test_a_connection_that_was_not_made_is_tried_again(
+    kind: type[Sync], pauses: list[float]
+) -> None:
+    script = Script(httpx.ConnectError, httpx.ConnectTimeout, stream(STREAM))
+    assert isinstance(kind(script).stream()[-1], Answer)
+    assert 0.25 < pauses[0] < pauses[1] <= 1.0
+
+
+def test_tries_end(kind: type[Sync], pauses: list[float]) -> None:
+    script = Script(*[httpx.ConnectError] * 5)
+    with pytest.raises(errors.ConnectionFailedError, match="no server answers"):
+        kind(script).stream()
+    assert len(script.requests) == 3
+    assert len(pauses) == 2
+
+
+def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:
+    version = httpx.Response(200, json={"version": "1.2"})
+    script = Script(httpx.ReadTimeout, httpx.ReadError, version)
+    assert kind(script).call("version").version == "1.2"
+
+
+def test_what_answers_may_be_no_refine_server(kind: type[Sync]) -> None:
+    for reply in (httpx.Response(200, text="<html>"), httpx.Response(200, json={"data": [{}]})):
+        with pytest.raises(errors.ProtocolError, match="does not speak"):
+            kind(Script(reply)).call("models")
+    with pytest.raises(errors.ProtocolError, match="does not speak"):
+        kind(Script(stream([("answer.delta", {"txt": "?"})]))).stream()
+    with pytest.raises(errors.ServerError, match="502 Bad Gateway"):
+        kind(Script(httpx.Response(502, text="<html>"))).stream()
