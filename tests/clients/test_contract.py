@@ -16,7 +16,6 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "Usage": sdk.Usage,
     "Timings": sdk.Timings,
     "AnswerResponse": sdk.Answer,
-    "Text": sdk.AnswerDelta,
     "Model": sdk.Model,
     "Version": sdk.Version,
 }
