@@ -21,7 +21,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 }
 OPTIONS: dict[str, tuple[type, set[str]]] = {
     "AdaptConfig": (sdk.AdaptOptions, set()),
-    "AnswerRequest": (sdk.AnswerOptions, {"document", "query", "stream"}),
+    "AnswerBody": (sdk.AnswerOptions, {"document", "query", "stream"}),
 }
 CONSTANTS = {"object", "owned_by", "name"}
 """Fields of one value each; a client has no use for them."""

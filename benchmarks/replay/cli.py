@@ -1,0 +1,94 @@
+"""The commands that replay benchmarks: ``bench longbench`` and its scorer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refine_server.benchmarks.console import (
+    adapt_of,
+    names_of,
+    objectives_of,
+    print_result,
+    told_plainly,
+)
+
+if TYPE_CHECKING:
+    from refine_server.benchmarks.tokens import Tokenizer
+    from refine_server.clients import RefineClient
+
+Url = Annotated[str, typer.Option(help="Address of the server.")]
+Out = Annotated[Path, typer.Option(help="Folder for predictions and reports.")]
+Objectives = Annotated[str, typer.Option(help="Some of none,ntp,refine, with commas.")]
+Adapt = Annotated[str, typer.Option(help="Fields of `adapt` to change, as JSON.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests at a time.")]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="tokenizer.json, its folder, a hub id; else the server's."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object.")]
+
+ALL = "none,ntp,refine"
+LOCAL = "http://127.0.0.1:8000"
+
+
+def longbench(
+    data: Annotated[Path, typer.Option(help="Folder with <task>.jsonl or .parquet.")],
+    out: Out = Path("longbench-run"),
+    url: Url = LOCAL,
+    tasks: Annotated[str | None, typer.Option(help="With commas; by default all there.")] = None,
+    objectives: Objectives = ALL,
+    adapt: Adapt = "{}",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task.")] = None,
+    max_length: Annotated[
+        int, typer.Option(min=32, help="Tokens of a prompt; its middle is cut out beyond.")
+    ] = 16_000,
+    tokenizer: TokenizerName = None,
+    concurrency: Concurrency = 1,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """LongBench over HTTP: official prompts, truncation and scores, with a report."""
+    with told_plainly():
+        from refine_server.benchmarks.longbench import data as rows
+        from refine_server.benchmarks.longbench.replay import questions
+        from refine_server.benchmarks.replay.bench import ReplayBench
+
+        settings = {
+            "tasks": names_of(tasks) or "all",
+            "limit": limit,
+            "max_length": max_length,
+            "tokenizer": tokenizer or "server",
+        }
+        bench = ReplayBench(
+            "longbench", url, out, objectives_of(objectives), adapt_of(adapt), settings,
+            concurrency, resume,
+        )  # fmt: skip
+        found = rows.load(data, names_of(tasks), limit)
+        with _tokenizer(url, tokenizer) as (client, tokens):
+            result = bench.run(client, questions(found, max_length, tokens))
+        print_result(result, as_json)
+
+
+def longbench_score(
+    file: Annotated[Path, typer.Argument(help="Rows {dataset, prediction, answers, all_classes}.")],
+    as_json: AsJson = False,
+) -> None:
+    """Official LongBench scores of a file of predictions, 0 to 100."""
+    with told_plainly():
+        from refine_server.benchmarks.longbench.score import score_file
+
+        result = score_file(file)
+        print_result(result, as_json)
+
+
+@contextmanager
+def _tokenizer(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
+    from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer
+    from refine_server.clients import RefineClient
+
+    with RefineClient(url) as client:
+        yield client, ServerTokenizer(client) if name is None else FileTokenizer(name)
