@@ -71,8 +71,9 @@ class AdaptConfig(BaseModel):
     )
     guard: Literal["loss", "none"] = Field(
         "loss",
-        description="loss: fall back to the base weights when adaptation ends with a higher "
-        "next-token loss than it began with. Non-finite values always fall back.",
+        description="loss: answer from the step after which the next-token loss was lowest, from "
+        "the base weights if that was before the first; none: from the last step. Non-finite "
+        "values always fall back to the base weights.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 

@@ -2,7 +2,8 @@
 
 import math
 
-from refine_server.ttt.config import AdaptConfig
+import torch
+
 from refine_server.ttt.fast_weights import FastWeights
 
 NON_FINITE_LOSS = "non_finite_loss"
@@ -21,14 +22,36 @@ def reject_step(loss: float, grad_norm: float) -> str | None:
     return None
 
 
-def reject_result(
-    config: AdaptConfig, fast: FastWeights, first_loss: float, final_loss: float
-) -> str | None:
-    """Why the adapted weights must not be used, or None; losses on what the loop read."""
+def reject_result(fast: FastWeights, final_loss: float) -> str | None:
+    """Why the adapted weights must not be used, or None."""
     if not fast.is_finite():
         return NON_FINITE_WEIGHTS
     if not math.isfinite(final_loss):
         return NON_FINITE_LOSS
-    if config.guard == "loss" and final_loss > first_loss:
-        return LOSS_ROSE
     return None
+
+
+class Best:
+    """A copy of the weights as they were when the next-token loss was lowest.
+
+    Step 0 is the beginning: when no later step is better, the base weights are as good.
+    """
+
+    def __init__(self, fast: FastWeights) -> None:
+        self.fast = fast
+        self.step, self.loss = 0, math.inf
+        self._kept: FastWeights | None = None
+
+    def see(self, step: int, loss: float) -> None:
+        """Keep the present weights, which ``step`` steps made, if their loss is the lowest yet."""
+        if loss < self.loss:
+            self.step, self.loss = step, loss
+            self._kept = self.fast.clone() if step else None
+
+    @torch.no_grad()
+    def restore(self) -> tuple[int, float]:
+        """Write the kept values back; the step that made them and their loss."""
+        if self._kept is not None:
+            for own, kept in zip(self.fast.parameters(), self._kept.parameters(), strict=True):
+                own.copy_(kept)
+        return self.step, self.loss

@@ -6,7 +6,7 @@ test compares the two) at about the price of next-token prediction.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -54,33 +54,36 @@ class StepLoss:
 
 
 def adapt(
-    model: CausalLM, document: Reading, fast: FastWeights, config: AdaptConfig
+    model: CausalLM,
+    document: Reading,
+    fast: FastWeights,
+    config: AdaptConfig,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> Generator[StepReport, None, Adapted]:
     """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
 
-    The caller may close the generator between steps: nothing outside ``fast`` was changed.
+    With a guard the answer comes from the step after which the next-token loss was lowest, else
+    from the last one. The caller may close the generator between steps: nothing outside ``fast``
+    was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
     """
     if config.objective == "none" or config.steps == 0:
         return _ended(model, document, BASE, config, [])
     if too_short(document, config):
         return _ended(model, document, BASE, config, [], reason=guard.DOCUMENT_TOO_SHORT)
     loop = Loop(model, document, fast, config)
-    steps: list[StepReport] = []
     started = time.monotonic()
+    steps: list[StepReport] = []
     stopped = None
-    for step in range(1, config.steps + 1):
-        report, reason = loop.step(step)
+    while len(steps) < config.steps and stopped is None:
+        report, reason = loop.step(len(steps) + 1)
         steps.append(report)
         if reason is not None:
             return _ended(model, document, BASE, config, steps, reason=reason)
         yield report
-        if config.max_seconds is not None and time.monotonic() - started >= config.max_seconds:
-            stopped = "max_seconds" if step < config.steps else None
-            break
-    final_loss = loop.ntp_loss()
-    reason = guard.reject_result(config, fast, steps[0].ntp_loss, final_loss)
-    used = fast if reason is None else BASE
-    return _ended(model, document, used, config, steps, reason, stopped, final_loss)
+        if len(steps) < config.steps:
+            late = config.max_seconds and time.monotonic() - started >= config.max_seconds
+            stopped = "max_seconds" if late else should_stop()
+    return loop.end(steps, stopped)
 
 
 class Loop:
@@ -93,9 +96,10 @@ class Loop:
         self.fast = fast.requires_grad_()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = make_optimizer(config, fast)
+        self.best = guard.Best(fast) if config.guard == "loss" else None
         local = config.prefix == "local"
         rows = span_reading(document, fast, config, self.generator) if local else document
-        self.rollout_reading = rows
+        self.document, self.rollout_reading = document, rows
         self.ntp_reading = document if config.ntp_on == "document" else rows
 
     def step(self, number: int) -> tuple[StepReport, str | None]:
@@ -108,6 +112,8 @@ class Loop:
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         reason = guard.reject_step(float(loss.total.detach()), grad_norm)
         if reason is None:
+            if self.best is not None:
+                self.best.see(number - 1, float(loss.ntp.detach()))
             self.optimizer.step()
         return _report(number, loss, grad_norm, time.monotonic() - started), reason
 
@@ -152,6 +158,19 @@ class Loop:
                 )
             kl = kl_to_base(log_prob, base_log_prob)
         return grpo, kl, reward, rollouts.tokens.numel()
+
+    def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
+        """Choose the weights that the answer will use and read the document with them."""
+        accepted, loss = len(steps), self.ntp_loss()
+        reason = guard.reject_result(self.fast, loss)
+        if self.best is not None and reason is None:
+            self.best.see(accepted, loss)
+            accepted, loss = self.best.restore()
+            reason = None if accepted else guard.LOSS_ROSE
+        used = self.fast if reason is None else BASE
+        return _ended(
+            self.model, self.document, used, self.config, steps, reason, stopped, accepted, loss
+        )
 
     @torch.no_grad()
     def ntp_loss(self) -> float:
@@ -244,6 +263,7 @@ def _ended(
     steps: list[StepReport],
     reason: str | None = None,
     stopped: str | None = None,
+    accepted_step: int = 0,
     final_loss: float | None = None,
 ) -> Adapted:
     """Read the document once with the weights that the answer will use."""
@@ -252,7 +272,7 @@ def _ended(
     report = AdaptationReport(
         objective=config.objective,
         steps=tuple(steps),
-        accepted_step=len(steps) if used else 0,
+        accepted_step=accepted_step if used else 0,
         guard=reason,
         stopped=stopped,
         first_ntp_loss=steps[0].ntp_loss if steps else None,

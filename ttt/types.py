@@ -57,11 +57,11 @@ class StepReport:
 class AdaptationReport:
     """How an adaptation ended.
 
-    ``accepted_step`` is the number of steps whose updates the answer uses (0: the base weights).
+    ``accepted_step`` is the step whose weights the answer uses (0: the base weights).
     ``guard`` says why the answer does not use the steps that ran, or why none could run; None when
     nothing went wrong. ``stopped`` says why fewer steps than asked were run, None when all were.
-    ``first_ntp_loss`` and ``final_ntp_loss`` are the next-token loss before and after, on what the
-    next-token loss reads.
+    ``first_ntp_loss`` and ``final_ntp_loss`` are the next-token loss before the first step and
+    under the weights that the answer uses, on what the next-token loss reads.
     """
 
     objective: str
