@@ -21,6 +21,8 @@ def _bench() -> None:
 
 app.command("longbench")(replay.longbench)
 app.command("longbench-score")(replay.longbench_score)
+app.command("ruler-make")(replay.ruler_make)
+app.command("ruler")(replay.ruler)
 
 
 @app.command()

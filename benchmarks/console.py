@@ -40,6 +40,17 @@ def names_of(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
+def numbers_of(text: str, option: str) -> list[int]:
+    """The numbers of a list with commas."""
+    try:
+        numbers = [int(name) for name in names_of(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{option}: positive whole numbers, with commas")
+    return numbers
+
+
 def objectives_of(text: str) -> list[str]:
     """Objectives from a list with commas."""
     names = names_of(text)

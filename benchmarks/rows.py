@@ -1,7 +1,7 @@
-"""Reading data sets row by row, JSON lines or parquet, with errors that name file and line."""
+"""Data sets read and written row by row; errors name the file and the row."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,17 @@ def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T
             raise DataError(f"{path}, row {number}: there is no field {error}") from None
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, row {number}: {error}") from None
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines; the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

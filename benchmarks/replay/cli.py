@@ -1,4 +1,4 @@
-"""The commands that replay benchmarks: ``bench longbench`` and its scorer."""
+"""The commands that replay benchmarks: LongBench and RULER."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import typer
 from refine_server.benchmarks.console import (
     adapt_of,
     names_of,
+    numbers_of,
     objectives_of,
     print_result,
     told_plainly,
@@ -71,6 +72,66 @@ def longbench(
         with _tokenizer(url, tokenizer) as (client, tokens):
             result = bench.run(client, questions(found, max_length, tokens))
         print_result(result, as_json)
+
+
+def ruler_make(
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")] = Path("ruler.jsonl"),
+    tasks: Annotated[
+        str, typer.Option(help="With commas: niah_single_1, …, vt, cwe, fwe, qa_1, qa_2.")
+    ] = "niah_single_1,niah_multikey_2,niah_multikey_3,vt,cwe,fwe",
+    lengths: Annotated[str, typer.Option(help="Tokens of a sample, with commas.")] = "4096",
+    samples: Annotated[int, typer.Option(min=1, help="Of each task and length.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    url: Url = LOCAL,
+    tokenizer: TokenizerName = None,
+    essay: Annotated[Path | None, typer.Option(help="Any long text, for some niah tasks.")] = None,
+    squad: Annotated[Path | None, typer.Option(help="dev-v2.0.json, for qa_1.")] = None,
+    hotpotqa: Annotated[
+        Path | None, typer.Option(help="hotpot_dev_distractor_v1.json, for qa_2.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write RULER samples of any length for any tokenizer, the same for the same seed."""
+    with told_plainly():
+        from refine_server.benchmarks.rows import write_rows
+        from refine_server.benchmarks.ruler.generate import Sources, generate
+
+        sources = Sources(essay, squad, hotpotqa)
+        with _tokenizer(url, tokenizer) as (_, tokens):
+            made = generate(
+                names_of(tasks), numbers_of(lengths, "--lengths"), samples, tokens, sources, seed
+            )
+            count = write_rows(out, (sample.row() for sample in made))
+        print_result({"samples": count, "file": str(out)}, as_json)
+
+
+def ruler(
+    data: Annotated[list[Path], typer.Option(help="JSONL of samples, as ruler-make writes it.")],
+    out: Out = Path("ruler-run"),
+    url: Url = LOCAL,
+    objectives: Objectives = ALL,
+    adapt: Adapt = "{}",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each file.")] = None,
+    concurrency: Concurrency = 1,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """RULER over HTTP: official prompts and scores, with a report."""
+    with told_plainly():
+        from refine_server.benchmarks.replay.bench import ReplayBench
+        from refine_server.benchmarks.rows import read_rows
+        from refine_server.benchmarks.ruler.replay import questions
+        from refine_server.benchmarks.ruler.samples import Sample
+        from refine_server.clients import RefineClient
+
+        settings = {"data": [path.name for path in data], "limit": limit}
+        bench = ReplayBench(
+            "ruler", url, out, objectives_of(objectives), adapt_of(adapt), settings,
+            concurrency, resume,
+        )  # fmt: skip
+        samples = [s for path in data for s in list(read_rows(path, Sample.parse))[:limit]]
+        with RefineClient(url) as client:
+            print_result(bench.run(client, questions(samples)), as_json)
 
 
 def longbench_score(
