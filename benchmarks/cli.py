@@ -8,6 +8,7 @@ import typer
 
 from refine_server.benchmarks.console import print_result
 from refine_server.benchmarks.replay import cli as replay
+from refine_server.benchmarks.serving.cli import load
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure speed and quality: compare sides of one run only."
@@ -23,6 +24,7 @@ app.command("longbench")(replay.longbench)
 app.command("longbench-score")(replay.longbench_score)
 app.command("ruler-make")(replay.ruler_make)
 app.command("ruler")(replay.ruler)
+app.command("load")(load)
 
 
 @app.command()

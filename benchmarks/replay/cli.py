@@ -69,7 +69,7 @@ def longbench(
             concurrency, resume,
         )  # fmt: skip
         found = rows.load(data, names_of(tasks), limit)
-        with _tokenizer(url, tokenizer) as (client, tokens):
+        with tokenizer_of(url, tokenizer) as (client, tokens):
             result = bench.run(client, questions(found, max_length, tokens))
         print_result(result, as_json)
 
@@ -97,7 +97,7 @@ def ruler_make(
         from refine_server.benchmarks.ruler.generate import Sources, generate
 
         sources = Sources(essay, squad, hotpotqa)
-        with _tokenizer(url, tokenizer) as (_, tokens):
+        with tokenizer_of(url, tokenizer) as (_, tokens):
             made = generate(
                 names_of(tasks), numbers_of(lengths, "--lengths"), samples, tokens, sources, seed
             )
@@ -147,7 +147,8 @@ def longbench_score(
 
 
 @contextmanager
-def _tokenizer(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
+def tokenizer_of(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
+    """A client of a server, and the tokenizer that a command counts with."""
     from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer
     from refine_server.clients import RefineClient
 
