@@ -6,23 +6,18 @@ too few to rank settings that are close.
 
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from refine_server.ttt.answering import new_fast_weights, read
+from refine_server.ttt.answering import AdaptedDocument, adapt_document, ask
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.generation import decode
 from refine_server.ttt.models import load
-from refine_server.ttt.prompting import PromptTemplate
-from refine_server.ttt.refine import Adapted, adapt
-from refine_server.ttt.types import AnswerRequest, Limits
+from refine_server.ttt.types import AdaptRequest, AnswerCompleted, AskRequest, DocumentAdapted
 
 OBJECTIVES = ("none", "ntp", "refine")
-
-T = TypeVar("T")
 
 
 class ExamplesBench:
@@ -36,7 +31,6 @@ class ExamplesBench:
 
     def __init__(self, model: str, directory: Path, overrides: dict[str, Any]) -> None:
         self.model = load(model)
-        self.template = PromptTemplate(self.model.tokenizer)
         self.sampling = SamplingConfig(max_tokens=32)
         self.config = AdaptConfig(**overrides)
         self.files = [p for p in sorted(directory.glob("*.json")) if _is_for(p, model)]
@@ -55,7 +49,7 @@ class ExamplesBench:
                 began = time.perf_counter()
                 adapted = self._adapt(document, config)
                 seconds[objective].append(round(time.perf_counter() - began, 2))
-                right[objective] += sum(self._answers(adapted, document, example["questions"]))
+                right[objective] += sum(self._answers(adapted, example["questions"]))
         return {
             "model": self.model.name,
             "config": self.config.model_dump(exclude={"objective"}),
@@ -66,20 +60,16 @@ class ExamplesBench:
             "seconds": seconds,
         }
 
-    def _adapt(self, document: str, config: AdaptConfig) -> Adapted:
-        request = AnswerRequest(document, "?", config)
-        prompt = self.template.encode(document, "?", Limits())
-        fast = new_fast_weights(self.model, request)
-        return _result(adapt(self.model, read(self.model, prompt, request, fast), fast, config))
+    def _adapt(self, document: str, config: AdaptConfig) -> AdaptedDocument:
+        *_, last = adapt_document(self.model, AdaptRequest(document, config))
+        assert isinstance(last, DocumentAdapted)
+        return last.document
 
-    def _answers(
-        self, adapted: Adapted, document: str, questions: list[dict[str, Any]]
-    ) -> Iterator[bool]:
+    def _answers(self, adapted: AdaptedDocument, questions: list[dict[str, Any]]) -> Iterator[bool]:
         for question in questions:
-            prompt = self.template.encode(document, question["query"], Limits())
-            state, fast = adapted.state, adapted.fast_weights
-            said, _, _ = _result(decode(self.model, prompt.query, state, fast, self.sampling))
-            yield any(_plain(answer) in _plain(said) for answer in question["answers"])
+            *_, last = ask(self.model, AskRequest(adapted, question["query"], self.sampling))
+            assert isinstance(last, AnswerCompleted)
+            yield any(_plain(answer) in _plain(last.answer) for answer in question["answers"])
 
 
 def _is_for(file: Path, model: str) -> bool:
@@ -89,12 +79,3 @@ def _is_for(file: Path, model: str) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _result(generator: Generator[object, None, T]) -> T:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            value: T = end.value
-            return value

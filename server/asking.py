@@ -49,7 +49,7 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
     except ModelError as error:
         raise InputError(str(error)) from None
     job_id = secrets.token_hex(16)
-    for event in backend.answer(body.to_request(settings.max_tokens)):
+    for event in backend.perform(body.to_request(settings.max_tokens), lambda: None):
         told = wire_event(event, job_id=job_id, model=backend.name, queue_seconds=0.0)
         if told is not None:
             name, data = told

@@ -1,19 +1,34 @@
-"""What the engine serves: a model's facts, and how it checks and answers a request."""
+"""What the engine serves: a model's facts, and how it checks and does a piece of work."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refine_server.server.settings import Settings
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event
+from refine_server.ttt.types import (
+    AnswerCompleted,
+    AnswerRequest,
+    AskRequest,
+    Event,
+    Limits,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from refine_server.ttt.prompting import PromptTemplate
+
+ShouldStop = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A model that answers.
+    """A model that does work.
 
-    ``check`` raises RequestError for what cannot be served, and may run in another thread than
-    ``answer``, whose events are those of ``ttt.answering``. Closing the iterator cancels it.
+    ``check`` counts the tokens that work will read and raises RequestError for what cannot be
+    served; it may run in another thread than ``perform``, whose events are those of
+    ``ttt.answering``. Closing the iterator cancels the work. ``fingerprint`` is the hash of the
+    base weights as they were loaded, ``measure`` takes it anew.
     """
 
     name: str
@@ -21,8 +36,10 @@ class Backend:
     parameters: int
     dtype: str
     device: str
-    check: Callable[[AnswerRequest], object]
-    answer: Callable[[AnswerRequest], Iterator[Event]]
+    fingerprint: str
+    measure: Callable[[], str]
+    check: Callable[[Work], int]
+    perform: Callable[[Work, ShouldStop], Iterator[Event]]
 
 
 def open_backend(settings: Settings) -> Backend:
@@ -37,7 +54,7 @@ def open_backend(settings: Settings) -> Backend:
 
     import torch
 
-    from refine_server.ttt.answering import answer
+    from refine_server.ttt.answering import perform
     from refine_server.ttt.models import ModelError, load
     from refine_server.ttt.prompting import PromptTemplate
 
@@ -63,9 +80,22 @@ def open_backend(settings: Settings) -> Backend:
         parameters=model.num_parameters,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        check=lambda request: checking.encode(request.document, request.query, limits),
-        answer=partial(answer, model, limits=limits, template=template),
+        fingerprint=model.fingerprint(),
+        measure=model.fingerprint,
+        check=partial(_check, checking, limits),
+        perform=lambda work, should_stop: perform(
+            model, work, limits=limits, template=template, should_stop=should_stop
+        ),
     )
+
+
+def _check(template: "PromptTemplate", limits: Limits, work: Work) -> int:
+    """Tokens of the document, or of a question that needs none; raise for what is unfit."""
+    if isinstance(work, AskRequest):
+        return len(template.encode_query(work.query, limits))
+    if isinstance(work, AnswerRequest):
+        template.encode_query(work.query, limits)
+    return len(template.encode_document(work.document, limits).document)
 
 
 SELF_CHECK = AnswerRequest(
@@ -81,8 +111,10 @@ def self_check(backend: Backend) -> None:
     """One small adaptation step and one decoded token, before any request is let in.
 
     Raises:
-        RuntimeError: the model adapts to something that is not finite.
+        RuntimeError: the model adapts to something that is not finite, or changes its base weights.
     """
-    for event in backend.answer(SELF_CHECK):
+    for event in backend.perform(SELF_CHECK, lambda: None):
         if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
             raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
+    if backend.measure() != backend.fingerprint:
+        raise RuntimeError("self-check failed: it changed the base weights")

@@ -14,11 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from refine_server.server import errors
 from refine_server.server.backend import Backend, self_check
+from refine_server.server.costs import CostModel
 from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
-from refine_server.server.scheduler import Scheduler
+from refine_server.server.scheduler import QueueLimits, Scheduler
 from refine_server.server.settings import Settings
-from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event, RequestError
+from refine_server.ttt.types import Event, IsolationError, Last, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,17 @@ class Engine:
         self.opened: Future[Backend] = Future()
         self._open_backend = open_backend
         self._metrics = metrics
-        self._timeout = settings.request_timeout_seconds
         self._stall = settings.stall_seconds
-        self._scheduler = Scheduler(settings.max_active, settings.max_queue)
-        self._changed = threading.Condition()  # guards the scheduler and the three flags
+        self._costs = CostModel()
+        limits = QueueLimits(
+            settings.max_active,
+            settings.max_queue,
+            settings.max_queue_tokens,
+            settings.max_queue_seconds,
+        )
+        self._scheduler = Scheduler(limits)
+        self._changed = threading.Condition()  # guards the scheduler and what follows
+        self._verifications: list[Future[bool]] = []
         self._draining = False
         self._stopping = False
         self._ended: errors.ApiError | None = None
@@ -58,8 +66,8 @@ class Engine:
         """Begin to load the model."""
         self._thread.start()
 
-    async def submit(self, request: AnswerRequest, request_id: str) -> Job:
-        """Check a request and let it wait for its turn.
+    async def submit(self, job: Job) -> None:
+        """Check a job's work and let it wait for its turn.
 
         Raises:
             RequestError: it cannot be served as written.
@@ -67,31 +75,30 @@ class Engine:
         """
         backend = self.ready()
         with self._changed:
-            self._scheduler.check_room()
+            self._scheduler.check_room(paid_for=job.is_paid_for)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._checking, backend.check, request)
-        job = Job(request, request_id, self._timeout)
+        job.tokens = await loop.run_in_executor(self._checking, backend.check, job.work)
         with self._changed:
             if self._ended or self._draining:
                 raise self._ended or errors.shutting_down()
+            job.estimate = self._costs.estimate(job.work, job.tokens)
             self._scheduler.add(job)
             self._changed.notify()
             self._show_queue()
-        return job
 
     async def events(self, job: Job) -> AsyncIterator[Event]:
-        """A job's events, AnswerCompleted last; raises what ended it early, also its deadline."""
+        """A job's events, a ``Last`` at the end; raises what ended it early, also its deadline."""
         while True:
             try:
                 async with asyncio.timeout_at(job.deadline):
                     item = await job.inbox.get()
             except TimeoutError:
                 self.cancel(job, "timeout")
-                raise errors.timed_out(self._timeout) from None
+                raise errors.timed_out(job.timeout_seconds) from None
             if isinstance(item, Exception):
                 raise item
             yield item
-            if isinstance(item, AnswerCompleted):
+            if isinstance(item, Last):
                 return
 
     def cancel(self, job: Job, reason: str) -> None:
@@ -112,10 +119,29 @@ class Engine:
             raise self._ended
         if self._draining:
             raise errors.shutting_down()
-        began = self._turn_began
-        if began is not None and time.monotonic() - began > self._stall:
+        if self.is_stalled:
             raise errors.unavailable("The engine makes no progress.", "engine_stalled")
         return self.opened.result()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether one step of work takes longer than any may."""
+        began = self._turn_began
+        return began is not None and time.monotonic() - began > self._stall
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether only a new process can serve again: the thread is dead, or hangs."""
+        return (self._ended is not None and not self._stopping) or self.is_stalled
+
+    async def verify(self) -> bool:
+        """Whether the base weights are what was loaded; if not, nothing is served any more."""
+        self.ready()
+        asked: Future[bool] = Future()
+        with self._changed:
+            self._verifications.append(asked)
+            self._changed.notify()
+        return await asyncio.wrap_future(asked)
 
     def drain(self, seconds: float) -> None:
         """Take no new jobs, give up those that wait, and those that still run after ``seconds``."""
@@ -124,7 +150,9 @@ class Engine:
             waiting = list(self._scheduler.waiting)
         for job in waiting:
             self._give_up(job)
-        asyncio.get_running_loop().call_later(seconds, self._give_up_all)
+        loop = asyncio.get_running_loop()
+        loop.call_later(seconds / 2, self._stop_adapting)
+        loop.call_later(seconds, self._give_up_all)
 
     def stop(self) -> None:
         """End the thread after its present step; jobs that are left are told so."""
@@ -133,6 +161,12 @@ class Engine:
             self._changed.notify()
         self._checking.shutdown(wait=False, cancel_futures=True)
         self._thread.join(JOIN_SECONDS)
+
+    def _stop_adapting(self) -> None:
+        """Half of the grace time is over: what was adapted so far is used instead of lost."""
+        with self._changed:
+            for job in self._scheduler.jobs:
+                job.stop_reason = "shutdown"
 
     def _give_up_all(self) -> None:
         with self._changed:
@@ -168,6 +202,10 @@ class Engine:
         try:
             while self.step(backend):
                 pass
+        except IsolationError as error:
+            logger.critical("isolation is broken, nothing is served any more: %s", error)
+            self._metrics.isolation_violations.inc()
+            end = errors.unavailable("Isolation is broken.", "isolation_violated")
         except BaseException:
             logger.critical("the engine died", exc_info=True)
             end = errors.unavailable("The engine died.", "engine_dead")
@@ -177,18 +215,29 @@ class Engine:
         """One step of work for the job whose turn it is, or a wait for one; False to stop."""
         with self._changed:
             job = self._scheduler.next()
-            while job is None and not self._stopping:
+            while job is None and not self._stopping and not self._verifications:
                 self._changed.wait()
                 job = self._scheduler.next()
-            if job is None or self._stopping:
+            if self._stopping:
                 return False
+            asked, self._verifications = self._verifications, []
             self._show_queue()
         self._turn_began = time.monotonic()
-        ended = self._advance(backend, job)
-        self._turn_began = None
-        if ended is not None:
+        if asked:
+            self._verify(backend, asked)
+        if job is not None and (ended := self._advance(backend, job)) is not None:
             self._end(job, ended)
+            if ended == "error":
+                self._verify(backend, [])
+        self._turn_began = None
         return True
+
+    def _verify(self, backend: Backend, asked: list[Future[bool]]) -> None:
+        intact = backend.measure() == backend.fingerprint
+        for future in asked:
+            future.set_result(intact)
+        if not intact:
+            raise IsolationError("the base weights have changed")
 
     def _advance(self, backend: Backend, job: Job) -> str | None:
         """Take a job to its next event; how it ended when there will be no more."""
@@ -199,20 +248,25 @@ class Engine:
             job.queue_seconds = began - job.submitted
             self._metrics.queue_seconds.observe(job.queue_seconds)
         try:
-            job.generator = job.generator or backend.answer(job.request)
+            job.generator = job.generator or backend.perform(job.work, lambda: job.stop_reason)
             event = next(job.generator)
         except RequestError as error:
             job.deliver(error)
             return "refused"
-        except Exception:
-            logger.exception("request %s failed", job.request_id)
+        except IsolationError:
             job.deliver(errors.internal())
+            raise
+        except Exception as error:
+            logger.exception("request %s failed", job.request_id)
+            job.deliver(errors.failed_working(error))
             return "error"
         finally:
-            job.worked_seconds += time.monotonic() - began
+            with self._changed:
+                self._scheduler.charge(job, time.monotonic() - began)
+        self._costs.observe(job.work, job.tokens, event)
         self._metrics.observe(job, event)
         job.deliver(event)
-        return COMPLETED if isinstance(event, AnswerCompleted) else None
+        return COMPLETED if isinstance(event, Last) else None
 
     def _end(self, job: Job, how: str) -> None:
         try:
@@ -222,7 +276,7 @@ class Engine:
         if how != COMPLETED:
             self._metrics.wasted_seconds.labels(how).inc(job.worked_seconds)
         with self._changed:
-            self._scheduler.end(job, completed=how == COMPLETED)
+            self._scheduler.end(job)
 
     def _end_all(self, error: errors.ApiError) -> None:
         with self._changed:
@@ -230,6 +284,9 @@ class Engine:
             jobs = self._scheduler.jobs
             self._scheduler.waiting.clear()
             active = list(self._scheduler.active)
+            asked, self._verifications = self._verifications, []
+        for future in asked:
+            future.set_exception(error)
         for job in jobs:
             job.deliver(error)
         for job in active:

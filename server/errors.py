@@ -14,6 +14,7 @@ from starlette.responses import Response
 from refine_server.ttt.types import RequestError
 
 TYPES = {
+    401: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "internal_error",
@@ -99,6 +100,21 @@ def timed_out(seconds: float) -> ApiError:
 def internal() -> ApiError:
     """500, without internals: the log has them, under the request's id."""
     return ApiError(500, "Internal error. The server's log has the details.", "internal_error")
+
+
+def failed_working(error: Exception) -> ApiError:
+    """What a client is told of an exception in the model's work, which alone fails."""
+    if is_out_of_memory(error):
+        return ApiError(503, "There is not enough memory for this request.", "out_of_memory")
+    return internal()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception, of Python or of torch on any device, says that memory ran out."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def as_api_error(error: Exception) -> ApiError:

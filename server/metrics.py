@@ -83,6 +83,9 @@ class Metrics:
         self.wasted_seconds = counter(
             "wasted_seconds_total", "Work on requests that got no answer.", "reason"
         )
+        self.isolation_violations = counter(
+            "isolation_violations_total", "Copies that were about to be used by another owner."
+        )
         self._model = Info("refine_model", "The served model.", registry=registry)
 
     def describe(self, backend: Backend) -> None:
@@ -109,6 +112,7 @@ class Metrics:
                 if report.rollout_tokens:
                     _observe_finite(self.reward, report.reward_mean)
             case AdaptationEnded(report):
+                self.adapt_seconds.labels(report.objective).observe(event.seconds)
                 if report.guard is not None:
                     self.guard_rollbacks.labels(report.guard).inc()
                 if report.first_ntp_loss is not None and report.final_ntp_loss is not None:
@@ -128,7 +132,6 @@ class Metrics:
     def _completed(self, job: Job, event: AnswerCompleted) -> None:
         timings = event.timings
         adapted = "true" if event.adaptation.adapted else "false"
-        self.adapt_seconds.labels(event.adaptation.objective).observe(timings.adapt_seconds)
         self.decode_seconds.observe(timings.decode_seconds)
         self.first_token_seconds.labels(adapted).observe(
             job.queue_seconds + timings.time_to_first_token_seconds

@@ -1,62 +1,108 @@
-"""Whose turn it is: first in, first admitted into a few active jobs that take turns.
+"""Who is let in, and whose turn it is.
 
 Pure bookkeeping: no threads and no clock. The engine calls it under its lock.
 """
 
 import math
-from collections import deque
+from collections import defaultdict
+from dataclasses import dataclass
 
 from refine_server.server import errors
 from refine_server.server.jobs import Job
 
-FIRST_GUESS_SECONDS = 10.0
-"""What a job is taken to cost before one has ended."""
 LONGEST_WAIT_SECONDS = 3600
+SHORTEST_TURN = 1e-3
+"""A turn counts for so many seconds at least, so that very short ones alternate."""
+PRIORITY_STEP = 1.25
+"""One step of priority is worth a quarter of the time, as a step of ``nice`` is."""
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How much may wait: jobs, their tokens, and the seconds of work that they are taken to be."""
+
+    active: int
+    jobs: int
+    tokens: int
+    seconds: float
 
 
 class Scheduler:
-    """A bounded queue in front of ``max_active`` jobs that take turns.
+    """A bounded queue in front of a few active jobs that take turns.
 
-    Taking turns keeps a short job from waiting for the end of a long one; the bound on active jobs
-    keeps their copies of the fast weights within memory.
+    Turns go to the job with the least time attained, weighted by its priority and by how many jobs
+    its owner has: owners get equal shares, and a decoded token does not wait for the end of a long
+    adaptation. The bound on active jobs keeps their fast weights within memory. A question about
+    a document that is adapted already is only refused when too many questions wait.
     """
 
-    def __init__(self, max_active: int, max_queue: int) -> None:
-        self.max_active = max_active
-        self.max_queue = max_queue
-        self.waiting: deque[Job] = deque()
-        self.active: deque[Job] = deque()
-        self._recent_seconds: deque[float] = deque(maxlen=32)
+    def __init__(self, limits: QueueLimits) -> None:
+        self.limits = limits
+        self.waiting: list[Job] = []
+        self.active: list[Job] = []
+        self._served: defaultdict[str, float] = defaultdict(float)  # seconds of work by owner
 
     @property
     def jobs(self) -> list[Job]:
         """All jobs, the active ones first."""
         return [*self.active, *self.waiting]
 
-    def check_room(self) -> None:
-        """Raise 429 when one more job would wait than may."""
-        if len(self.active) + len(self.waiting) >= self.max_active + self.max_queue:
-            raise errors.queue_full(self.retry_after())
+    def check_room(self, *, paid_for: bool) -> None:
+        """Raise 429 when one more job would wait than may: before anything is spent on it."""
+        alike = sum(job.is_paid_for is paid_for for job in self.waiting)
+        free = self.limits.active - len(self.active)
+        if alike >= self.limits.jobs + free:
+            raise errors.queue_full(self.retry_after(0.0))
 
     def add(self, job: Job) -> None:
-        """Let a job wait for its turn; raises 429 when the queue is full."""
-        self.check_room()
+        """Let a job wait for its turn; raise 429 when too much waits already."""
+        self.check_room(paid_for=job.is_paid_for)
+        if not job.is_paid_for and self.waiting:
+            waiting = [j for j in self.waiting if not j.is_paid_for]
+            seconds = sum(j.remaining for j in waiting) + job.estimate
+            tokens = sum(j.tokens for j in waiting) + job.tokens
+            if waiting and (tokens > self.limits.tokens or seconds > self.limits.seconds):
+                raise errors.queue_full(self.retry_after(seconds - self.limits.seconds))
+        if all(other.owner != job.owner for other in self.jobs):
+            # Whoever comes (back) starts level with those who are served now.
+            self._served[job.owner] = max(self._served[job.owner], self._virtual_time)
         self.waiting.append(job)
+
+    @property
+    def _virtual_time(self) -> float:
+        """Service that owners had when the jobs of now were admitted (start-time fair queueing)."""
+        return min((job.start_tag for job in self.active), default=0.0)
 
     def next(self) -> Job | None:
         """The job whose turn it is, None when there is none.
 
         A cancelled job comes first: ending it is quick and frees what it holds.
         """
-        while self.waiting and len(self.active) < self.max_active:
-            self.active.append(self.waiting.popleft())
+        while self.waiting and len(self.active) < self.limits.active:
+            self._admit(min(self.waiting, key=self._rank))
         if not self.active:
             return None
         cancelled = next((job for job in self.active if job.cancelled is not None), None)
-        if cancelled is not None:
-            return cancelled
-        self.active.rotate(-1)
-        return self.active[-1]
+        return cancelled or min(self.active, key=lambda job: job.attained)
+
+    def _rank(self, job: Job) -> tuple[int, float, int]:
+        """Priority first, then the owner that got least; ``min`` keeps the order of arrival."""
+        own = sum(j.owner == job.owner for j in self.active)
+        return job.priority, self._served[job.owner], own
+
+    def _admit(self, job: Job) -> None:
+        self.waiting.remove(job)
+        # A newcomer starts level with the others: it neither owes nor is owed a turn.
+        job.attained = min((j.attained for j in self.active), default=0.0)
+        job.start_tag = self._served[job.owner]
+        self.active.append(job)
+
+    def charge(self, job: Job, seconds: float) -> None:
+        """A turn of a job took so many seconds."""
+        job.worked_seconds += seconds
+        self._served[job.owner] += seconds
+        own = sum(j.owner == job.owner for j in self.active)
+        job.attained += max(seconds, SHORTEST_TURN) * own * PRIORITY_STEP**job.priority
 
     def withdraw(self, job: Job) -> bool:
         """Take back a job that still waits; False when it is active or unknown."""
@@ -65,15 +111,13 @@ class Scheduler:
         self.waiting.remove(job)
         return True
 
-    def end(self, job: Job, *, completed: bool) -> None:
-        """Forget an active job; remember what it cost when it ran to its end."""
+    def end(self, job: Job) -> None:
+        """Forget an active job, and all owners when nothing is left to share."""
         self.active.remove(job)
-        if completed:
-            self._recent_seconds.append(job.worked_seconds)
+        if not self.active and not self.waiting:
+            self._served.clear()
 
-    def retry_after(self) -> int:
-        """Seconds until the present jobs are done, going by what recent ones took."""
-        recent = self._recent_seconds
-        mean = sum(recent) / len(recent) if recent else FIRST_GUESS_SECONDS
-        ahead = len(self.active) + len(self.waiting)
-        return min(max(math.ceil(mean * ahead), 1), LONGEST_WAIT_SECONDS)
+    def retry_after(self, excess: float) -> int:
+        """Seconds until a place is free and ``excess`` seconds of work are done, as estimated."""
+        first = min((job.remaining for job in self.active), default=0.0) * len(self.active)
+        return min(max(math.ceil(max(first, excess)), 1), LONGEST_WAIT_SECONDS)

@@ -63,6 +63,15 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         32, ge=0, description="Requests that may wait beyond these; more are refused with 429."
     )
+    max_queue_tokens: int = Field(
+        1_000_000, ge=1, description="Document tokens that may wait; more are refused with 429."
+    )
+    max_queue_seconds: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Work that may wait, in estimated seconds; more is refused with 429.",
+    )
     request_timeout_seconds: float = Field(
         600.0,
         gt=0,

@@ -1,38 +1,150 @@
-"""One request from document to answer, as a sequence of events.
+"""From document to adapted document, and from adapted document to answers, as events.
 
-The generator does at most one reading, one adaptation step or one decoded token between two events,
-so whoever drives it can take turns between requests and can stop one at any event by closing it.
+A generator here does at most one reading, one adaptation step or one decoded token between two
+events, so whoever drives it can take turns between requests and can stop one at any event by
+closing it.
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.generation import decode
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import State
-from refine_server.ttt.prompting import Prompt, PromptTemplate
+from refine_server.ttt.models.state import State, compact
+from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.refine import Adapted, adapt
 from refine_server.ttt.types import (
     AdaptationEnded,
+    AdaptationReport,
     AdaptationStep,
+    AdaptRequest,
     AnswerCompleted,
     AnswerDelta,
     AnswerRequest,
+    AskRequest,
     BaseAnswered,
+    DocumentAdapted,
     DocumentRead,
     Event,
+    IsolationError,
     Limits,
     StepReport,
     Timings,
     Usage,
+    Work,
 )
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AdaptedDocument:
+    """What any number of queries can be asked: the fast weights φ and the state after the document.
+
+    hidden: [1, D], of the document's last token. ``owner`` is the only one who may use it.
+    """
+
+    owner: str
+    fast_weights: FastWeights
+    state: State
+    hidden: Tensor
+    report: AdaptationReport
+    document_tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return self.fast_weights.nbytes + self.state.nbytes + self.hidden.nbytes
+
+    def require_owner(self, owner: str) -> None:
+        """Raise IsolationError unless the document and its fast weights are this owner's."""
+        if self.owner != owner:
+            raise IsolationError(f"a document of {self.owner!r} was asked for by {owner!r}")
+        self.fast_weights.require_owner(owner)
+
+
+def perform(
+    model: CausalLM,
+    work: Work,
+    *,
+    limits: Limits | None = None,
+    template: PromptTemplate | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Iterator[Event]:
+    """Do any piece of work; its last event is a ``Last``."""
+    match work:
+        case AnswerRequest():
+            return answer(model, work, limits=limits, template=template, should_stop=should_stop)
+        case AdaptRequest():
+            return adapt_document(
+                model, work, limits=limits, template=template, should_stop=should_stop
+            )
+        case AskRequest():
+            return ask(model, work, limits=limits, template=template)
+
+
+def adapt_document(
+    model: CausalLM,
+    request: AdaptRequest,
+    *,
+    limits: Limits | None = None,
+    template: PromptTemplate | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Iterator[Event]:
+    """Adapt a fresh copy of the fast weights to a document. The base weights are never written.
+
+    Raises:
+        RequestError: the document is empty or too long, before anything is computed.
+    """
+    template = template or PromptTemplate(model.tokenizer)
+    prompt = template.encode_document(request.document, limits or Limits())
+    fast = new_fast_weights(model, request)
+    began = time.monotonic()
+    document = read(model, prompt, request, fast)
+    if request.adapt.objective == "none":
+        _ = document.base  # the whole reading belongs to prefill, not to what follows
+    yield DocumentRead(len(prompt.document), time.monotonic() - began)
+    tokens = len(prompt.document)
+    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
+    yield DocumentAdapted(adapted)
+
+
+def ask(
+    model: CausalLM,
+    request: AskRequest,
+    *,
+    limits: Limits | None = None,
+    template: PromptTemplate | None = None,
+) -> Iterator[Event]:
+    """Answer a question from an adapted document, which stays as it is for the next one.
+
+    Raises:
+        RequestError: the query is empty or too long, before anything is computed.
+        IsolationError: the document is not the asking owner's.
+    """
+    adapted = request.adapted
+    adapted.require_owner(request.owner)
+    template = template or PromptTemplate(model.tokenizer)
+    query = template.encode_query(request.query, limits or Limits())
+    clock = Clock()
+    decoding = decode(model, query, adapted.state, adapted.fast_weights, request.sampling)
+    text, finish, count = yield from _deltas(decoding, clock)
+    clock.lap("decode")
+    yield AnswerCompleted(
+        answer=text,
+        base_answer=None,
+        finish_reason=finish,
+        adaptation=adapted.report,
+        usage=Usage(adapted.document_tokens, len(query), count, 0),
+        timings=Timings(0.0, 0.0, clock.laps["decode"], clock.first_token),
+    )
 
 
 def answer(
@@ -41,6 +153,7 @@ def answer(
     *,
     limits: Limits | None = None,
     template: PromptTemplate | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
 ) -> Iterator[Event]:
     """Answer a question about a document from a copy of the fast weights adapted on it.
 
@@ -50,27 +163,30 @@ def answer(
         RequestError: the document or the query is empty or too long, before anything is computed.
     """
     clock = Clock()
-    template = template or PromptTemplate(model.tokenizer)
-    prompt = template.encode(request.document, request.query, limits or Limits())
+    template, limits = template or PromptTemplate(model.tokenizer), limits or Limits()
+    prompt = template.encode_document(request.document, limits)
+    query = template.encode_query(request.query, limits)
     fast = new_fast_weights(model, request)
     document = read(model, prompt, request, fast)
     base_answer = None
     if request.compare_base or request.adapt.objective == "none":
-        _ = document.base  # the whole reading belongs to prefill, not to what follows
+        _ = document.base  # as above
     clock.lap("prefill")
-    yield DocumentRead(len(prompt.document), len(prompt.query), clock.laps["prefill"])
+    yield DocumentRead(len(prompt.document), clock.laps["prefill"])
 
     if request.compare_base:
-        base_answer, _, _ = _exhaust(_decode(model, prompt, document.base.state, BASE, request))
+        decoding = decode(model, query, document.base.state, BASE, request.sampling)
+        base_answer, _, _ = _exhaust(decoding)
         clock.lap("base")
         yield BaseAnswered(base_answer)
 
-    adapted = yield from _steps(adapt(model, document, fast, request.adapt))
+    tokens = len(prompt.document)
+    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer
-    yield AdaptationEnded(adapted.report)
 
-    decoding = _decode(model, prompt, adapted.state, adapted.fast_weights, request)
+    adapted.require_owner(request.owner)
+    decoding = decode(model, query, adapted.state, adapted.fast_weights, request.sampling)
     text, finish, count = yield from _deltas(decoding, clock)
     clock.lap("decode")
     rollout_tokens = sum(step.rollout_tokens for step in adapted.report.steps)
@@ -79,22 +195,28 @@ def answer(
         base_answer=base_answer,
         finish_reason=finish,
         adaptation=adapted.report,
-        usage=Usage(len(prompt.document), len(prompt.query), count, rollout_tokens),
+        usage=Usage(tokens, len(query), count, rollout_tokens),
         timings=Timings(
             clock.laps["prefill"], clock.laps["adapt"], clock.laps["decode"], clock.first_token
         ),
     )
 
 
-def new_fast_weights(model: CausalLM, request: AnswerRequest) -> FastWeights:
+def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> FastWeights:
     """The copy that the request will own; nothing when it does not adapt."""
     config = request.adapt
     if config.objective == "none" or config.steps == 0:
         return BASE
-    return model.new_fast_weights(config.targets, config.rank, config.seed)
+    fast = model.new_fast_weights(config.targets, config.rank, config.seed)
+    return FastWeights(fast.tensors, request.owner)
 
 
-def read(model: CausalLM, prompt: Prompt, request: AnswerRequest, fast: FastWeights) -> Reading:
+def read(
+    model: CausalLM,
+    prompt: DocumentPrompt,
+    request: AdaptRequest | AnswerRequest,
+    fast: FastWeights,
+) -> Reading:
     """The prompt up to the end of the document, its frozen layers computed."""
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)
     first = len(prompt.header)
@@ -116,10 +238,25 @@ class Clock:
         self._last = now
 
 
-def _decode(
-    model: CausalLM, prompt: Prompt, state: State, fast: FastWeights, request: AnswerRequest
-) -> Generator[str, None, tuple[str, str, int]]:
-    return decode(model, prompt.query, state, fast, request.sampling)
+def _adapted(
+    model: CausalLM,
+    document: Reading,
+    document_tokens: int,
+    fast: FastWeights,
+    request: AdaptRequest | AnswerRequest,
+    should_stop: Callable[[], str | None],
+) -> Generator[Event, None, AdaptedDocument]:
+    began = time.monotonic()
+    result = yield from _steps(adapt(model, document, fast, request.adapt, should_stop))
+    yield AdaptationEnded(result.report, time.monotonic() - began)
+    return AdaptedDocument(
+        request.owner,
+        result.fast_weights,
+        compact(result.state),  # it may be kept for long
+        compact(result.hidden),
+        result.report,
+        document_tokens,
+    )
 
 
 def _steps(loop: Generator[StepReport, None, Adapted]) -> Generator[Event, None, Adapted]:

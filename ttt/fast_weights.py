@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refine_server.ttt.types import IsolationError
+
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -20,10 +22,13 @@ class FastWeights:
 
     A model that is called with R requests' fast weights and N rows of input, N a multiple of R,
     gives rows r N/R … (r + 1) N/R - 1 to request r.
+
+    ``owner`` tags whose copy this is; it follows every copy and is checked where it is used.
     """
 
-    def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, tensors: dict[str, Tensor] | None = None, owner: str | None = None) -> None:
         self.tensors = dict(tensors or {})
+        self.owner = owner
         sizes = {t.shape[0] for t in self.tensors.values()}
         if len(sizes) > 1:
             raise ValueError(f"fast weights disagree on the number of requests: {sorted(sizes)}")
@@ -59,6 +64,11 @@ class FastWeights:
             return None
         return min((int(match[1]) for match in layers if match), default=0)
 
+    def require_owner(self, owner: str) -> None:
+        """Raise IsolationError when this is somebody's copy and not the given owner's."""
+        if self and self.owner != owner:
+            raise IsolationError(f"fast weights of {self.owner!r} were asked for by {owner!r}")
+
     def parameters(self) -> list[Tensor]:
         """The tensors in a fixed order, as an optimiser takes them."""
         return list(self.tensors.values())
@@ -91,7 +101,9 @@ class FastWeights:
         names = set(requests[0])
         if any(set(other) != names for other in requests):
             raise ValueError("only fast weights with the same names can be stacked")
-        return FastWeights({n: torch.cat([r[n] for r in requests]) for n in requests[0]})
+        tensors = {n: torch.cat([r[n] for r in requests]) for n in requests[0]}
+        owners = {r.owner for r in requests}
+        return FastWeights(tensors, owners.pop() if len(owners) == 1 else None)
 
     def save(self, path: Path | str) -> None:
         """Write the tensors as safetensors."""
@@ -103,7 +115,7 @@ class FastWeights:
         return cls(load_file(path, device=device))
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
-        return FastWeights({name: fn(t) for name, t in self.tensors.items()})
+        return FastWeights({name: fn(t) for name, t in self.tensors.items()}, self.owner)
 
 
 def _above_layers(name: str) -> bool:

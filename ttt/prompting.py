@@ -12,12 +12,11 @@ PLAIN_PROMPT = "{document}\n\nQuestion: {query}\nAnswer:"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Token ids of one prompt; ``header`` + ``document`` is what an adaptation reads."""
+class DocumentPrompt:
+    """Token ids of a prompt's first part: what an adaptation reads, and every query follows."""
 
     header: list[int]
     document: list[int]
-    query: list[int]
 
 
 class PromptTemplate:
@@ -53,19 +52,21 @@ class PromptTemplate:
             raise ValueError("a prompt needs {document} and then {query}, once each")
         return before, between, after
 
-    def encode(self, document: str, query: str, limits: Limits) -> Prompt:
-        """Tokenise a prompt in three parts; raise RequestError when one is empty or too long.
+    def encode_document(self, document: str, limits: Limits) -> DocumentPrompt:
+        """The prompt up to the end of the document; RequestError when that is empty or too long.
 
-        The request's texts are read as plain text: what looks like a control token is spelled out,
-        so a document cannot end its own turn.
+        Requests' texts are read as plain text: what looks like a control token is spelled out, so
+        a document cannot end its own turn.
         """
-        header = self._bos() + self._template_ids(self._before)
-        own = self._plain_ids(document)
-        _check_length(own, limits.document_tokens, "document")
-        query_ids = self._plain_ids(query)
-        _check_length(query_ids, limits.query_tokens, "query")
-        tail = self._template_ids(self._between) + query_ids + self._template_ids(self._after)
-        return Prompt(header, own, tail)
+        ids = self._plain_ids(document)
+        _check_length(ids, limits.document_tokens, "document")
+        return DocumentPrompt(self._bos() + self._template_ids(self._before), ids)
+
+    def encode_query(self, query: str, limits: Limits) -> list[int]:
+        """The prompt after the document; RequestError when the query is empty or too long."""
+        ids = self._plain_ids(query)
+        _check_length(ids, limits.query_tokens, "query")
+        return self._template_ids(self._between) + ids + self._template_ids(self._after)
 
     def _bos(self) -> list[int]:
         """What the tokenizer itself puts before a text (a chat template brings its own)."""

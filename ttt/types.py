@@ -1,8 +1,12 @@
 """Values that travel between the rooms: requests, events and results of one answer."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+
+if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
+    from refine_server.ttt.answering import AdaptedDocument
 
 
 class RequestError(ValueError):
@@ -17,12 +21,39 @@ class RequestError(ValueError):
         self.code = code
 
 
+class IsolationError(RuntimeError):
+    """Weights or a state were about to be used for somebody who does not own them."""
+
+
+LOCAL = "local"
+"""The owner where there is only one, such as a process of one's own."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The longest document and query that are accepted, in tokens."""
 
     document_tokens: int = 32_768
     query_tokens: int = 4_096
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """A document to adapt to, for an owner: whoever may use the result."""
+
+    document: str
+    adapt: AdaptConfig = AdaptConfig()
+    owner: str = LOCAL
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """A question for a document that was adapted to before."""
+
+    adapted: "AdaptedDocument"
+    query: str
+    sampling: SamplingConfig = SamplingConfig()
+    owner: str = LOCAL
 
 
 @dataclass(frozen=True)
@@ -34,6 +65,7 @@ class AnswerRequest:
     adapt: AdaptConfig = AdaptConfig()
     sampling: SamplingConfig = SamplingConfig()
     compare_base: bool = False
+    owner: str = LOCAL
 
 
 @dataclass(frozen=True)
@@ -107,7 +139,6 @@ class DocumentRead:
     """The document was tokenised and its frozen part computed."""
 
     document_tokens: int
-    query_tokens: int
     seconds: float
 
 
@@ -130,6 +161,7 @@ class AdaptationEnded:
     """The loop is over; what follows is decoded from its result."""
 
     report: AdaptationReport
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +173,7 @@ class AnswerDelta:
 
 @dataclass(frozen=True)
 class AnswerCompleted:
-    """The whole answer. Always the last event."""
+    """The whole answer. The last event of a question."""
 
     answer: str
     base_answer: str | None
@@ -151,6 +183,24 @@ class AnswerCompleted:
     timings: Timings
 
 
+@dataclass(frozen=True)
+class DocumentAdapted:
+    """The document is ready for questions. The last event of an adaptation."""
+
+    document: "AdaptedDocument"
+
+
+Work = AnswerRequest | AdaptRequest | AskRequest
+"""What the model can be asked to do."""
+
 Event = (
-    DocumentRead | AdaptationStep | BaseAnswered | AdaptationEnded | AnswerDelta | AnswerCompleted
+    DocumentRead
+    | AdaptationStep
+    | BaseAnswered
+    | AdaptationEnded
+    | AnswerDelta
+    | AnswerCompleted
+    | DocumentAdapted
 )
+Last = AnswerCompleted | DocumentAdapted
+"""One of these ends every piece of work."""

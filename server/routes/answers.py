@@ -63,7 +63,8 @@ async def create_answer(
     """
     model = engine.ready().name
     answer_request = _checked(body, model, settings)
-    job = await engine.submit(answer_request, request.state.request_id)
+    job = Job(answer_request, request.state.request_id, settings.request_timeout_seconds)
+    await engine.submit(job)
     if body.stream:
         return AnswerStream(engine, job, model, settings.shutdown_seconds)
     done = await _completed_or_gone(engine, job, request)

@@ -46,6 +46,7 @@ class FakeModel:
         self.turns: list[str] = []
         self.closed: list[str] = []
         self.fails_to_open: Exception | None = None
+        self.fingerprint = "as loaded"
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -53,18 +54,30 @@ class FakeModel:
         self.open_gate.wait(10)
         if self.fails_to_open:
             raise self.fails_to_open
-        return Backend("fake", "delta_net", 7, "float32", "cpu", self.check, self.answer)
+        return Backend(
+            name="fake",
+            family="delta_net",
+            parameters=7,
+            dtype="float32",
+            device="cpu",
+            fingerprint=self.fingerprint,
+            measure=lambda: self.fingerprint,
+            check=self.check,
+            perform=lambda work, _: self.answer(work),
+        )
 
-    def check(self, request: AnswerRequest) -> None:
-        if len(request.document.split()) > LONGEST_DOCUMENT:
+    def check(self, request: AnswerRequest) -> int:
+        words = len(request.document.split())
+        if words > LONGEST_DOCUMENT:
             raise RequestError("document is too long", "document", "document_too_long")
+        return words
 
     def answer(self, request: AnswerRequest) -> Iterator[Event]:
         if request is SELF_CHECK:
             return
         name, words = request.query, request.document.split()
         try:
-            yield DocumentRead(len(words), 1, 0.01)
+            yield DocumentRead(len(words), 0.01)
             if request.compare_base:
                 yield BaseAnswered("base says no")
             steps = []
@@ -76,7 +89,7 @@ class FakeModel:
             guard = "loss_rose" if "worse" in words else None
             accepted = 0 if guard else len(steps)
             report = AdaptationReport("refine", tuple(steps), accepted, guard, None, 2.0, 1.5, 1024)
-            yield AdaptationEnded(report)
+            yield AdaptationEnded(report, 0.02)
             for letter in name[: request.sampling.max_tokens]:
                 self.turns.append(name)
                 yield AnswerDelta(letter)

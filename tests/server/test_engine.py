@@ -11,10 +11,9 @@ from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError
 from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
-from refine_server.server.scheduler import Scheduler
 from refine_server.server.settings import Settings
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event
+from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event, Work
 
 
 def request(name: str, document: str = "text", steps: int = 2) -> AnswerRequest:
@@ -37,6 +36,12 @@ async def running(fake: Any, **options: Any) -> AsyncIterator[Engine]:
         await asyncio.to_thread(engine.stop)
 
 
+async def submit(engine: Engine, work: Work, request_id: str, timeout: float = 60.0) -> Job:
+    job = Job(work, request_id, timeout)
+    await engine.submit(job)
+    return job
+
+
 async def finish(engine: Engine, job: Job) -> list[Event]:
     return [event async for event in engine.events(job)]
 
@@ -55,10 +60,10 @@ def wasted(engine: Engine) -> dict[str, float]:
 def test_a_short_job_ends_while_a_long_one_runs(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake) as engine:
-            long = await engine.submit(request("long", "slow", steps=200), "r1")
-            short = await engine.submit(request("short", steps=2), "r2")
+            long = await submit(engine, request("long", "slow", steps=200), "r1")
+            short = await submit(engine, request("short", steps=2), "r2")
             await finish(engine, short)
-            assert fake.closed == ["short"]
+            await until(lambda: fake.closed == ["short"])
             engine.cancel(long, "disconnect")
 
     asyncio.run(scenario())
@@ -67,9 +72,9 @@ def test_a_short_job_ends_while_a_long_one_runs(fake: Any) -> None:
 def test_active_jobs_take_turns(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake) as engine:
-            first = await engine.submit(request("1", "hold", steps=4), "r1")
+            first = await submit(engine, request("1", "hold", steps=4), "r1")
             await until(lambda: fake.turns == ["1"])
-            second = await engine.submit(request("2", steps=4), "r2")
+            second = await submit(engine, request("2", steps=4), "r2")
             fake.gate.set()
             await asyncio.gather(finish(engine, first), finish(engine, second))
             steps = fake.turns[1:7]
@@ -81,7 +86,7 @@ def test_active_jobs_take_turns(fake: Any) -> None:
 def test_waiting_jobs_are_admitted_first_in_first_out(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake, max_active=1) as engine:
-            jobs = [await engine.submit(request(name), name) for name in "abcd"]
+            jobs = [await submit(engine, request(name), name) for name in "abcd"]
             await asyncio.gather(*(finish(engine, job) for job in jobs))
             assert fake.closed == ["a", "b", "c", "d"]
             assert jobs[3].queue_seconds > 0
@@ -92,7 +97,7 @@ def test_waiting_jobs_are_admitted_first_in_first_out(fake: Any) -> None:
 def test_a_cancelled_job_takes_no_further_step(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake) as engine:
-            job = await engine.submit(request("gone", "hold", steps=50), "r1")
+            job = await submit(engine, request("gone", "hold", steps=50), "r1")
             await until(lambda: fake.turns == ["gone"])
             engine.cancel(job, "disconnect")
             fake.gate.set()
@@ -106,7 +111,7 @@ def test_a_cancelled_job_takes_no_further_step(fake: Any) -> None:
 def test_cancelling_an_ended_job_wastes_nothing(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake) as engine:
-            job = await engine.submit(request("done"), "r1")
+            job = await submit(engine, request("done"), "r1")
             await finish(engine, job)
             engine.cancel(job, "disconnect")
             await until(lambda: fake.closed == ["done"])
@@ -118,15 +123,15 @@ def test_cancelling_an_ended_job_wastes_nothing(fake: Any) -> None:
 def test_a_full_queue_refuses_and_a_cancelled_waiter_makes_room(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake, max_active=1, max_queue=1) as engine:
-            running_job = await engine.submit(request("a", "hold"), "r1")
+            running_job = await submit(engine, request("a", "hold"), "r1")
             await until(lambda: fake.turns == ["a"])
-            waiting = await engine.submit(request("b"), "r2")
+            waiting = await submit(engine, request("b"), "r2")
             with pytest.raises(ApiError) as refused:
-                await engine.submit(request("c"), "r3")
+                await submit(engine, request("c"), "r3")
             assert refused.value.status == 429
-            assert refused.value.retry_after == 20  # two jobs ahead, ten seconds each to begin with
+            assert refused.value.retry_after == 1  # the jobs ahead are short
             engine.cancel(waiting, "disconnect")
-            third = await engine.submit(request("c"), "r3")
+            third = await submit(engine, request("c"), "r3")
             fake.gate.set()
             await asyncio.gather(finish(engine, running_job), finish(engine, third))
             assert fake.closed == ["a", "c"]
@@ -136,8 +141,8 @@ def test_a_full_queue_refuses_and_a_cancelled_waiter_makes_room(fake: Any) -> No
 
 def test_the_deadline_ends_running_and_waiting_jobs(fake: Any) -> None:
     async def scenario() -> None:
-        async with running(fake, max_active=1, request_timeout_seconds=0.1) as engine:
-            jobs = [await engine.submit(request(name, "hold"), name) for name in "ab"]
+        async with running(fake, max_active=1) as engine:
+            jobs = [await submit(engine, request(name, "hold"), name, 0.1) for name in "ab"]
             for job in jobs:
                 with pytest.raises(ApiError, match="longer than") as late:
                     await finish(engine, job)
@@ -152,8 +157,8 @@ def test_the_deadline_ends_running_and_waiting_jobs(fake: Any) -> None:
 def test_one_job_may_crash_and_the_other_goes_on(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake) as engine:
-            good = await engine.submit(request("good", "hold"), "r1")
-            bad = await engine.submit(request("bad", "crash"), "r2")
+            good = await submit(engine, request("good", "hold"), "r1")
+            bad = await submit(engine, request("bad", "crash"), "r2")
             fake.gate.set()
             with pytest.raises(ApiError) as crash:
                 await finish(engine, bad)
@@ -168,14 +173,14 @@ def test_when_the_thread_dies_every_job_is_told_and_none_is_taken(fake: Any) -> 
     async def scenario() -> None:
         async with running(fake, max_active=2) as engine:
             names = ("hold", "exit", "text")
-            jobs = [await engine.submit(request(name, name), name) for name in names]
+            jobs = [await submit(engine, request(name, name), name) for name in names]
             fake.gate.set()
             for job in jobs[1:]:
                 with pytest.raises(ApiError) as dead:
                     await finish(engine, job)
                 assert dead.value.body.error.code == "engine_dead"
             with pytest.raises(ApiError, match="died"):
-                await engine.submit(request("late"), "r4")
+                await submit(engine, request("late"), "r4")
 
     asyncio.run(scenario())
 
@@ -183,16 +188,16 @@ def test_when_the_thread_dies_every_job_is_told_and_none_is_taken(fake: Any) -> 
 def test_a_drain_gives_up_waiting_jobs_at_once_and_running_ones_later(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake, max_active=1) as engine:
-            job = await engine.submit(request("a", "hold"), "r1")
+            job = await submit(engine, request("a", "hold"), "r1")
             await until(lambda: fake.turns == ["a"])
-            waiting = await engine.submit(request("b"), "r2")
+            waiting = await submit(engine, request("b"), "r2")
             engine.drain(0.1)
             for given_up in (waiting, job):
                 with pytest.raises(ApiError) as stopped:
                     await finish(engine, given_up)
                 assert stopped.value.body.error.code == "shutting_down"
             with pytest.raises(ApiError, match="shutting down"):
-                await engine.submit(request("late"), "r3")
+                await submit(engine, request("late"), "r3")
 
     asyncio.run(scenario())
 
@@ -201,7 +206,7 @@ def test_a_step_that_takes_too_long_is_not_ready(fake: Any) -> None:
     async def scenario() -> None:
         async with running(fake, stall_seconds=0.05) as engine:
             engine.ready()
-            job = await engine.submit(request("a", "hold"), "r1")
+            job = await submit(engine, request("a", "hold"), "r1")
             await until(lambda: fake.turns == ["a"])
             await asyncio.sleep(0.1)
             with pytest.raises(ApiError, match="no progress"):
@@ -210,24 +215,5 @@ def test_a_step_that_takes_too_long_is_not_ready(fake: Any) -> None:
             await finish(engine, job)
             await until(lambda: engine._turn_began is None)
             engine.ready()
-
-    asyncio.run(scenario())
-
-
-def test_retry_after_follows_what_recent_jobs_cost() -> None:
-    async def scenario() -> None:
-        scheduler = Scheduler(max_active=1, max_queue=10)
-        jobs = [Job(request(name), name, 60.0) for name in "abc"]
-        for job in jobs:
-            scheduler.add(job)
-        assert scheduler.retry_after() == 30
-        assert scheduler.next() is jobs[0]
-        jobs[0].worked_seconds = 2.5
-        scheduler.end(jobs[0], completed=True)
-        assert scheduler.retry_after() == 5
-        jobs[1].worked_seconds = 1000.0
-        assert scheduler.next() is jobs[1]
-        scheduler.end(jobs[1], completed=False)
-        assert scheduler.retry_after() == 3
 
     asyncio.run(scenario())

@@ -1,5 +1,6 @@
 """What every model family shares: the stateful forward, the trunk and its branches, the LM head."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -253,6 +254,15 @@ class CausalLM(nn.Module, ABC):
             ids = getattr(source, "eos_token_id", None)
             found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
         return frozenset(found)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the base weights: names, shapes, types and every bit of their values."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.named_parameters()):
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+            flat = weight.detach().contiguous().view(-1).view(torch.uint8)
+            digest.update(flat.cpu().numpy().data)
+        return digest.hexdigest()
 
     @property
     def num_parameters(self) -> int:

@@ -1,7 +1,7 @@
 """What a model remembers of the tokens it has read, and how branches start in their middle."""
 
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,29 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.kernels.delta_rule import CHUNK
+
+T = TypeVar("T")
+
+
+STORABLE: dict[str, type[Any]] = {}
+"""Kinds of states that can be written and read back, by name."""
+
+
+def storable(kind: type[T]) -> type[T]:
+    """Register a dataclass of tensors, tuples, numbers and other storables."""
+    STORABLE[kind.__name__] = kind
+    return kind
+
+
+def compact(value: T) -> T:
+    """The same state in tensors of its own: none is a view that keeps a larger one alive."""
+    if isinstance(value, Tensor):
+        return cast(T, value.detach().clone())
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: compact(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, tuple):
+        return cast(T, tuple(compact(item) for item in value))
+    return value
 
 
 class LayerState(Protocol):
@@ -35,6 +58,7 @@ class Trace(Protocol):
         """The state before token positions[r, g] of row r, in the graph. [R, G] -> R G rows."""
 
 
+@storable
 @dataclass(frozen=True)
 class State:
     """A model's memory: one state a layer, and how many tokens each row has read ([B])."""
@@ -57,6 +81,7 @@ class State:
         return sum(layer.nbytes for layer in self.layers)
 
 
+@storable
 @dataclass(frozen=True)
 class DeltaState:
     """A delta-rule layer: the associative memory and the convolution's last inputs.
@@ -129,6 +154,7 @@ class DeltaTrace:
         return self.conv_inputs[row[..., None], last].flatten(0, 1)  # [RG, W - 1, C]
 
 
+@storable
 @dataclass(frozen=True)
 class KVState:
     """Keys and values of an attention layer: a prefix that rows may share, and each row's own tail.

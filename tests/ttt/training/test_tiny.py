@@ -96,10 +96,12 @@ def test_the_shipped_model_is_small():
 
 def test_the_shipped_tokenizer_reads_a_prompt_in_parts_as_in_whole(shipped):
     tokenizer = shipped.tokenizer
-    prompt = PromptTemplate(tokenizer).encode("The garden code is amber.", "garden code?", Limits())
+    template = PromptTemplate(tokenizer)
+    prompt = template.encode_document("The garden code is amber.", Limits())
+    query = template.encode_query("garden code?", Limits())
     whole = PLAIN_PROMPT.format(document="The garden code is amber.", query="garden code?")
     assert prompt.header == []
-    assert prompt.document + prompt.query == tokenizer(whole)["input_ids"]
+    assert prompt.document + query == tokenizer(whole)["input_ids"]
     text = "# Größe: 12, naïve\t✓\n\n\n  two"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 

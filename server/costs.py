@@ -1,0 +1,73 @@
+"""What work will cost, in seconds, from what recent work did cost."""
+
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.types import (
+    AdaptationStep,
+    AnswerCompleted,
+    AskRequest,
+    DocumentRead,
+    Event,
+    Work,
+)
+
+MEMORY = 0.2
+"""Weight of the newest observation in a rate's moving average."""
+
+
+class Rate:
+    """Seconds for one unit of work: a moving average that begins with a guess."""
+
+    def __init__(self, guess: float) -> None:
+        self.seconds = guess
+        self._seen = False
+
+    def observe(self, seconds: float, units: float) -> None:
+        """Take in that ``units`` took ``seconds``."""
+        if units <= 0:
+            return
+        weight = MEMORY if self._seen else 1.0
+        self._seen = True
+        self.seconds += weight * (seconds / units - self.seconds)
+
+
+class CostModel:
+    """Estimates work as tokens read + tokens stepped on + tokens decoded, each at its own rate."""
+
+    def __init__(self) -> None:
+        self.read = Rate(1 / 1000)
+        self.step = Rate(1 / 300)
+        self.decode = Rate(1 / 30)
+
+    def estimate(self, work: Work, tokens: int) -> float:
+        """Seconds that work on a document (or, for a question, a query) of so many tokens takes."""
+        seconds = tokens * self.read.seconds
+        if not isinstance(work, AskRequest):
+            seconds += work.adapt.steps * step_tokens(work.adapt, tokens) * self.step.seconds
+            if work.adapt.max_seconds is not None:
+                seconds = min(seconds, work.adapt.max_seconds)
+        if sampling := getattr(work, "sampling", None):
+            seconds += sampling.max_tokens * self.decode.seconds
+        return seconds
+
+    def observe(self, work: Work, tokens: int, event: Event) -> None:
+        """Learn from an event of some work."""
+        match event:
+            case DocumentRead():
+                self.read.observe(event.seconds, tokens)
+            case AdaptationStep(report) if not isinstance(work, AskRequest):
+                self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
+            case AnswerCompleted():
+                seconds = event.timings.decode_seconds
+                self.decode.observe(seconds, event.usage.completion_tokens)
+
+
+def step_tokens(config: AdaptConfig, tokens: int) -> int:
+    """Tokens that one step reads or samples, for a document of so many tokens."""
+    if config.objective == "none":
+        return 0
+    spans = config.prefix == "local"
+    read = min(config.chunks * config.span_tokens, tokens) if spans else tokens
+    if spans and config.ntp_on == "document":
+        read += tokens
+    sampled = config.chunks * config.rollouts * config.rollout_tokens
+    return read + (2 * sampled if config.objective == "refine" else 0)

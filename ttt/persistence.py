@@ -1,0 +1,105 @@
+"""Adapted documents as bytes and back: safetensors, and a description in JSON. Never pickle."""
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from refine_server.ttt.answering import AdaptedDocument
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.state import STORABLE, State
+from refine_server.ttt.types import AdaptationReport, StepReport
+
+FORMAT = 1
+FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
+
+
+class DamagedError(ValueError):
+    """Bytes that are no adapted document of this format; the message says what is wrong."""
+
+
+def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
+    """Tensors as safetensors bytes, and everything else as what JSON can hold."""
+    tensors = {FAST + name: document.fast_weights[name] for name in document.fast_weights}
+    tensors[HIDDEN] = document.hidden
+    state = _describe(document.state, tensors, STATE)
+    description = {
+        "format": FORMAT,
+        "owner": document.owner,
+        "document_tokens": document.document_tokens,
+        "report": dataclasses.asdict(document.report),
+        "state": state,
+    }
+    return save({name: t.contiguous().cpu() for name, t in tensors.items()}), description
+
+
+def restore(data: bytes, description: dict[str, Any], device: torch.device) -> AdaptedDocument:
+    """What ``dump`` gave, as an adapted document.
+
+    Raises:
+        DamagedError: the bytes or the description are not whole, or of another format.
+    """
+    try:
+        if description["format"] != FORMAT:
+            raise DamagedError(f"format {description['format']!r} is not {FORMAT}")
+        tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
+        state = _build(description["state"], tensors)
+        if not isinstance(state, State):
+            raise DamagedError("its state is no state")
+        owner = description["owner"]
+        fast = {n.removeprefix(FAST): t for n, t in tensors.items() if n.startswith(FAST)}
+        return AdaptedDocument(
+            owner=owner,
+            fast_weights=FastWeights(fast, owner),
+            state=state,
+            hidden=tensors[HIDDEN],
+            report=restore_report(description["report"]),
+            document_tokens=description["document_tokens"],
+        )
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, ValueError, SafetensorError, json.JSONDecodeError) as error:
+        raise DamagedError(f"it cannot be read: {error!r}") from error
+
+
+def restore_report(description: dict[str, Any]) -> AdaptationReport:
+    """An adaptation's report from its JSON form."""
+    steps = tuple(StepReport(**step) for step in description["steps"])
+    return AdaptationReport(**{**description, "steps": steps})
+
+
+def _describe(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """A JSON form of states: dataclasses by their name, tensors by theirs."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if dataclasses.is_dataclass(value):
+        kind = type(value).__name__
+        if STORABLE.get(kind) is not type(value):
+            raise TypeError(f"{kind} is not registered as storable")
+        fields = {
+            f.name: _describe(getattr(value, f.name), tensors, f"{name}.{f.name}")
+            for f in dataclasses.fields(value)
+        }
+        return {"kind": kind, "fields": fields}
+    if isinstance(value, tuple):
+        return [_describe(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} holds a {type(value).__name__}, which cannot be stored")
+
+
+def _build(form: Any, tensors: dict[str, Tensor]) -> Any:
+    match form:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"kind": kind, "fields": fields}:
+            return STORABLE[kind](**{n: _build(value, tensors) for n, value in fields.items()})
+        case list():
+            return tuple(_build(item, tensors) for item in form)
+        case _:
+            return form
