@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test lint types typescript clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy -p refine_server.kernels -p refine_server.ttt -p refine_server.server \
 		-p refine_server.clients -p refine_server.benchmarks
+
+# Needs npm. The document is committed, what is generated from it is not.
+typescript: setup
+	$(BIN)/refine-server openapi > clients/typescript/openapi.json
+	cd clients/typescript && npm ci && npm run build
+	$(BIN)/pytest tests/clients/test_typescript.py
 
 test: lint types
 	$(BIN)/pytest

@@ -112,6 +112,17 @@ def demo(
     raise typer.Exit(0 if right else FAILED)
 
 
+@app.command()
+def openapi() -> None:
+    """Print the HTTP contract as an OpenAPI document, for generators of clients."""
+    import json
+
+    from refine_server.server.app import create_app
+    from refine_server.server.settings import Settings
+
+    typer.echo(json.dumps(create_app(Settings()).openapi(), indent=1))
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the others keep the defaults of whoever answers."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,6 +1,8 @@
 """The SDK's types against the server's OpenAPI document: neither may change alone."""
 
+import json
 import types
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
@@ -54,6 +56,11 @@ def test_requests_have_the_fields_that_the_client_sends(openapi: dict[str, Any],
     assert set(hints) == set(schema["properties"]) - positional
     for field, hint in hints.items():
         assert kinds(hint) == json_kinds(openapi, schema["properties"][field]), field
+
+
+def test_the_document_of_the_typescript_client_is_the_servers(openapi: dict[str, Any]) -> None:
+    committed = Path(__file__).parents[2] / "clients" / "typescript" / "openapi.json"
+    assert json.loads(committed.read_text()) == json.loads(json.dumps(openapi)), "make typescript"
 
 
 def test_every_event_is_typed(openapi: dict[str, Any]) -> None:
