@@ -9,10 +9,11 @@ from refine_server.benchmarks.tokens import Tokenizer
 
 @dataclass(frozen=True)
 class Asked:
-    """What the server is sent: the prompt up to the context's end, and the rest of it."""
+    """What is sent: the whole ``prompt``, or its part up to the context's end and the rest."""
 
     document: str
     query: str
+    prompt: str
     truncated: bool
 
 
@@ -29,7 +30,7 @@ def ask(row: Row, max_length: int, tokenizer: Tokenizer) -> Asked:
     around = len(tokenizer.encode(before)), len(tokenizer.encode(after))
     context, truncated = cut_middle(row.context, around, max_length, tokenizer)
     # The server puts its own separator between a document and a query.
-    return Asked(before + context, after.lstrip("\n"), truncated)
+    return Asked(before + context, after.lstrip("\n"), before + context + after, truncated)
 
 
 def cut_middle(

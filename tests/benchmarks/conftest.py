@@ -109,6 +109,10 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with script.lock:
                 script.active -= 1
+        if self.path == "/v1/completions":
+            completion = {"choices": [{"index": 0, "text": text}]}
+            self._reply(200, json.dumps(completion), "application/json")
+            return
         events = [("answer.delta", {"text": letter}) for letter in text]
         events.append(("answer.completed", answer_of(text, body["adapt"]["objective"])))
         stream = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)

@@ -223,6 +223,7 @@ def test_document_and_query_make_the_official_prompt(tmp_path: Path) -> None:
     (row,) = load(tmp_path, ["hotpotqa"])
     asked = ask(row, 1000, Words())
     official = row.task.prompt.replace("{context}", row.context).replace("{input}", row.question)
+    assert asked.prompt == official
     assert f"{asked.document}\n\n{asked.query}" == official
     assert asked.document.endswith(row.context)
     assert not asked.truncated
