@@ -11,7 +11,16 @@ import httpx
 from refine_server.clients import calls, errors, sse, types
 from refine_server.clients.calls import Call, Refused, Retries
 from refine_server.clients.errors import ClientError, ProtocolError
-from refine_server.clients.types import Answer, AnswerOptions, Event, Model, Version, event_of
+from refine_server.clients.types import (
+    Adaptation,
+    AdaptationOptions,
+    Answer,
+    AnswerOptions,
+    Event,
+    Model,
+    Version,
+    event_of,
+)
 
 T = TypeVar("T")
 
@@ -46,19 +55,19 @@ class AsyncRefineClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def answer(self, document: str, query: str, **options: Unpack[AnswerOptions]) -> Answer:
-        """Adapt to a document and answer a question about it."""
-        async for event in self.stream_answer(document, query, **options):
+    async def answer(self, query: str, **options: Unpack[AnswerOptions]) -> Answer:
+        """Answer a question from a ``document``, or from an ``adaptation`` made before."""
+        async for event in self.stream_answer(query, **options):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer or raises")
 
     async def stream_answer(
-        self, document: str, query: str, **options: Unpack[AnswerOptions]
+        self, query: str, **options: Unpack[AnswerOptions]
     ) -> AsyncIterator[Event]:
         """The same as it happens: ``Step``, ``AnswerDelta``, …, and last the ``Answer``."""
         parser = sse.Parser()
-        async with self._sent(calls.answer(document, query, options), stream=True) as reply:
+        async with self._sent(calls.answer(query, options), stream=True) as reply:
             async for chunk in reply.aiter_bytes():
                 for told in parser.feed(chunk):
                     data = json.loads(told.data)
@@ -69,6 +78,50 @@ class AsyncRefineClient:
                     if isinstance(event, Answer):
                         return
             raise ProtocolError("the server ended the stream without an answer")
+
+    async def adapt(self, document: str, **options: Unpack[AdaptationOptions]) -> Adaptation:
+        """Adapt to a document and keep it: returns at once, with the id to ask and to wait for.
+
+        The same document, options and seed join the adaptation that is there already.
+        """
+        return await self._json(calls.adapt(document, options), Adaptation.model_validate)
+
+    async def adaptations(self) -> list[Adaptation]:
+        """One's own adaptations, the newest first."""
+        return await self._json(calls.read("/v1/adaptations"), types.adaptations_of)
+
+    async def adaptation(self, adaptation_id: str) -> Adaptation:
+        """How an adaptation is doing."""
+        return await self._json(calls.adaptation(adaptation_id), Adaptation.model_validate)
+
+    async def delete_adaptation(self, adaptation_id: str) -> None:
+        """Forget an adaptation; one that runs is cancelled at its next step."""
+        await self._json(calls.forget(adaptation_id), lambda _: None)
+
+    async def follow_adaptation(self, adaptation_id: str) -> AsyncIterator[Event | Adaptation]:
+        """Every ``Step`` from the first on, then the ``Adaptation`` as it ended."""
+        call = calls.adaptation(adaptation_id, "/events")
+        parser = sse.Parser()
+        async with self._sent(call, stream=True) as reply:
+            async for chunk in reply.aiter_bytes():
+                for told in parser.feed(chunk):
+                    data = json.loads(told.data)
+                    if told.event in types.ENDINGS:
+                        yield Adaptation.model_validate(data)
+                        return
+                    yield event_of(told.event, data)
+            raise ProtocolError("the server ended the stream before the adaptation ended")
+
+    async def wait_for_adaptation(self, adaptation_id: str) -> Adaptation:
+        """The adaptation once it is ready.
+
+        Raises:
+            AdaptationFailedError: it failed or was cancelled.
+        """
+        async for event in self.follow_adaptation(adaptation_id):
+            if isinstance(event, Adaptation):
+                return errors.ready(event)
+        raise AssertionError("a stream ends with the adaptation or raises")
 
     async def models(self) -> list[Model]:
         """The models that can be asked."""

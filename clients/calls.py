@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -18,7 +18,7 @@ FIRST_PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request. ``repeatable`` ones change nothing, so they may be sent twice."""
+    """One HTTP request. ``repeatable`` ones do no more when they are sent twice."""
 
     method: str
     path: str
@@ -31,10 +31,25 @@ def read(path: str) -> Call:
     return Call("GET", path, repeatable=True)
 
 
-def answer(document: str, query: str, options: Any) -> Call:
+def answer(query: str, options: Any) -> Call:
     """A question, answered as a stream: it shows at once when a server is gone."""
-    body = {"document": document, "query": query, **options, "stream": True}
-    return Call("POST", "/v1/answers", body)
+    return Call("POST", "/v1/answers", {"query": query, **options, "stream": True})
+
+
+def adapt(document: str, options: Any) -> Call:
+    """A document to adapt to. The server joins a second request with the first, so it repeats."""
+    body = {"document": document, **options}
+    return Call("POST", "/v1/adaptations", body, repeatable=True)
+
+
+def adaptation(adaptation_id: str, suffix: str = "") -> Call:
+    """What is known of an adaptation, or its events."""
+    return read(f"/v1/adaptations/{quote(adaptation_id, safe='')}{suffix}")
+
+
+def forget(adaptation_id: str) -> Call:
+    """To cancel or delete an adaptation; not repeated, as the second time it is not there."""
+    return Call("DELETE", f"/v1/adaptations/{quote(adaptation_id, safe='')}")
 
 
 def tokenize(text: str) -> Call:
@@ -64,7 +79,7 @@ class Retries:
 
     A connection that was not made has cost nothing. 429 and 503 with ``Retry-After`` are said
     before work begins, unless the server adds ``x-should-retry: false``. Whatever else happens to
-    a request that was sent is final, but for one that only reads.
+    a request that was sent is final, but for one that does no more the second time.
     """
 
     attempts: int

@@ -11,7 +11,16 @@ import httpx
 from refine_server.clients import calls, errors, sse, types
 from refine_server.clients.calls import Call, Refused, Retries
 from refine_server.clients.errors import ClientError, ProtocolError
-from refine_server.clients.types import Answer, AnswerOptions, Event, Model, Version, event_of
+from refine_server.clients.types import (
+    Adaptation,
+    AdaptationOptions,
+    Answer,
+    AnswerOptions,
+    Event,
+    Model,
+    Version,
+    event_of,
+)
 
 T = TypeVar("T")
 
@@ -56,21 +65,19 @@ class RefineClient:
         """Close all connections."""
         self._http.close()
 
-    def answer(self, document: str, query: str, **options: Unpack[AnswerOptions]) -> Answer:
-        """Adapt to a document and answer a question about it."""
-        for event in self.stream_answer(document, query, **options):
+    def answer(self, query: str, **options: Unpack[AnswerOptions]) -> Answer:
+        """Answer a question from a ``document``, or from an ``adaptation`` made before."""
+        for event in self.stream_answer(query, **options):
             if isinstance(event, Answer):
                 return event
         raise AssertionError("a stream ends with its answer or raises")
 
-    def stream_answer(
-        self, document: str, query: str, **options: Unpack[AnswerOptions]
-    ) -> Iterator[Event]:
+    def stream_answer(self, query: str, **options: Unpack[AnswerOptions]) -> Iterator[Event]:
         """The same as it happens: ``Step``, ``AnswerDelta``, …, and last the ``Answer``.
 
         Closing the iterator early cancels the work.
         """
-        with self._sent(calls.answer(document, query, options), stream=True) as reply:
+        with self._sent(calls.answer(query, options), stream=True) as reply:
             for told in sse.parse(reply.iter_bytes()):
                 data = json.loads(told.data)
                 if told.event == "error":
@@ -80,6 +87,48 @@ class RefineClient:
                 if isinstance(event, Answer):
                     return
             raise ProtocolError("the server ended the stream without an answer")
+
+    def adapt(self, document: str, **options: Unpack[AdaptationOptions]) -> Adaptation:
+        """Adapt to a document and keep it: returns at once, with the id to ask and to wait for.
+
+        The same document, options and seed join the adaptation that is there already.
+        """
+        return self._json(calls.adapt(document, options), Adaptation.model_validate)
+
+    def adaptations(self) -> list[Adaptation]:
+        """One's own adaptations, the newest first."""
+        return self._json(calls.read("/v1/adaptations"), types.adaptations_of)
+
+    def adaptation(self, adaptation_id: str) -> Adaptation:
+        """How an adaptation is doing."""
+        return self._json(calls.adaptation(adaptation_id), Adaptation.model_validate)
+
+    def delete_adaptation(self, adaptation_id: str) -> None:
+        """Forget an adaptation; one that runs is cancelled at its next step."""
+        self._json(calls.forget(adaptation_id), lambda _: None)
+
+    def follow_adaptation(self, adaptation_id: str) -> Iterator[Event | Adaptation]:
+        """Every ``Step`` from the first on, then the ``Adaptation`` as it ended."""
+        call = calls.adaptation(adaptation_id, "/events")
+        with self._sent(call, stream=True) as reply:
+            for told in sse.parse(reply.iter_bytes()):
+                data = json.loads(told.data)
+                if told.event in types.ENDINGS:
+                    yield Adaptation.model_validate(data)
+                    return
+                yield event_of(told.event, data)
+            raise ProtocolError("the server ended the stream before the adaptation ended")
+
+    def wait_for_adaptation(self, adaptation_id: str) -> Adaptation:
+        """The adaptation once it is ready.
+
+        Raises:
+            AdaptationFailedError: it failed or was cancelled.
+        """
+        for event in self.follow_adaptation(adaptation_id):
+            if isinstance(event, Adaptation):
+                return errors.ready(event)
+        raise AssertionError("a stream ends with the adaptation or raises")
 
     def models(self) -> list[Model]:
         """The models that can be asked."""

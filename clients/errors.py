@@ -4,6 +4,8 @@ from typing import Any
 
 import httpx
 
+from refine_server.clients.types import Adaptation
+
 
 class ClientError(Exception):
     """A request that brought no answer.
@@ -115,6 +117,16 @@ def failure(body: dict[str, Any], reply: httpx.Response) -> ClientError:
         status=status,
         request_id=_request_id(reply),
     )
+
+
+def ready(adaptation: Adaptation) -> Adaptation:
+    """An adaptation that has ended, if it can be asked."""
+    if adaptation.status == "ready":
+        return adaptation
+    why = adaptation.error
+    if why is None:
+        raise AdaptationFailedError(f"the adaptation {adaptation.id} was {adaptation.status}")
+    raise AdaptationFailedError(why.message, why.code, why.param)
 
 
 def broken(url: str, error: Exception) -> ClientError:

@@ -48,7 +48,7 @@ class AnswerDelta(Event):
 class AdaptationReport(_Said):
     """How an adaptation went. ``accepted_step`` 0 means that the base weights answer."""
 
-    id: str
+    id: str | None
     objective: str
     steps: list[Step]
     accepted_step: int
@@ -93,6 +93,41 @@ class Answer(Event):
     timings: Timings
 
 
+class Failure(_Said):
+    """Why something failed, in the words of the server's errors."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str
+
+
+class Adaptation(_Said):
+    """A document that was, or is being, adapted to and is kept for questions.
+
+    ``accepted_step`` 0 means that answers come from the base weights.
+    """
+
+    id: str
+    model: str
+    status: Literal["queued", "adapting", "ready", "failed", "cancelled"]
+    created_at: float
+    expires_at: float | None
+    ttl_seconds: float
+    config: dict[str, Any]
+    document_tokens: int | None
+    steps: list[Step]
+    accepted_step: int | None
+    guard: str | None
+    stopped: str | None
+    first_ntp_loss: float | None
+    final_ntp_loss: float | None
+    bytes: int
+    in_memory: bool
+    stored: bool
+    error: Failure | None
+
+
 class UnknownEvent(Event):
     """An event of a newer server. Its fields are in ``model_extra``."""
 
@@ -104,9 +139,18 @@ EVENTS: dict[str, type[Event]] = {
 }
 
 
+ENDINGS = ("adaptation.ready", "adaptation.failed", "adaptation.cancelled")
+"""The last event of an adaptation's stream: its data is the whole ``Adaptation``."""
+
+
 def event_of(name: str, data: dict[str, Any]) -> Event:
-    """The typed form of a stream's event."""
+    """The typed form of an event of an answer's stream, and of an adaptation's before its end."""
     return EVENTS.get(name, UnknownEvent).model_validate(data)
+
+
+def adaptations_of(said: dict[str, Any]) -> list[Adaptation]:
+    """The adaptations of a list of them."""
+    return [Adaptation.model_validate(adaptation) for adaptation in said["data"]]
 
 
 class Model(_Said):
@@ -158,8 +202,10 @@ class AdaptOptions(TypedDict, total=False):
 
 
 class AnswerOptions(TypedDict, total=False):
-    """What a question may say beside document and query."""
+    """What a question may say: a ``document`` or an ``adaptation``'s id, and how to answer."""
 
+    document: str | None
+    adaptation: str | None
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float
@@ -168,3 +214,15 @@ class AnswerOptions(TypedDict, total=False):
     seed: int
     compare_base: bool
     model: str | None
+    priority: int
+    timeout_seconds: float | None
+
+
+class AdaptationOptions(TypedDict, total=False):
+    """How to adapt to a document that is to be kept, and for how long."""
+
+    adapt: AdaptOptions
+    ttl_seconds: float | None
+    model: str | None
+    priority: int
+    timeout_seconds: float | None

@@ -90,7 +90,10 @@ class Replay:
         began = time.perf_counter()
         try:
             answer = await client.answer(
-                question.document, question.query, adapt=adapt, max_tokens=question.max_tokens
+                question.query,
+                document=question.document,
+                adapt=adapt,
+                max_tokens=question.max_tokens,
             )
         except ClientError as error:
             if isinstance(error, ConnectionFailedError) and not isinstance(error, SilenceError):

@@ -141,7 +141,10 @@ class Driver:
         last = None
         try:
             async for event in client.stream_answer(
-                request.document, request.query, adapt=self.adapt, max_tokens=self.max_tokens
+                request.query,
+                document=request.document,
+                adapt=self.adapt,
+                max_tokens=self.max_tokens,
             ):
                 now = time.perf_counter() - began - due
                 if isinstance(event, AnswerDelta):

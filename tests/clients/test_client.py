@@ -2,14 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from refine_server.clients import AsyncRefineClient, RefineClient, calls, errors
-from refine_server.clients.types import Answer, AnswerDelta, Event, Step, UnknownEvent
+from refine_server.clients.types import (
+    Adaptation,
+    Answer,
+    AnswerDelta,
+    Event,
+    Step,
+    UnknownEvent,
+)
 
 STEP = dict.fromkeys(
     ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl"], 0.5
@@ -80,11 +87,12 @@ class Sync:
 
     def stream(self, **options: Any) -> list[Event]:
         with self.client() as client:
-            return list(client.stream_answer("a document", "a question", **options))
+            return list(client.stream_answer("a question", document="a document", **options))
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         with self.client() as client:
-            return getattr(client, method)(*arguments)
+            said = getattr(client, method)(*arguments, **options)
+            return list(said) if isinstance(said, Iterator) else said
 
 
 class Async(Sync):
@@ -94,16 +102,19 @@ class Async(Sync):
         async def run() -> list[Event]:
             transport = httpx.MockTransport(self.handler)
             async with AsyncRefineClient("http://server", transport=transport) as client:
-                told = client.stream_answer("a document", "a question", **options)
+                told = client.stream_answer("a question", document="a document", **options)
                 return [event async for event in told]
 
         return asyncio.run(run())
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         async def run() -> Any:
             transport = httpx.MockTransport(self.handler)
             async with AsyncRefineClient("http://server", transport=transport) as client:
-                return await getattr(client, method)(*arguments)
+                said = getattr(client, method)(*arguments, **options)
+                if isinstance(said, AsyncIterator):
+                    return [event async for event in said]
+                return await said
 
         return asyncio.run(run())
 
@@ -163,7 +174,7 @@ def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
 
 
 def test_an_answer_is_the_streams_last_event(kind: type[Sync]) -> None:
-    answer = kind(Script(stream(STREAM))).call("answer", "a document", "a question")
+    answer = kind(Script(stream(STREAM))).call("answer", "a question", document="a document")
     assert answer.answer == "yes"
 
 
@@ -265,6 +276,81 @@ def test_tries_end(kind: type[Sync], pauses: list[float]) -> None:
         kind(script).stream()
     assert len(script.requests) == 3
     assert len(pauses) == 2
+
+
+RESOURCE = {
+    "id": "adapt-1",
+    "model": "m",
+    "status": "ready",
+    "created_at": 1.0,
+    "expires_at": None,
+    "ttl_seconds": 60.0,
+    "config": {"steps": 1},
+    "document_tokens": 3,
+    "steps": [STEP],
+    "accepted_step": 1,
+    "guard": None,
+    "stopped": None,
+    "first_ntp_loss": 2.0,
+    "final_ntp_loss": 1.0,
+    "bytes": 64,
+    "in_memory": True,
+    "stored": False,
+    "error": None,
+}
+
+
+def test_an_adaptation_is_made_followed_asked_and_forgotten(kind: type[Sync]) -> None:
+    queued = httpx.Response(202, json={**RESOURCE, "status": "queued"})
+    script = Script(queued)
+    made = kind(script).call("adapt", "a document", adapt={"steps": 1}, ttl_seconds=60.0)
+    assert (made.id, made.status) == ("adapt-1", "queued")
+    body = {"document": "a document", "adapt": {"steps": 1}, "ttl_seconds": 60.0}
+    assert json.loads(script.requests[0].content) == body
+
+    ending = [("adaptation.step", STEP), ("adaptation.ready", RESOURCE)]
+    script = Script(stream(ending))
+    step, adaptation = kind(script).call("follow_adaptation", "adapt/1")
+    assert script.requests[0].url.raw_path == b"/v1/adaptations/adapt%2F1/events"
+    assert isinstance(step, Step)
+    assert isinstance(adaptation, Adaptation)
+    assert adaptation.steps == [step]
+    assert kind(Script(stream(ending))).call("wait_for_adaptation", "adapt-1") == adaptation
+
+    listed = httpx.Response(200, json={"data": [RESOURCE]})
+    assert kind(Script(listed)).call("adaptations") == [adaptation]
+    one = httpx.Response(200, json=RESOURCE)
+    assert kind(Script(one)).call("adaptation", "adapt-1") == adaptation
+
+    script = Script(stream(STREAM))
+    kind(script).call("answer", "a question", adaptation="adapt-1")
+    assert json.loads(script.requests[0].content)["adaptation"] == "adapt-1"
+
+    script = Script(httpx.Response(200, json={"deleted": True}))
+    kind(script).call("delete_adaptation", "adapt-1")
+    assert script.requests[0].method == "DELETE"
+
+
+def test_an_adaptation_that_failed_is_told(kind: type[Sync]) -> None:
+    error = {"message": "too long", "type": "t", "param": "document", "code": "document_too_long"}
+    failed = stream([("adaptation.failed", {**RESOURCE, "status": "failed", "error": error})])
+    with pytest.raises(errors.AdaptationFailedError, match="too long") as told:
+        kind(Script(failed)).call("wait_for_adaptation", "adapt-1")
+    assert (told.value.code, told.value.param) == ("document_too_long", "document")
+    cancelled = stream([("adaptation.cancelled", {**RESOURCE, "status": "cancelled"})])
+    with pytest.raises(errors.AdaptationFailedError, match="adapt-1 was cancelled"):
+        kind(Script(cancelled)).call("wait_for_adaptation", "adapt-1")
+    with pytest.raises(errors.ProtocolError, match="before the adaptation ended"):
+        kind(Script(stream([STREAM[0]]))).call("wait_for_adaptation", "adapt-1")
+
+
+def test_a_deletion_is_not_repeated_and_a_joined_adaptation_is(kind: type[Sync]) -> None:
+    script = Script(httpx.ReadError)
+    with pytest.raises(errors.ConnectionFailedError):
+        kind(script).call("delete_adaptation", "adapt-1")
+    script = Script(httpx.ReadError, httpx.Response(202, json=RESOURCE))
+    assert kind(script).call("adapt", "a document").id == "adapt-1"
+    assert script.requests[0].content == script.requests[1].content
 
 
 def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:

@@ -20,10 +20,13 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "AnswerResponse": sdk.Answer,
     "Model": sdk.Model,
     "Version": sdk.Version,
+    "AdaptationResource": sdk.Adaptation,
+    "ErrorDetail": sdk.Failure,
 }
 OPTIONS: dict[str, tuple[type, set[str]]] = {
     "AdaptConfig": (sdk.AdaptOptions, set()),
-    "AnswerBody": (sdk.AnswerOptions, {"document", "query", "stream"}),
+    "AnswerBody": (sdk.AnswerOptions, {"query", "stream"}),
+    "AdaptationBody": (sdk.AdaptationOptions, {"document"}),
 }
 CONSTANTS = {"object", "owned_by", "name"}
 """Fields of one value each; a client has no use for them."""
@@ -64,9 +67,15 @@ def test_the_document_of_the_typescript_client_is_the_servers(openapi: dict[str,
 
 
 def test_every_event_is_typed(openapi: dict[str, Any]) -> None:
-    content = openapi["paths"]["/v1/answers"]["post"]["responses"]["200"]["content"]
-    names = content["text/event-stream"]["itemSchema"]["properties"]["event"]["enum"]
-    assert set(names) == {*sdk.EVENTS, "error"}
+    paths = openapi["paths"]
+    assert event_names(paths["/v1/answers"]["post"]) == {*sdk.EVENTS, "error"}
+    followed = paths["/v1/adaptations/{adaptation_id}/events"]["get"]
+    assert event_names(followed) == {sdk.Step.name, *sdk.ENDINGS}
+
+
+def event_names(operation: dict[str, Any]) -> set[str]:
+    stream = operation["responses"]["200"]["content"]["text/event-stream"]
+    return set(stream["itemSchema"]["properties"]["event"]["enum"])
 
 
 KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from refine_server.clients import ClientError, RefineClient
-from refine_server.clients.types import Answer, Event
+from refine_server.clients.errors import NotFoundError
+from refine_server.clients.types import Adaptation, Answer, Event, Step
 
 HELD = {"document": "hold", "query": "gone", "adapt": {"steps": 50}}
 
@@ -99,6 +100,24 @@ def test_the_client_reaches_this_machine_without_a_proxy(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     assert RefineClient(url).is_ready()
     assert ask(url, {"document": "a", "query": "b"})
+
+
+def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None:
+    with RefineClient(live()) as client:
+        made = client.adapt("a document", adapt={"steps": 2})
+        assert client.adapt("a document", adapt={"steps": 2}).id == made.id
+        *steps, ready = client.follow_adaptation(made.id)
+        assert [type(event) for event in steps] == [Step, Step]
+        assert isinstance(ready, Adaptation)
+        assert client.wait_for_adaptation(made.id).steps == ready.steps == steps
+        assert client.adaptation(made.id).status == ready.status == "ready"
+        assert [adaptation.id for adaptation in client.adaptations()] == [made.id]
+        for query in ("one", "two"):
+            answer = client.answer(query, adaptation=made.id)
+            assert (answer.answer, answer.adaptation.id) == (query, made.id)
+        client.delete_adaptation(made.id)
+        with pytest.raises(NotFoundError):
+            client.adaptation(made.id)
 
 
 def test_the_client_tells_what_went_wrong(live: Callable[..., str]) -> None:

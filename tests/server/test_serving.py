@@ -48,7 +48,7 @@ def test_sigterm_lets_running_requests_end_first(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    events = RefineClient(url).stream_answer("slow", "who", adapt={"steps": 25})
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 25})
     next(events)
     server.send_signal(signal.SIGTERM)
     assert [event.name for event in events][-1] == "answer.completed"
@@ -59,7 +59,7 @@ def test_sigterm_gives_long_streams_a_final_error_event(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    events = RefineClient(url).stream_answer("slow", "who", adapt={"steps": 250})
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 250})
     next(events)
     server.send_signal(signal.SIGTERM)
     with pytest.raises(ClientError) as stopped:
