@@ -160,6 +160,7 @@ class Model(_Said):
     created: int
     family: str
     parameters: int
+    fingerprint: str
 
 
 def models_of(said: dict[str, Any]) -> list[Model]:

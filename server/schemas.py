@@ -266,7 +266,7 @@ def wire_event(event: Event, origin: Origin) -> tuple[str, BaseModel] | None:
 
 
 class Model(_Out):
-    """The served model, in OpenAI's form with two fields more."""
+    """The served model, in OpenAI's form with three fields more."""
 
     id: str
     object: Literal["model"] = "model"
@@ -274,6 +274,7 @@ class Model(_Out):
     owned_by: Literal["refine-server"] = "refine-server"
     family: str
     parameters: int
+    fingerprint: str = Field(description="Hash of the base weights.")
 
 
 class ModelList(_Out):

@@ -15,6 +15,10 @@ async def list_models(request: Request, engine: EngineDep) -> ModelList:
     backend = engine.ready()
     created: int = request.app.state.started
     model = Model(
-        id=backend.name, created=created, family=backend.family, parameters=backend.parameters
+        id=backend.name,
+        created=created,
+        family=backend.family,
+        parameters=backend.parameters,
+        fingerprint=backend.fingerprint,
     )
     return ModelList(data=[model])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+MODEL = {"id": "scripted", "family": "f", "parameters": 7, "fingerprint": "beef"}
 STEP = {
     "loss": 2.5,
     "ntp_loss": 2.0,
@@ -86,9 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         replies: dict[str, dict[str, Any]] = {
             "/health/ready": {"status": "ready"},
             "/version": {"version": "9.9"},
-            "/v1/models": {
-                "data": [{"id": "scripted", "created": 1, "family": "f", "parameters": 7}]
-            },
+            "/v1/models": {"data": [{"created": 1, **MODEL}]},
         }
         self._reply(200, json.dumps(replies[self.path]), "application/json")
 

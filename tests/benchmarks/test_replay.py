@@ -94,7 +94,12 @@ def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
     assert report["pareto"]["refine"]["front"]
     assert report["latency"]["refine"]["prefill"]["p50"] == 0.2
     assert report["adaptations"]["refine"]["curves"]["reward_mean"] == [0.25, 0.25]
-    assert report["manifest"]["model"] == {"id": "scripted", "family": "f", "parameters": 7}
+    assert report["manifest"]["model"] == {
+        "id": "scripted",
+        "family": "f",
+        "parameters": 7,
+        "fingerprint": "beef",
+    }
     assert report["manifest"]["server"] == "9.9"
     assert len(report["rows"]) == 18
     for name in ("report.json", "report.md", "report.html"):
