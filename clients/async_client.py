@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar, Unpack
@@ -151,6 +152,13 @@ class AsyncRefineClient:
             return reply.is_success
         except httpx.HTTPError:
             return False
+
+    async def wait_until_ready(self, poll_seconds: float = 0.2) -> AsyncIterator[float]:
+        """Poll until the server takes requests; yields the seconds waited so far at each poll."""
+        began = time.monotonic()
+        while not await self.is_ready():
+            yield time.monotonic() - began
+            await asyncio.sleep(poll_seconds)
 
     async def _json(self, call: Call, parse: Callable[[Any], T]) -> T:
         async with self._sent(call) as reply:

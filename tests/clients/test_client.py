@@ -353,6 +353,22 @@ def test_a_deletion_is_not_repeated_and_a_joined_adaptation_is(kind: type[Sync])
     assert script.requests[0].content == script.requests[1].content
 
 
+def test_texts_become_tokens_and_tokens_texts(kind: type[Sync]) -> None:
+    script = Script(httpx.Response(200, json={"tokens": [5, 7], "count": 2}))
+    assert kind(script).call("tokenize", "a b") == [5, 7]
+    assert json.loads(script.requests[0].content) == {"prompt": "a b", "add_special_tokens": False}
+    script = Script(httpx.Response(200, json={"prompt": "a b"}))
+    assert kind(script).call("detokenize", [5, 7]) == "a b"
+    assert json.loads(script.requests[0].content) == {"tokens": [5, 7]}
+
+
+def test_readiness_is_waited_for(kind: type[Sync], pauses: list[float]) -> None:
+    script = Script(httpx.ConnectError, httpx.Response(503), httpx.Response(200))
+    waited = kind(script).call("wait_until_ready", 0.1)
+    assert len(waited) == 2
+    assert pauses == [0.1, 0.1]
+
+
 def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:
     version = httpx.Response(200, json={"version": "1.2"})
     script = Script(httpx.ReadTimeout, httpx.ReadError, version)
