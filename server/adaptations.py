@@ -113,7 +113,8 @@ class Adaptations:
         ttl = self._settings.adaptation_ttl_seconds if ttl_seconds is None else ttl_seconds
         new_id = f"adapt-{secrets.token_hex(16)}"
         adaptation = Adaptation(new_id, request.owner, key, request.adapt, ttl)
-        timeout = timeout_seconds or self._settings.request_timeout_seconds
+        longest = self._settings.request_timeout_seconds
+        timeout = min(timeout_seconds or longest, longest)
         job = adaptation.job = Job(request, request_id, timeout, priority)
         self._register(adaptation)
         try:

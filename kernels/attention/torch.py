@@ -22,8 +22,12 @@ def attention(
 ) -> Tensor:
     """See ``naive.attention``: same arguments, same results."""
     T, S = q.shape[2], k.shape[2]
+    if window is not None and window >= S and prefix_k is None:
+        window = None  # wide enough to see everything
     if prefix_k is None or prefix_v is None or prefix_length is None:
-        fused = S == T and window is None
+        if S == T and window is not None:
+            return _banded(q, k, v, window, scale)
+        fused = S == T
         mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)
         return _fused(q, k, v, mask, scale, causal=fused and T > 1)
     prefix_mask = _prefix_mask(prefix_length, prefix_k.shape[2], T, S, window)  # [B, T, P]
@@ -42,6 +46,32 @@ def _fused(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
     )
+
+
+def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
+    """A window that is shorter than the sequence, in blocks of one window: no [T, T] mask.
+
+    A block of queries sees its own block of keys and the one before, so T · 2 window scores are
+    computed instead of T².
+    """
+    B, Hq, T, D = q.shape
+    q1, k1, v1 = (x[:, :, :window] for x in (q, k, v))
+    first = _fused(q1, k1, v1, None, scale, causal=window > 1)
+    N = -(-T // window) - 1  # blocks after the first
+    pad = (N + 1) * window - T
+    queries = F.pad(q[:, :, window:], (0, 0, 0, pad)).view(B, Hq, N, window, D)
+    queries = queries.transpose(1, 2).reshape(B * N, Hq, window, D)
+    keys, values = (
+        F.pad(x, (0, 0, 0, pad))
+        .unfold(2, 2 * window, window)  # [B, H, N, D, 2 window]
+        .permute(0, 2, 1, 4, 3)
+        .reshape(B * N, x.shape[1], 2 * window, x.shape[3])
+        for x in (k, v)
+    )
+    mask = _tail_mask(window, 2 * window, window, q.device)
+    o = _fused(queries, keys, values, mask, scale, causal=False)
+    o = o.view(B, N, Hq, window, -1).transpose(1, 2).reshape(B, Hq, N * window, -1)
+    return torch.cat([first, o[:, :, : T - window]], dim=2)
 
 
 def _tail_mask(T: int, S: int, window: int | None, device: torch.device) -> Tensor:

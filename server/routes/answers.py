@@ -76,7 +76,8 @@ async def create_answer(
         raise ApiError(422, message, "invalid_value", param="max_tokens")
     async with contextlib.AsyncExitStack() as stack:
         work = await _work(body, adaptation_id, owner, adaptations, settings, stack)
-        timeout = min(body.timeout_seconds or float("inf"), settings.request_timeout_seconds)
+        longest = settings.request_timeout_seconds
+        timeout = min(body.timeout_seconds or longest, longest)
         job = Job(work, request.state.request_id, timeout, body.priority)
         await engine.submit(job)
         if body.stream:

@@ -9,8 +9,6 @@ from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
-from refine_server.kernels.low_rank import naive as low_rank_naive
-from refine_server.kernels.low_rank import torch as low_rank_torch
 from refine_server.kernels.short_conv import naive as short_conv_naive
 from refine_server.kernels.short_conv import torch as short_conv_torch
 from refine_server.kernels.token_stats import naive as token_stats_naive
@@ -96,17 +94,6 @@ def test_short_conv(T: int, own_taps: bool, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize(("rows", "requests"), [(1, 1), (6, 1), (6, 2), (6, 6)])
-def test_low_rank(rows: int, requests: int, dtype: torch.dtype) -> None:
-    inputs = [
-        random(rows, 3, 7, dtype=dtype),
-        random(requests, 7, 2, dtype=dtype),
-        random(requests, 2, 5, dtype=dtype),
-    ]
-    assert_same(low_rank_naive.low_rank, low_rank_torch.low_rank, inputs, dtype)
-
-
-@DTYPES
 @pytest.mark.parametrize("N", [1, 130, 257])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_stats(N: int, temperature: float, dtype: torch.dtype) -> None:
@@ -142,6 +129,10 @@ ATTENTION_CASES = [  # B, R (0: no prefix), T, S, window
     (2, 0, 1, 9, None),
     (2, 0, 3, 9, None),
     (2, 0, 7, 7, 3),
+    (1, 0, 16, 16, 4),
+    (2, 0, 9, 9, 1),
+    (2, 0, 9, 9, 8),
+    (2, 0, 9, 9, 9),
     (6, 1, 4, 4, None),
     (6, 2, 1, 5, None),
     (6, 2, 3, 5, 4),

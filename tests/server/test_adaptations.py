@@ -275,3 +275,23 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(make_app, fake, tm
         assert (resource["status"], resource["stopped"]) == ("ready", "shutdown")
         assert 0 < len(resource["steps"]) < 200
         assert create(client, "slow x", adapt={"steps": 200}).json()["id"] != made["id"]
+
+
+def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> None:
+    body = {"document": "hold x", "query": "q", "timeout_seconds": 0.1}
+    late = client.post("/v1/answers", json=body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    made = create(client, "hold y", timeout_seconds=0.1).json()
+    ended = until_ready(client, made["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "timeout")
+
+
+def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:
+    client = make_client(max_active=1)
+    create(client, "hold x")
+    wait_for(lambda: fake.turns == ["hold"])
+    for name, priority in (("patient", 5), ("plain", 0), ("urgent", -5)):
+        create(client, f"{name} x", priority=priority)
+    fake.gate.set()
+    wait_for(lambda: len(fake.closed) == 4)
+    assert fake.closed == ["hold", "urgent", "plain", "patient"]

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -19,10 +21,10 @@ VOCABULARY = 96
 
 
 class Golden:
-    """The reference implementation's weights and outputs for one tiny DeltaNet."""
+    """The reference implementation's weights and outputs for one tiny model."""
 
-    def __init__(self) -> None:
-        path = Path(__file__).parents[1] / "data" / "delta_net.safetensors"
+    def __init__(self, name: str = "delta_net") -> None:
+        path = Path(__file__).parents[1] / "data" / f"{name}.safetensors"
         with safe_open(path, "pt") as file:
             self.config: dict[str, Any] = json.loads(file.metadata()["config"])
             self.tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
@@ -30,15 +32,37 @@ class Golden:
     def under(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
+    def model(self, dtype: torch.dtype = torch.float32) -> CausalLM:
+        """Our model with the reference's weights."""
+        return build(self.config, {k: v.to(dtype) for k, v in self.under("weights.").items()})
+
+    def errors(self) -> dict[str, float]:
+        """Largest differences of our model's outputs and gradients from the reference's."""
+        model, ids = self.model().requires_grad_(), self.tensors["input_ids"]
+        output = model(ids)
+        loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        ours = {"logits": output.logits, "last_hidden_state": output.hidden, "loss": loss}
+        ours |= {f"grad.{n}": p.grad for n, p in model.named_parameters()}
+        return {
+            name: float((ours[name].detach() - expected).abs().max())
+            for name, expected in self.tensors.items()
+            if name in ours
+        }
+
 
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
 
 
-def make_delta_net(dtype: torch.dtype) -> CausalLM:
-    golden = Golden()
-    return build(golden.config, {k: v.to(dtype) for k, v in golden.under("weights.").items()})
+@pytest.fixture(scope="session")
+def load_golden() -> Callable[[str], Golden]:
+    return Golden
+
+
+def make_golden(name: str, dtype: torch.dtype) -> CausalLM:
+    return Golden(name).model(dtype)
 
 
 def make_overlay(dtype: torch.dtype) -> CausalLM:
@@ -70,7 +94,9 @@ def make_window(dtype: torch.dtype) -> CausalLM:
 
 
 FAMILIES: dict[str, Callable[[torch.dtype], CausalLM]] = {
-    "delta_net": make_delta_net,
+    "delta_net": partial(make_golden, "delta_net"),
+    "gated_delta_net": partial(make_golden, "gated_delta_net"),
+    "lact": partial(make_golden, "lact_760m_style"),
     "overlay": make_overlay,
     "window": make_window,
 }

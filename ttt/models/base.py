@@ -190,10 +190,9 @@ class CausalLM(nn.Module, ABC):
             dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
             for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
         ]
-        log_prob, entropy = (
-            torch.cat(parts).view(targets.shape) for parts in zip(*results, strict=True)
-        )
-        return log_prob, entropy
+        log_prob = torch.cat([stats.log_prob for stats in results])
+        entropy = torch.cat([stats.entropy for stats in results])
+        return log_prob.view(targets.shape), entropy.view(targets.shape)
 
     # -- fast weights ---------------------------------------------------------------------------
 
@@ -209,6 +208,16 @@ class CausalLM(nn.Module, ABC):
             tensors[f"{name}.lora_a"] = a.to(self.device, dtype)
             tensors[f"{name}.lora_b"] = torch.zeros(1, size, out, device=self.device, dtype=dtype)
         return tensors
+
+    def empty_memories(
+        self, modules: Sequence[str], shape: tuple[int, int, int]
+    ) -> dict[str, Tensor]:
+        """Learnable initial memories [1, H, K, V] of delta-rule layers: zeros, as without them."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return {
+            f"{name}.state": torch.zeros(1, *shape, dtype=dtype, device=self.device)
+            for name in modules
+        }
 
     def full_copy(self) -> FastWeights:
         """A request's copy of every parameter (``targets = all``, as in the paper)."""

@@ -1,82 +1,59 @@
 """DeltaNet (arXiv 2406.06484) in the layout of flash-linear-attention: same config, same names."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.base import CausalLM, ModelError
-from refine_server.ttt.models.layers import linear, per_row, rms_norm
-from refine_server.ttt.models.state import DeltaState, DeltaTrace, pad_conv
+from refine_server.ttt.models.delta_layer import convolve, delta_rule
+from refine_server.ttt.models.fla import MLP_PROJECTIONS, FlaCausalLM, FlaConfig, RMSNorm
+from refine_server.ttt.models.layers import linear, rms_norm
+from refine_server.ttt.models.state import DeltaState, DeltaTrace
 
-L2_EPS = 1e-6  # fla's l2norm: x / sqrt(sum x² + eps)
 FAST_PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj")
-LOW_RANK_PROJECTIONS = (*FAST_PROJECTIONS, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+LOW_RANK_PROJECTIONS = (*FAST_PROJECTIONS, *MLP_PROJECTIONS)
 
 
-@dataclass(frozen=True)
-class DeltaNetConfig:
+@dataclass(frozen=True, kw_only=True)
+class DeltaNetConfig(FlaConfig):
     """The fields of fla's ``delta_net`` config that change what is computed."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_heads: int
-    vocab_size: int
-    intermediate_size: int | None = None
-    hidden_ratio: int | None = 4
+    num_heads: int = 16
     expand_k: float = 1.0
     expand_v: float = 1.0
     conv_size: int = 4
-    norm_eps: float = 1e-6
     use_beta: bool = True
     use_gate: bool = False
     use_short_conv: bool = True
     allow_neg_eigval: bool = False
-    tie_word_embeddings: bool = False
-    qk_norm: Literal["l2"] = "l2"
-    qk_activation: Literal["silu"] = "silu"
-    hidden_act: Literal["swish"] = "swish"
+    qk_norm: str = "l2"
+    qk_activation: str = "silu"
     attn: None = None
     attnres_block_size: None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
 
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> Self:
-        """Read fla's config; a setting that would be computed wrongly is refused by name."""
-        known = {f.name for f in fields(cls)}
-        parsed = cls(**{key: value for key, value in config.items() if key in known})
-        fixed = {
+    def fixed(self) -> dict[str, tuple[Any, ...]]:
+        """See ``FlaConfig.fixed``."""
+        return super().fixed() | {
             "qk_norm": ("l2",),
             "qk_activation": ("silu",),
-            "hidden_act": ("swish", "silu"),
             "attn": (None,),
             "attnres_block_size": (None,),
         }
-        for key, allowed in fixed.items():
-            if getattr(parsed, key) not in allowed:
-                raise ModelError(f"delta_net: {key}={getattr(parsed, key)!r} is not supported")
-        return parsed
 
     @property
-    def mlp_size(self) -> int:
-        """fla's rule: hidden_ratio · 2/3 of the width, rounded up to a multiple of 256."""
-        if self.intermediate_size is not None:
-            return self.intermediate_size
-        size = int(self.hidden_size * (self.hidden_ratio or 4) * 2 / 3)
-        return 256 * -(-size // 256)
+    def key_heads(self) -> int:
+        """Heads of queries and keys."""
+        return self.num_heads
 
-
-class RMSNorm(nn.Module):
-    """Holder of a norm's weight [D]; the arithmetic is ``layers.rms_norm``."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """Heads, and the channels of a head's keys and values."""
+        H, width = self.num_heads, self.hidden_size
+        return H, int(width * self.expand_k) // H, int(width * self.expand_v) // H
 
 
 class DeltaNetAttention(nn.Module):
@@ -84,55 +61,24 @@ class DeltaNetAttention(nn.Module):
 
     def __init__(self, config: DeltaNetConfig) -> None:
         super().__init__()
-        width = config.hidden_size
-        key_dim, value_dim = int(width * config.expand_k), int(width * config.expand_v)
+        width, (H, K, V) = config.hidden_size, config.memory_shape
+        key_dim, value_dim = config.key_heads * K, H * V
         self.q_proj = nn.Linear(width, key_dim, bias=False)
         self.k_proj = nn.Linear(width, key_dim, bias=False)
         self.v_proj = nn.Linear(width, value_dim, bias=False)
-        if config.use_beta:
-            self.b_proj = nn.Linear(width, config.num_heads, bias=False)
         if config.use_short_conv:
             self.q_conv1d = _conv(key_dim, config.conv_size)
             self.k_conv1d = _conv(key_dim, config.conv_size)
             self.v_conv1d = _conv(value_dim, config.conv_size)
         if config.use_gate:
             self.g_proj = nn.Linear(width, value_dim, bias=False)
-        self.o_norm = RMSNorm(value_dim // config.num_heads)
+        self.o_norm = RMSNorm(V)
         self.o_proj = nn.Linear(value_dim, width, bias=False)
+        if config.use_beta:
+            self.b_proj = nn.Linear(width, H, bias=False)
 
 
-class DeltaNetMLP(nn.Module):
-    """The parameters of the gated MLP."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
-        self.down_proj = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
-
-
-class DeltaNetBlock(nn.Module):
-    """The parameters of one layer."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size)
-        self.attn = DeltaNetAttention(config)
-        self.mlp_norm = RMSNorm(config.hidden_size)
-        self.mlp = DeltaNetMLP(config)
-
-
-class DeltaNetModel(nn.Module):
-    """The parameters below the LM head."""
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DeltaNetBlock(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size)
-
-
-class DeltaNet(CausalLM):
+class DeltaNet(FlaCausalLM):
     """DeltaNet with an explicit state: memory [B, H, K, V] and the convolutions' last inputs.
 
     Fast weights of a request: an initial memory S₀ for every layer and low-rank deltas on the
@@ -140,117 +86,76 @@ class DeltaNet(CausalLM):
     """
 
     family = "delta_net"
-    embed_name = "model.embeddings"
+    attention: ClassVar[type[nn.Module]] = DeltaNetAttention
+    config: DeltaNetConfig
 
     def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.norm_eps = config.norm_eps
-        self.model = DeltaNetModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embeddings.weight
-        self.requires_grad_(False)
+        super().__init__(config, partial(self.attention, config))
 
     def context(self, x: Tensor, position: Tensor) -> None:
         """Nothing: the delta rule knows no positions."""
 
-    def block(
-        self, index: int, x: Tensor, state: Any, fast: FastWeights, context: None
-    ) -> tuple[Tensor, DeltaTrace]:
-        """One layer: delta rule, then gated MLP, each on a normed residual stream."""
-        layer, name = self.model.layers[index], f"model.layers.{index}"
-        h = rms_norm(x, layer.attn_norm.weight, self.norm_eps, fast, f"{name}.attn_norm")
-        mixed, trace = self._mix(layer.attn, h, state, fast, f"{name}.attn")
-        x = x + mixed
-        h = rms_norm(x, layer.mlp_norm.weight, self.norm_eps, fast, f"{name}.mlp_norm")
-        gate = linear(h, layer.mlp.gate_proj, fast, f"{name}.mlp.gate_proj")
-        up = linear(h, layer.mlp.up_proj, fast, f"{name}.mlp.up_proj")
-        return x + linear(
-            F.silu(gate) * up, layer.mlp.down_proj, fast, f"{name}.mlp.down_proj"
-        ), trace
-
     def _mix(
-        self, attn: Any, h: Tensor, state: DeltaState | None, fast: FastWeights, name: str
-    ) -> tuple[Tensor, DeltaTrace]:
-        B, T, _ = h.shape
-        H = self.config.num_heads
-        qkv = [
-            linear(h, getattr(attn, p), fast, f"{name}.{p}") for p in ("q_proj", "k_proj", "v_proj")
-        ]
-        qkv, conv_inputs = self._convolve(attn, qkv, state, fast, name)
-        q, k, v = (y.view(B, T, H, -1).transpose(1, 2) for y in map(F.silu, qkv))  # [B, H, T, K|V]
-        q, k = _l2_norm(q), _l2_norm(k)
-        beta = self._beta(attn, h, fast, name)  # [B, H, T]
-        memory = state.memory if state is not None else fast.get(f"{name}.state")
-        if memory is not None:
-            memory = per_row(memory, B)
-        o, boundary = dispatch.delta_rule(q, k, v, beta, memory)
-        o = rms_norm(o.transpose(1, 2), attn.o_norm.weight, self.norm_eps, fast, f"{name}.o_norm")
-        if self.config.use_gate:
-            gate = linear(h, attn.g_proj, fast, f"{name}.g_proj")
-            o = o * F.silu(gate.view(o.shape))
-        y = linear(o.reshape(B, T, -1), attn.o_proj, fast, f"{name}.o_proj")
-        return y, DeltaTrace(k, v, beta, boundary, conv_inputs)
-
-    def _convolve(
         self,
         attn: Any,
-        qkv: list[Tensor],
+        h: Tensor,
         state: DeltaState | None,
         fast: FastWeights,
         name: str,
-    ) -> tuple[list[Tensor], Tensor | None]:
-        if not self.config.use_short_conv:
-            return qkv, None
-        sizes = [y.shape[-1] for y in qkv]
-        x = torch.cat(qkv, dim=-1)  # [B, T, C]
-        W = self.config.conv_size
-        inputs = pad_conv(None if state is None else state.conv, x, W)
-        taps = torch.cat(
-            [
-                _taps(getattr(attn, c).weight, fast, f"{name}.{c}", x.shape[0])
-                for c in ("q_conv1d", "k_conv1d", "v_conv1d")
-            ],
-            dim=-2,
-        )
-        y = dispatch.short_conv(x, taps.to(x.dtype), inputs[:, : W - 1])
-        return list(y.split(sizes, dim=-1)), inputs
+        context: None,
+    ) -> tuple[Tensor, DeltaTrace]:
+        B, T, _ = h.shape
+        H, K, V = self.config.memory_shape
+        q, k, v, conv_inputs = self._project(attn, h, state, fast, name)
+        q, k, v = q.view(B, T, -1, K), k.view(B, T, -1, K), v.view(B, T, H, V)
+        beta, g = self._strengths(attn, h, fast, name)
+        initial = fast.get(f"{name}.state")
+        o, trace = delta_rule(q, k, v, beta, g, state, initial, conv_inputs)
+        o = rms_norm(o, attn.o_norm.weight, self.norm_eps, fast, f"{name}.o_norm")
+        if self.config.use_gate:
+            gate = linear(h, attn.g_proj, fast, f"{name}.g_proj")
+            o = o * F.silu(gate.view(o.shape))
+        return linear(o.reshape(B, T, -1), attn.o_proj, fast, f"{name}.o_proj"), trace
 
-    def _beta(self, attn: Any, h: Tensor, fast: FastWeights, name: str) -> Tensor:
-        if not self.config.use_beta:
-            return h.new_ones(h.shape[0], self.config.num_heads, h.shape[1])
-        beta = linear(h, attn.b_proj, fast, f"{name}.b_proj").sigmoid().mT  # [B, H, T]
-        return beta * 2 if self.config.allow_neg_eigval else beta
+    def _project(
+        self, attn: Any, h: Tensor, state: DeltaState | None, fast: FastWeights, name: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries, keys and values [B, T, heads · channels], and the convolutions' inputs."""
+        qkv = [
+            linear(h, getattr(attn, p), fast, f"{name}.{p}") for p in ("q_proj", "k_proj", "v_proj")
+        ]
+        if not self.config.use_short_conv:
+            q, k, v = map(F.silu, qkv)
+            return q, k, v, None
+        convs = [(f"{name}.{c}_conv1d", getattr(attn, f"{c}_conv1d")) for c in "qkv"]
+        y, inputs = convolve(torch.cat(qkv, dim=-1), convs, state, fast)
+        q, k, v = y.split([x.shape[-1] for x in qkv], dim=-1)
+        return q, k, v, inputs
+
+    def _strengths(
+        self, attn: Any, h: Tensor, fast: FastWeights, name: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """How strongly each token writes, beta [B, T, H], and how much the memory decays, g."""
+        if self.config.use_beta:
+            beta = linear(h, attn.b_proj, fast, f"{name}.b_proj").sigmoid()
+        else:
+            beta = h.new_ones(*h.shape[:2], self.config.memory_shape[0])
+        return beta * 2 if self.config.allow_neg_eigval else beta, None
 
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         """See ``CausalLM.new_fast_weights``."""
         if targets == "all":
             return self.full_copy()
         projections = FAST_PROJECTIONS if targets == "fast_weights" else LOW_RANK_PROJECTIONS
-        layers = range(self.num_layers)
-        tensors = self.low_rank_weights(
-            [f"model.layers.{i}.{p}" for i in layers for p in projections], rank, seed
-        )
+        layers = [f"model.layers.{i}" for i in range(self.num_layers)]
+        names = [f"{layer}.{p}" for layer in layers for p in projections]
+        tensors = self.low_rank_weights(names, rank, seed)
         if targets == "fast_weights":
-            H, D = self.config.num_heads, self.config.hidden_size
-            K, V = int(D * self.config.expand_k) // H, int(D * self.config.expand_v) // H
-            dtype = torch.promote_types(self.dtype, torch.float32)
-            for i in layers:
-                empty = torch.zeros(1, H, K, V, dtype=dtype, device=self.device)
-                tensors[f"model.layers.{i}.attn.state"] = empty
+            tensors |= self.empty_memories(
+                [f"{layer}.attn" for layer in layers], self.config.memory_shape
+            )
         return FastWeights(tensors)
 
 
 def _conv(channels: int, width: int) -> nn.Conv1d:
     return nn.Conv1d(channels, channels, width, groups=channels, bias=False)
-
-
-def _taps(weight: Tensor, fast: FastWeights, name: str, rows: int) -> Tensor:
-    """A convolution's taps: [C, W], or [rows, C, W] when the requests own them."""
-    own = fast.get(f"{name}.weight")
-    return weight[:, 0] if own is None else per_row(own[:, :, 0], rows)
-
-
-def _l2_norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)

@@ -1,6 +1,7 @@
 """From a name to a model that can be served: embedded models, a directory, or a hub id."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,19 @@ from torch import Tensor
 from refine_server.ttt.models import embedded
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
+from refine_server.ttt.models.fla import FlaCausalLM, FlaConfig
+from refine_server.ttt.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
+from refine_server.ttt.models.lact import LaCT, LaCTConfig
 from refine_server.ttt.models.overlay import Overlay
 
 M = TypeVar("M", bound=Any)
+
+FLA_LAYOUT: dict[str, tuple[Callable[[Any], FlaCausalLM], type[FlaConfig]]] = {
+    "delta_net": (DeltaNet, DeltaNetConfig),
+    "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
+    "lact_swiglu": (LaCT, LaCTConfig),
+}
+"""Model types that transformers does not know, with the family and the configuration of each."""
 
 
 def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
@@ -30,13 +41,11 @@ def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     if not isinstance(model_type, str):
         raise ModelError("the configuration names no model_type")
     dtype = _common_dtype(weights)
-    if model_type != "delta_net":
+    if model_type not in FLA_LAYOUT:
         return Overlay(_with_weights(_transformers_model(config, dtype), weights))
-    try:
-        with torch.device("meta"):
-            model = DeltaNet(DeltaNetConfig.from_dict(config)).to(dtype)
-    except TypeError as error:
-        raise ModelError(f"delta_net: incomplete configuration: {error}") from None
+    family, parse = FLA_LAYOUT[model_type]
+    with torch.device("meta"):
+        model = family(parse.from_dict(config)).to(dtype)
     return _with_weights(model, weights)
 
 
@@ -121,7 +130,7 @@ def _read_tokenizer(directory: Path) -> Any:
     try:
         # A configuration of its own keeps transformers from guessing at a model type that it does
         # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
-        own = PreTrainedConfig() if _read_config(directory)["model_type"] == "delta_net" else None
+        own = PreTrainedConfig() if _read_config(directory)["model_type"] in FLA_LAYOUT else None
         return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error

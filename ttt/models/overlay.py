@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.attention import attend, rotate
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.layers import linear, rms_norm
 from refine_server.ttt.models.state import KVState, KVTrace
@@ -87,21 +87,10 @@ class Overlay(CausalLM):
             q = self._norm(q, attn.q_norm, fast, f"{name}.q_norm")
             k = self._norm(k, attn.k_norm, fast, f"{name}.k_norm")
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, Hq|H, T, D]
-        q, k = _rotate(q, *context), _rotate(k, *context)
-        if state is not None:
-            k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
-        o = dispatch.attention(
-            q,
-            k,
-            v,
-            prefix_k=state.prefix_k if state else None,
-            prefix_v=state.prefix_v if state else None,
-            prefix_length=state.prefix_length if state else None,
-            scale=attn.scaling,
-            window=self._window(attn),
-        )
+        q, k = rotate(q, *context), rotate(k, *context)
+        o, trace = attend(q, k, v, state, scale=attn.scaling, window=self._window(attn))
         y = linear(o.transpose(1, 2).reshape(B, T, -1), attn.o_proj, fast, f"{name}.o_proj")
-        return y, KVTrace(k, v, state)
+        return y, trace
 
     def _norm(self, x: Tensor, module: Any, fast: FastWeights, name: str) -> Tensor:
         return rms_norm(x, module.weight, module.variance_epsilon, fast, name)
@@ -163,9 +152,3 @@ def _require_llama_like(causal_lm: nn.Module) -> None:
             raise ModelError(f"{kind} is not Llama-like: it has no {name}") from None
         if name.endswith("norm") and not hasattr(module, "variance_epsilon"):
             raise ModelError(f"{type(causal_lm).__name__} is not Llama-like: {name} is no RMSNorm")
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in transformers' half-split layout; x: [B, H, T, D]."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-x2, x1], dim=-1) * sin

@@ -1,6 +1,6 @@
 """What a model remembers of the tokens it has read, and how branches start in their middle."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
@@ -18,17 +18,23 @@ STORABLE: dict[str, type[Any]] = {}
 
 
 def storable(kind: type[T]) -> type[T]:
-    """Register a dataclass of tensors, tuples, numbers and other storables."""
+    """Register a dataclass or named tuple of tensors, tuples, numbers and other storables."""
     STORABLE[kind.__name__] = kind
     return kind
+
+
+def field_names(kind: type[Any]) -> tuple[str, ...]:
+    """Names of a storable's fields."""
+    return getattr(kind, "_fields", None) or tuple(f.name for f in fields(kind))
 
 
 def compact(value: T) -> T:
     """The same state in tensors of its own: none is a view that keeps a larger one alive."""
     if isinstance(value, Tensor):
         return cast(T, value.detach().clone())
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: compact(getattr(value, f.name)) for f in fields(value)})
+    if type(value).__name__ in STORABLE:
+        kind = STORABLE[type(value).__name__]
+        return cast(T, kind(**{name: compact(getattr(value, name)) for name in field_names(kind)}))
     if isinstance(value, tuple):
         return cast(T, tuple(compact(item) for item in value))
     return value
@@ -109,7 +115,8 @@ class DeltaTrace:
     """Keys, values and write strengths of a delta-rule layer, and its memory at chunk boundaries.
 
     k: [B, H, T, K]; v: [B, H, T, V]; beta: [B, H, T]; memory: [B, H, N + 1, K, V] as the op returns
-    it; conv_inputs: [B, W - 1 + T, C], what came before the first token included.
+    it; conv_inputs: [B, W - 1 + T, C], what came before the first token included; g: [B, H, T, 1|K]
+    log of the decay, None if nothing decays.
     """
 
     k: Tensor
@@ -117,17 +124,18 @@ class DeltaTrace:
     beta: Tensor
     memory: Tensor
     conv_inputs: Tensor | None
+    g: Tensor | None = None
 
     def final(self) -> DeltaState:
         T = self.k.shape[2]
-        conv = None if self.conv_inputs is None else self.conv_inputs[:, T:]
-        return DeltaState(self.memory[:, :, -1], conv)
+        conv = None if self.conv_inputs is None else self.conv_inputs[:, T:].clone()
+        return DeltaState(self.memory[:, :, -1].clone(), conv)
 
     def at(self, positions: Tensor) -> DeltaState:
         """From the chunk boundary before each position, write the few tokens up to it.
 
-        Tokens from the position on get beta = 0, so they write nothing. Only the memory is
-        replayed: keys and values are already there, so no projection is computed again.
+        Tokens from the position on get beta = 0 and g = 0, so they change nothing. Only the memory
+        is replayed: keys and values are already there, so no projection is computed again.
         """
         R, G = positions.shape
         row = torch.arange(R, device=positions.device)[:, None].expand(R, G)
@@ -142,8 +150,13 @@ class DeltaTrace:
             return x.transpose(1, 2)[row[..., None], tokens].flatten(0, 1).transpose(1, 2)
 
         k, v = gather(self.k), gather(self.v)
-        beta = gather(self.beta).masked_fill(unread.flatten(0, 1)[:, None], 0.0)
-        _, states = dispatch.delta_rule(k, k, v, beta, memory)
+        unread = unread.flatten(0, 1)[:, None]  # [RG, 1, CHUNK]
+        beta = gather(self.beta).masked_fill(unread, 0.0)
+        if self.g is None:
+            _, states = dispatch.delta_rule(k, k, v, beta, memory)
+        else:
+            g = gather(self.g).masked_fill(unread[..., None], 0.0)
+            _, states = dispatch.gated_delta_rule(k, k, v, g, beta, memory)
         return DeltaState(states[:, :, -1], self._conv_at(row, positions))
 
     def _conv_at(self, row: Tensor, positions: Tensor) -> Tensor | None:
@@ -195,27 +208,40 @@ class KVState:
 class KVTrace:
     """Keys and values that an attention layer computed, after ``before`` (None: from the start).
 
-    k, v: [B, H, S, D]: the whole tail, the new tokens last.
+    k, v: [B, H, S, D]: the whole tail, the new tokens last. window: as the attention's; a state
+    keeps no token that none of the next ones will see.
     """
 
     k: Tensor
     v: Tensor
     before: KVState | None
+    window: int | None = None
 
     def final(self) -> KVState:
-        if self.before is not None:
-            return replace(self.before, k=self.k, v=self.v)
-        length = torch.full(self.k.shape[:1], self.k.shape[2], device=self.k.device)
-        return self._shared(length)
+        k, v = self._last(self.k), self._last(self.v)
+        if self.before is None:
+            length = torch.full(k.shape[:1], k.shape[2], device=k.device)
+            return _shared(k, v, length)
+        if self.window is not None and k.shape[2] >= self.window - 1:
+            nothing = k.new_empty(self.before.prefix_k.shape[0], k.shape[1], 0, k.shape[3])
+            return KVState(nothing, nothing, torch.zeros_like(self.before.prefix_length), k, v)
+        return replace(self.before, k=k, v=v)
 
     def at(self, positions: Tensor) -> KVState:
         if self.before is not None:
             raise ValueError("branches start from a forward over the whole sequence")
-        return self._shared(positions.flatten())
+        return _shared(self.k, self.v, positions.flatten())
 
-    def _shared(self, length: Tensor) -> KVState:
-        empty = self.k.new_empty(length.shape[0], self.k.shape[1], 0, self.k.shape[3])
-        return KVState(self.k, self.v, length, empty, empty)
+    def _last(self, x: Tensor) -> Tensor:
+        S = x.shape[2]
+        if self.window is None or self.window > S:
+            return x
+        return x[:, :, S - self.window + 1 :].clone()  # a view would keep all of x alive
+
+
+def _shared(k: Tensor, v: Tensor, length: Tensor) -> KVState:
+    empty_k, empty_v = (x.new_empty(length.shape[0], x.shape[1], 0, x.shape[3]) for x in (k, v))
+    return KVState(k, v, length, empty_k, empty_v)
 
 
 def pad_conv(past: Tensor | None, x: Tensor, width: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""LaCT's memory token by token: the definition of the ops."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def lact_apply(q: Tensor, w0: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """Read the memory: o[t] = w1 (silu(w0 q[t]) * (w2 q[t])).
+
+    Args:
+        q: [B, H, T, D], T >= 0.
+        w0, w2: [M, H, F, D] and w1: [M, H, D, F], B a multiple of M: rows m B/M … (m + 1) B/M - 1
+            share memory m. At least fp32; multiplied in q's dtype, as the authors do.
+
+    Returns:
+        [B, H, T, D] in q's dtype.
+    """
+    B, H, _, _ = q.shape
+    rows = B // w0.shape[0]
+    w0, w1, w2 = (w.to(q.dtype) for w in (w0, w1, w2))
+    outputs = []
+    for b in range(B):
+        for h in range(H):
+            x, m = q[b, h], b // rows  # [T, D]
+            outputs.append((F.silu(x @ w0[m, h].mT) * (x @ w2[m, h].mT)) @ w1[m, h].mT)
+    return torch.stack(outputs).view(q.shape)
+
+
+def lact_gradient(
+    k: Tensor,
+    v: Tensor,
+    lr0: Tensor,
+    lr1: Tensor,
+    lr2: Tensor,
+    w0: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one chunk writes: the gradients of <f(k[t]), v[t]>, weighted and summed over the chunk.
+
+    The sums say which way to go (w + dw), they are not to be subtracted. lr0 and lr2 scale the keys
+    and lr1 the hidden units, so a rate may differ from channel to channel.
+
+    Args:
+        k, v: [B, H, T, D], one chunk, T >= 1.
+        lr0, lr2: [B, H, T, 1] or [B, H, T, D]; lr1: [B, H, T, 1] or [B, H, T, F]. At least fp32.
+        w0, w2: [B, H, F, D] and w1: [B, H, D, F], at least fp32; multiplied in k's dtype.
+
+    Returns:
+        dw0 [B, H, F, D], dw1 [B, H, D, F] and dw2 [B, H, F, D], at least fp32.
+    """
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    w0, w1, w2 = (w.to(k.dtype) for w in (w0, w1, w2))
+    dw0, dw1, dw2 = (torch.zeros_like(w, dtype=dtype) for w in (w0, w1, w2))
+    for t in range(k.shape[2]):
+        key, value = k[:, :, t, :, None], v[:, :, t, :, None]  # [B, H, D, 1]
+        gate, up = w0 @ key, w2 @ key  # [B, H, F, 1]
+        d_hidden = w1.mT @ value  # [B, H, F, 1]
+        sigmoid = gate.sigmoid()
+        d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
+        hidden, d_up = F.silu(gate) * up, d_hidden * F.silu(gate)
+        rate0, rate1, rate2 = (lr[:, :, t, None] for lr in (lr0, lr1, lr2))  # [B, H, 1, 1|D|F]
+        dw0 = dw0 + d_gate @ (key.mT * rate0).to(k.dtype)
+        dw1 = dw1 + value @ (hidden.mT * rate1).to(k.dtype)
+        dw2 = dw2 + d_up @ (key.mT * rate2).to(k.dtype)
+    return dw0, dw1, dw2

@@ -1,0 +1,55 @@
+"""Attention of one layer over its key-value state, and the rotary embedding that goes with it."""
+
+import torch
+from torch import Tensor
+
+from refine_server.kernels import dispatch
+from refine_server.ttt.models.state import KVState, KVTrace
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: KVState | None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> tuple[Tensor, KVTrace]:
+    """Read T new tokens after a state: q [B, Hq, T, D], k and v [B, H, T, D] -> [B, Hq, T, D]."""
+    if state is not None:
+        k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
+    o = dispatch.attention(
+        q,
+        k,
+        v,
+        prefix_k=state.prefix_k if state else None,
+        prefix_v=state.prefix_v if state else None,
+        prefix_length=state.prefix_length if state else None,
+        scale=scale,
+        window=window,
+    )
+    return o, KVTrace(k, v, state, window)
+
+
+def rotary_tables(
+    position: Tensor, T: int, size: int, base: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for T tokens from position [B] on: [B, 1, T, size] each."""
+    wide = torch.promote_types(dtype, torch.float32)
+    power = torch.arange(0, size, 2, dtype=wide, device=position.device) / size
+    at = position[:, None] + torch.arange(T, device=position.device)  # [B, T]
+    angle = (at[..., None] * base**-power).repeat(1, 1, 2)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in the half-split layout of the first channels of x [B, H, T, D].
+
+    cos, sin: [B, 1, T, D_rotary]; channels beyond D_rotary stay as they are.
+    """
+    size = cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    x1, x2 = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-x2, x1], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1) if size < x.shape[-1] else turned
