@@ -24,6 +24,7 @@ app.command("longbench")(replay.longbench)
 app.command("longbench-score")(replay.longbench_score)
 app.command("ruler-make")(replay.ruler_make)
 app.command("ruler")(replay.ruler)
+app.command("report")(replay.report)
 app.command("load")(load)
 
 

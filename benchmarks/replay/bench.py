@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +38,29 @@ class ReplayBench:
     def run(self, client: RefineClient, asked: Iterable[Question]) -> dict[str, Any]:
         """Ask whatever is left to ask, write the report, return its main figures."""
         settings = {**self.settings, "objectives": list(self.objectives), "adapt": self.adapt}
-        folder = RunFolder(self.out, Manifest.now(self.kind, settings, client), self.resume)
+        manifest = Manifest.now(self.kind, settings, client)
+        folder = RunFolder.make(self.out, manifest, self.resume)
         questions = list(asked)
         if len({(q.task, q.id) for q in questions}) < len(questions):
             raise DataError("--data: two rows of a task have the same id")
-        errors = Replay(self.url, questions, self.objectives, self.adapt, self.concurrency).run(
-            folder
-        )
-        there = {(q.task, q.id) for q in questions}
-        answered = [r for r in folder.results() if (r.task, r.id) in there]
-        lengths = {(q.task, q.id): q.kept["length"] for q in questions if "length" in q.kept}
-        results = Results(answered, self.objectives, lengths if self.kind == "longbench" else {})
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        report = replay_report(folder.manifest, results, errors, ended)
-        written = report.write(self.out / "report")
-        scores = report.data.get("scores", {})
-        return {
-            "questions": len(results.whole),
-            "errors": errors,
-            "average": {o: round(of[AVERAGE]["mean"], 2) for o, of in scores.items()},
-            "scores": {
-                o: {t: round(i["mean"], 2) for t, i in of.items() if t != AVERAGE}
-                for o, of in scores.items()
-            },
-            "report": str(next(path for path in written if path.suffix == ".html")),
-        }
+        Replay(self.url, questions, self.objectives, self.adapt, self.concurrency).run(folder)
+        return write_report(folder)
+
+
+def write_report(folder: RunFolder) -> dict[str, Any]:
+    """Write the report of a run's answers so far; its main figures."""
+    manifest, errors = folder.manifest, len(folder.unanswered())
+    results = Results(folder.results(), manifest.settings["objectives"], folder.lengths())
+    report = replay_report(manifest, results, errors, folder.ended())
+    written = report.write(folder.path / "report")
+    scores = report.data.get("scores", {})
+    return {
+        "questions": len(results.whole),
+        "errors": errors,
+        "average": {o: round(of[AVERAGE]["mean"], 2) for o, of in scores.items()},
+        "scores": {
+            o: {t: round(i["mean"], 2) for t, i in of.items() if t != AVERAGE}
+            for o, of in scores.items()
+        },
+        "report": str(next(path for path in written if path.suffix == ".html")),
+    }

@@ -146,6 +146,18 @@ def longbench_score(
         print_result(result, as_json)
 
 
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a longbench or ruler run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report anew, also of one that was cut short."""
+    with told_plainly():
+        from refine_server.benchmarks.replay.bench import write_report
+        from refine_server.benchmarks.replay.folder import RunFolder
+
+        print_result(write_report(RunFolder.open(run)), as_json)
+
+
 @contextmanager
 def tokenizer_of(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
     """A client of a server, and the tokenizer that a command counts with."""

@@ -8,6 +8,7 @@ quote the data set; the reports, written beside them, do not.
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,28 +53,44 @@ class Manifest:
 
 
 class RunFolder:
-    """Keeps a run's answers as they come.
+    """Keeps a run's answers as they come."""
 
-    Args:
-        path: of the folder; it is made.
-        manifest: of the run.
-        resume: go on with the run that is there, if there is one.
-
-    Raises:
-        DataError: another run is there, or one under other settings.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest, resume: bool) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+
+    @classmethod
+    def make(cls, path: Path, manifest: Manifest, resume: bool) -> "RunFolder":
+        """The folder of a new run or, with ``resume``, of one that is there already.
+
+        Raises:
+            DataError: another run is there, or one under other settings.
+        """
         path.mkdir(parents=True, exist_ok=True)
         described = path / "run.json"
-        if described.exists():
-            if not resume:
-                raise DataError(f"--out: {path} holds a run; --resume goes on with it")
-            self.manifest = self._same(described)
-        else:
+        if not described.exists():
             described.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+            return cls(path, manifest)
+        if not resume:
+            raise DataError(f"--out: {path} holds a run; --resume goes on with it")
+        folder = cls.open(path)
+        _require_same(folder, manifest)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run that was made before.
+
+        Raises:
+            DataError: there is none.
+        """
+        described = path / "run.json"
+        try:
+            return cls(path, Manifest(**json.loads(described.read_text())))
+        except OSError as error:
+            raise DataError(f"cannot read {described}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{described} describes no run: {error}") from None
 
     def results(self) -> list[Result]:
         """All answers so far."""
@@ -83,6 +100,26 @@ class RunFolder:
     def done(self) -> set[Key]:
         """What has been answered."""
         return {result.key for result in self.results()}
+
+    def unanswered(self) -> set[Key]:
+        """What brought an error and, so far, no answer."""
+        path = self.path / "errors.jsonl"
+        failed = set(read_rows(path, _key)) if path.exists() else set()
+        return failed - self.done()
+
+    def lengths(self) -> dict[tuple[str, str], int]:
+        """Words of each question's context, where the data set tells them."""
+        path = self.path / "predictions.jsonl"
+        lines = read_rows(path, dict) if path.exists() else iter(())
+        return {(x["task"], x["id"]): x["length"] for x in lines if "length" in x}
+
+    def ended(self) -> str:
+        """When the last answer came."""
+        path = self.path / "predictions.jsonl"
+        if not path.exists():
+            return "no answer yet"
+        at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return at.isoformat(timespec="seconds")
 
     def keep(self, question: Question, prediction: str, result: Result) -> None:
         """Write one answer down."""
@@ -97,18 +134,18 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _same(self, described: Path) -> Manifest:
-        try:
-            before = Manifest(**json.loads(described.read_text()))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{described} describes no run: {error}") from None
-        now = asdict(self.manifest)
-        for name in ("kind", "model", "settings"):
-            was, is_now = asdict(before)[name], json.loads(json.dumps(now[name]))
-            if was != is_now:
-                changed = was if name == "kind" else _differences(was, is_now)
-                raise DataError(f"--resume: the run in {self.path} has another {name}: {changed}")
-        return before
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return line["dataset"], line["id"], line["objective"]
+
+
+def _require_same(folder: RunFolder, manifest: Manifest) -> None:
+    before, now = asdict(folder.manifest), json.loads(json.dumps(asdict(manifest)))
+    for name in ("kind", "model", "settings"):
+        if before[name] != now[name]:
+            was = before[name]
+            changed = was if name == "kind" else _differences(was, now[name])
+            raise DataError(f"--resume: the run in {folder.path} has another {name}: {changed}")
 
 
 def _differences(was: dict[str, Any], is_now: dict[str, Any]) -> str:

@@ -46,8 +46,8 @@ class Replay:
     adapt: AdaptOptions
     concurrency: int = 1
 
-    def run(self, folder: RunFolder) -> int:
-        """Ask whatever the folder does not have yet; the number of questions without an answer.
+    def run(self, folder: RunFolder) -> None:
+        """Ask whatever the folder does not have yet.
 
         Raises:
             ClientError: the server is gone. What was answered is kept.
@@ -65,7 +65,6 @@ class Replay:
                 asyncio.run(self._run(iter(todo), folder, tracker))
             except* ClientError as group:
                 raise group.exceptions[0] from None
-        return tracker.errors
 
     async def _run(
         self, todo: Iterator[tuple[Question, str]], folder: RunFolder, tracker: "_Tracker"

@@ -8,7 +8,7 @@ from typing import Any
 
 from refine_server.benchmarks.replay.folder import Manifest
 from refine_server.benchmarks.report import plots, stats
-from refine_server.benchmarks.report.render import Plot, Report, Section
+from refine_server.benchmarks.report.render import Plot, Report, Section, settings_of
 from refine_server.benchmarks.serving.drive import Level, Observed
 
 LOADS = {"poisson": "requests a second", "closed": "clients"}
@@ -58,7 +58,7 @@ def load_report(
     facts = {
         "model": str(manifest.model["id"]),
         "server": f"refine-server {manifest.server}",
-        "settings": ", ".join(f"{name} {value}" for name, value in manifest.settings.items()),
+        "settings": settings_of(manifest),
         "command": manifest.command,
         "started": manifest.started,
         "client": ", ".join(f"{name} {value}" for name, value in manifest.client.items()),

@@ -11,6 +11,8 @@ import matplotlib
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from refine_server.benchmarks.replay.folder import Manifest
+
 matplotlib.use("agg")
 
 
@@ -68,6 +70,17 @@ class Report:
         said = json.dumps(self.data, indent=1, ensure_ascii=False)
         (folder / "report.json").write_text(said + "\n", encoding="utf-8")
         return [*written, folder / "report.json"]
+
+
+def settings_of(manifest: Manifest) -> str:
+    """A run's settings in words."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list):
+            return "+".join(map(str, value))
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    return ", ".join(f"{name} {said(v)}" for name, v in manifest.settings.items() if v is not None)
 
 
 def _picture(plot: Plot, path: Path) -> str:

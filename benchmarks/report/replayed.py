@@ -11,7 +11,7 @@ from refine_server.benchmarks.longbench.data import BUCKETS, bucket
 from refine_server.benchmarks.replay.folder import Manifest
 from refine_server.benchmarks.replay.questions import Result
 from refine_server.benchmarks.report import plots, stats
-from refine_server.benchmarks.report.render import Plot, Report, Section
+from refine_server.benchmarks.report.render import Plot, Report, Section, settings_of
 from refine_server.benchmarks.report.stats import Interval
 
 TITLES = {"longbench": "LongBench", "ruler": "RULER"}
@@ -95,7 +95,7 @@ def _facts(manifest: Manifest, results: Results, errors: int, ended: str) -> dic
     told = {
         "model": f"{manifest.model['id']} ({model})",
         "server": f"refine-server {manifest.server}",
-        "settings": ", ".join(f"{n} {v}" for n, v in manifest.settings.items()),
+        "settings": settings_of(manifest),
         "command": manifest.command,
         "started, ended": f"{manifest.started}, {ended}",
         "client": ", ".join(f"{n} {v}" for n, v in manifest.client.items()),
@@ -229,8 +229,8 @@ def _latency(results: Results) -> Part:
     draw = partial(plots.distribution, series=series, x_label="seconds for an answer")
     section = Section(
         "Latency",
-        "Seconds, as the server measured them except for the first line of each. The time to the "
-        "first token counts from the end of queueing.",
+        "Seconds. The client timed the whole answer, the server the phases. The time to the first "
+        "token counts from the end of queueing.",
         ["phase", "objective", *first],
         rows,
         [Plot("latency", "Share of answers that took at most so many seconds.", draw)],
@@ -273,6 +273,8 @@ def _adaptation(results: Results) -> Part:
 
 def _by_step(results: Sequence[Result], name: str) -> list[list[float]]:
     """Known values of all questions for each step, up to the last step that any has."""
+    if name == "reward_mean":  # it is 0 where there was nothing to reward
+        results = [r for r in results if r.usage["rollout_tokens"]]
     longest = max((len(r.steps) for r in results), default=0)
     by_step = [
         [r.steps[step][name] for r in results if len(r.steps) > step] for step in range(longest)

@@ -149,6 +149,8 @@ def test_an_interrupted_run_goes_on_where_it_was(scripted: Any, data: Path, tmp_
     refused = longbench(scripted, data, out)
     assert refused.exit_code == 2
     assert "--resume goes on with it" in refused.stderr
+    cut = CliRunner().invoke(app, ["report", str(out), "--json"])
+    assert json.loads(cut.stdout.splitlines()[-1])["questions"] == 3
     resumed = longbench(scripted, data, out, "--resume")
     assert len(scripted.bodies) == 7
     assert resumed.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
@@ -182,6 +184,12 @@ def test_a_refused_question_is_kept_and_asked_again_when_resumed(
     scripted.say = say
     said = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
     assert json.loads(said.stdout.splitlines()[-1])["questions"] == 3
+
+
+def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert said.exit_code == 2
+    assert "run.json: No such file" in said.stderr
 
 
 def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path: Path) -> None:
