@@ -132,6 +132,10 @@ class AsyncRefineClient:
         """Which software answers."""
         return await self._json(calls.read("/version"), Version.model_validate)
 
+    async def adapt_defaults(self) -> dict[str, Any]:
+        """What the server takes for each option of ``adapt`` that a request leaves out."""
+        return await self._json(calls.read("/openapi.json"), types.adapt_defaults_of)
+
     async def metrics(self) -> str:
         """The server's Prometheus metrics."""
         async with self._sent(calls.read("/metrics")) as reply:

@@ -138,6 +138,10 @@ class RefineClient:
         """Which software answers."""
         return self._json(calls.read("/version"), Version.model_validate)
 
+    def adapt_defaults(self) -> dict[str, Any]:
+        """What the server takes for each option of ``adapt`` that a request leaves out."""
+        return self._json(calls.read("/openapi.json"), types.adapt_defaults_of)
+
     def metrics(self) -> str:
         """The server's Prometheus metrics."""
         with self._sent(calls.read("/metrics")) as reply:

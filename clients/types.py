@@ -168,6 +168,12 @@ def models_of(said: dict[str, Any]) -> list[Model]:
     return [Model.model_validate(model) for model in said["data"]]
 
 
+def adapt_defaults_of(openapi: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of ``adapt``, from the contract."""
+    options = openapi["components"]["schemas"]["AdaptConfig"]["properties"]
+    return {name: option.get("default") for name, option in options.items()}
+
+
 class Version(_Said):
     """Which software answers."""
 

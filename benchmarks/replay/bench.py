@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refine_server.benchmarks.replay.folder import Manifest, RunFolder
+from refine_server.benchmarks.replay.folder import Manifest, RunFolder, effective
 from refine_server.benchmarks.replay.questions import Question
 from refine_server.benchmarks.replay.runner import Replay
 from refine_server.benchmarks.report.replayed import AVERAGE, Results, replay_report
@@ -37,7 +37,8 @@ class ReplayBench:
 
     def run(self, client: RefineClient, asked: Iterable[Question]) -> dict[str, Any]:
         """Ask whatever is left to ask, write the report, return its main figures."""
-        settings = {**self.settings, "objectives": list(self.objectives), "adapt": self.adapt}
+        settings = {**self.settings, "objectives": list(self.objectives)}
+        settings["adapt"] = effective(self.adapt, client)
         manifest = Manifest.now(self.kind, settings, client)
         folder = RunFolder.make(self.out, manifest, self.resume)
         questions = list(asked)

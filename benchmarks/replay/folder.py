@@ -18,6 +18,7 @@ from typing import Any
 from refine_server.benchmarks.replay.questions import Key, Question, Result
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.clients import RefineClient
+from refine_server.clients.types import AdaptOptions
 
 PACKAGES = ("refine-server", "httpx", "numpy")
 
@@ -50,6 +51,12 @@ class Manifest:
                 **{name: version(name) for name in PACKAGES},
             },
         )
+
+
+def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
+    """All options of ``adapt``: those that are asked for, and the server's for the others."""
+    given = {**client.adapt_defaults(), **adapt}
+    return {name: value for name, value in given.items() if name != "objective"}
 
 
 class RunFolder:

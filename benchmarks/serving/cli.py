@@ -34,7 +34,7 @@ def load(
 ) -> None:
     """The server under load: Poisson arrivals (--rates), or clients that wait (--clients)."""
     with told_plainly():
-        from refine_server.benchmarks.replay.folder import Manifest
+        from refine_server.benchmarks.replay.folder import Manifest, effective
         from refine_server.benchmarks.report.loaded import load_report
         from refine_server.benchmarks.serving.drive import Driver
         from refine_server.benchmarks.serving.workload import Mix
@@ -43,9 +43,10 @@ def load(
         mix = Mix.parse(lengths, repeats, seed)
         fields: Any = {**adapt_of(adapt), "objective": objective}
         driver = Driver(url, arrivals, fields, max_tokens, seed)
-        settings = {"arrivals": arrivals, "lengths": lengths, "repeats": repeats, "adapt": fields}
+        settings = {"arrivals": arrivals, "lengths": lengths, "repeats": repeats}
         settings |= {"requests": requests, "max_tokens": max_tokens, "seed": seed}
         with tokenizer_of(url, tokenizer) as (client, tokens):
+            settings["adapt"] = {**effective(fields, client), "objective": objective}
             manifest = Manifest.now("load", settings, client)
             asked = mix.requests(requests * len(loads), tokens)
         levels = [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 MODEL = {"id": "scripted", "family": "f", "parameters": 7, "fingerprint": "beef"}
+DEFAULTS = {"objective": {"default": "refine"}, "steps": {"default": 8}, "ntp_on": {}}
 STEP = {
     "loss": 2.5,
     "ntp_loss": 2.0,
@@ -87,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         replies: dict[str, dict[str, Any]] = {
             "/health/ready": {"status": "ready"},
             "/version": {"version": "9.9"},
+            "/openapi.json": {"components": {"schemas": {"AdaptConfig": {"properties": DEFAULTS}}}},
             "/v1/models": {"data": [{"created": 1, **MODEL}]},
         }
         self._reply(200, json.dumps(replies[self.path]), "application/json")

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from refine_server.clients import types as sdk
 from refine_server.server.app import create_app
 from refine_server.server.settings import Settings
+from refine_server.ttt.config import AdaptConfig
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "Step": sdk.Step,
@@ -64,6 +65,10 @@ def test_requests_have_the_fields_that_the_client_sends(openapi: dict[str, Any],
 def test_the_document_of_the_typescript_client_is_the_servers(openapi: dict[str, Any]) -> None:
     committed = Path(__file__).parents[2] / "clients" / "typescript" / "openapi.json"
     assert json.loads(committed.read_text()) == json.loads(json.dumps(openapi)), "make typescript"
+
+
+def test_the_defaults_of_adapt_are_in_the_contract(openapi: dict[str, Any]) -> None:
+    assert sdk.adapt_defaults_of(openapi) == AdaptConfig().model_dump()
 
 
 def test_every_event_is_typed(openapi: dict[str, Any]) -> None:
