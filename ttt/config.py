@@ -59,7 +59,7 @@ class AdaptConfig(BaseModel):
     kl_coef: float = Field(0.0, ge=0.0, le=10.0, description="KL to the unadapted policy.")
     clip_ratio: float = Field(0.2, gt=0.0, lt=1.0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(2e-3, gt=0.0, le=10.0)
+    learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")
     targets: Targets = Field("low_rank", description="Which weights the request owns a copy of.")
     rank: int = Field(8, ge=1, le=256, description="Rank of low-rank fast weights.")
