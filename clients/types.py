@@ -161,6 +161,8 @@ class Model(_Said):
     family: str
     parameters: int
     fingerprint: str
+    max_model_len: int
+    parent: str | None = None
 
 
 def models_of(said: dict[str, Any]) -> list[Model]:

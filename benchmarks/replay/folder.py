@@ -41,7 +41,9 @@ class Manifest:
         return cls(
             kind=kind,
             settings=settings,
-            model=client.models()[0].model_dump(exclude={"created", "object", "owned_by"}),
+            model=client.models()[0].model_dump(
+                exclude={"created", "object", "owned_by", "parent"}
+            ),
             server=client.version().version,
             command=" ".join(["refine-server", *sys.argv[1:]]),
             started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-MODEL = {"id": "scripted", "family": "f", "parameters": 7, "fingerprint": "beef"}
+MODEL = {
+    "id": "scripted",
+    "family": "f",
+    "parameters": 7,
+    "fingerprint": "beef",
+    "max_model_len": 9,
+}
 DEFAULTS = {"objective": {"default": "refine"}, "steps": {"default": 8}, "ntp_on": {}}
 STEP = {
     "loss": 2.5,

@@ -106,6 +106,7 @@ def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
         "family": "f",
         "parameters": 7,
         "fingerprint": "beef",
+        "max_model_len": 9,
     }
     assert report["manifest"]["server"] == "9.9"
     assert len(report["rows"]) == 18

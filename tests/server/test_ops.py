@@ -105,6 +105,8 @@ def test_models_and_version(client: TestClient) -> None:
         "family": "delta_net",
         "parameters": 7,
         "fingerprint": "as loaded",
+        "max_model_len": 36_864,
+        "parent": None,
     }
     assert client.get("/version").json()["name"] == "refine-server"
 
