@@ -15,8 +15,7 @@ import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from refine_server.clients import sse
-from refine_server.clients.answers import ClientError, stream_answer
+from refine_server.clients import ClientError, RefineClient, sse
 from refine_server.server.serving import serve
 from refine_server.server.settings import Settings, SettingsError
 
@@ -88,7 +87,7 @@ def test_the_process_ends_with_its_engine(
 ) -> None:
     process, url = start(options)
     with pytest.raises(ClientError) as told:
-        list(stream_answer(url, {**BODY, "document": document}))
+        list(RefineClient(url).stream_answer(**{**BODY, "document": document}))
     assert told.value.code == code
     assert process.wait(10) == 1
     assert "the engine is dead or hangs" in rest_of_log(process)
@@ -104,7 +103,7 @@ def test_the_process_ends_when_the_base_weights_have_changed(start: Start) -> No
 
 def test_sigterm_refuses_newcomers_finishes_work_and_exits_with_0(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 10}')
-    events = stream_answer(url, SLOW)
+    events = RefineClient(url).stream_answer(**SLOW)
     next(events)
     process.send_signal(signal.SIGTERM)
     with httpx.Client() as client:
@@ -123,7 +122,7 @@ def test_sigterm_refuses_newcomers_finishes_work_and_exits_with_0(start: Start) 
         assert int(newcomer.headers["retry-after"]) >= 1
         assert httpx.get(f"{url}/health/live").status_code == 200
     process.send_signal(signal.SIGTERM)  # twice is once
-    assert [name for name, _ in events][-1] == "answer.completed"
+    assert [event.name for event in events][-1] == "answer.completed"
     assert process.wait(10) == 0
 
 
@@ -133,7 +132,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
 
     def ask() -> None:
         with pytest.raises(ClientError) as error:
-            list(stream_answer(url, {**BODY, "document": "hold"}))
+            list(RefineClient(url).stream_answer(**{**BODY, "document": "hold"}))
         told.append(error.value.code)
 
     thread = threading.Thread(target=ask)
