@@ -125,6 +125,8 @@ def answer(
         from refine_server.server.settings import read_settings
         from refine_server.server.terminal import Follower
 
+        if document is None and adaptation is None:
+            raise InputError("--document is needed, or --adaptation with --url")
         body: dict[str, Any] = {"query": query, "seed": seed, **_given(max_tokens=max_tokens)}
         if adaptation is not None:
             body["adaptation"] = adaptation
