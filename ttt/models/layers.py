@@ -35,9 +35,7 @@ def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor
         return F.linear(x, module.weight, module.bias)
     R = own.shape[0]
     y = (x.reshape(R, -1, x.shape[-1]) @ own.to(x.dtype).mT).view(*x.shape[:-1], -1)
-    if module.bias is None:
-        return y
-    return y + own_parameter(module.bias, fast, f"{name}.bias", x)
+    return y if module.bias is None else y + own_parameter(module.bias, fast, f"{name}.bias", x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, fast: FastWeights, name: str) -> Tensor:
