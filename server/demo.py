@@ -13,8 +13,8 @@ from typing import IO
 
 from rich.console import Console
 
-from refine_server.clients.answers import stream_answer, wait_until_ready
-from refine_server.server.asking import InputError
+from refine_server.clients import RefineClient
+from refine_server.server.asking import InputError, answer_there
 from refine_server.server.terminal import Follower
 from refine_server.ttt.config import AdaptConfig
 
@@ -60,7 +60,7 @@ def run_demo(example_path: Path, model: str) -> bool:
         print(f"document: {example.title} ({len(example.document)} characters)")
         print(f"question: {example.query}")
         body = {"document": example.document, "query": example.query, "compare_base": True}
-        response = Follower(AdaptConfig().steps).follow(stream_answer(url, body))
+        response = Follower(AdaptConfig().steps).follow(answer_there(url, body))
     right = example.is_answered_by(response["answer"])
     verdict = "right" if right else f"wrong, expected {' or '.join(example.answers)}"
     seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]
@@ -87,11 +87,12 @@ def running_server(model: str, console: Console) -> Iterator[str]:
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
-    for waited in wait_until_ready(url):
-        if process.poll() is not None:
-            raise InputError(f"the server did not start:\n{_tail(log)}")
-        if waited > START_SECONDS:
-            raise InputError(f"the server was not ready within {waited:.0f} s:\n{_tail(log)}")
+    with RefineClient(url) as client:
+        for waited in client.wait_until_ready():
+            if process.poll() is not None:
+                raise InputError(f"the server did not start:\n{_tail(log)}")
+            if waited > START_SECONDS:
+                raise InputError(f"the server was not ready in {waited:.0f} s:\n{_tail(log)}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -274,6 +274,7 @@ class Model(_Out):
     owned_by: Literal["refine-server"] = "refine-server"
     family: str
     parameters: int
+    fingerprint: str = Field(description="Hash of the base weights.")
     max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
     parent: str | None = Field(None, description="Of an adaptation: the model it is made from.")
 

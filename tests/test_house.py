@@ -70,7 +70,7 @@ def test_every_package_is_listed() -> None:
 def test_the_wheel_is_whole(tmp_path: Path) -> None:
     """Built, unpacked alone and started: a forgotten subpackage or file passes everything else."""
     source = tmp_path / "source"
-    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests")
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "node_modules")
     shutil.copytree(ROOT, source, ignore=left_out)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
     subprocess.run([*build, source], check=True, capture_output=True)

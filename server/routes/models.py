@@ -31,6 +31,7 @@ async def list_models(
         family=backend.family,
         parameters=backend.parameters,
         max_model_len=settings.limits.prompt_tokens,
+        fingerprint=backend.fingerprint,
     )
     ready = [a for a in adaptations.list(owner) if a.status is Status.READY]
     return ModelList(data=[served, *(_adapted(served, a, settings) for a in ready)])

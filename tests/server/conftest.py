@@ -310,7 +310,7 @@ def live(make_app: Callable[..., FastAPI], fake: FakeModel) -> Iterator[Callable
     with ExitStack() as stack:
 
         def start(**options: object) -> str:
-            url = stack.enter_context(serving(make_app(**options)))
+            url = stack.enter_context(serving(make_app(**{"shutdown_seconds": 0.3, **options})))
             stack.callback(fake.gate.set)
             return url
 

@@ -8,9 +8,16 @@ from typing import Any
 import httpx
 import pytest
 
-from refine_server.clients.answers import ClientError, is_ready, stream_answer, wait_until_ready
+from refine_server.clients import ClientError, RefineClient
+from refine_server.clients.errors import NotFoundError
+from refine_server.clients.types import Adaptation, Answer, Event, Step
 
 HELD = {"document": "hold", "query": "gone", "adapt": {"steps": 50}}
+
+
+def ask(url: str, body: dict[str, Any]) -> list[Event]:
+    with RefineClient(url) as client:
+        return list(client.stream_answer(**body))
 
 
 def test_a_client_that_leaves_cancels_its_job_at_the_next_step(
@@ -45,7 +52,7 @@ def test_a_full_queue_is_429_with_retry_after(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live(max_active=1, max_queue=0)
-    thread = threading.Thread(target=lambda: list(stream_answer(url, HELD)))
+    thread = threading.Thread(target=lambda: ask(url, HELD))
     thread.start()
     wait_for(lambda: fake.turns == ["gone"])
     response = httpx.post(f"{url}/v1/answers", json={**HELD, "stream": True})
@@ -61,7 +68,7 @@ def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str]) -> No
     response = httpx.post(f"{url}/v1/answers", json=HELD)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
     with pytest.raises(ClientError, match="longer than") as late:
-        list(stream_answer(url, HELD))
+        ask(url, HELD)
     assert late.value.code == "timeout"
 
 
@@ -76,12 +83,14 @@ def test_a_chunked_body_over_the_limit_is_413(live: Callable[..., str]) -> None:
 
 def test_the_client_follows_a_stream(live: Callable[..., str]) -> None:
     url = live()
-    assert is_ready(url)
-    assert list(wait_until_ready(url)) == []
+    with RefineClient(url) as client:
+        assert client.is_ready()
+        assert list(client.wait_until_ready()) == []
     body = {"document": "a\u2028b", "query": "\u2028\x85é", "adapt": {"steps": 1}}
-    events = list(stream_answer(url, body))
-    assert [name for name, _ in events][-1] == "answer.completed"
-    assert events[-1][1]["answer"] == "\u2028\x85é"
+    events = ask(url, body)
+    assert [event.name for event in events][-1] == "answer.completed"
+    assert isinstance(events[-1], Answer)
+    assert events[-1].answer == "\u2028\x85é"
 
 
 def test_the_client_reaches_this_machine_without_a_proxy(
@@ -89,31 +98,50 @@ def test_the_client_reaches_this_machine_without_a_proxy(
 ) -> None:
     url = live()
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert is_ready(url)
-    assert list(stream_answer(url, {"document": "a", "query": "b"}))
+    assert RefineClient(url).is_ready()
+    assert ask(url, {"document": "a", "query": "b"})
+
+
+def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None:
+    with RefineClient(live()) as client:
+        made = client.adapt("a document", adapt={"steps": 2})
+        assert client.adapt("a document", adapt={"steps": 2}).id == made.id
+        *steps, ready = client.follow_adaptation(made.id)
+        assert [type(event) for event in steps] == [Step, Step]
+        assert isinstance(ready, Adaptation)
+        assert client.wait_for_adaptation(made.id).steps == ready.steps == steps
+        assert client.adaptation(made.id).status == ready.status == "ready"
+        assert [adaptation.id for adaptation in client.adaptations()] == [made.id]
+        for query in ("one", "two"):
+            answer = client.answer(query, adaptation=made.id)
+            assert answer.adaptation.id == made.id
+            assert answer.adapted
+        client.delete_adaptation(made.id)
+        with pytest.raises(NotFoundError):
+            client.adaptation(made.id)
 
 
 def test_the_client_tells_what_went_wrong(live: Callable[..., str]) -> None:
     url = live()
     with pytest.raises(ClientError, match="no such field") as refused:
-        list(stream_answer(url, {"document": "a", "query": "b", "colour": 1}))
+        ask(url, {"document": "a", "query": "b", "colour": 1})
     assert refused.value.param == "colour"
     with pytest.raises(ClientError, match="Internal error"):
-        list(stream_answer(url, {"document": "crash", "query": "b"}))
+        ask(url, {"document": "crash", "query": "b"})
     with pytest.raises(ClientError, match="no server answers"):
-        list(stream_answer("http://127.0.0.1:9", {}))
+        ask("http://127.0.0.1:9", HELD)
     with pytest.raises(ClientError, match="no address"):
-        list(stream_answer("localhost:80", {}))
+        ask("localhost:80", HELD)
     with pytest.raises(ClientError, match="Not Found"):
-        list(stream_answer(f"{url}/elsewhere", {}))
-    assert not is_ready("http://127.0.0.1:9")
+        ask(f"{url}/elsewhere", HELD)
+    assert not RefineClient("http://127.0.0.1:9").is_ready()
 
 
 def test_other_requests_are_answered_while_the_model_works(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live()
-    thread = threading.Thread(target=lambda: list(stream_answer(url, HELD)))
+    thread = threading.Thread(target=lambda: ask(url, HELD))
     thread.start()
     wait_for(lambda: fake.turns == ["gone"])
     assert httpx.get(f"{url}/health/ready", timeout=5).status_code == 200

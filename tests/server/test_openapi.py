@@ -41,6 +41,7 @@ def _call(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> None
     @settings(
         max_examples=30 if operation.method == "post" else 3,
         deadline=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate],
     )

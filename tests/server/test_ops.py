@@ -104,6 +104,7 @@ def test_models_and_version(client: TestClient) -> None:
         "owned_by": "refine-server",
         "family": "delta_net",
         "parameters": 7,
+        "fingerprint": "as loaded",
         "max_model_len": 36_864,
         "parent": None,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refine_server.clients.answers import ClientError, stream_answer, wait_until_ready
+from refine_server.clients import ClientError, RefineClient
 from refine_server.server.serving import StartError, serve
 from refine_server.server.settings import Settings
 
@@ -35,7 +35,7 @@ def process() -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     process = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT, str(conftest), str(port)])
     try:
         url = f"http://127.0.0.1:{port}"
-        for waited in wait_until_ready(url):
+        for waited in RefineClient(url).wait_until_ready():
             assert process.poll() is None
             assert waited < 30
         yield process, url
@@ -48,11 +48,10 @@ def test_sigterm_lets_running_requests_end_first(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    body = {"document": "slow", "query": "who", "adapt": {"steps": 25}}
-    events = stream_answer(url, body)
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 25})
     next(events)
     server.send_signal(signal.SIGTERM)
-    assert [name for name, _ in events][-1] == "answer.completed"
+    assert [event.name for event in events][-1] == "answer.completed"
     assert server.wait(10) == 0
 
 
@@ -60,8 +59,7 @@ def test_sigterm_gives_long_streams_a_final_error_event(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    body = {"document": "slow", "query": "who", "adapt": {"steps": 250}}
-    events = stream_answer(url, body)
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 250})
     next(events)
     server.send_signal(signal.SIGTERM)
     with pytest.raises(ClientError) as stopped:

@@ -1,0 +1,83 @@
+"""LongBench and RULER from local files, as tasks of lm-evaluation-harness: see docs/benchmarks.md.
+
+``lm_eval --include_path`` reads this folder. What ``--metadata`` says comes in as keywords, beside
+the model's arguments.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from refine_server.benchmarks.longbench.data import load
+from refine_server.benchmarks.longbench.prompts import ask
+from refine_server.benchmarks.longbench.score import score
+from refine_server.benchmarks.longbench.tasks import task_of
+from refine_server.benchmarks.rows import DataError, read_rows
+from refine_server.benchmarks.ruler.samples import Sample, family_of
+from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer, Tokenizer
+from refine_server.clients import RefineClient
+
+
+def longbench(
+    dataset: str,
+    longbench_data: str | None = None,
+    max_length: int = 16_000,
+    tokenizer: str | None = None,
+    base_url: str = "",
+    **_: Any,
+) -> dict[str, datasets.Dataset]:
+    """The rows of one task as prompts, cut in the middle to ``max_length`` tokens.
+
+    The tokenizer is a file's, or else the server's of ``base_url``.
+    """
+    folder = _given("longbench_data", longbench_data)
+    tokens: Tokenizer
+    if tokenizer is None:
+        tokens = ServerTokenizer(RefineClient(base_url.removesuffix("/v1/completions")))
+    else:
+        tokens = FileTokenizer(tokenizer)
+    docs = []
+    for row in load(folder, [dataset]):
+        asked = ask(row, int(max_length), tokens)
+        docs.append(
+            {
+                "id": row.id,
+                "dataset": row.task.name,
+                "prompt": asked.prompt,
+                "answers": list(row.answers),
+                "all_classes": list(row.classes),
+            }
+        )
+    return {"test": datasets.Dataset.from_list(docs)}
+
+
+def longbench_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The official score of one prediction, 0 to 100."""
+    task = task_of(doc["dataset"])
+    return {"score": score(task, results[0], doc["answers"], doc["all_classes"])}
+
+
+def ruler(family: str, ruler_data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The samples of one family: ``niah``, ``vt``, ``cwe``, ``fwe`` or ``qa``."""
+    path = _given("ruler_data", ruler_data)
+    docs = [
+        {**sample.row(), "prompt": sample.prompt, "outputs": list(sample.outputs)}
+        for sample in read_rows(path, Sample.parse)
+        if family_of(sample.task) == family
+    ]
+    if not docs:
+        raise DataError(f"{path} has no sample of {family}")
+    return {"test": datasets.Dataset.from_list(docs)}
+
+
+def ruler_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """``string_match_all`` or ``string_match_part`` of one prediction, 0 to 100."""
+    row = {name: doc[name] for name in Sample.__dataclass_fields__}
+    return {"score": Sample.parse(row).score(results[0])}
+
+
+def _given(name: str, value: str | None) -> Path:
+    if value is None:
+        raise DataError(f'--metadata needs {name}, as in --metadata \'{{"{name}": "PATH"}}\'')
+    return Path(value)

@@ -1,0 +1,103 @@
+"""Rows of LongBench and LongBench-E in their official form, from JSON lines or parquet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refine_server.benchmarks.longbench.tasks import EXTENDED_SUFFIX, Task, task_of, tasks
+from refine_server.benchmarks.rows import DataError, read_rows
+
+BUCKETS = ("0-4k", "4-8k", "8k+")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question. ``length`` counts the context's words (Chinese: characters)."""
+
+    id: str
+    task: Task
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    classes: tuple[str, ...]
+    length: int
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any]) -> "Row":
+        """A row as published: ``input``, ``context``, ``answers``, ``length``, ``dataset``, …"""
+        return cls(
+            id=str(row["_id"]),
+            task=task_of(row["dataset"]),
+            context=row["context"],
+            question=row["input"],
+            answers=strings(row, "answers"),
+            classes=strings(row, "all_classes"),
+            length=int(row["length"]),
+        )
+
+
+def strings(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """A field that is a list of strings, or null for none.
+
+    Raises:
+        ValueError: it is something else, or empty answers.
+    """
+    value = row.get(field) if field == "all_classes" else row[field]
+    if value is None and field == "all_classes":
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{field}: must be a list of strings")
+    if field == "answers" and not value:
+        raise ValueError("answers: there is none")
+    return tuple(value)
+
+
+def bucket(length: int) -> str:
+    """LongBench-E's class of a length in words."""
+    return BUCKETS[0] if length < 4000 else BUCKETS[1] if length < 8000 else BUCKETS[2]
+
+
+def load(folder: Path, names: Sequence[str], limit: int | None = None) -> list[Row]:
+    """The first ``limit`` rows of each task.
+
+    Args:
+        folder: with ``<task>.jsonl``, ``<task>.parquet`` or the shards ``<task>/*.parquet``, as
+            published; LongBench-E's files end in ``_e``.
+        names: of the tasks; none means every task that the folder has.
+        limit: rows of a task; None means all.
+
+    Raises:
+        DataError: a task is unknown or has no file, or a row is not as published.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--data: {folder} is no folder")
+    rows: list[Row] = []
+    for name in names or _there(folder):
+        found = _rows(folder, name)
+        rows += found[:limit]
+    return rows
+
+
+def _there(folder: Path) -> list[str]:
+    names = [n for task in tasks() for n in (task, task + EXTENDED_SUFFIX) if _files(folder, n)]
+    if not names:
+        raise DataError(f"--data: {folder} holds no file of a LongBench task")
+    return names
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    single = [folder / f"{name}{suffix}" for suffix in (".jsonl", ".parquet")]
+    there = [path for path in single if path.is_file()]
+    return there[:1] or sorted((folder / name).glob("*.parquet"))
+
+
+def _rows(folder: Path, name: str) -> list[Row]:
+    try:
+        task_of(name)
+    except ValueError as error:
+        raise DataError(f"--tasks: {error}") from None
+    paths = _files(folder, name)
+    if not paths:
+        raise DataError(f"--tasks: {folder} has neither {name}.jsonl nor {name}.parquet")
+    return [row for path in paths for row in read_rows(path, Row.parse)]

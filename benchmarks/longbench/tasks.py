@@ -1,0 +1,52 @@
+"""The 21 tasks, as ``tasks.toml`` describes them."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+EXTENDED_SUFFIX = "_e"
+"""LongBench-E names its datasets so: ``qasper_e``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: how it is asked and how it is scored."""
+
+    name: str
+    group: str
+    language: str
+    metric: str
+    max_tokens: int
+    first_line: bool
+    extended: bool
+    prompt: str
+
+    @property
+    def before(self) -> str:
+        """The prompt up to the context."""
+        return self.prompt.partition("{context}")[0]
+
+    def after(self, question: str) -> str:
+        """The prompt from the context's end on."""
+        return self.prompt.partition("{context}")[2].replace("{input}", question)
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """All tasks by name."""
+    text = files("refine_server.benchmarks.longbench").joinpath("tasks.toml").read_text("utf-8")
+    return {name: Task(name, **fields) for name, fields in tomllib.loads(text).items()}
+
+
+def task_of(dataset: str) -> Task:
+    """The task of a row's ``dataset``; LongBench-E's names are accepted.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    known = tasks()
+    name = dataset if dataset in known else dataset.removesuffix(EXTENDED_SUFFIX)
+    if name not in known:
+        raise ValueError(f"dataset: {dataset!r} is no LongBench task; they are {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,1 @@
+"""Questions replayed against a server under several objectives, interruptible at any point."""

@@ -1,0 +1,162 @@
+"""The folder of a run: what was asked, what was answered, and the reports.
+
+``run.json`` describes the run, ``predictions.jsonl`` has a line for each answer and grows while the
+run goes on, ``errors.jsonl`` a line for each question that brought none. Predictions and errors may
+quote the data set; the reports, written beside them, do not.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from refine_server.benchmarks.replay.questions import Key, Question, Result
+from refine_server.benchmarks.rows import DataError, read_rows
+from refine_server.clients import RefineClient
+from refine_server.clients.types import AdaptOptions
+
+PACKAGES = ("refine-server", "httpx", "numpy")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is. ``settings`` decide its results: a run resumes only under the same ones."""
+
+    kind: str
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    server: str
+    command: str
+    started: str
+    client: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, kind: str, settings: dict[str, Any], client: RefineClient) -> "Manifest":
+        """Of a run that starts now, against the server that a client asks."""
+        return cls(
+            kind=kind,
+            settings=settings,
+            model=client.models()[0].model_dump(
+                exclude={"created", "object", "owned_by", "parent"}
+            ),
+            server=client.version().version,
+            command=" ".join(["refine-server", *sys.argv[1:]]),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            client={
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                **{name: version(name) for name in PACKAGES},
+            },
+        )
+
+
+def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
+    """All options of ``adapt``: those that are asked for, and the server's for the others."""
+    given = {**client.adapt_defaults(), **adapt}
+    return {name: value for name, value in given.items() if name != "objective"}
+
+
+class RunFolder:
+    """Keeps a run's answers as they come."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def make(cls, path: Path, manifest: Manifest, resume: bool) -> "RunFolder":
+        """The folder of a new run or, with ``resume``, of one that is there already.
+
+        Raises:
+            DataError: another run is there, or one under other settings.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        described = path / "run.json"
+        if not described.exists():
+            described.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+            return cls(path, manifest)
+        if not resume:
+            raise DataError(f"--out: {path} holds a run; --resume goes on with it")
+        folder = cls.open(path)
+        _require_same(folder, manifest)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run that was made before.
+
+        Raises:
+            DataError: there is none.
+        """
+        described = path / "run.json"
+        try:
+            return cls(path, Manifest(**json.loads(described.read_text())))
+        except OSError as error:
+            raise DataError(f"cannot read {described}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{described} describes no run: {error}") from None
+
+    def results(self) -> list[Result]:
+        """All answers so far."""
+        path = self.path / "predictions.jsonl"
+        return list(read_rows(path, Result.parse)) if path.exists() else []
+
+    def done(self) -> set[Key]:
+        """What has been answered."""
+        return {result.key for result in self.results()}
+
+    def unanswered(self) -> set[Key]:
+        """What brought an error and, so far, no answer."""
+        path = self.path / "errors.jsonl"
+        failed = set(read_rows(path, _key)) if path.exists() else set()
+        return failed - self.done()
+
+    def lengths(self) -> dict[tuple[str, str], int]:
+        """Words of each question's context, where the data set tells them."""
+        path = self.path / "predictions.jsonl"
+        lines = read_rows(path, dict) if path.exists() else iter(())
+        return {(x["task"], x["id"]): x["length"] for x in lines if "length" in x}
+
+    def ended(self) -> str:
+        """When the last answer came."""
+        path = self.path / "predictions.jsonl"
+        if not path.exists():
+            return "no answer yet"
+        at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return at.isoformat(timespec="seconds")
+
+    def keep(self, question: Question, prediction: str, result: Result) -> None:
+        """Write one answer down."""
+        self._append("predictions.jsonl", result.line(question, prediction))
+
+    def keep_error(self, question: Question, objective: str, error: Exception) -> None:
+        """Write down that a question brought no answer; a resumed run asks it again."""
+        line = {"dataset": question.task, "id": question.id, "objective": objective}
+        self._append("errors.jsonl", {**line, "error": str(error), "type": type(error).__name__})
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return line["dataset"], line["id"], line["objective"]
+
+
+def _require_same(folder: RunFolder, manifest: Manifest) -> None:
+    before, now = asdict(folder.manifest), json.loads(json.dumps(asdict(manifest)))
+    for name in ("kind", "model", "settings"):
+        if before[name] != now[name]:
+            was = before[name]
+            changed = was if name == "kind" else _differences(was, now[name])
+            raise DataError(f"--resume: the run in {folder.path} has another {name}: {changed}")
+
+
+def _differences(was: dict[str, Any], is_now: dict[str, Any]) -> str:
+    names = sorted(n for n in was.keys() | is_now.keys() if was.get(n) != is_now.get(n))
+    return "; ".join(f"{n} was {was.get(n)!r}, is {is_now.get(n)!r}" for n in names)

@@ -1,0 +1,91 @@
+"""A report written as JSON, Markdown and one self-contained HTML page, with its plots beside it."""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from refine_server.benchmarks.replay.folder import Manifest
+
+matplotlib.use("agg")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture and what it shows, for those who cannot see it. ``draw`` fills an empty figure."""
+
+    name: str
+    caption: str
+    draw: Callable[[Figure], None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: some words, a table, plots; each may be missing."""
+
+    title: str
+    text: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    plots: Sequence[Plot] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found. ``data`` is all of it, for programs; ``facts`` say what was run."""
+
+    title: str
+    facts: dict[str, str]
+    sections: Sequence[Section]
+    data: dict[str, Any]
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``report.json``, ``report.md``, ``report.html`` and the plots; the files' paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = {
+            plot.name: _picture(plot, folder / f"{plot.name}.png")
+            for section in self.sections
+            for plot in section.plots
+        }
+        written = [folder / f"{name}.png" for name in pictures]
+        for name in ("report.md", "report.html"):
+            # Cells of Markdown and HTML need different escapes; only HTML has automatic ones.
+            templates = Environment(
+                loader=PackageLoader("refine_server.benchmarks.report"),
+                autoescape=name.endswith(".html"),
+                trim_blocks=True,
+                lstrip_blocks=True,
+                keep_trailing_newline=True,
+            )
+            templates.filters["cell"] = lambda text: text.replace("|", "\\|")
+            text = templates.get_template(f"{name}.j2").render(report=self, pictures=pictures)
+            (folder / name).write_text(text, encoding="utf-8")
+            written.append(folder / name)
+        said = json.dumps(self.data, indent=1, ensure_ascii=False)
+        (folder / "report.json").write_text(said + "\n", encoding="utf-8")
+        return [*written, folder / "report.json"]
+
+
+def settings_of(manifest: Manifest) -> str:
+    """A run's settings in words."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list):
+            return "+".join(map(str, value))
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    return ", ".join(f"{name} {said(v)}" for name, v in manifest.settings.items() if v is not None)
+
+
+def _picture(plot: Plot, path: Path) -> str:
+    """Draw a plot into a file; the picture as text that a page can hold."""
+    figure = Figure(figsize=(8.0, 4.2), dpi=160, layout="constrained")
+    plot.draw(figure)
+    figure.savefig(path, metadata={"Software": None})
+    return base64.b64encode(path.read_bytes()).decode()

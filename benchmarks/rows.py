@@ -1,0 +1,78 @@
+"""Data sets read and written row by row; errors name the file and the row."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DataError(ValueError):
+    """A file that cannot be used; the message names it and says what to change."""
+
+
+def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+    """Rows of a ``.jsonl`` or ``.parquet`` file, each through ``parse``.
+
+    Raises:
+        DataError: the file is not there or no such file, or ``parse`` refused a row.
+    """
+    rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+    for number, row in rows:
+        try:
+            yield parse(row)
+        except KeyError as error:
+            raise DataError(f"{path}, row {number}: there is no field {error}") from None
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, row {number}: {error}") from None
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON lines; the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _object(line, path, number)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}") from None
+
+
+def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}, row {number}: no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, row {number}: must be a JSON object")
+    return row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=16):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is no parquet file: {error}") from None

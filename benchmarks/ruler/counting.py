@@ -1,0 +1,90 @@
+"""Which words are most frequent: in a numbered list (cwe), and in coded text (fwe)."""
+
+import math
+import random
+import string
+from dataclasses import dataclass
+
+from refine_server.benchmarks.rows import DataError
+from refine_server.benchmarks.ruler.samples import Sample, around
+from refine_server.benchmarks.ruler.wordlists import words
+
+COMMON = 10
+ZETA_2 = math.pi**2 / 6
+NOISE_WORD = "..."
+
+
+@dataclass(frozen=True)
+class CommonWords:
+    """The task cwe; its haystack's unit is a distinct word.
+
+    Attributes:
+        common, uncommon: how often a word of each sort is listed.
+        example: distinct words, common and uncommon repeats of the solved example.
+    """
+
+    common: int
+    uncommon: int
+    example: tuple[int, int, int]
+
+    least = COMMON + 1
+
+    @classmethod
+    def for_length(cls, length: int) -> "CommonWords":
+        """As is official for a length in tokens: short prompts have fewer repeats."""
+        if length < 4096:
+            return cls(common=6, uncommon=1, example=(20, 3, 1))
+        return cls(common=30, uncommon=3, example=(40, 10, 3))
+
+    def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
+        """One sample over ``size`` distinct words, behind a solved example."""
+        context, common = self._list(*self.example, rng)
+        shown = around(task, index, context, common)
+        solved = " ".join(f"{number}. {word}" for number, word in enumerate(common, 1))
+        context, common = self._list(size, self.common, self.uncommon, rng)
+        return around(task, index, context, common, examples=f"{shown.prompt} {solved}\n")
+
+    def _list(
+        self, size: int, common: int, uncommon: int, rng: random.Random
+    ) -> tuple[str, list[str]]:
+        if size > len(words()):
+            raise DataError(f"--lengths: cwe has {len(words())} words, too few for such a length")
+        chosen = rng.sample(words(), size)
+        listed = chosen[:COMMON] * common + chosen[COMMON:] * uncommon
+        rng.shuffle(listed)
+        text = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
+        return text, chosen[:COMMON]
+
+
+@dataclass(frozen=True)
+class CodedWords:
+    """The task fwe: words drawn by Zipf's law with exponent 2; its unit is a drawn word.
+
+    Attributes:
+        vocabulary: distinct words; officially the length in tokens over 50.
+        letters: in a word.
+    """
+
+    vocabulary: int
+    letters: int = 6
+
+    least = 80
+    """Below this the fourth word is as frequent as the third."""
+
+    @classmethod
+    def for_length(cls, length: int) -> "CodedWords":
+        """As is official for a length in tokens."""
+        return cls(max(length // 50, 5))
+
+    def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
+        """One sample of about ``size`` words: the most frequent is noise, the next three asked."""
+        ranked: dict[str, None] = {NOISE_WORD: None}
+        while len(ranked) < self.vocabulary:
+            ranked["".join(rng.choices(string.ascii_lowercase, k=self.letters))] = None
+        drawn = [
+            word
+            for rank, word in enumerate(ranked, 1)
+            for _ in range(int(size * rank**-2 / ZETA_2))
+        ]
+        rng.shuffle(drawn)
+        return around(task, index, " ".join(drawn), list(ranked)[1:4])

@@ -1,0 +1,1 @@
+"""The server under load: arrivals that do or do not wait for answers, and what clients see."""

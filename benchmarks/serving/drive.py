@@ -1,0 +1,161 @@
+"""Sends requests as they arrive and notes when each part of the answer came."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from refine_server.benchmarks.serving.workload import Request
+from refine_server.clients import AsyncRefineClient, ClientError
+from refine_server.clients.types import AdaptOptions, Answer, AnswerDelta
+
+Arrivals = Literal["poisson", "closed"]
+
+
+@dataclass
+class Observed:
+    """One request as its client saw it. Seconds count from when it was due.
+
+    Attributes:
+        due: when it was to be sent, from the start of the level.
+        first: until the first piece of the answer; None if none came.
+        total: until the end.
+        gaps: between the answer's pieces.
+        answer: None after an error.
+        error: the error's type.
+    """
+
+    due: float
+    repeated: bool
+    total: float = 0.0
+    first: float | None = None
+    gaps: list[float] = field(default_factory=list)
+    answer: Answer | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """One load: what was observed, and for how long."""
+
+    arrivals: Arrivals
+    load: float
+    seconds: float
+    requests: list[Observed]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Drives a server at one level of load after another.
+
+    Attributes:
+        url: of the server.
+        arrivals: ``poisson``: requests are sent when they are due, whether or not others have been
+            answered (open loop), ``load`` of them a second; ``closed``: ``load`` clients each send
+            the next request when they have their answer.
+        adapt: how to adapt.
+        max_tokens: the longest answer.
+        seed: of the arrivals.
+    """
+
+    url: str
+    arrivals: Arrivals
+    adapt: AdaptOptions
+    max_tokens: int
+    seed: int = 0
+
+    def run(self, load: float, requests: Sequence[Request]) -> Level:
+        """Send all requests at one level of load.
+
+        Raises:
+            ClientError: the server is not ready.
+        """
+        bar = Progress(
+            TextColumn(f"{self.arrivals} {load:g}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+        )
+        with bar:
+            return asyncio.run(self._run(load, requests, bar))
+
+    async def _run(self, load: float, requests: Sequence[Request], bar: Progress) -> Level:
+        task = bar.add_task("", total=len(requests))
+        observed: list[Observed] = []
+        async with AsyncRefineClient(self.url, attempts=1) as client:
+            if not await client.is_ready():
+                raise ClientError(f"no server is ready at {self.url}")
+            began = time.perf_counter()
+
+            async def send(request: Request, due: float) -> None:
+                observed.append(await self._send(client, request, began, due))
+                bar.advance(task)
+
+            if self.arrivals == "poisson":
+                async with asyncio.TaskGroup() as group:
+                    async for request, due in self._due(load, requests, began):
+                        group.create_task(send(request, due))
+            else:
+                waiting = iter(requests)
+
+                async def ask_on() -> None:
+                    for request in waiting:
+                        await send(request, time.perf_counter() - began)
+
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(int(load)):
+                        group.create_task(ask_on())
+            seconds = time.perf_counter() - began
+        return Level(self.arrivals, load, seconds, sorted(observed, key=lambda o: o.due))
+
+    async def _due(
+        self, rate: float, requests: Sequence[Request], began: float
+    ) -> AsyncIterator[tuple[Request, float]]:
+        """Requests at the times of a Poisson process of ``rate`` a second."""
+        rng = random.Random(f"arrivals/{self.seed}/{rate}")
+        due = 0.0
+        for request in requests:
+            due += rng.expovariate(rate)
+            await asyncio.sleep(max(began + due - time.perf_counter(), 0.0))
+            yield request, due
+
+    async def _send(
+        self, client: AsyncRefineClient, request: Request, began: float, due: float
+    ) -> Observed:
+        seen = Observed(due, request.repeated)
+        last = None
+        try:
+            async for event in client.stream_answer(
+                request.query,
+                document=request.document,
+                adapt=self.adapt,
+                max_tokens=self.max_tokens,
+            ):
+                now = time.perf_counter() - began - due
+                if isinstance(event, AnswerDelta):
+                    if last is None:
+                        seen.first = now
+                    else:
+                        seen.gaps.append(now - last)
+                    last = now
+                elif isinstance(event, Answer):
+                    seen.answer = event
+        except ClientError as error:
+            seen.error = error.code or type(error).__name__
+        seen.total = time.perf_counter() - began - due
+        return seen

@@ -1,0 +1,53 @@
+// Against a running server, whose address is in REFINE_URL.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { answer, createRefineClient, RefineError, streamAnswer } from "../dist/index.js";
+
+const client = createRefineClient({ baseUrl: process.env.REFINE_URL ?? "http://127.0.0.1:8000" });
+const question = {
+  document: "The harbour code is Amber Falcon. ".repeat(4),
+  query: "What is the harbour code?",
+  adapt: { steps: 2 },
+  max_tokens: 4,
+};
+
+test("the served model is listed", async () => {
+  const { data, error } = await client.GET("/v1/models");
+  assert.equal(error, undefined);
+  assert.equal(data.data.length >= 1, true);
+});
+
+test("a stream tells each step and ends with the answer", async () => {
+  const told = [];
+  for await (const event of streamAnswer(client, question)) told.push(event);
+  assert.deepEqual(
+    told.filter(({ event }) => event === "adaptation.step").map(({ data }) => data.step),
+    [1, 2],
+  );
+  const last = told.at(-1);
+  assert.equal(last.event, "answer.completed");
+  const pieces = told.filter(({ event }) => event === "answer.delta");
+  assert.equal(pieces.map(({ data }) => data.text).join(""), last.data.answer);
+  assert.equal(last.data.adaptation.steps.length, 2);
+});
+
+test("an answer is the stream's last event", async () => {
+  const told = await answer(client, { ...question, adapt: { objective: "none" } });
+  assert.equal(told.adapted, false);
+  assert.equal(typeof told.answer, "string");
+});
+
+test("an error names the field at fault", async () => {
+  await assert.rejects(
+    answer(client, { ...question, adapt: { steps: -1 } }),
+    (error) =>
+      error instanceof RefineError && error.status === 422 && error.param === "adapt.steps",
+  );
+});
+
+test("a stream that is left early is cancelled", async () => {
+  for await (const { event } of streamAnswer(client, { ...question, adapt: { steps: 200 } })) {
+    assert.equal(event, "adaptation.step");
+    break;
+  }
+});

@@ -1,0 +1,253 @@
+"""``bench longbench`` and ``bench ruler`` from their command to their report."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from refine_server.benchmarks.cli import app
+from refine_server.benchmarks.longbench.score import score_file
+
+TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "tiny")
+SECRET = "Alphonse the Unquotable"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for task in ("hotpotqa", "lcc"):
+        rows = [
+            {
+                "input": f"Question {i}?",
+                "context": f"{SECRET} is {i}. " * 40,
+                "answers": [f"right {i}"],
+                "length": 3000 * i,
+                "dataset": task,
+                "language": "en",
+                "all_classes": None,
+                "_id": f"{task}-{i}",
+            }
+            for i in range(3)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{task}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without plots, which take most of a run's time here."""
+    monkeypatch.setattr("refine_server.benchmarks.report.render._picture", lambda *_: "")
+
+
+def bench(scripted: Any, out: Path, *options: str) -> Result:
+    command = [*options, "--url", scripted.url, "--out", str(out), "--json"]
+    return CliRunner().invoke(app, command)
+
+
+def longbench(scripted: Any, data: Path, out: Path, *options: str) -> Result:
+    source = ["--data", str(data), "--tokenizer", TOKENIZER, "--max-length", "300"]
+    return bench(scripted, out, "longbench", *source, *options)
+
+
+def say(body: dict[str, Any]) -> str:
+    """Right under refine, right for the first question under ntp, else wrong."""
+    number = body["document"].split(" is ")[1].split(".")[0]
+    objective = body["adapt"]["objective"]
+    right = objective == "refine" or (objective == "ntp" and number == "0")
+    return f"right {number}" if right else "wrong"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_path: Path) -> None:
+    scripted.say = say
+    out = tmp_path / "out"
+    said = longbench(scripted, data, out, "--adapt", '{"steps": 2}', "--concurrency", "3")
+    assert said.exit_code == 0, said.output
+    result = json.loads(said.stdout.splitlines()[-1])
+    assert (result["questions"], result["errors"]) == (6, 0)
+    assert result["scores"]["refine"] == {"hotpotqa": 100, "lcc": 100}
+    assert result["scores"]["ntp"]["hotpotqa"] == pytest.approx(33.33)
+    assert result["scores"]["none"]["hotpotqa"] == 0
+    assert len(scripted.bodies) == 18
+    asked = scripted.bodies[0]
+    assert asked["adapt"] == {"steps": 2, "objective": "none"}
+    assert asked["max_tokens"] == 32
+    assert asked["query"].startswith("Answer the question based on the given passages.")
+    lines = [json.loads(x) for x in (out / "predictions.jsonl").read_text().splitlines()]
+    assert score_file(out / "predictions.jsonl")["rows"] == [round(x["score"], 2) for x in lines]
+
+
+def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
+    scripted: Any, data: Path, tmp_path: Path
+) -> None:
+    scripted.say = say
+    out = tmp_path / "out"
+    longbench(scripted, data, out)
+    report = json.loads((out / "report" / "report.json").read_text())
+    hotpotqa = report["scores"]["ntp"]["hotpotqa"]
+    assert (hotpotqa["n"], hotpotqa["low"], hotpotqa["high"]) == (3, 0, 100)
+    pair = next(
+        p for p in report["paired"]
+        if (p["objective"], p["against"], p["task"]) == ("refine", "ntp", "hotpotqa")
+    )  # fmt: skip
+    assert (pair["wins"], pair["ties"], pair["losses"]) == (2, 1, 0)
+    assert pair["difference"]["mean"] == pytest.approx(66.67, abs=0.01)
+    assert report["buckets"]["refine"].keys() == {"0-4k", "4-8k"}
+    assert report["pareto"]["refine"]["front"]
+    assert report["latency"]["refine"]["prefill"]["p50"] == 0.2
+    assert report["adaptations"]["refine"]["curves"]["reward_mean"] == [0.25, 0.25]
+    assert report["manifest"]["model"] == {
+        "id": "scripted",
+        "family": "f",
+        "parameters": 7,
+        "fingerprint": "beef",
+        "max_model_len": 9,
+    }
+    assert report["manifest"]["server"] == "9.9"
+    assert len(report["rows"]) == 18
+    for name in ("report.json", "report.md", "report.html"):
+        text = (out / "report" / name).read_text()
+        assert SECRET not in text
+        assert "right 0" not in text
+    page = Page((out / "report" / "report.html").read_text())
+    assert page.titles[:2] == ["Scores", "Scores by length"]
+    assert len(page.images) == 4
+    assert all(image.startswith("data:image/png;base64,") for image in page.images)
+    assert {path.stem for path in (out / "report").glob("*.png")} == {
+        "scores",
+        "pareto",
+        "latency",
+        "curves",
+    }
+
+
+class Page(HTMLParser):
+    """The sections and pictures of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+        self.images: list[str] = []
+        self.tag = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tag = tag
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+        assert not any(str(value).startswith("http") for _, value in attrs), "self-contained"
+
+    def handle_data(self, data: str) -> None:
+        if self.tag == "h2" and data.strip():
+            self.titles.append(data)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_interrupted_run_goes_on_where_it_was(scripted: Any, data: Path, tmp_path: Path) -> None:
+    scripted.say = say
+    out = tmp_path / "out"
+    whole = longbench(scripted, data, out)
+    lines = (out / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (out / "predictions.jsonl").write_text("".join(lines[:11]))
+    scripted.bodies.clear()
+    refused = longbench(scripted, data, out)
+    assert refused.exit_code == 2
+    assert "--resume goes on with it" in refused.stderr
+    cut = CliRunner().invoke(app, ["report", str(out), "--json"])
+    assert json.loads(cut.stdout.splitlines()[-1])["questions"] == 3
+    resumed = longbench(scripted, data, out, "--resume")
+    assert len(scripted.bodies) == 7
+    assert resumed.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_resumes_under_its_own_settings_only(
+    scripted: Any, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    longbench(scripted, data, out, "--limit", "1")
+    other = longbench(scripted, data, out, "--limit", "1", "--resume", "--adapt", '{"steps": 3}')
+    assert other.exit_code == 2
+    assert (
+        "another settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_refused_question_is_kept_and_asked_again_when_resumed(
+    scripted: Any, data: Path, tmp_path: Path
+) -> None:
+    def refuse(body: dict[str, Any]) -> str:
+        if body["adapt"]["objective"] == "ntp":
+            raise ValueError("document is too long")
+        return say(body)
+
+    scripted.say = refuse
+    out = tmp_path / "out"
+    said = longbench(scripted, data, out, "--tasks", "lcc")
+    result = json.loads(said.stdout.splitlines()[-1])
+    assert (result["questions"], result["errors"]) == (0, 3)
+    errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert {e["error"] for e in errors} == {"document is too long"}
+    scripted.say = say
+    said = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
+    assert json.loads(said.stdout.splitlines()[-1])["questions"] == 3
+
+
+def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert said.exit_code == 2
+    assert "run.json: No such file" in said.stderr
+
+
+def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path: Path) -> None:
+    scripted.url = "http://127.0.0.1:9"
+    said = longbench(scripted, data, tmp_path / "out")
+    assert said.exit_code == 1
+    assert "no server answers at http://127.0.0.1:9" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--objectives", "sft"], "none,ntp,refine"),
+        (["--objectives", "ntp,ntp"], "once each"),
+        (["--adapt", "{"], "no JSON"),
+        (["--adapt", '{"objective": "ntp"}'], "without `objective`"),
+        (["--tasks", "hotpot"], "no LongBench task"),
+        (["--tokenizer", "nowhere/at-all"], "cannot read nowhere/at-all"),
+        (["--max-length", "64"], "tokens are needed beside the context"),
+    ],
+)
+def test_bad_options_are_told(
+    scripted: Any, data: Path, tmp_path: Path, options: list[str], told: str
+) -> None:
+    said = longbench(scripted, data, tmp_path / "out", *options)
+    assert said.exit_code == 2
+    assert told in " ".join(said.stderr.replace("│", "").split())
+    assert not scripted.bodies
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_ruler_is_asked_scored_and_reported(scripted: Any, tmp_path: Path) -> None:
+    rows = [
+        {"index": i, "task": "qa_1", "context": f"{SECRET} is {i}.", "query": "Who?",
+         "outputs": [f"right {i}", "or this"]}
+        for i in range(3)
+    ]  # fmt: skip
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scripted.say = say
+    out = tmp_path / "out"
+    command = ["ruler", "--data", str(tmp_path / "qa.jsonl"), "--objectives", "none,ntp,refine"]
+    said = bench(scripted, out, *command, "--limit", "2")
+    assert said.exit_code == 0, said.output
+    result = json.loads(said.stdout.splitlines()[-1])
+    assert result["scores"] == {"none": {"qa_1": 0}, "ntp": {"qa_1": 50}, "refine": {"qa_1": 100}}
+    assert scripted.bodies[0]["document"].startswith("Answer the question based on the given docu")
+    assert scripted.bodies[0]["query"].endswith("Question: Who? Answer:")
+    assert "buckets" not in (out / "report" / "report.md").read_text()

@@ -1,0 +1,385 @@
+"""Both clients against a scripted server: typed events and errors, and what is never sent twice."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from refine_server.clients import AsyncRefineClient, RefineClient, calls, errors
+from refine_server.clients.types import (
+    Adaptation,
+    Answer,
+    AnswerDelta,
+    Event,
+    Step,
+    UnknownEvent,
+)
+
+STEP = dict.fromkeys(
+    ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl"], 0.5
+) | {"step": 1, "grad_norm": None, "seconds": 0.25}
+ADAPTATION = {
+    "id": "adapt-1",
+    "objective": "refine",
+    "steps": [STEP],
+    "accepted_step": 1,
+    "guard": None,
+    "stopped": None,
+    "first_ntp_loss": 2.0,
+    "final_ntp_loss": 1.0,
+    "fast_weight_bytes": 64,
+}
+USAGE = dict.fromkeys(["document_tokens", "query_tokens", "completion_tokens", "rollout_tokens"], 3)
+TIMINGS = dict.fromkeys(
+    [
+        "queue_seconds",
+        "prefill_seconds",
+        "adapt_seconds",
+        "decode_seconds",
+        "time_to_first_token_seconds",
+    ],
+    0.5,
+)
+ANSWER = {
+    "id": "answer-1",
+    "model": "m",
+    "answer": "yes",
+    "base_answer": None,
+    "finish_reason": "stop",
+    "adapted": True,
+    "adaptation": ADAPTATION,
+    "usage": USAGE,
+    "timings": TIMINGS,
+}
+STREAM = [
+    ("adaptation.step", STEP),
+    ("answer.delta", {"text": "yes"}),
+    ("of.tomorrow", {"x": 1}),
+    ("answer.completed", ANSWER),
+]
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def stream(events: list[tuple[str, Any]]) -> httpx.Response:
+    text = "".join(f"event: {name}\r\ndata: {json.dumps(data)}\r\n\r\n" for name, data in events)
+    headers = {"content-type": "text/event-stream", "x-request-id": "req-7"}
+    return httpx.Response(200, text=text, headers=headers)
+
+
+def refused(status: int, kind: str, **headers: str) -> httpx.Response:
+    error = {"message": "no", "type": kind, "param": "adapt.steps", "code": "c"}
+    return httpx.Response(status, json={"error": error}, headers={"x-request-id": "r", **headers})
+
+
+class Sync:
+    """The synchronous client, its answers as lists of events."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+
+    def client(self) -> RefineClient:
+        transport = httpx.MockTransport(self.handler)
+        return RefineClient("http://server", api_key="key", transport=transport)
+
+    def stream(self, **options: Any) -> list[Event]:
+        with self.client() as client:
+            return list(client.stream_answer("a question", document="a document", **options))
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        with self.client() as client:
+            said = getattr(client, method)(*arguments, **options)
+            return list(said) if isinstance(said, Iterator) else said
+
+
+class Async(Sync):
+    """The same through the asynchronous client."""
+
+    def stream(self, **options: Any) -> list[Event]:
+        async def run() -> list[Event]:
+            transport = httpx.MockTransport(self.handler)
+            async with AsyncRefineClient("http://server", transport=transport) as client:
+                told = client.stream_answer("a question", document="a document", **options)
+                return [event async for event in told]
+
+        return asyncio.run(run())
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        async def run() -> Any:
+            transport = httpx.MockTransport(self.handler)
+            async with AsyncRefineClient("http://server", transport=transport) as client:
+                said = getattr(client, method)(*arguments, **options)
+                if isinstance(said, AsyncIterator):
+                    return [event async for event in said]
+                return await said
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(params=[Sync, Async])
+def kind(request: pytest.FixtureRequest) -> type[Sync]:
+    chosen: type[Sync] = request.param
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    made: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr("refine_server.clients.client.time.sleep", made.append)
+    monkeypatch.setattr("refine_server.clients.async_client.asyncio.sleep", sleep)
+    return made
+
+
+class Script:
+    """Answers each request with the next of some replies, or raises it."""
+
+    def __init__(self, *replies: httpx.Response | type[Exception]) -> None:
+        self.replies = list(replies)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        reply = self.replies.pop(0)
+        if isinstance(reply, httpx.Response):
+            return reply
+        raise reply("gone")
+
+
+def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
+    script = Script(stream(STREAM))
+    step, delta, unknown, answer = kind(script).stream(adapt={"steps": 1}, max_tokens=3)
+    assert isinstance(step, Step)
+    assert (step.loss, step.grad_norm) == (0.5, None)
+    assert isinstance(delta, AnswerDelta)
+    assert delta.text == "yes"
+    assert isinstance(unknown, UnknownEvent)
+    assert unknown.model_extra == {"x": 1}
+    assert isinstance(answer, Answer)
+    assert answer.adaptation.steps == [step]
+    assert answer.timings.adapt_seconds == 0.5
+    assert json.loads(script.requests[0].content) == {
+        "document": "a document",
+        "query": "a question",
+        "adapt": {"steps": 1},
+        "max_tokens": 3,
+        "stream": True,
+    }
+
+
+def test_an_answer_is_the_streams_last_event(kind: type[Sync]) -> None:
+    answer = kind(Script(stream(STREAM))).call("answer", "a question", document="a document")
+    assert answer.answer == "yes"
+
+
+def test_the_key_is_sent() -> None:
+    script = Script(stream(STREAM))
+    Sync(script).stream()
+    assert script.requests[0].headers["authorization"] == "Bearer key"
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "error"),
+    [
+        (422, "invalid_request_error", errors.InvalidRequestError),
+        (401, "authentication_error", errors.AuthenticationError),
+        (404, "not_found_error", errors.NotFoundError),
+        (500, "internal_error", errors.ServerError),
+        (504, "timeout_error", errors.RequestTimeoutError),
+        (409, "of_tomorrow", errors.InvalidRequestError),
+        (502, "of_tomorrow", errors.ServerError),
+    ],
+)
+def test_errors_are_typed_and_not_retried(
+    kind: type[Sync], status: int, name: str, error: type[errors.ClientError]
+) -> None:
+    script = Script(refused(status, name))
+    with pytest.raises(error, match="no") as told:
+        kind(script).stream()
+    assert type(told.value) is error
+    assert (told.value.status, told.value.param, told.value.code) == (status, "adapt.steps", "c")
+    assert told.value.request_id == "r"
+    assert len(script.requests) == 1
+
+
+def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
+    body = {"error": {"message": "late", "type": "timeout_error", "param": None, "code": "timeout"}}
+    script = Script(stream([STREAM[0], ("error", body)]))
+    with pytest.raises(errors.RequestTimeoutError, match="late") as told:
+        kind(script).stream()
+    assert (told.value.status, told.value.request_id) == (None, "req-7")
+    assert len(script.requests) == 1
+
+
+def test_a_refusal_before_work_is_tried_again_when_the_server_says(
+    kind: type[Sync], pauses: list[float]
+) -> None:
+    busy = refused(429, "rate_limit_error", **{"retry-after": "3"})
+    starting = refused(503, "unavailable_error", **{"retry-after": "1"})
+    script = Script(busy, starting, stream(STREAM))
+    assert isinstance(kind(script).stream()[-1], Answer)
+    assert pauses == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"retry-after": "1", "x-should-retry": "false"},
+        {"retry-after": str(calls.LONGEST_PAUSE_SECONDS + 1)},
+    ],
+)
+def test_a_refusal_is_final_when_work_may_be_lost(
+    kind: type[Sync], headers: dict[str, str], pauses: list[float]
+) -> None:
+    script = Script(refused(503, "unavailable_error", **headers))
+    with pytest.raises(errors.UnavailableError):
+        kind(script).stream()
+    assert len(script.requests) == 1
+    assert pauses == []
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadTimeout, httpx.ReadError, httpx.WriteError])
+def test_what_may_have_begun_an_adaptation_is_never_sent_again(
+    kind: type[Sync], failure: type[httpx.TransportError]
+) -> None:
+    script = Script(failure)
+    with pytest.raises(errors.ConnectionFailedError):
+        kind(script).stream()
+    assert len(script.requests) == 1
+
+
+def test_a_cut_stream_is_not_sent_again(kind: type[Sync]) -> None:
+    script = Script(stream(STREAM[:2]))
+    with pytest.raises(errors.ProtocolError, match="without an answer"):
+        kind(script).stream()
+    assert len(script.requests) == 1
+
+
+def test_a_connection_that_was_not_made_is_tried_again(
+    kind: type[Sync], pauses: list[float]
+) -> None:
+    script = Script(httpx.ConnectError, httpx.ConnectTimeout, stream(STREAM))
+    assert isinstance(kind(script).stream()[-1], Answer)
+    assert 0.25 < pauses[0] < pauses[1] <= 1.0
+
+
+def test_tries_end(kind: type[Sync], pauses: list[float]) -> None:
+    script = Script(*[httpx.ConnectError] * 5)
+    with pytest.raises(errors.ConnectionFailedError, match="no server answers"):
+        kind(script).stream()
+    assert len(script.requests) == 3
+    assert len(pauses) == 2
+
+
+RESOURCE = {
+    "id": "adapt-1",
+    "model": "m",
+    "status": "ready",
+    "created_at": 1.0,
+    "expires_at": None,
+    "ttl_seconds": 60.0,
+    "config": {"steps": 1},
+    "document_tokens": 3,
+    "steps": [STEP],
+    "accepted_step": 1,
+    "guard": None,
+    "stopped": None,
+    "first_ntp_loss": 2.0,
+    "final_ntp_loss": 1.0,
+    "bytes": 64,
+    "in_memory": True,
+    "stored": False,
+    "error": None,
+}
+
+
+def test_an_adaptation_is_made_followed_asked_and_forgotten(kind: type[Sync]) -> None:
+    queued = httpx.Response(202, json={**RESOURCE, "status": "queued"})
+    script = Script(queued)
+    made = kind(script).call("adapt", "a document", adapt={"steps": 1}, ttl_seconds=60.0)
+    assert (made.id, made.status) == ("adapt-1", "queued")
+    body = {"document": "a document", "adapt": {"steps": 1}, "ttl_seconds": 60.0}
+    assert json.loads(script.requests[0].content) == body
+
+    ending = [("adaptation.step", STEP), ("adaptation.ready", RESOURCE)]
+    script = Script(stream(ending))
+    step, adaptation = kind(script).call("follow_adaptation", "adapt/1")
+    assert script.requests[0].url.raw_path == b"/v1/adaptations/adapt%2F1/events"
+    assert isinstance(step, Step)
+    assert isinstance(adaptation, Adaptation)
+    assert adaptation.steps == [step]
+    assert kind(Script(stream(ending))).call("wait_for_adaptation", "adapt-1") == adaptation
+
+    listed = httpx.Response(200, json={"data": [RESOURCE]})
+    assert kind(Script(listed)).call("adaptations") == [adaptation]
+    one = httpx.Response(200, json=RESOURCE)
+    assert kind(Script(one)).call("adaptation", "adapt-1") == adaptation
+
+    script = Script(stream(STREAM))
+    kind(script).call("answer", "a question", adaptation="adapt-1")
+    assert json.loads(script.requests[0].content)["adaptation"] == "adapt-1"
+
+    script = Script(httpx.Response(200, json={"deleted": True}))
+    kind(script).call("delete_adaptation", "adapt-1")
+    assert script.requests[0].method == "DELETE"
+
+
+def test_an_adaptation_that_failed_is_told(kind: type[Sync]) -> None:
+    error = {"message": "too long", "type": "t", "param": "document", "code": "document_too_long"}
+    failed = stream([("adaptation.failed", {**RESOURCE, "status": "failed", "error": error})])
+    with pytest.raises(errors.AdaptationFailedError, match="too long") as told:
+        kind(Script(failed)).call("wait_for_adaptation", "adapt-1")
+    assert (told.value.code, told.value.param) == ("document_too_long", "document")
+    cancelled = stream([("adaptation.cancelled", {**RESOURCE, "status": "cancelled"})])
+    with pytest.raises(errors.AdaptationFailedError, match="adapt-1 was cancelled"):
+        kind(Script(cancelled)).call("wait_for_adaptation", "adapt-1")
+    with pytest.raises(errors.ProtocolError, match="before the adaptation ended"):
+        kind(Script(stream([STREAM[0]]))).call("wait_for_adaptation", "adapt-1")
+
+
+def test_a_deletion_is_not_repeated_and_a_joined_adaptation_is(kind: type[Sync]) -> None:
+    script = Script(httpx.ReadError)
+    with pytest.raises(errors.ConnectionFailedError):
+        kind(script).call("delete_adaptation", "adapt-1")
+    script = Script(httpx.ReadError, httpx.Response(202, json=RESOURCE))
+    assert kind(script).call("adapt", "a document").id == "adapt-1"
+    assert script.requests[0].content == script.requests[1].content
+
+
+def test_texts_become_tokens_and_tokens_texts(kind: type[Sync]) -> None:
+    script = Script(httpx.Response(200, json={"tokens": [5, 7], "count": 2}))
+    assert kind(script).call("tokenize", "a b") == [5, 7]
+    assert json.loads(script.requests[0].content) == {"prompt": "a b", "add_special_tokens": False}
+    script = Script(httpx.Response(200, json={"prompt": "a b"}))
+    assert kind(script).call("detokenize", [5, 7]) == "a b"
+    assert json.loads(script.requests[0].content) == {"tokens": [5, 7]}
+
+
+def test_readiness_is_waited_for(kind: type[Sync], pauses: list[float]) -> None:
+    script = Script(httpx.ConnectError, httpx.Response(503), httpx.Response(200))
+    waited = kind(script).call("wait_until_ready", 0.1)
+    assert len(waited) == 2
+    assert pauses == [0.1, 0.1]
+
+
+def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:
+    version = httpx.Response(200, json={"version": "1.2"})
+    script = Script(httpx.ReadTimeout, httpx.ReadError, version)
+    assert kind(script).call("version").version == "1.2"
+
+
+def test_what_answers_may_be_no_refine_server(kind: type[Sync]) -> None:
+    for reply in (httpx.Response(200, text="<html>"), httpx.Response(200, json={"data": [{}]})):
+        with pytest.raises(errors.ProtocolError, match="does not speak"):
+            kind(Script(reply)).call("models")
+    with pytest.raises(errors.ProtocolError, match="does not speak"):
+        kind(Script(stream([("answer.delta", {"txt": "?"})]))).stream()
+    with pytest.raises(errors.ServerError, match="502 Bad Gateway"):
+        kind(Script(httpx.Response(502, text="<html>"))).stream()

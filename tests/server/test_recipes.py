@@ -1,0 +1,41 @@
+"""The curl recipes of docs/clients.md, run as they stand there."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.S)
+RECIPES = [block for block in BLOCKS if "curl" in block]
+TOLD = (
+    ('"status":"ready"', '"id":"fake"'),
+    ('"answer":', '"adapted":true'),
+    ("event: adaptation.step", "event: answer.completed"),
+    ('"answer":',),
+    ("event: adaptation.ready", '"answer":', '"deleted":true'),
+    ('"param": "adapt.steps"',),
+)
+"""What each recipe prints, among other things."""
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "curl", "jq"))), reason="needs bash, curl and jq"
+)
+@pytest.mark.parametrize(("recipe", "told"), list(zip(RECIPES, TOLD, strict=True)))
+def test_recipes_work(
+    recipe: str, told: tuple[str, ...], live: Callable[..., str], tmp_path: Path
+) -> None:
+    short = tmp_path / "short.md"  # the scripted model's documents are
+    short.write_text('The "code" is Amber Falcon.\n')
+    script = recipe.replace("http://127.0.0.1:8000", live())
+    script = script.replace("examples/tiny_example.md", str(short))
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    for text in told:
+        assert text in ran.stdout, ran.stdout
