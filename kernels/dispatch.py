@@ -117,6 +117,7 @@ lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply,
 lact_gradient = _choose(
     lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient, triton=True
 )
+lact_update = _choose(lact_swiglu_naive.lact_update, triton=True)
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)

@@ -25,6 +25,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr = "tf32x3"):
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
+@triton.jit
+def to_bf16(x):
+    """fp32 rounded to the nearest bf16, ties to even."""
+    if INTERPRETED:  # it would cut the digits off
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(tl.bfloat16)
+
+
 def check_dtype(*tensors: torch.Tensor) -> None:
     """Refuse what the Triton forms do not compute in."""
     for tensor in tensors:

@@ -4,6 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine_server.kernels.lact_swiglu import (
+    MUON_COEFFICIENTS,
+    MUON_EPS,
+    NORM_EPS,
+    Update,
+    Weights,
+    three,
+)
+
 
 def lact_apply(q: Tensor, w0: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     """Read the memory: o[t] = w1 (silu(w0 q[t]) * (w2 q[t])).
@@ -65,3 +74,55 @@ def lact_gradient(
         dw1 = dw1 + value @ (hidden.mT * rate1).to(k.dtype)
         dw2 = dw2 + d_up @ (key.mT * rate2).to(k.dtype)
     return dw0, dw1, dw2
+
+
+def lact_update(
+    steps: Weights,
+    before: Weights,
+    norms: Weights,
+    momentum: Weights | None = None,
+    keep: Tensor | None = None,
+    *,
+    muon: bool = False,
+    prenorm: bool = False,
+) -> Update:
+    """Add a chunk's steps to the memory and rescale its rows to the norms of the initial weights.
+
+    Args:
+        steps: from ``lact_gradient``.
+        before: what they are added to: the last chunk's ``main`` if prenorm, else its ``weights``.
+        norms: of the initial weights' rows, [B, H, F|D, 1].
+        momentum: of the last chunk, or None for a model without momentum.
+        keep: [B, H, 1, 1], how much of the momentum stays. Given with momentum and only then.
+        muon: orthogonalise the steps (after momentum).
+        prenorm: return ``main`` as well: steps add up unscaled, and only what is read is rescaled.
+    """
+    if momentum is not None:
+        assert keep is not None
+        steps = three(s + m * keep for s, m in zip(steps, momentum, strict=True))
+        momentum = steps
+    if muon:
+        steps = three(orthogonal(s) for s in steps)
+    main = three(w + s for w, s in zip(before, steps, strict=True))
+    rows = zip(main, norms, strict=True)
+    scaled = three(w / (w.norm(dim=-1, keepdim=True) + NORM_EPS) * n for w, n in rows)
+    return Update(scaled, main if prenorm else None, momentum)
+
+
+def orthogonal(steps: Tensor) -> Tensor:
+    """Muon: matrices [M, H, a, b] with their singular values pushed towards 1.
+
+    Newton–Schulz in bf16 as in lact_llm, whatever the model's dtype: where a step has small
+    singular values the iteration amplifies rounding errors several hundred times, so a model that
+    was trained with this noise is not the same without it.
+    """
+    x = steps.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + MUON_EPS)
+    for a, b, c in MUON_COEFFICIENTS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = (x.mT if tall else x).to(steps.dtype)
+    return result

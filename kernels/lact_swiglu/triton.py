@@ -18,6 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from refine_server.kernels.lact_swiglu import Update, Weights
+from refine_server.kernels.lact_swiglu.triton_muon import orthogonal
+from refine_server.kernels.lact_swiglu.triton_update import add_momentum, add_steps
 from refine_server.kernels.triton_support import check_dtype, dot
 
 READ, WRITE, WRITE_BACKWARD = 0, 1, 2
@@ -53,6 +56,28 @@ def lact_gradient(
     dw1 = v.mT @ (hidden * lr1).to(k.dtype)
     dw2 = d_up.mT @ (k * lr2).to(k.dtype)
     return dw0.float(), dw1.float(), dw2.float()
+
+
+def lact_update(
+    steps: Weights,
+    before: Weights,
+    norms: Weights,
+    momentum: Weights | None = None,
+    keep: Tensor | None = None,
+    *,
+    muon: bool = False,
+    prenorm: bool = False,
+) -> Update:
+    """See ``naive.lact_update``: same arguments, same results."""
+    check_dtype(*steps, *before)
+    if not muon:
+        return add_steps(steps, before, norms, momentum, keep, prenorm)
+    if momentum is not None:
+        assert keep is not None
+        steps = momentum = add_momentum(steps, momentum, keep)
+    return add_steps(orthogonal(steps), before, norms, None, None, prenorm)._replace(
+        momentum=momentum
+    )
 
 
 class _Read(torch.autograd.Function):

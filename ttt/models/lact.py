@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine_server.kernels.lact_swiglu import NORM_EPS
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.attention import attend, rotary_tables, rotate
 from refine_server.ttt.models.fla import MLP_PROJECTIONS, FlaCausalLM, FlaConfig, RMSNorm
-from refine_server.ttt.models.lact_memory import NORM_EPS, Memory, Rule, Writes
+from refine_server.ttt.models.lact_memory import Memory, Rule, Writes
 from refine_server.ttt.models.lact_state import LaCTState, LaCTTrace, Pending, read_and_write
 from refine_server.ttt.models.layers import linear, own_parameter, rms_norm
 

@@ -4,7 +4,7 @@ The gradient of a chunk comes from ``kernels.lact_swiglu``; here it becomes an u
 Muon if the model was trained with it, and rows rescaled to the norms that they had at the start.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,20 +12,10 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
+from refine_server.kernels.lact_swiglu import Weights, three
+from refine_server.kernels.lact_swiglu.naive import orthogonal as orthogonal
 from refine_server.ttt.models.layers import per_row
 from refine_server.ttt.models.state import storable
-
-NORM_EPS = 1e-5  # lact_llm's, added to the norm of a row
-MUON_COEFFICIENTS = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)  # lact_llm's five steps of Newton and Schulz
-
-Weights = tuple[Tensor, Tensor, Tensor]
-"""w0 [M, H, F, D], w1 [M, H, D, F], w2 [M, H, F, D], at least fp32."""
 
 
 @storable
@@ -87,10 +77,10 @@ class Memory:
     def initial(cls, weights: Weights, rule: Rule) -> "Memory":
         """Before the first chunk."""
         dtype = torch.promote_types(weights[0].dtype, torch.float32)
-        weights = _three(w.to(dtype) for w in weights)
-        momentum = _three(map(torch.zeros_like, weights)) if rule.momentum else None
+        weights = three(w.to(dtype) for w in weights)
+        momentum = three(map(torch.zeros_like, weights)) if rule.momentum else None
         main = weights if rule.prenorm else None
-        return cls(weights, _three(map(_norm, weights)), momentum, main)
+        return cls(weights, three(map(_norm, weights)), momentum, main)
 
     @property
     def rows(self) -> int:
@@ -128,16 +118,12 @@ class Memory:
         width = chunk.rates.shape[-1] // 3  # what is left over is the momentum
         lr0, lr1, lr2 = chunk.rates[..., : 3 * width].split(width, dim=-1)
         steps = dispatch.lact_gradient(chunk.k, chunk.v, lr0, lr1, lr2, *self.weights)
-        if self.momentum is not None:
-            keep = chunk.rates[..., -1:].mean(dim=2, keepdim=True)  # [M, H, 1, 1]
-            steps = _three(s + m * keep for s, m in zip(steps, self.momentum, strict=True))
-        momentum = steps if rule.momentum else None
-        if rule.muon:
-            steps = _three(orthogonal(s) for s in steps)
-        before = self.weights if self.main is None else self.main
-        main = _three(w + s for w, s in zip(before, steps, strict=True))
-        scaled = (w / (_norm(w) + NORM_EPS) * n for w, n in zip(main, self.norms, strict=True))
-        return Memory(_three(scaled), self.norms, momentum, main if rule.prenorm else None)
+        keep = chunk.rates[..., -1:].mean(dim=2, keepdim=True) if rule.momentum else None
+        before = self.weights if self.main is None else self.main  # [M, H, F|D, D|F]
+        new = dispatch.lact_update(
+            steps, before, self.norms, self.momentum, keep, muon=rule.muon, prenorm=rule.prenorm
+        )
+        return Memory(new.weights, self.norms, new.momentum, new.main)
 
     @property
     def nbytes(self) -> int:
@@ -145,34 +131,10 @@ class Memory:
         return sum(t.nbytes for group in groups if group is not None for t in group)
 
 
-def orthogonal(steps: Tensor) -> Tensor:
-    """Muon: matrices [M, H, a, b] with their singular values pushed towards 1.
-
-    Newton–Schulz in bf16 as in lact_llm, whatever the model's dtype: where a step has small
-    singular values the iteration amplifies rounding errors several hundred times, so a model that
-    was trained with this noise is not the same without it.
-    """
-    x = steps.to(torch.bfloat16)
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for a, b, c in MUON_COEFFICIENTS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = (x.mT if tall else x).to(steps.dtype)
-    return result
-
-
 def _norm(w: Tensor) -> Tensor:
     """Norms of rows: [..., 1]."""
     norm: Tensor = w.norm(dim=-1, keepdim=True)
     return norm
-
-
-def _three(tensors: Iterable[Tensor]) -> Weights:
-    first, second, third = tensors
-    return first, second, third
 
 
 def _combine(fn: Callable[..., Tensor], *memories: Memory) -> Memory:
@@ -182,7 +144,7 @@ def _combine(fn: Callable[..., Tensor], *memories: Memory) -> Memory:
         groups = [getattr(m, name) for m in memories]
         if groups[0] is None:
             return None
-        return _three(fn(*tensors) for tensors in zip(*groups, strict=True))
+        return three(fn(*tensors) for tensors in zip(*groups, strict=True))
 
     weights, norms = of("weights"), of("norms")
     assert weights is not None
