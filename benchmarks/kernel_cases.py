@@ -139,6 +139,24 @@ def lact_gradient(m: Maker, B: int, H: int, T: int, D: int, F: int) -> Run:
     return with_gradients(lambda form: form(k, v, *rates, *weights), [k, v, *rates, *weights])
 
 
+def lact_update(m: Maker, B: int, H: int, D: int, F: int, muon: bool = False) -> Run:
+    """A chunk's steps added to the memory with momentum, with all gradients."""
+    steps, before, momentum = (_memory(m, B, H, D, F) for _ in range(3))
+    norms = [m.uniform(*w.shape[:-1], 1) for w in before]
+    keep = m.uniform(B, H, 1, 1)
+
+    def call(form: Form) -> tuple[Tensor, ...]:
+        new = form(steps, before, norms, momentum, keep, muon=muon)
+        return (*new.weights, *new.momentum)
+
+    return with_gradients(call, [*steps, *before, *norms, *momentum, keep])
+
+
+def lact_update_muon(m: Maker, B: int, H: int, D: int, F: int) -> Run:
+    """The same with orthogonalised steps."""
+    return lact_update(m, B, H, D, F, muon=True)
+
+
 def _memory(m: Maker, B: int, H: int, D: int, F: int) -> list[Tensor]:
     shapes = ((F, D), (D, F), (F, D))
     return [m.single(B, H, *shape, scale=shape[1] ** -0.5) for shape in shapes]
@@ -296,6 +314,29 @@ CASES = [
         lambda B, H, T, D, F: (
             36.0 * B * H * T * D * F,
             2.0 * B * H * (7 * T * D + 18 * D * F),
+        ),
+    ),
+    Case(
+        "lact_update",
+        "lact_swiglu",
+        "lact_update",
+        lact_update,
+        {"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
+        {"B": 1, "H": 2, "D": 40, "F": 65},
+        {"B": 1, "H": 4, "D": 128, "F": 128},
+        lambda B, H, D, F: (57.0 * B * H * D * F, 4.0 * 3 * B * H * D * F * 10),
+    ),
+    Case(
+        "lact_update_muon",
+        "lact_swiglu",
+        "lact_update",
+        lact_update_muon,
+        {"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
+        {"B": 1, "H": 1, "D": 31, "F": 20},
+        {"B": 1, "H": 4, "D": 128, "F": 128},
+        lambda B, H, D, F: (
+            3 * B * H * 5 * (10.0 * D * F * min(D, F) + 4.0 * min(D, F) ** 3),
+            4.0 * 3 * B * H * D * F * 10,
         ),
     ),
 ]

@@ -60,7 +60,7 @@ class _AddSteps(torch.autograd.Function):
         weights = _empty(before)
         main = _empty(before) if prenorm else NONE
         summed = _empty(momentum)
-        _launch(_forward_kernel, steps, keep, steps, before, norms, momentum, weights, main, summed)
+        _launch(_add_kernel, steps, keep, steps, before, norms, momentum, weights, main, summed)
         kept = steps if keep is None else summed
         ctx.save_for_backward(keep, *kept, *before, *norms, *momentum)
         ctx.set_materialize_grads(False)
@@ -80,7 +80,7 @@ class _AddSteps(torch.autograd.Function):
         if keep is not None:
             of_keep = keep.new_empty(keep.numel(), 3, _blocks(added))
         _launch(
-            _backward_kernel, added, keep, added, before, norms, momentum,
+            _add_backward_kernel, added, keep, added, before, norms, momentum,
             of_weights, of_main, of_summed, of_before, of_norms, of_steps, of_momentum, of_keep,
         )  # fmt: skip
         if of_keep is not None:
@@ -138,7 +138,7 @@ def _at(R, C, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def _add_kernel(
     keep, steps, before, norms, momentum, weights, main, summed,
     F: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -161,7 +161,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _add_backward_kernel(
     keep, added, before, norms, momentum, of_weights, of_main, of_summed,
     of_before, of_norms, of_steps, of_momentum, of_keep,
     F: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
@@ -179,7 +179,9 @@ def _backward_kernel(
                 along = tl.sum(g * u, axis=1) / (size + EPS)
                 tl.store(of_norms[i] + row_at, along, mask=row_ok)
                 ratio = tl.load(norms[i] + row_at, mask=row_ok, other=0.0) / (size + EPS)
-                shrink = tl.where(size > 0, along / size, 0.0)  # the norm's slope at 0 is 0
+                shrink = along / tl.where(
+                    size > 0, size, 1.0
+                )  # at 0 along is 0, and so is the slope
                 du = ratio[:, None] * (g - u * shrink[:, None])
                 if of_main[i] is not None:
                     du += tl.load(of_main[i] + at, mask=ok, other=0.0)

@@ -23,6 +23,7 @@ WGMMA = {
     "delta_rule": {"solve", "scan", "read", "scan_backward", "solve_backward", "chunk_backward"},
     "lact_apply": {"swiglu_kernel"},
     "lact_gradient": {"swiglu_kernel"},
+    "lact_update_muon": {"product_kernel"},
 }
 
 
