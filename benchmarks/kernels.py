@@ -32,7 +32,13 @@ SECONDS_A_SIDE = 0.5
 def run() -> dict[str, Any]:
     """Every case: ``{"kernels": [...]}``, as ``refine-server bench kernels`` prints it."""
     with ThreadPoolExecutor(2) as pool:
-        errors, resources = pool.map(in_process, ("errors", "resources"))
+        tasks = [
+            ("resources", "90", "3", "0", "2"),
+            ("resources", "90", "3", "1", "2"),
+            ("errors",),
+        ]
+        even, odd, errors = pool.map(lambda task: in_process(*task), tasks)
+    resources = even | odd
     kernels = [
         {
             "name": case.name,
@@ -93,12 +99,17 @@ def max_error(case: Case, dtype: torch.dtype) -> float:
 # -- resources ----------------------------------------------------------------------------------
 
 
-def resources(arch: int = 90, most: int = 3) -> dict[str, list[dict[str, Any]]]:
-    """What the kernels of each case compile to at the sizes of ``most`` models, in bf16."""
+def resources(
+    arch: int = 90, most: int = 3, part: int = 0, parts: int = 1
+) -> dict[str, list[dict[str, Any]]]:
+    """What the kernels of each case compile to at the sizes of ``most`` models, in bf16.
+
+    Compiling takes half a minute, so a process may take every ``parts``-th case from ``part`` on.
+    """
     from refine_server.kernels.aot import compiled
 
     found: dict[str, list[dict[str, Any]]] = {}
-    for case in CASES:
+    for case in CASES[part::parts]:
         for model, sizes in list(case.models.items())[:most]:
             run = case.build(Maker("meta", torch.bfloat16), **sizes)
             kernels = compiled(functools.partial(run, form(case, "triton")), arch)

@@ -112,7 +112,8 @@ def _tile(steps: Group) -> tuple[int, int, int, int]:
 
 def _blocks(steps: Group) -> int:
     F, D, rows, _ = _tile(steps)
-    return triton.cdiv(max(F, D), rows)
+    blocks: int = triton.cdiv(max(F, D), rows)
+    return blocks
 
 
 def _launch(kernel: Any, steps: Group, keep: Tensor | None, *groups: Any) -> None:
