@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from refine_server.benchmarks.console import print_result
+from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
 from refine_server.benchmarks.serving.cli import load
 
@@ -26,6 +27,9 @@ app.command("ruler-make")(replay.ruler_make)
 app.command("ruler")(replay.ruler)
 app.command("report")(replay.report)
 app.command("load")(load)
+
+
+app.command("reliability")(reliability)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from refine_server.server import errors
 from refine_server.server.adaptation import Adaptation, Status
+from refine_server.server.auth import Keyring
 from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError
 from refine_server.server.jobs import Job
@@ -44,10 +45,14 @@ class Adaptations:
         engine: does the adapting.
         settings: budget, times to live, and where the store is.
         metrics: what is counted.
+        keyring: whose quotas on kept bytes hold.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, metrics: Metrics, keyring: Keyring
+    ) -> None:
         self._engine, self._settings, self._metrics = engine, settings, metrics
+        self._keyring = keyring
         self._vault = Vault(settings, metrics)
         self._by_id: dict[str, Adaptation] = {}
         self._by_key: dict[str, Adaptation] = {}
@@ -276,10 +281,18 @@ class Adaptations:
             del self._by_key[adaptation.key]
 
     def _require_place(self, owner: str) -> None:
-        most = self._settings.max_adaptations
-        if len(self.list(owner)) >= most:
+        own, most = self.list(owner), self._settings.max_adaptations
+        if len(own) >= most:
             message = f"You keep {most} adaptations, as many as you may; delete some."
             raise ApiError(429, message, "too_many_adaptations", retry_after=60)
+        quota = self._keyring.quotas_of(owner).adaptation_bytes
+        if quota is None:
+            return
+        # How large one becomes is known at its end: until then it counts as the largest so far.
+        largest = max((a.nbytes for a in self._by_id.values()), default=0)
+        if sum(a.nbytes if a.status.is_last else largest for a in own) + largest > quota:
+            message = f"This key's quota adaptation_bytes ({quota}) is used up; delete some."
+            raise ApiError(429, message, "quota_adaptation_bytes", retry_after=60)
 
     def _key(self, request: AdaptRequest) -> str:
         """Equal for requests whose results are equal, bit for bit, and whose owner is the same."""

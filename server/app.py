@@ -8,14 +8,18 @@ from functools import partial
 from importlib.metadata import version
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 
 from refine_server.server import errors
 from refine_server.server.adaptations import Adaptations
+from refine_server.server.auth import Keyring
 from refine_server.server.backend import Backend, open_backend
 from refine_server.server.engine import Engine
 from refine_server.server.metrics import Metrics
-from refine_server.server.middleware import BodyLimit, RequestContext
+from refine_server.server.middleware import Authentication, BodyLimit, RequestContext
+from refine_server.server.quotas import QuotaKeeper
 from refine_server.server.routes import adaptations as adaptation_routes
 from refine_server.server.routes import answers, models, openai, ops, tokenizer
 from refine_server.server.settings import Settings
@@ -24,6 +28,9 @@ DESCRIPTION = """
 Every request adapts its own copy of the model's fast weights to its document (REFINE, arXiv
 2602.16704), then answers from it. Every error is `{"error": {"message", "type", "param", "code"}}`.
 """
+
+BEARER = HTTPBearer(auto_error=False, description="Where the server has API keys: one of them.")
+"""For the documentation alone; ``Authentication`` asks for the key."""
 
 
 def create_app(
@@ -34,11 +41,15 @@ def create_app(
     Args:
         settings: the options.
         open_backend: makes what the engine serves; called once, in the engine's thread.
-    """
-    metrics = Metrics()
-    engine = Engine(partial(open_backend, settings), settings, metrics)
 
-    adaptations = Adaptations(engine, settings, metrics)
+    Raises:
+        SettingsError: the API keys are not as they should be.
+    """
+    keyring = Keyring.of(settings)
+    quotas = QuotaKeeper(keyring)
+    metrics = Metrics()
+    engine = Engine(partial(open_backend, settings), settings, metrics, quotas.document)
+    adaptations = Adaptations(engine, settings, metrics, keyring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -59,13 +70,30 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.settings = settings
+    app.state.keyring = keyring
     app.state.metrics = metrics
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.started = int(time.time())
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics)
+    # The last is the outermost.
+    app.add_middleware(
+        BodyLimit, max_bytes=settings.max_body_bytes, max_seconds=settings.client_timeout_seconds
+    )
+    app.add_middleware(Authentication, keyring=keyring, quotas=quotas)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    app.add_middleware(
+        RequestContext, metrics=metrics, max_send_seconds=settings.client_timeout_seconds
+    )
     errors.install(app)
     for routes in (answers, adaptation_routes, openai, models, tokenizer, ops):
-        app.include_router(routes.router)
+        app.include_router(
+            routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
+        )
     return app

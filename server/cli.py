@@ -21,6 +21,9 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 
+keys = typer.Typer(no_args_is_help=True, help="API keys of a server.")
+app.add_typer(keys, name="keys")
+
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
@@ -110,6 +113,22 @@ def demo(
 
         right = run_demo(example, model)
     raise typer.Exit(0 if right else FAILED)
+
+
+@keys.callback()
+def _keys() -> None:
+    """API keys of a server."""
+
+
+@keys.command("new")
+def new_key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make a key: on stdout its entry for --api-keys-file, on stderr, this once, the key."""
+    with _told_plainly():
+        from refine_server.server import auth
+
+        key, entry = auth.new_key(name)
+        typer.echo(f"The key of {name}, which is kept nowhere else: {key}", err=True)
+        typer.echo(entry.toml())
 
 
 @app.command()

@@ -16,6 +16,8 @@ from refine_server.ttt.types import (
 
 MEMORY = 0.2
 """Weight of the newest observation in a rate's moving average."""
+LEAST_READ = 128
+"""Shorter prompts tell what any forward costs, not what a token does."""
 
 
 class Rate:
@@ -59,7 +61,7 @@ class CostModel:
         match event:
             case DocumentRead():
                 self.read.observe(event.seconds, tokens)
-            case PromptRead():
+            case PromptRead() if event.tokens >= LEAST_READ and not event.echo:
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))

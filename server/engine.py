@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from refine_server.server import errors
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 COMPLETED = "completed"
+HANGS = "The engine makes no progress."
 JOIN_SECONDS = 10.0
 """How long to wait for the last step of work; the thread is a daemon, so it cannot hold us up."""
 
@@ -37,14 +39,20 @@ JOIN_SECONDS = 10.0
 class Engine:
     """Opens a backend in a thread of its own and runs jobs on it, turn by turn.
 
-    ``opened`` resolves when the backend is open and has passed its self-check.
+    ``opened`` resolves when the backend is open and has passed its self-check. ``charge`` holds an
+    owner's document of so many tokens against a quota, around the moment it is let in.
     """
 
     def __init__(
-        self, open_backend: Callable[[], Backend], settings: Settings, metrics: Metrics
+        self,
+        open_backend: Callable[[], Backend],
+        settings: Settings,
+        metrics: Metrics,
+        charge: Callable[[str, int], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         self.opened: Future[Backend] = Future()
         self._open_backend = open_backend
+        self._charge = charge
         self._metrics = metrics
         self._stall = settings.stall_seconds
         self._costs = CostModel()
@@ -88,7 +96,8 @@ class Engine:
             if self._ended or self._draining:
                 raise self._ended or errors.shutting_down()
             job.estimate = self._costs.estimate(job.work, job.tokens)
-            self._scheduler.add(job)
+            with nullcontext() if job.is_paid_for else self._charge(job.owner, job.tokens):
+                self._scheduler.add(job)
             self._changed.notify()
             self._show_queue()
 
@@ -131,7 +140,7 @@ class Engine:
         if self._draining:
             raise errors.shutting_down()
         if self.is_stalled:
-            raise errors.unavailable("The engine makes no progress.", "engine_stalled")
+            raise errors.unavailable(HANGS, "engine_stalled")
         return self.opened.result()
 
     @property
@@ -144,6 +153,17 @@ class Engine:
     def is_broken(self) -> bool:
         """Whether only a new process can serve again: the thread is dead, or hangs."""
         return (self._ended is not None and not self._stopping) or self.is_stalled
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a job that has not ended."""
+        with self._changed:
+            return bool(self._scheduler.jobs)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs, be it that it hangs."""
+        return self._thread.is_alive()
 
     async def verify(self) -> bool:
         """Whether the base weights are what was loaded; if not, nothing is served any more."""
@@ -171,13 +191,28 @@ class Engine:
         loop.call_later(seconds / 2, self._stop_adapting)
         loop.call_later(seconds, self._give_up_all)
 
+    def abandon(self) -> None:
+        """Tell all jobs that nothing is to be expected of a thread that hangs."""
+        with self._changed:
+            self._draining = True
+            asked, self._verifications = self._verifications, []
+            jobs = self._scheduler.jobs
+        hangs = errors.unavailable(HANGS, "engine_stalled")
+        for future in asked:
+            future.set_exception(hangs)
+        for job in jobs:
+            job.deliver(hangs)
+            self.cancel(job, "stalled")
+
     def stop(self) -> None:
         """End the thread after its present step; jobs that are left are told so."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._checking.shutdown(wait=False, cancel_futures=True)
-        self._thread.join(JOIN_SECONDS)
+        end = time.monotonic() + JOIN_SECONDS
+        while self._thread.is_alive() and not self.is_stalled and time.monotonic() < end:
+            self._thread.join(0.1)
 
     def _stop_adapting(self) -> None:
         """Half of the grace time is over: what was adapted so far is used instead of lost."""
@@ -250,7 +285,12 @@ class Engine:
         return True
 
     def _verify(self, backend: Backend, asked: list[Future[bool]]) -> None:
-        intact = backend.measure() == backend.fingerprint
+        try:
+            intact = backend.measure() == backend.fingerprint
+        except BaseException:
+            for future in asked:
+                future.set_exception(errors.internal())
+            raise
         for future in asked:
             future.set_result(intact)
         if not intact:

@@ -16,6 +16,7 @@ from refine_server.ttt.types import TOO_LONG, RequestError
 TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     500: "internal_error",
     503: "unavailable_error",
@@ -25,6 +26,7 @@ CODES = {
     400: "invalid_body",
     404: "not_found",
     405: "method_not_allowed",
+    408: "body_too_slow",
     413: "body_too_large",
 }
 """Of errors that Starlette and FastAPI raise themselves."""
@@ -80,6 +82,12 @@ class ApiError(Exception):
         return Response(self.json, self.status, headers, media_type="application/json")
 
 
+def unauthorized() -> ApiError:
+    """401: no key, or nobody's; which of the two is not told."""
+    message = "A valid API key is needed: Authorization: Bearer <key>, or x-api-key: <key>."
+    return ApiError(401, message, "invalid_api_key")
+
+
 def queue_full(retry_after: int) -> ApiError:
     """429: as many requests wait as may."""
     message = f"The queue is full. Try again in {retry_after} s."
@@ -109,7 +117,7 @@ def internal() -> ApiError:
 def failed_working(error: Exception) -> ApiError:
     """What a client is told of an exception in the model's work, which alone fails."""
     if is_out_of_memory(error):
-        return ApiError(503, "There is not enough memory for this request.", "out_of_memory")
+        return unavailable("There is not enough memory for this request.", "out_of_memory")
     return internal()
 
 

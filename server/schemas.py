@@ -287,9 +287,9 @@ class ModelList(_Out):
 
 
 class Health(_Out):
-    """``live`` or ``ready``."""
+    """What was asked for is true."""
 
-    status: Literal["live", "ready"]
+    status: Literal["live", "ready", "intact"]
 
 
 class Version(_Out):

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from refine_server.ttt.types import Limits
@@ -16,6 +17,10 @@ FOREIGN_VARIABLES = ("REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
 
 
 MAX_TTL_SECONDS = 30 * 24 * 3600.0
+SECRET_ARGUMENT = (
+    "--api-keys: every user of the machine can read a command line; "
+    "set REFINE_API_KEYS, or use --api-keys-file"
+)
 
 
 class SettingsError(ValueError):
@@ -40,6 +45,15 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys_file: Path | None = Field(
+        None, description="TOML or JSON file of keys, as `refine-server keys new` prints them."
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="Keys as name:key,name:key; only from the environment, never a flag."
+    )
+    cors_origins: str = Field(
+        "", description="Web origins whose pages may call the server, with commas between them."
+    )
     device: str = Field("cpu", description="Torch device that holds the model.")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Type of the base weights; auto keeps the checkpoint's."
@@ -53,6 +67,13 @@ class Settings(BaseSettings):
         "auto", description="Put the prompt into the tokenizer's chat template."
     )
     max_body_bytes: int = Field(4 * 2**20, ge=1, description="Largest request body.")
+    client_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that a client takes to send a request's head, then its body, and "
+        "to read each piece of the response.",
+    )
     max_document_tokens: int = Field(
         Limits().document_tokens, ge=1, description="Longest document."
     )
@@ -117,6 +138,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def allowed_origins(self) -> list[str]:
+        """``cors_origins``, one by one."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
     def limits(self) -> Limits:
         """The longest document and query, as the answering loop takes them."""
         return Limits(self.max_document_tokens, self.max_query_tokens)
@@ -131,6 +157,8 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
         SettingsError: an unknown variable, or a bad value.
     """
     _refuse_unknown_variables()
+    if any(argument.partition("=")[0] == "--api-keys" for argument in arguments):
+        raise SettingsError(SECRET_ARGUMENT)
     try:
         return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Path, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
@@ -14,7 +15,7 @@ from refine_server.server.adaptation_schemas import (
     AdaptationList,
     AdaptationResource,
 )
-from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep
+from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.errors import documented
 from refine_server.server.routes.streams import event_stream_docs
 from refine_server.server.schemas import Step, require_model
@@ -92,7 +93,11 @@ async def get_adaptation(
     responses={200: event_stream_docs(STREAM_EVENTS), **documented(404, 422, 503)},
 )
 async def follow_adaptation(
-    adaptation_id: AdaptationId, owner: OwnerDep, engine: EngineDep, adaptations: AdaptationsDep
+    adaptation_id: AdaptationId,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
 ) -> Response:
     """Server-sent events: every step from the first on, then how it ended.
 
@@ -101,7 +106,12 @@ async def follow_adaptation(
     """
     model = engine.ready().name
     adaptation = adaptations.get(owner, adaptation_id)
-    return EventSourceResponse(_events(adaptation, model))
+    # At shutdown the engine ends the adaptation itself, so the stream can still tell how it ended.
+    return EventSourceResponse(
+        _events(adaptation, model),
+        shutdown_event=anyio.Event(),
+        shutdown_grace_period=settings.shutdown_seconds + 1.0,
+    )
 
 
 @router.delete("/{adaptation_id}", responses=documented(404, 422, 503))

@@ -45,7 +45,7 @@ RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
 
 @router.post(
     "/v1/answers",
-    responses={**RESPONSE_DOCS, **documented(400, 404, 409, 413, 422, 429, 500, 503, 504)},
+    responses={**RESPONSE_DOCS, **documented(400, 404, 408, 409, 413, 422, 429, 500, 503, 504)},
     response_model=None,
 )
 async def create_answer(

@@ -26,7 +26,7 @@ def _documented(whole: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
         "itemSchema": {
             "type": "object",
             "properties": {
-                "event": {"type": "string", "enum": ["error"]},
+                "event": {"type": "string", "enum": ["message", "error"]},
                 "data": {"type": "string"},
             },
             "required": ["data"],

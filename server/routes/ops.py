@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from refine_server.server.dependencies import AdaptationsDep, EngineDep, MetricsDep
-from refine_server.server.errors import documented
+from refine_server.server.errors import documented, unavailable
 from refine_server.server.schemas import Health, Version
 
 router = APIRouter(tags=["operations"])
@@ -25,6 +25,14 @@ async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
     engine.ready()
     adaptations.require_open()
     return Health(status="ready")
+
+
+@router.post("/health/verify", responses=documented(500, 503))
+async def verify(engine: EngineDep) -> Health:
+    """The base weights are, bit for bit, what was loaded. If not, nothing is served any more."""
+    if not await engine.verify():
+        raise unavailable("The base weights have changed.", "isolation_violated")
+    return Health(status="intact")
 
 
 @router.get(

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -60,7 +59,7 @@ class FakeModel:
     """Takes one step for each that is asked and echoes the query, one letter a token.
 
     The query is the request's name in ``turns`` and ``closed``. The word "hold" in a document makes
-    its steps wait for ``gate``; "crash", "refuse", "nan" and "exit" do what they say.
+    its steps wait for ``gate``; "crash", "refuse", "nan", "exit" and "oom" do what they say.
     """
 
     def __init__(self) -> None:
@@ -69,6 +68,7 @@ class FakeModel:
         self.closed: list[str] = []
         self.fails_to_open: Exception | None = None
         self.measured = "as loaded"
+        self.out_of_memory: Exception = MemoryError()
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -213,6 +213,8 @@ class FakeModel:
             raise RequestError("query is unfit", "query", "unfit")
         if "exit" in words:
             raise SystemExit
+        if "oom" in words:
+            raise self.out_of_memory
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -290,7 +292,7 @@ def client(make_client: Callable[..., TestClient]) -> TestClient:
 def serving(app: FastAPI) -> Iterator[str]:
     """A real server on a loopback port; gives its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(app, log_config=None), app.state.engine, 0.3)
+    server = Server(app, app.state.settings)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -308,7 +310,7 @@ def live(make_app: Callable[..., FastAPI], fake: FakeModel) -> Iterator[Callable
     with ExitStack() as stack:
 
         def start(**options: object) -> str:
-            url = stack.enter_context(serving(make_app(**options)))
+            url = stack.enter_context(serving(make_app(**{"shutdown_seconds": 0.3, **options})))
             stack.callback(fake.gate.set)
             return url
 

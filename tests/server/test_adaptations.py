@@ -313,6 +313,7 @@ def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> Non
     made = create(client, "hold y", timeout_seconds=0.1).json()
     ended = until_ready(client, made["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "timeout")
+    fake.gate.set()
 
 
 def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:

@@ -11,28 +11,44 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
+KEY = "alice-alice-alice-1"
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_no_request_brings_a_server_error(live: Callable[..., str], mode: GenerationMode) -> None:
-    schema = schemathesis.openapi.from_url(f"{live(max_tokens=16)}/openapi.json")
+
+@pytest.mark.parametrize(
+    ("mode", "headers"),
+    [
+        (GenerationMode.POSITIVE, {}),
+        (GenerationMode.POSITIVE, {"authorization": f"Bearer {KEY}"}),
+        (GenerationMode.NEGATIVE, {"x-api-key": KEY}),
+    ],
+)
+def test_no_request_brings_a_server_error(
+    live: Callable[..., str], mode: GenerationMode, headers: dict[str, str]
+) -> None:
+    keys = {"api_keys": f"alice:{KEY}"} if headers else {}
+    url = live(max_tokens=16, **keys)
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
     operations = [result.ok() for result in schema.get_all_operations()]
     assert {op.path for op in operations} >= {"/v1/answers", "/v1/models", "/metrics"}
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and not operation.body:
             continue  # nothing in it can be wrong
-        _call(operation, mode)
+        _call(operation, mode, headers)
 
 
-def _call(operation: Any, mode: GenerationMode) -> None:
+def _call(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> None:
     @settings(
-        max_examples=40 if operation.method == "post" else 3,
+        max_examples=30 if operation.method == "post" else 3,
         deadline=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.generate],
     )
     @given(st.data())
     def check(data: Any) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
-        case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+        case.call_and_validate(
+            checks=[not_a_server_error, response_schema_conformance], headers=headers
+        )
 
     check()

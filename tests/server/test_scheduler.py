@@ -16,8 +16,13 @@ from refine_server.ttt.types import (
     AdaptationStep,
     AdaptRequest,
     AskRequest,
+    CompletionEnded,
+    CompletionRequest,
     DocumentRead,
+    PromptRead,
+    ScoredToken,
     StepReport,
+    Timings,
 )
 
 LIMITS = QueueLimits(active=2, jobs=3, tokens=1000, seconds=100.0)
@@ -212,6 +217,16 @@ def test_costs_are_learnt_from_events() -> None:
     assert costs.estimate(short, 200) == 5.0
     asked = AskRequest(cast(Any, None), "?", SamplingConfig(max_tokens=30))
     assert costs.estimate(asked, 100) == pytest.approx(1.0 + 1.0)
+
+
+def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
+    costs = CostModel()
+    work = CompletionRequest(((1,) * 128, (1,) * 72), SamplingConfig(max_tokens=5), n=3)
+    costs.observe(work, 200, PromptRead(0, 128, 64.0, ()))
+    costs.observe(work, 200, PromptRead(1, 72, 99.0, ()))  # too short to tell
+    costs.observe(work, 200, PromptRead(0, 128, 99.0, (ScoredToken(b"x"),)))  # more than reading
+    costs.observe(work, 200, CompletionEnded(200, 10, Timings(64.0, 0.0, 20.0, 1.0)))
+    assert costs.estimate(work, 200) == pytest.approx(200 * 0.5 + 2 * 3 * 5 * 2.0)
 
 
 def test_a_step_on_spans_does_not_grow_with_the_document() -> None:

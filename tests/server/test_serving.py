@@ -52,7 +52,7 @@ def test_sigterm_lets_running_requests_end_first(
     next(events)
     server.send_signal(signal.SIGTERM)
     assert [event.name for event in events][-1] == "answer.completed"
-    assert server.wait(10) == -signal.SIGTERM
+    assert server.wait(10) == 0
 
 
 def test_sigterm_gives_long_streams_a_final_error_event(
@@ -65,7 +65,7 @@ def test_sigterm_gives_long_streams_a_final_error_event(
     with pytest.raises(ClientError) as stopped:
         list(events)
     assert stopped.value.code == "shutting_down"
-    assert server.wait(10) == -signal.SIGTERM
+    assert server.wait(10) == 0
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded() -> None:

@@ -15,6 +15,7 @@ from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.fla import FlaCausalLM, FlaConfig
 from refine_server.ttt.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from refine_server.ttt.models.lact import LaCT, LaCTConfig
+from refine_server.ttt.models.memory import require_memory
 from refine_server.ttt.models.overlay import Overlay
 
 M = TypeVar("M", bound=Any)
@@ -66,7 +67,7 @@ def load(
     """
     directory = _directory(str(path_or_id))
     config = _read_config(directory)
-    weights = _read_weights(directory)
+    weights = _read_weights(directory, dtype)
     if dtype is not None:
         weights = {name: w.to(dtype) for name, w in weights.items()}
     model = build(config, weights).to(device)
@@ -106,7 +107,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
+def _read_weights(directory: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -117,6 +118,8 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     for file in files:
         if not file.is_file():
             raise ModelError(f"{directory} lacks {file.name} (only safetensors are read)")
+    require_memory(files, dtype)
+    for file in files:
         try:
             weights.update(load_file(file))
         except Exception as error:

@@ -1,0 +1,1 @@
+"""Whether a server stays up, loses nothing and leaks nothing."""
