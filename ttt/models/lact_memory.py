@@ -6,13 +6,13 @@ Muon if the model was trained with it, and rows rescaled to the norms that they 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.models.layers import per_row
+from refine_server.ttt.models.state import storable
 
 NORM_EPS = 1e-5  # lact_llm's, added to the norm of a row
 MUON_COEFFICIENTS = (
@@ -27,7 +27,9 @@ Weights = tuple[Tensor, Tensor, Tensor]
 """w0 [M, H, F, D], w1 [M, H, D, F], w2 [M, H, F, D], at least fp32."""
 
 
-class Writes(NamedTuple):
+@storable
+@dataclass(frozen=True)
+class Writes:
     """What tokens have to write: keys, values and rates.
 
     k, v: [B, H, T, D]. rates: [B, H, T, 3 L (+ 1)], at least fp32: the learning rates of w0, w1 and
@@ -40,7 +42,7 @@ class Writes(NamedTuple):
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Writes":
         """``fn`` of every tensor."""
-        return Writes(*(fn(x) for x in self))
+        return Writes(fn(self.k), fn(self.v), fn(self.rates))
 
     def tokens(self, start: int, end: int) -> "Writes":
         """Tokens start … end - 1."""
@@ -49,11 +51,15 @@ class Writes(NamedTuple):
     @staticmethod
     def cat(parts: Sequence["Writes"], dim: int) -> "Writes":
         """Several writes side by side: rows (dim 0) or tokens (dim 2)."""
-        return Writes(*(torch.cat(xs, dim=dim) for xs in zip(*parts, strict=True)))
+        k, v, rates = (
+            torch.cat([getattr(part, name) for part in parts], dim=dim)
+            for name in ("k", "v", "rates")
+        )
+        return Writes(k, v, rates)
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self)
+        return self.k.nbytes + self.v.nbytes + self.rates.nbytes
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Rule:
     momentum: bool
 
 
+@storable
 @dataclass(frozen=True)
 class Memory:
     """The memory of M rows between two chunks.

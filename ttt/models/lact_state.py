@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.models.lact_memory import Memory, Rule, Writes
-from refine_server.ttt.models.state import KVState, KVTrace
+from refine_server.ttt.models.state import KVState, KVTrace, storable
 
 
+@storable
 @dataclass(frozen=True)
 class Pending:
     """Tokens that a chunk's write still waits for: a prefix that rows may share, and a row's tail.
@@ -90,6 +91,7 @@ class Pending:
         return self.prefix.nbytes + self.tail.nbytes
 
 
+@storable
 @dataclass(frozen=True)
 class LaCTState:
     """A LaCT layer's memory of what it has read. ``memory``: M rows, B a multiple of M."""
