@@ -19,7 +19,11 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
     ("name", "gradients"),
     [
         ("delta_net", 20),
+        ("delta_net_gate", 20),
+        ("delta_net_no_conv", 10),
         ("gated_delta_net", 0),
+        ("gated_delta_net_groups", 26),
+        ("gated_delta_net_plain", 18),
         ("lact_760m_style", 20),
         ("lact_prenorm", 30),
         ("lact_per_channel", 28),
