@@ -47,6 +47,36 @@ def examples(
     _print(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
 
 
+@app.command()
+def kernels(
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """The kernels: errors, registers and shared memory on sm_90, times against definitions."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        typer.echo("refine-server: bench kernels needs Triton: pip install triton", err=True)
+        raise typer.Exit(1)
+    import torch
+
+    from refine_server.benchmarks import kernels as bench
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    result = bench.run()
+    for kernel in result["kernels"]:
+        ratio = kernel["cpu_ratio_to_naive"]
+        typer.echo(
+            f"{kernel['name']:>18}  error {kernel['max_error']:.1e}  "
+            f"sm_90 {kernel['sm90']['registers']} registers, {kernel['sm90']['spills']} spilled, "
+            f"{kernel['sm90']['shared_bytes']} B shared  "
+            + ("" if ratio is None else f"CPU {ratio:.2f} of naive")
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     for name, value in result.items():
         typer.echo(

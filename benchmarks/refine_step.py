@@ -12,7 +12,7 @@ from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import load
 from refine_server.ttt.naive import naive_gradient
-from refine_server.ttt.optimizers import make_optimizer
+from refine_server.ttt.optimizers import FastWeightOptimizer
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.refine import Loop
 
@@ -100,13 +100,12 @@ class StepBench:
 
     def _naive_step(self) -> Callable[[], None]:
         fast = self._fresh().requires_grad_()
-        rows, optimizer = self._document(fast), make_optimizer(self.config, fast)
+        rows, optimizer = self._document(fast), FastWeightOptimizer(self.config, fast)
         generator = torch.Generator().manual_seed(self.config.seed)
 
         def step() -> None:
             naive_gradient(self.model, rows, fast, self.config, generator)
-            torch.nn.utils.clip_grad_norm_(fast.parameters(), self.config.max_grad_norm)
-            optimizer.step()
+            optimizer.step(torch.ones((), dtype=torch.bool, device=self.ids.device))
 
         return step
 

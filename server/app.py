@@ -1,5 +1,6 @@
 """The ASGI application, put together from its parts."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,10 +11,12 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from refine_server.server import errors
+from refine_server.server.adaptations import Adaptations
 from refine_server.server.backend import Backend, open_backend
 from refine_server.server.engine import Engine
 from refine_server.server.metrics import Metrics
 from refine_server.server.middleware import BodyLimit, RequestContext
+from refine_server.server.routes import adaptations as adaptation_routes
 from refine_server.server.routes import answers, models, ops
 from refine_server.server.settings import Settings
 
@@ -35,12 +38,18 @@ def create_app(
     metrics = Metrics()
     engine = Engine(partial(open_backend, settings), settings, metrics)
 
+    adaptations = Adaptations(engine, settings, metrics)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        keeping = asyncio.create_task(adaptations.run())
         try:
             yield
         finally:
+            engine.drain(settings.shutdown_seconds)
+            keeping.cancel()
+            await adaptations.close(settings.shutdown_seconds + 1.0)
             await anyio.to_thread.run_sync(engine.stop)
 
     app = FastAPI(
@@ -52,10 +61,11 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.engine = engine
+    app.state.adaptations = adaptations
     app.state.started = int(time.time())
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics)
     errors.install(app)
-    for routes in (answers, models, ops):
+    for routes in (answers, adaptation_routes, models, ops):
         app.include_router(routes.router)
     return app

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from refine_server.server.backend import open_backend
 from refine_server.server.errors import invalid_body
-from refine_server.server.schemas import AnswerBody, wire_event
+from refine_server.server.schemas import AnswerBody, Origin, wire_event
 from refine_server.server.settings import Settings
 
 WireEvent = tuple[str, dict[str, Any]]
@@ -47,9 +47,9 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
         backend = open_backend(settings)
     except ModelError as error:
         raise InputError(str(error)) from None
-    job_id = secrets.token_hex(16)
-    for event in backend.perform(body.to_request(settings.max_tokens), lambda: None):
-        told = wire_event(event, job_id=job_id, model=backend.name, queue_seconds=0.0)
+    origin = Origin(secrets.token_hex(16), backend.name)
+    for event in backend.perform(body.to_work(settings.max_tokens), lambda: None):
+        told = wire_event(event, origin)
         if told is not None:
             name, data = told
             yield name, data.model_dump(mode="json")

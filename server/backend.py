@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refine_server.server.settings import Settings
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
@@ -16,6 +16,7 @@ from refine_server.ttt.types import (
 )
 
 if TYPE_CHECKING:
+    from refine_server.ttt.answering import AdaptedDocument
     from refine_server.ttt.prompting import PromptTemplate
 
 ShouldStop = Callable[[], str | None]
@@ -28,7 +29,8 @@ class Backend:
     ``check`` counts the tokens that work will read and raises RequestError for what cannot be
     served; it may run in another thread than ``perform``, whose events are those of
     ``ttt.answering``. Closing the iterator cancels the work. ``fingerprint`` is the hash of the
-    base weights as they were loaded, ``measure`` takes it anew.
+    base weights as they were loaded, ``measure`` takes it anew. ``dump`` and ``restore`` turn
+    adapted documents into bytes and back; they may run in a third thread.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Backend:
     measure: Callable[[], str]
     check: Callable[[Work], int]
     perform: Callable[[Work, ShouldStop], Iterator[Event]]
+    dump: Callable[["AdaptedDocument"], tuple[bytes, dict[str, Any]]]
+    restore: Callable[[bytes, dict[str, Any]], "AdaptedDocument"]
 
 
 def open_backend(settings: Settings) -> Backend:
@@ -56,6 +60,7 @@ def open_backend(settings: Settings) -> Backend:
 
     from refine_server.ttt.answering import perform
     from refine_server.ttt.models import ModelError, load
+    from refine_server.ttt.persistence import dump, restore
     from refine_server.ttt.prompting import PromptTemplate
 
     if settings.threads is not None:
@@ -86,6 +91,8 @@ def open_backend(settings: Settings) -> Backend:
         perform=lambda work, should_stop: perform(
             model, work, limits=limits, template=template, should_stop=should_stop
         ),
+        dump=dump,
+        restore=lambda data, description: restore(data, description, model.device),
     )
 
 

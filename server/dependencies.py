@@ -4,9 +4,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from refine_server.server.adaptations import Adaptations
 from refine_server.server.engine import Engine
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
+from refine_server.ttt.types import LOCAL
 
 
 def _engine(request: Request) -> Engine:
@@ -24,6 +26,18 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
+def _adaptations(request: Request) -> Adaptations:
+    adaptations: Adaptations = request.app.state.adaptations
+    return adaptations
+
+
+def _owner(request: Request) -> str:
+    owner: str = getattr(request.state, "owner", LOCAL)
+    return owner
+
+
+AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
+OwnerDep = Annotated[str, Depends(_owner)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -144,8 +144,14 @@ class Engine:
         return await asyncio.wrap_future(asked)
 
     def drain(self, seconds: float) -> None:
-        """Take no new jobs, give up those that wait, and those that still run after ``seconds``."""
+        """Take no new jobs, give up those that wait, and those that still run after ``seconds``.
+
+        Adaptations that run after half of that time end at their next step and are kept as they
+        are. A second call does nothing.
+        """
         with self._changed:
+            if self._draining:
+                return
             self._draining = True
             waiting = list(self._scheduler.waiting)
         for job in waiting:

@@ -117,6 +117,19 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+def no_adaptation(adaptation_id: str) -> ApiError:
+    """404: it never was, has expired, was deleted, or is somebody else's."""
+    message = f"There is no adaptation {adaptation_id!r}."
+    return ApiError(404, message, "adaptation_not_found", param="adaptation")
+
+
+def adaptation_failed(adaptation_id: str, cause: ApiError | None) -> ApiError:
+    """409: an adaptation that can answer nothing."""
+    reason = "it was cancelled" if cause is None else f"it failed: {cause}"
+    message = f"The adaptation {adaptation_id!r} cannot be used: {reason}"
+    return ApiError(409, message, "adaptation_failed", param="adaptation")
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told of any exception."""
     if isinstance(error, ApiError):

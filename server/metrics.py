@@ -86,6 +86,22 @@ class Metrics:
         self.isolation_violations = counter(
             "isolation_violations_total", "Copies that were about to be used by another owner."
         )
+        self.adaptations = Gauge(
+            "refine_adaptations", "Adaptations by status.", ["status"], registry=registry
+        )
+        self.adaptation_bytes = Gauge(
+            "refine_adaptation_bytes", "Adapted documents in memory.", registry=registry
+        )
+        self.cache_hits = counter(
+            "adaptation_cache_hits_total", "Adaptations that were joined or used again."
+        )
+        self.cache_misses = counter("adaptation_cache_misses_total", "Adaptations that were made.")
+        self.cache_evictions = counter(
+            "adaptation_cache_evictions_total", "Adapted documents that left memory for others."
+        )
+        self.store_errors = counter(
+            "store_errors_total", "Reads and writes of the store that failed.", "operation"
+        )
         self._model = Info("refine_model", "The served model.", registry=registry)
 
     def describe(self, backend: Backend) -> None:

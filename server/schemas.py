@@ -1,20 +1,28 @@
 """The wire contract of answers: what a request may say, and what comes back."""
 
 import math
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from refine_server.server.errors import ApiError
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.types import (
+    LOCAL,
     AdaptationReport,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
     AnswerRequest,
+    AskRequest,
     BaseAnswered,
     Event,
+    RequestError,
 )
+
+if TYPE_CHECKING:  # it would import torch
+    from refine_server.ttt.answering import AdaptedDocument
 
 DEFAULTS = SamplingConfig()
 
@@ -32,6 +40,33 @@ StopStrings = Annotated[
 ]
 
 
+def require_model(asked: str | None, served: str) -> None:
+    """404 when a request names a model that is not the served one."""
+    if asked is not None and asked != served:
+        message = f"There is no model {asked!r} here; {served!r} is served."
+        raise ApiError(404, message, "model_not_found", param="model")
+
+
+def holds_text(value: str | None) -> str | None:
+    """Refuse a text of nothing but white space."""
+    if value is not None and not value.strip():
+        raise ValueError("must hold more than white space")
+    return value
+
+
+Priority = Annotated[
+    int, Field(ge=-10, le=10, description="Lower goes first and gets more of the time.")
+]
+Timeout = Annotated[
+    float | None,
+    Field(
+        gt=0.0,
+        le=86_400.0,
+        description="Give up after so many seconds; the server's own limit holds as well.",
+    ),
+]
+
+
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
@@ -45,7 +80,10 @@ class AnswerBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, title="AnswerRequest")
 
-    document: str = Field(min_length=1, description="The text to adapt to.")
+    document: str | None = Field(None, min_length=1, description="The text to adapt to.")
+    adaptation: str | None = Field(
+        None, description="Instead of a document: the id of one that was adapted to before."
+    )
     query: str = Field(min_length=1, description="The question to answer from it.")
     adapt: AdaptConfig = AdaptConfig()
     max_tokens: int | None = Field(
@@ -63,26 +101,45 @@ class AnswerBody(BaseModel):
     seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Of the sampled answer.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     compare_base: bool = Field(False, description="Answer from the base weights as well.")
-    model: str | None = Field(None, description="The served model's id, to make sure of it.")
+    model: str | None = Field(
+        None, description="The served model's id, to make sure of it, or an adaptation's id."
+    )
+    priority: Priority = 0
+    timeout_seconds: Timeout = None
 
     @field_validator("document", "query")
     @classmethod
-    def _holds_text(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must hold more than white space")
-        return value
+    def _holds_text(cls, value: str | None) -> str | None:
+        return holds_text(value)
 
-    def to_request(self, longest: int) -> AnswerRequest:
-        """The request as the loop takes it; ``longest`` is the server's limit on ``max_tokens``."""
+    def to_work(self, longest: int, owner: str = LOCAL) -> AnswerRequest:
+        """The work on a document of its own; raises RequestError when there is no document."""
+        if self.document is None:
+            message = "document: it is needed, or the id of an adaptation"
+            raise RequestError(message, "document", "invalid_value")
+        sampling = self.sampling(longest)
+        return AnswerRequest(
+            self.document, self.query, self.adapt, sampling, self.compare_base, owner
+        )
+
+    def to_question(self, adapted: "AdaptedDocument", longest: int, owner: str) -> AskRequest:
+        """The work on a document that was adapted to; RequestError for fields that do not fit."""
+        for name in ("document", "adapt", "compare_base"):
+            if name in self.model_fields_set:
+                message = f"{name}: it must not stand beside an adaptation"
+                raise RequestError(message, name, "invalid_value")
+        return AskRequest(adapted, self.query, self.sampling(longest), owner)
+
+    def sampling(self, longest: int) -> SamplingConfig:
+        """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
         asked = self.max_tokens or min(DEFAULTS.max_tokens, longest)
-        sampling = SamplingConfig(
+        return SamplingConfig(
             max_tokens=asked,
             temperature=self.temperature,
             top_p=self.top_p,
             stop=tuple(self.stop),
             seed=self.seed,
         )
-        return AnswerRequest(self.document, self.query, self.adapt, sampling, self.compare_base)
 
 
 class _Out(BaseModel):
@@ -107,7 +164,7 @@ class Step(_Out):
 class Adaptation(_Out):
     """How the adaptation went. ``accepted_step`` 0 means the answer is the base weights'."""
 
-    id: str
+    id: str | None = Field(description="Of an adaptation that is kept; null when it ended here.")
     objective: str
     steps: list[Step]
     accepted_step: int
@@ -118,10 +175,10 @@ class Adaptation(_Out):
     fast_weight_bytes: int
 
     @classmethod
-    def of(cls, report: AdaptationReport, job_id: str) -> "Adaptation":
-        """A report under the id of the job that made it."""
+    def of(cls, report: AdaptationReport, adaptation_id: str | None) -> "Adaptation":
+        """A report, under its id when the adaptation is kept."""
         values = {name: getattr(report, name) for name in cls.model_fields if name != "id"}
-        return cls.model_validate({"id": f"adapt-{job_id}", **values})
+        return cls.model_validate({"id": adaptation_id, **values})
 
 
 class Usage(_Out):
@@ -146,6 +203,16 @@ class Timings(_Out):
     time_to_first_token_seconds: float
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where events come from: the job, the model, and the adaptation if one was used again."""
+
+    job_id: str
+    model: str
+    queue_seconds: float = 0.0
+    adaptation_id: str | None = None
+
+
 class AnswerResponse(_Out):
     """An answer, what the adaptation did, and what it cost."""
 
@@ -161,21 +228,19 @@ class AnswerResponse(_Out):
     timings: Timings
 
     @classmethod
-    def of(
-        cls, done: AnswerCompleted, *, job_id: str, model: str, queue_seconds: float
-    ) -> "AnswerResponse":
+    def of(cls, done: AnswerCompleted, origin: Origin) -> "AnswerResponse":
         """The response to the request that ended with ``done``."""
         timings = {name: getattr(done.timings, name, None) for name in Timings.model_fields}
         return cls(
-            id=f"answer-{job_id}",
-            model=model,
+            id=f"answer-{origin.job_id}",
+            model=origin.model,
             answer=done.answer,
             base_answer=done.base_answer,
             finish_reason=done.finish_reason,
             adapted=done.adaptation.adapted,
-            adaptation=Adaptation.of(done.adaptation, job_id),
+            adaptation=Adaptation.of(done.adaptation, origin.adaptation_id),
             usage=Usage.model_validate(done.usage),
-            timings=Timings.model_validate({**timings, "queue_seconds": queue_seconds}),
+            timings=Timings.model_validate({**timings, "queue_seconds": origin.queue_seconds}),
         )
 
 
@@ -185,9 +250,7 @@ class Text(_Out):
     text: str
 
 
-def wire_event(
-    event: Event, *, job_id: str, model: str, queue_seconds: float
-) -> tuple[str, BaseModel] | None:
+def wire_event(event: Event, origin: Origin) -> tuple[str, BaseModel] | None:
     """An event's name and data in a stream; None for what a stream does not tell."""
     match event:
         case BaseAnswered(text):
@@ -197,10 +260,7 @@ def wire_event(
         case AnswerDelta(text) if text:
             return "answer.delta", Text(text=text)
         case AnswerCompleted():
-            response = AnswerResponse.of(
-                event, job_id=job_id, model=model, queue_seconds=queue_seconds
-            )
-            return "answer.completed", response
+            return "answer.completed", AnswerResponse.of(event, origin)
         case _:
             return None
 

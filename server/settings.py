@@ -15,6 +15,9 @@ ENV_PREFIX = "REFINE_"
 FOREIGN_VARIABLES = ("REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
 
 
+MAX_TTL_SECONDS = 30 * 24 * 3600.0
+
+
 class SettingsError(ValueError):
     """An option that is unknown or has a bad value; the message names it."""
 
@@ -77,6 +80,25 @@ class Settings(BaseSettings):
         gt=0,
         allow_inf_nan=False,
         description="Longest time of a request, queueing included.",
+    )
+    adaptation_memory_bytes: int = Field(
+        2 * 2**30, ge=0, description="Memory for adapted documents; the least used ones go first."
+    )
+    adaptation_ttl_seconds: float = Field(
+        3600.0,
+        gt=0,
+        le=MAX_TTL_SECONDS,
+        allow_inf_nan=False,
+        description="How long an adaptation is kept after its last use, unless its request says.",
+    )
+    max_adaptations: int = Field(1000, ge=1, description="Adaptations that one owner may keep.")
+    store: str = Field(
+        "",
+        description="Where adaptations outlive the process: a URL for fsspec (file://, s3://); "
+        "empty: the cache directory; none: in memory only.",
+    )
+    store_timeout_seconds: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Longest time of one read or write there."
     )
     stall_seconds: float = Field(
         300.0,

@@ -7,13 +7,12 @@ how much sooner. Selection, rewards, advantages and losses are shared; reading i
 import torch
 from torch import Tensor
 
-from refine_server.ttt.advantages import group_advantages
+from refine_server.kernels import dispatch
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.losses import grpo_loss
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import draw, score
+from refine_server.ttt.refine import draw
 from refine_server.ttt.rollout import sample
 
 
@@ -46,8 +45,9 @@ def naive_gradient(
             log_prob, h = _read(model, prefix, own, leaves, config)
             old.append(log_prob)
             hidden.append(h)
-    reward = score(rows, document_hidden, starts, tokens, torch.cat(hidden), config)
-    advantages = group_advantages(reward, config.rollouts)
+    _, advantages = dispatch.rollout_reward(
+        config.reward, tokens, torch.cat(hidden), rows.input_ids, document_hidden, starts
+    )
 
     for tensor in leaves.parameters():
         tensor.grad = None
@@ -55,7 +55,7 @@ def naive_gradient(
     (config.ntp_coef * ntp).backward()
     for i, prefix in enumerate(prefixes):
         log_prob, _ = _read(model, prefix, tokens[i], leaves, config)
-        term = grpo_loss(log_prob, old[i], advantages[i : i + 1], config.clip_ratio)
+        term, _ = dispatch.grpo_loss(log_prob, old[i], advantages[i : i + 1], config.clip_ratio)
         (config.grpo_coef * term / len(prefixes)).backward()
     gradient = {n: _grad(leaves[n]) for n in leaves}
     return gradient, tokens

@@ -12,14 +12,10 @@ from torch import Tensor
 from refine_server.ttt.answering import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.state import STORABLE, State
-from refine_server.ttt.types import AdaptationReport, StepReport
+from refine_server.ttt.types import AdaptationReport, DamagedError
 
 FORMAT = 1
 FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
-
-
-class DamagedError(ValueError):
-    """Bytes that are no adapted document of this format; the message says what is wrong."""
 
 
 def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
@@ -57,19 +53,13 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
             fast_weights=FastWeights(fast, owner),
             state=state,
             hidden=tensors[HIDDEN],
-            report=restore_report(description["report"]),
+            report=AdaptationReport.from_dict(description["report"]),
             document_tokens=description["document_tokens"],
         )
     except DamagedError:
         raise
     except (KeyError, TypeError, ValueError, SafetensorError, json.JSONDecodeError) as error:
         raise DamagedError(f"it cannot be read: {error!r}") from error
-
-
-def restore_report(description: dict[str, Any]) -> AdaptationReport:
-    """An adaptation's report from its JSON form."""
-    steps = tuple(StepReport(**step) for step in description["steps"])
-    return AdaptationReport(**{**description, "steps": steps})
 
 
 def _describe(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from refine_server.kernels import dispatch
 from refine_server.ttt import guard
-from refine_server.ttt.advantages import group_advantages
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.losses import grpo_loss, kl_to_base
 from refine_server.ttt.models.base import CausalLM, Trunk
 from refine_server.ttt.models.state import State
-from refine_server.ttt.optimizers import make_optimizer
+from refine_server.ttt.optimizers import FastWeightOptimizer
 from refine_server.ttt.reading import Reading, TokenStats, span_reading, too_short
-from refine_server.ttt.rewards import rewards
 from refine_server.ttt.rollout import Rollouts, sample
 from refine_server.ttt.selection import select_positions
 from refine_server.ttt.types import AdaptationReport, StepReport
@@ -95,7 +93,7 @@ class Loop:
         self.model, self.config = model, config
         self.fast = fast.requires_grad_()
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimizer = make_optimizer(config, fast)
+        self.optimizer = FastWeightOptimizer(config, fast)
         self.best = guard.Best(fast) if config.guard == "loss" else None
         local = config.prefix == "local"
         rows = span_reading(document, fast, config, self.generator) if local else document
@@ -106,15 +104,12 @@ class Loop:
         """One optimiser step. A reason instead of None means that no update was made."""
         started = time.monotonic()
         loss = self.loss()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.total.backward()
-        parameters = self.fast.parameters()
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if self.best is not None:
+            self.best.see(number - 1, float(loss.ntp.detach()))
+        grad_norm = float(self.optimizer.step(loss.total.detach().isfinite()))
         reason = guard.reject_step(float(loss.total.detach()), grad_norm)
-        if reason is None:
-            if self.best is not None:
-                self.best.see(number - 1, float(loss.ntp.detach()))
-            self.optimizer.step()
         return _report(number, loss, grad_norm, time.monotonic() - started), reason
 
     def loss(self) -> StepLoss:
@@ -145,10 +140,10 @@ class Loop:
         temperature = config.rollout_temperature
         rollouts = sample(model, before, state.detach(), self.fast, noise, temperature)
         branch, log_prob = branch_log_prob(model, before, state, rollouts, self.fast, temperature)
-        reward = score(rows, trunk.hidden, starts, rollouts.tokens, branch, config)
-        advantages = group_advantages(reward, n)
-        grpo = grpo_loss(log_prob, rollouts.old_log_prob, advantages, config.clip_ratio)
-        kl = log_prob.new_zeros(())
+        reward, advantages = dispatch.rollout_reward(
+            config.reward, rollouts.tokens, branch, rows.input_ids, trunk.hidden, starts
+        )
+        base_log_prob = None
         if config.kl_coef:
             with torch.no_grad():
                 base = rows.base.state_at(starts).repeat(n)
@@ -156,7 +151,9 @@ class Loop:
                 _, base_log_prob = branch_log_prob(
                     model, base_before, base, rollouts, BASE, temperature
                 )
-            kl = kl_to_base(log_prob, base_log_prob)
+        grpo, kl = dispatch.grpo_loss(
+            log_prob, rollouts.old_log_prob, advantages, config.clip_ratio, base_log_prob
+        )
         return grpo, kl, reward, rollouts.tokens.numel()
 
     def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
@@ -210,26 +207,6 @@ def branch_log_prob(
     predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
     log_prob, _ = model.token_stats(predicting, rollouts.tokens, fast, temperature)
     return hidden, log_prob
-
-
-def score(
-    rows: Reading,
-    document_hidden: Tensor,
-    starts: Tensor,
-    tokens: Tensor,
-    hidden: Tensor,
-    config: AdaptConfig,
-) -> Tensor:
-    """Rewards [N] of rollouts against the rows' own k tokens after each start.
-
-    document_hidden: [R, T, D]; tokens: [N, k] and hidden: [N, k, D], of the rollouts.
-    """
-    k, n = config.rollout_tokens, config.rollouts
-    row = torch.arange(starts.shape[0], device=starts.device)[:, None, None]
-    at = starts[..., None] + torch.arange(k, device=starts.device)  # [R, G, k]
-    own_tokens = rows.input_ids[row, at].flatten(0, 1).repeat_interleave(n, 0)
-    own_hidden = document_hidden.detach()[row, at].flatten(0, 1).repeat_interleave(n, 0)
-    return rewards(config.reward, tokens, own_tokens, hidden, own_hidden)
 
 
 def _before(trunk: Trunk, starts: Tensor) -> Tensor:

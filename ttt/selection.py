@@ -1,19 +1,14 @@
 """Where to roll out: positions of high entropy, one a chunk (arXiv 2602.16704, section 3.1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from refine_server.kernels import dispatch
+from refine_server.kernels.select_positions.naive import smooth
 from refine_server.ttt.config import Selection
 
 SPAN_POOL = 5
 """Tokens over which scores are averaged before spans are chosen."""
-
-
-def smooth(scores: Tensor, kernel: int) -> Tensor:
-    """Average pool of scores [R, T], stride 1, zero padding; an even kernel is widened by one."""
-    kernel += 1 - kernel % 2
-    return F.avg_pool1d(scores[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
 
 
 def select_positions(
@@ -40,16 +35,17 @@ def select_positions(
         [R, chunks] indices into T, rising within a row.
     """
     R, T = entropy.shape
-    size = T // chunks
-    scores = smooth(surprise if rule == "surprise" else entropy, kernel)
-    scores = scores[:, : chunks * size].view(R, chunks, size).float()
-    if rule == "argmin":
-        scores = -scores
-    elif rule != "argmax":
-        noise = torch.rand(R, chunks, size, generator=generator).to(scores.device)
-        gumbel = -(-noise.clamp_min(1e-20).log()).log()
-        scores = gumbel if rule == "uniform" else scores + gumbel
-    return scores.argmax(-1) + size * torch.arange(chunks, device=scores.device)
+    scores = surprise if rule == "surprise" else entropy
+    if rule == "argmax" or rule == "argmin":
+        return dispatch.select_positions(scores, None, chunks=chunks, kernel=kernel, rule=rule)
+    noise = torch.rand(R, chunks, T // chunks, generator=generator).to(scores.device)
+    return dispatch.select_positions(
+        scores,
+        noise,
+        chunks=chunks,
+        kernel=kernel,
+        rule="uniform" if rule == "uniform" else "sample",
+    )
 
 
 def select_spans(

@@ -1,7 +1,7 @@
 """Values that travel between the rooms: requests, events and results of one answer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 
@@ -23,6 +23,10 @@ class RequestError(ValueError):
 
 class IsolationError(RuntimeError):
     """Weights or a state were about to be used for somebody who does not own them."""
+
+
+class DamagedError(ValueError):
+    """Stored bytes that are no adapted document of this format; the message says what is wrong."""
 
 
 LOCAL = "local"
@@ -104,6 +108,12 @@ class AdaptationReport:
     first_ntp_loss: float | None
     final_ntp_loss: float | None
     fast_weight_bytes: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AdaptationReport":
+        """The report that ``dataclasses.asdict`` gave these values of."""
+        steps = tuple(StepReport(**step) for step in values["steps"])
+        return cls(**{**values, "steps": steps})
 
     @property
     def adapted(self) -> bool:

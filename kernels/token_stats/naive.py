@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from refine_server.kernels.token_stats import TokenStats
+
 
 def token_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of a target and entropy of the distribution, token by token.
+) -> TokenStats:
+    """Log-probability of a target and what the distribution is like, token by token.
 
     Args:
         hidden: [N, D], after the final norm.
@@ -16,11 +18,15 @@ def token_stats(
         temperature: divides the logits.
 
     Returns:
-        log_prob [N], differentiable with respect to hidden and weight, and entropy [N], which is
-        not; both in nats, at least fp32.
+        [N] each. log_prob is differentiable with respect to hidden and weight.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = (hidden @ weight.T).to(dtype) / temperature  # [N, V]
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy.detach()
+    return TokenStats(
+        log_probs.gather(-1, targets[:, None]).squeeze(-1),
+        entropy.detach(),
+        logits.logsumexp(-1).detach(),
+        logits.argmax(-1),
+    )

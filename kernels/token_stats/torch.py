@@ -12,38 +12,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refine_server.kernels.token_stats import TokenStats
+
 ROWS_AT_ONCE = 128
 
 
 def token_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+) -> TokenStats:
     """See ``naive.token_stats``: same arguments, same results."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad:
-        apply: Callable[..., tuple[Tensor, Tensor]] = _TokenStats.apply
-        return apply(hidden, weight, targets, temperature)
-    log_prob, entropy, _ = _forward(hidden, weight, targets, temperature, with_slope=False)
-    return log_prob, entropy
+        apply: Callable[..., tuple[Tensor, ...]] = _TokenStats.apply
+        return TokenStats(*apply(hidden, weight, targets, temperature))
+    return _forward(hidden, weight, targets, temperature, with_slope=False)[0]
 
 
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, *, with_slope: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[TokenStats, Tensor | None]:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    log_prob = hidden.new_empty(hidden.shape[0], dtype=dtype)
-    entropy = torch.empty_like(log_prob)
+    log_prob, entropy, lse = hidden.new_empty(3, hidden.shape[0], dtype=dtype).unbind()
+    argmax = torch.empty_like(targets)
     slope = torch.empty_like(hidden) if with_slope else None
     for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        logits, p, lse = _block(hidden[rows], weight, temperature)
+        logits, p, lse[rows] = _block(hidden[rows], weight, temperature)
         at_target = logits.gather(-1, targets[rows, None]).squeeze(-1)
-        log_prob[rows] = at_target - lse
-        entropy[rows] = lse - torch.linalg.vecdot(p, logits)
+        log_prob[rows] = at_target - lse[rows]
+        entropy[rows] = lse[rows] - torch.linalg.vecdot(p, logits)
+        argmax[rows] = logits.argmax(-1)
         if slope is not None:
             expected = p.to(weight.dtype) @ weight  # [rows, D]
             slope[rows] = (weight[targets[rows]] - expected) / temperature
-    return log_prob, entropy, slope
+    return TokenStats(log_prob, entropy, lse, argmax), slope
 
 
 def _block(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,18 +65,16 @@ class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        log_prob, entropy, slope = _forward(hidden, weight, targets, temperature, with_slope=True)
+    ) -> tuple[Tensor, ...]:
+        stats, slope = _forward(hidden, weight, targets, temperature, with_slope=True)
         kept = (hidden, weight, targets) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(slope, *kept)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)
-        return log_prob, entropy
+        ctx.mark_non_differentiable(stats.entropy, stats.lse, stats.argmax)
+        return tuple(stats)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: Tensor, _entropy: Tensor
-    ) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, None, None]:
         slope, *kept = ctx.saved_tensors
         grad_hidden = slope * grad[:, None].to(slope.dtype)
         if not kept:

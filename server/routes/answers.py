@@ -1,7 +1,9 @@
-"""Adapt to a document and answer a question about it."""
+"""Answer a question about a document: adapted to for this request, or before."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -10,13 +12,21 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from refine_server.server.dependencies import EngineDep, SettingsDep
+from refine_server.server.adaptations import Adaptations
+from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError, as_api_error, documented
 from refine_server.server.jobs import Job
-from refine_server.server.schemas import AnswerBody, AnswerResponse, wire_event
+from refine_server.server.routes.streams import event_stream_docs
+from refine_server.server.schemas import (
+    AnswerBody,
+    AnswerResponse,
+    Origin,
+    require_model,
+    wire_event,
+)
 from refine_server.server.settings import Settings
-from refine_server.ttt.types import AnswerCompleted, AnswerRequest
+from refine_server.ttt.types import AnswerCompleted, Work
 
 router = APIRouter(tags=["answers"])
 
@@ -28,19 +38,7 @@ STREAM_EVENTS = ("answer.base", "adaptation.step", "answer.delta", "answer.compl
 RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": AnswerResponse,
-        "content": {
-            "text/event-stream": {
-                # As FastAPI itself describes one event of a stream (OpenAPI 3.2).
-                "itemSchema": {
-                    "type": "object",
-                    "properties": {
-                        "event": {"type": "string", "enum": STREAM_EVENTS},
-                        "data": {"type": "string", "contentMediaType": "application/json"},
-                    },
-                    "required": ["event", "data"],
-                }
-            }
-        },
+        **event_stream_docs(STREAM_EVENTS),
         "description": "The answer. With `stream`, server-sent events: `answer.base` (with "
         "`compare_base`), `adaptation.step`, `answer.delta`, and at the end `answer.completed`, "
         "whose data is the whole response, or `error`.",
@@ -50,38 +48,64 @@ RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
 
 @router.post(
     "/v1/answers",
-    responses={**RESPONSE_DOCS, **documented(400, 404, 413, 422, 429, 500, 503, 504)},
+    responses={**RESPONSE_DOCS, **documented(400, 404, 409, 413, 422, 429, 500, 503, 504)},
     response_model=None,
 )
 async def create_answer(
-    body: AnswerBody, request: Request, engine: EngineDep, settings: SettingsDep
+    body: AnswerBody,
+    request: Request,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
 ) -> Response:
-    """Adapt a copy of the fast weights to the document, then answer the query from it.
+    """Answer the query from a document: one of this request's own, or an adaptation.
 
-    The copy is this request's own and ends with it. Closing the connection cancels the work at its
-    next step.
+    With a `document`, a copy of the fast weights is adapted to it that ends with this request. With
+    an `adaptation` (its id, here or as `model`), the answer comes from that. Closing the connection
+    cancels the work at its next step.
     """
     model = engine.ready().name
-    answer_request = _checked(body, model, settings)
-    job = Job(answer_request, request.state.request_id, settings.request_timeout_seconds)
-    await engine.submit(job)
-    if body.stream:
-        return AnswerStream(engine, job, model, settings.shutdown_seconds)
-    done = await _completed_or_gone(engine, job, request)
-    if done is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    response = AnswerResponse.of(done, job_id=job.id, model=model, queue_seconds=job.queue_seconds)
-    return Response(response.model_dump_json(), media_type="application/json")
-
-
-def _checked(body: AnswerBody, model: str, settings: Settings) -> AnswerRequest:
-    if body.model is not None and body.model != model:
-        message = f"There is no model {body.model!r} here; {model!r} is served."
-        raise ApiError(404, message, "model_not_found", param="model")
+    adaptation_id = body.adaptation
+    if adaptation_id is None and body.model is not None and body.model.startswith("adapt-"):
+        adaptation_id = body.model
+    if adaptation_id != body.model:
+        require_model(body.model, model)
     if body.max_tokens is not None and body.max_tokens > settings.max_tokens:
         message = f"max_tokens: this server allows {settings.max_tokens} at most"
         raise ApiError(422, message, "invalid_value", param="max_tokens")
-    return body.to_request(settings.max_tokens)
+    async with contextlib.AsyncExitStack() as stack:
+        work = await _work(body, adaptation_id, owner, adaptations, settings, stack)
+        timeout = min(body.timeout_seconds or float("inf"), settings.request_timeout_seconds)
+        job = Job(work, request.state.request_id, timeout, body.priority)
+        await engine.submit(job)
+        if body.stream:
+            told = partial(_origin, job, model, adaptation_id)
+            return AnswerStream(engine, job, told, settings.shutdown_seconds, stack.pop_all())
+        done = await _completed_or_gone(engine, job, request)
+    if done is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    response = AnswerResponse.of(done, _origin(job, model, adaptation_id))
+    return Response(response.model_dump_json(), media_type="application/json")
+
+
+def _origin(job: Job, model: str, adaptation_id: str | None) -> Origin:
+    return Origin(job.id, model, job.queue_seconds, adaptation_id)
+
+
+async def _work(
+    body: AnswerBody,
+    adaptation_id: str | None,
+    owner: str,
+    adaptations: Adaptations,
+    settings: Settings,
+    stack: contextlib.AsyncExitStack,
+) -> Work:
+    """What the engine is to do; an adaptation stays in memory until the stack is closed."""
+    if adaptation_id is None:
+        return body.to_work(settings.max_tokens, owner)
+    adapted = await stack.enter_async_context(adaptations.use(owner, adaptation_id))
+    return body.to_question(adapted, settings.max_tokens, owner)
 
 
 async def _completed_or_gone(engine: Engine, job: Job, request: Request) -> AnswerCompleted | None:
@@ -110,31 +134,43 @@ async def _gone(request: Request) -> None:
 
 
 class AnswerStream(EventSourceResponse):
-    """A job's events as server-sent events; the job is cancelled however the response ends."""
+    """A job's events as server-sent events; the job is cancelled however the response ends.
 
-    def __init__(self, engine: Engine, job: Job, model: str, shutdown_seconds: float) -> None:
+    ``held`` is closed at the end: what the job needs until then.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        job: Job,
+        origin: Callable[[], Origin],
+        shutdown_seconds: float,
+        held: contextlib.AsyncExitStack,
+    ) -> None:
         # At shutdown the engine ends jobs itself, so the stream can still tell how it ended.
         super().__init__(
-            _server_sent_events(engine, job, model),
+            _server_sent_events(engine, job, origin),
             shutdown_event=anyio.Event(),
             shutdown_grace_period=shutdown_seconds + 1.0,
         )
         self.engine = engine
         self.job = job
+        self.held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.engine.cancel(self.job, "disconnect")
+        async with self.held:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                self.engine.cancel(self.job, "disconnect")
 
 
 async def _server_sent_events(
-    engine: Engine, job: Job, model: str
+    engine: Engine, job: Job, origin: Callable[[], Origin]
 ) -> AsyncIterator[ServerSentEvent]:
     try:
         async for event in engine.events(job):
-            told = wire_event(event, job_id=job.id, model=model, queue_seconds=job.queue_seconds)
+            told = wire_event(event, origin())
             if told is not None:
                 name, data = told
                 yield ServerSentEvent(event=name, data=data.model_dump_json())

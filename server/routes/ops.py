@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from refine_server.server.dependencies import EngineDep, MetricsDep
+from refine_server.server.dependencies import AdaptationsDep, EngineDep, MetricsDep
 from refine_server.server.errors import documented
 from refine_server.server.schemas import Health, Version
 
@@ -20,9 +20,10 @@ async def live() -> Health:
 
 
 @router.get("/health/ready", responses=documented(503))
-async def ready(engine: EngineDep) -> Health:
+async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
     """The model is loaded, has passed its self-check, and the engine makes progress."""
     engine.ready()
+    adaptations.require_open()
     return Health(status="ready")
 
 

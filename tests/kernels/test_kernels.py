@@ -9,8 +9,6 @@ from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
-from refine_server.kernels.low_rank import naive as low_rank_naive
-from refine_server.kernels.low_rank import torch as low_rank_torch
 from refine_server.kernels.short_conv import naive as short_conv_naive
 from refine_server.kernels.short_conv import torch as short_conv_torch
 from refine_server.kernels.token_stats import naive as token_stats_naive
@@ -93,17 +91,6 @@ def test_short_conv(T: int, own_taps: bool, dtype: torch.dtype) -> None:
     taps = random(B, C, W, dtype=dtype) if own_taps else random(C, W, dtype=dtype)
     inputs = [random(B, T, C, dtype=dtype), taps, random(B, W - 1, C, dtype=dtype)]
     assert_same(short_conv_naive.short_conv, short_conv_torch.short_conv, inputs, dtype)
-
-
-@DTYPES
-@pytest.mark.parametrize(("rows", "requests"), [(1, 1), (6, 1), (6, 2), (6, 6)])
-def test_low_rank(rows: int, requests: int, dtype: torch.dtype) -> None:
-    inputs = [
-        random(rows, 3, 7, dtype=dtype),
-        random(requests, 7, 2, dtype=dtype),
-        random(requests, 2, 5, dtype=dtype),
-    ]
-    assert_same(low_rank_naive.low_rank, low_rank_torch.low_rank, inputs, dtype)
 
 
 @DTYPES

@@ -7,28 +7,37 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.app import create_app
-from refine_server.server.backend import SELF_CHECK, Backend
+from refine_server.server.backend import SELF_CHECK, Backend, ShouldStop
 from refine_server.server.serving import Server
 from refine_server.server.settings import Settings
+from refine_server.ttt.answering import AdaptedDocument
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.state import DeltaState, State
+from refine_server.ttt.persistence import dump, restore
 from refine_server.ttt.types import (
     AdaptationEnded,
     AdaptationReport,
     AdaptationStep,
+    AdaptRequest,
     AnswerCompleted,
     AnswerDelta,
     AnswerRequest,
+    AskRequest,
     BaseAnswered,
+    DocumentAdapted,
     DocumentRead,
     Event,
     RequestError,
     StepReport,
     Timings,
     Usage,
+    Work,
 )
 
 LONGEST_DOCUMENT = 50
@@ -46,7 +55,7 @@ class FakeModel:
         self.turns: list[str] = []
         self.closed: list[str] = []
         self.fails_to_open: Exception | None = None
-        self.fingerprint = "as loaded"
+        self.measured = "as loaded"
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -60,17 +69,65 @@ class FakeModel:
             parameters=7,
             dtype="float32",
             device="cpu",
-            fingerprint=self.fingerprint,
-            measure=lambda: self.fingerprint,
+            fingerprint="as loaded",
+            measure=lambda: self.measured,
             check=self.check,
-            perform=lambda work, _: self.answer(work),
+            perform=self.perform,
+            dump=dump,
+            restore=lambda data, form: restore(data, form, torch.device("cpu")),
         )
 
-    def check(self, request: AnswerRequest) -> int:
-        words = len(request.document.split())
+    def check(self, work: Work) -> int:
+        words = len((work.query if isinstance(work, AskRequest) else work.document).split())
         if words > LONGEST_DOCUMENT:
             raise RequestError("document is too long", "document", "document_too_long")
         return words
+
+    def perform(self, work: Work, should_stop: ShouldStop) -> Iterator[Event]:
+        match work:
+            case AnswerRequest():
+                return self.answer(work)
+            case AdaptRequest():
+                return self.adapt(work, should_stop)
+            case AskRequest():
+                return self.ask(work)
+
+    def adapt(self, work: AdaptRequest, should_stop: ShouldStop) -> Iterator[Event]:
+        """The document's first word is the name in ``turns`` and ``closed``."""
+        words = work.document.split()
+        name = words[0]
+        try:
+            yield DocumentRead(len(words), 0.01)
+            steps: list[StepReport] = []
+            stopped = None
+            while len(steps) < work.adapt.steps and stopped is None:
+                self._work(name, words)
+                number = len(steps) + 1
+                steps.append(StepReport(number, 2.0, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
+                yield AdaptationStep(steps[-1])
+                stopped = should_stop()
+            report = AdaptationReport(
+                "refine", tuple(steps), len(steps), None, stopped, 2.0, 1.5, 1024
+            )
+            yield AdaptationEnded(report, 0.02)
+            yield DocumentAdapted(fake_document(work, report, len(words)))
+        finally:
+            self.closed.append(name)
+
+    def ask(self, work: AskRequest) -> Iterator[Event]:
+        """Answers with what the document's fast weights hold."""
+        work.adapted.require_owner(work.owner)
+        said = "".join(map(chr, work.adapted.fast_weights["model.norm.weight"][0].int().tolist()))
+        for letter in said:
+            yield AnswerDelta(letter)
+        yield AnswerCompleted(
+            answer=said,
+            base_answer=None,
+            finish_reason="stop",
+            adaptation=work.adapted.report,
+            usage=Usage(work.adapted.document_tokens, 1, len(said), 0),
+            timings=Timings(0.0, 0.0, 0.03, 0.01),
+        )
 
     def answer(self, request: AnswerRequest) -> Iterator[Event]:
         if request is SELF_CHECK:
@@ -118,6 +175,14 @@ class FakeModel:
             raise SystemExit
 
 
+def fake_document(work: AdaptRequest, report: AdaptationReport, tokens: int) -> AdaptedDocument:
+    """A document of 4,000 bytes and more that remembers its first word."""
+    word = torch.tensor([[float(ord(letter)) for letter in work.document.split()[0]]])
+    state = State((DeltaState(torch.zeros(1, 1, 100, 10), None),), torch.tensor([tokens]))
+    fast = FastWeights({"model.norm.weight": word}, work.owner)
+    return AdaptedDocument(work.owner, fast, state, torch.zeros(1, 4), report, tokens)
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeModel]:
     model = FakeModel()
@@ -129,7 +194,8 @@ def fake() -> Iterator[FakeModel]:
 @pytest.fixture
 def make_app(fake: FakeModel) -> Callable[..., FastAPI]:
     def make(**options: object) -> FastAPI:
-        return create_app(Settings(**{"model": "fake", **options}), fake.open)  # type: ignore[arg-type]
+        defaults = {"model": "fake", "store": "none", "shutdown_seconds": 0.3}
+        return create_app(Settings(**{**defaults, **options}), fake.open)  # type: ignore[arg-type]
 
     return make
 
@@ -139,6 +205,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.005)
+
+
+def wait_until_open(app: FastAPI) -> None:
+    if app.state.engine.opened.exception(10) is None:
+        wait_for(lambda: app.state.adaptations.is_open)
 
 
 @pytest.fixture(name="wait_for")
@@ -154,7 +225,7 @@ def make_client(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., Test
         def make(**options: object) -> TestClient:
             app = make_app(**options)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
-            app.state.engine.opened.exception(10)
+            wait_until_open(app)
             return client
 
         yield make
@@ -183,7 +254,7 @@ def live(make_app: Callable[..., FastAPI], fake: FakeModel) -> Iterator[Callable
 
             thread.start()
             stack.callback(stop)
-            app.state.engine.opened.exception(10)
+            wait_until_open(app)
             wait_for(lambda: server.started)
             return f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -63,7 +63,7 @@ def test_a_short_job_ends_while_a_long_one_runs(fake: Any) -> None:
             long = await submit(engine, request("long", "slow", steps=200), "r1")
             short = await submit(engine, request("short", steps=2), "r2")
             await finish(engine, short)
-            assert fake.closed == ["short"]
+            await until(lambda: fake.closed == ["short"])
             engine.cancel(long, "disconnect")
 
     asyncio.run(scenario())

@@ -134,7 +134,7 @@ def test_a_crash_outside_the_engine_is_a_500_in_our_form(
     def broken(*_: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("refine_server.server.routes.answers._checked", broken)
+    monkeypatch.setattr("refine_server.server.routes.answers._work", broken)
     response = client.post("/v1/answers", json=BODY)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
@@ -145,7 +145,10 @@ def test_the_documentation_describes_the_errors(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     document = client.get("/openapi.json").json()
     responses = document["paths"]["/v1/answers"]["post"]["responses"]
-    assert set(responses) == {*("200", "400", "404", "413", "422"), *("429", "500", "503", "504")}
+    assert set(responses) == {
+        *("200", "400", "404", "409", "413", "422"),
+        *("429", "500", "503", "504"),
+    }
     for status, response in responses.items():
         if status != "200":
             schema = response["content"]["application/json"]["schema"]

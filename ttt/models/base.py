@@ -190,10 +190,9 @@ class CausalLM(nn.Module, ABC):
             dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
             for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
         ]
-        log_prob, entropy = (
-            torch.cat(parts).view(targets.shape) for parts in zip(*results, strict=True)
-        )
-        return log_prob, entropy
+        log_prob = torch.cat([stats.log_prob for stats in results])
+        entropy = torch.cat([stats.entropy for stats in results])
+        return log_prob.view(targets.shape), entropy.view(targets.shape)
 
     # -- fast weights ---------------------------------------------------------------------------
 

@@ -24,18 +24,18 @@ def own_parameter(base: Tensor, fast: FastWeights, name: str, x: Tensor) -> Tens
 
 def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor:
     """Projection of x [N, T, in] to [N, T, out], by the request's weight or delta if it has one."""
-    own = fast.get(f"{name}.weight")
-    if own is None:
-        y = F.linear(x, module.weight, module.bias)
-    else:
-        R = own.shape[0]
-        y = (x.reshape(R, -1, x.shape[-1]) @ own.to(x.dtype).mT).view(*x.shape[:-1], -1)
-        if module.bias is not None:
-            y = y + own_parameter(module.bias, fast, f"{name}.bias", x)
     a = fast.get(f"{name}.lora_a")
     if a is not None:
-        y = y + dispatch.low_rank(x, a.to(x.dtype), fast[f"{name}.lora_b"].to(x.dtype))
-    return y
+        b = fast[f"{name}.lora_b"]
+        return dispatch.batched_low_rank(
+            x, module.weight, a.to(x.dtype), b.to(x.dtype), module.bias
+        )
+    own = fast.get(f"{name}.weight")
+    if own is None:
+        return F.linear(x, module.weight, module.bias)
+    R = own.shape[0]
+    y = (x.reshape(R, -1, x.shape[-1]) @ own.to(x.dtype).mT).view(*x.shape[:-1], -1)
+    return y if module.bias is None else y + own_parameter(module.bias, fast, f"{name}.bias", x)
 
 
 def rms_norm(

@@ -1,15 +1,10 @@
 """The stateful forward: parity with references, resuming anywhere, fast weights by request."""
 
-import json
-
 import pytest
 import torch
 
-from refine_server.ttt.answering import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import ModelError, build
-from refine_server.ttt.persistence import dump, restore
-from refine_server.ttt.types import AdaptationReport
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -106,22 +101,6 @@ def test_half_precision_goes_on_as_it_began(make_model, tokens, perturbed) -> No
     rounding = (whole.logits - exact).abs().mean()
     assert rounding <= 0.05 * exact.abs().max()
     assert (logits - exact).abs().mean() <= 1.5 * rounding
-
-
-@pytest.mark.parametrize("targets", ["fast_weights", "all"])
-def test_what_an_adaptation_made_can_be_stored(model, tokens, perturbed, targets) -> None:
-    fast = perturbed(model, targets)
-    output = model(tokens(1, 90), None, fast)
-    report = AdaptationReport("ntp", (), 0, None, None, None, None, fast.nbytes)
-    document = AdaptedDocument("me", fast, output.state, output.hidden[:, -1], report, 90)
-    data, description = dump(document)
-    description = json.loads(json.dumps(description))
-    restored = restore(data, description, model.device)
-    ahead = tokens(2, 40, seed=5)
-    expected = model(ahead, output.state.repeat(2), fast).logits
-    actual = model(ahead, restored.state.repeat(2), restored.fast_weights).logits
-    assert torch.equal(actual, expected)
-    assert restored.state.nbytes == output.state.nbytes
 
 
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])

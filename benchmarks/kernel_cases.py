@@ -1,0 +1,251 @@
+"""Every op that has a Triton form, at the shapes of three models: its inputs and what it must cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine_server.kernels.fast_weight_optim.naive import OptimState
+
+Form = Callable[..., Any]
+Run = Callable[[Form], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Random inputs: the values are those of ``values``, whatever dtype they are computed in."""
+
+    device: str = "cpu"
+    values: torch.dtype = torch.float32
+    computed: torch.dtype | None = None
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Of the model's dtype."""
+        return self._make(torch.randn, shape, self.values, scale)
+
+    def single(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Of fp32: states, optimisers and log-probabilities are never narrower."""
+        return self._make(torch.randn, shape, torch.float32, scale)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """In [0, 1), fp32."""
+        return self._make(torch.rand, shape, torch.float32, 1.0)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """In [0, high)."""
+        return (
+            torch.zeros(shape, dtype=torch.int64, device=self.device)
+            if (self.device == "meta")
+            else torch.randint(0, high, shape).to(self.device)
+        )
+
+    def _make(
+        self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, scale: float
+    ) -> Tensor:
+        if self.device == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        x = (draw(*shape) * scale).to(dtype)
+        return x.to(self.device, self.computed or dtype)
+
+
+def with_gradients(call: Callable[[Form], Any], leaves: list[Tensor]) -> Run:
+    """Outputs of the call, and the gradients of their sum with respect to the leaves."""
+    for leaf in leaves:
+        leaf.requires_grad_()
+
+    def run(form: Form) -> list[Tensor]:
+        outputs = call(form)
+        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        inside = [o for o in outputs if o.requires_grad]
+        ones = [torch.ones_like(o) for o in inside]
+        return [o.detach() for o in outputs] + list(torch.autograd.grad(inside, leaves, ones))
+
+    return run
+
+
+def token_stats(m: Maker, N: int, D: int, V: int) -> Run:
+    """Document tokens under the LM head, gradient to the hidden states."""
+    hidden, weight, targets = m.normal(N, D), m.normal(V, D, scale=D**-0.5), m.integers(V, N)
+    return with_gradients(lambda form: form(hidden, weight, targets), [hidden])
+
+
+def select_positions(m: Maker, T: int, chunks: int) -> Run:
+    """One document's entropies."""
+    scores, noise = m.uniform(1, T), m.uniform(1, chunks, T // chunks)
+    return lambda form: [form(scores, noise, chunks=chunks, kernel=5, rule="sample")]
+
+
+def rollout_reward(m: Maker, T: int, positions: int, rollouts: int, k: int, D: int) -> Run:
+    """Hybrid reward of one document's rollouts."""
+    N = positions * rollouts
+    tokens, hidden = m.integers(4, N, k), m.normal(N, k, D)
+    document, document_hidden = m.integers(4, 1, T), m.normal(1, T, D)
+    starts = m.integers(T - k, 1, positions)
+    return lambda form: list(form("hybrid", tokens, hidden, document, document_hidden, starts))
+
+
+def grpo_loss(m: Maker, N: int, k: int) -> Run:
+    """Surrogate and KL of one step's rollouts."""
+    log_prob, old, base = (m.single(N, k, scale=0.3) for _ in range(3))
+    advantages = m.single(N)
+    return with_gradients(lambda form: form(log_prob, old, advantages, 0.2, base), [log_prob])
+
+
+def batched_low_rank(m: Maker, R: int, T: int, width: int, out: int, rank: int) -> Run:
+    """One adapted projection of R requests, gradients to A, B and x."""
+    x, weight = m.normal(R, T, width), m.normal(out, width, scale=width**-0.5)
+    a, b = m.normal(R, width, rank, scale=width**-0.5), m.normal(R, rank, out)
+    return with_gradients(lambda form: form(x, weight, a, b), [x, a, b])
+
+
+def delta_rule(m: Maker, B: int, H: int, T: int, K: int) -> Run:
+    """One layer, with gradients into q, k, v, beta and the first state."""
+    q, k = (m.normal(B, H, T, K, scale=K**-0.5) for _ in "qk")
+    v, beta, state = m.normal(B, H, T, K), m.normal(B, H, T, scale=0.3), m.single(B, H, K, K)
+    return with_gradients(lambda form: form(q, k, v, beta, state), [q, k, v, beta, state])
+
+
+def delta_rule_step(m: Maker, B: int, H: int, K: int) -> Run:
+    """One decoded token of B sequences."""
+    q, k = (m.normal(B, H, 1, K, scale=K**-0.5) for _ in "qk")
+    v, beta, state = m.normal(B, H, 1, K), m.normal(B, H, 1), m.single(B, H, K, K)
+    return lambda form: list(form(q, k, v, beta, state))
+
+
+def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank: int) -> Run:
+    """One AdamW step of R requests' low-rank deltas."""
+    shapes = [(R, width, rank), (R, rank, out)] * layers
+    params, grads = ([m.single(*shape) for shape in shapes] for _ in range(2))
+    state = OptimState.new(params, "adamw")
+    rate, limit = m.uniform(R), m.uniform(R)
+    active = torch.ones(R, dtype=torch.bool, device=m.device)
+
+    def run(form: Form) -> list[Tensor]:
+        norm, _ = form(params, grads, state, "adamw", rate, limit, active)
+        return [norm, *params]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op: how to call it, at which sizes, and its least work.
+
+    models: real sizes by model. odd: small and uneven, for errors. cpu: for times on a CPU. work:
+    floating-point operations and bytes that no implementation can do without, forward and backward,
+    in bf16 where the model is.
+    """
+
+    name: str
+    op: str
+    build: Callable[..., Run]
+    models: dict[str, dict[str, int]]
+    odd: dict[str, int]
+    cpu: dict[str, int]
+    work: Callable[..., tuple[float, float]]
+
+
+CASES = [
+    Case(
+        "token_stats",
+        "token_stats",
+        token_stats,
+        {
+            "SmolLM2-135M": {"N": 2048, "D": 576, "V": 49152},
+            "DeltaNet-1.3B": {"N": 2048, "D": 2048, "V": 32000},
+            "LaCT-760M": {"N": 2048, "D": 1536, "V": 32000},
+        },
+        {"N": 65, "D": 72, "V": 257},
+        {"N": 512, "D": 576, "V": 16384},
+        lambda N, D, V: (6.0 * N * D * V, 2.0 * (2 * V * D + 3 * N * D)),
+    ),
+    Case(
+        "select_positions",
+        "select_positions",
+        select_positions,
+        {"any": {"T": 2047, "chunks": 8}},
+        {"T": 257, "chunks": 3},
+        {"T": 8192, "chunks": 8},
+        lambda T, chunks: (8.0 * T, 8.0 * T),
+    ),
+    Case(
+        "rollout_reward",
+        "rollout_reward",
+        rollout_reward,
+        {
+            "DeltaNet-1.3B": {"T": 2048, "positions": 8, "rollouts": 4, "k": 5, "D": 2048},
+        },
+        {"T": 63, "positions": 3, "rollouts": 2, "k": 5, "D": 100},
+        {"T": 2048, "positions": 8, "rollouts": 4, "k": 5, "D": 576},
+        lambda T, positions, rollouts, k, D: (
+            6.0 * positions * rollouts * k * D,
+            2.0 * positions * (rollouts + 1) * k * D,
+        ),
+    ),
+    Case(
+        "grpo_loss",
+        "grpo_loss",
+        grpo_loss,
+        {"any": {"N": 32, "k": 5}},
+        {"N": 63, "k": 5},
+        {"N": 512, "k": 5},
+        lambda N, k: (30.0 * N * k, 4.0 * 6 * N * k),
+    ),
+    Case(
+        "batched_low_rank",
+        "batched_low_rank",
+        batched_low_rank,
+        {
+            "SmolLM2-135M": {"R": 1, "T": 2048, "width": 1536, "out": 576, "rank": 16},
+            "DeltaNet-1.3B": {"R": 8, "T": 256, "width": 2048, "out": 2048, "rank": 16},
+            "SmolLM2-135M decoding": {"R": 8, "T": 1, "width": 1536, "out": 576, "rank": 16},
+        },
+        {"R": 3, "T": 63, "width": 100, "out": 65, "rank": 5},
+        {"R": 4, "T": 256, "width": 1536, "out": 576, "rank": 16},
+        lambda R, T, width, out, rank: (
+            R * T * (4.0 * width * out + 6.0 * rank * (width + out)),
+            2.0 * (2 * width * out + 3 * R * T * (width + out) + 3 * R * rank * (width + out)),
+        ),
+    ),
+    Case(
+        "delta_rule",
+        "delta_rule",
+        delta_rule,
+        {
+            "DeltaNet-1.3B": {"B": 1, "H": 16, "T": 2048, "K": 128},
+            "DeltaNet-1.3B branches": {"B": 32, "H": 16, "T": 5, "K": 128},
+        },
+        {"B": 1, "H": 2, "T": 70, "K": 20},
+        {"B": 1, "H": 4, "T": 512, "K": 64},
+        lambda B, H, T, K: (
+            B * H * T * (18.0 * K * K + 24.0 * 64 * K),
+            B * H * T * 2.0 * 11 * K + B * H * (T / 64 + 2) * 8.0 * K * K,
+        ),
+    ),
+    Case(
+        "delta_rule_step",
+        "delta_rule",
+        delta_rule_step,
+        {"DeltaNet-1.3B": {"B": 32, "H": 16, "K": 128}},
+        {"B": 3, "H": 2, "K": 33},
+        {"B": 32, "H": 4, "K": 64},
+        lambda B, H, K: (6.0 * B * H * K * K, B * H * 12.0 * K * K),
+    ),
+    Case(
+        "fast_weight_optim",
+        "fast_weight_optim",
+        fast_weight_optim,
+        {
+            "SmolLM2-135M": {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
+            "DeltaNet-1.3B": {"R": 8, "layers": 96, "width": 2048, "out": 2048, "rank": 16},
+        },
+        {"R": 3, "layers": 2, "width": 63, "out": 257, "rank": 5},
+        {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
+        lambda R, layers, width, out, rank: (
+            15.0 * R * layers * rank * (width + out),
+            4.0 * 8 * R * layers * rank * (width + out),
+        ),
+    ),
+]

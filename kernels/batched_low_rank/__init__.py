@@ -1,0 +1,1 @@
+"""A shared projection with low-rank deltas of each request's own."""

@@ -1,0 +1,146 @@
+"""One step of all tensors of all requests in three launches, however many tensors there are.
+
+The kernels find the tensors through a table of addresses. Norms are summed in a fixed order and no
+decision comes back to the host: a request that is inactive or not finite is skipped on the device.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from refine_server.kernels.fast_weight_optim.naive import BETAS, CLIP_EPS, EPS, OptimState, Rule
+
+TILE = 2048
+
+
+@torch.no_grad()
+def fast_weight_optim(
+    params: list[Tensor],
+    grads: list[Tensor],
+    state: OptimState,
+    rule: Rule,
+    learning_rate: Tensor,
+    max_norm: Tensor,
+    active: Tensor,
+    momentum: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """See ``naive.fast_weight_optim``: same arguments, same results."""
+    grads = [g.contiguous() for g in grads]
+    for tensor in (*params, *grads, *state.first, *state.second):
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            raise TypeError("the Triton optimiser steps contiguous fp32 tensors")
+    R, device = params[0].shape[0], params[0].device
+    second = state.second or state.first
+    columns = zip(params, grads, state.first, second, strict=True)
+    addresses = _addresses(tuple(t.data_ptr() for row in columns for t in row), device)
+    tiles = _tiles(tuple(p.numel() // R for p in params), device)  # [tiles, 3]
+    count = tiles.shape[0]
+    partial, factors, norm = (
+        torch.empty(*shape, device=device) for shape in ((R, count), (R, 3), (R,))
+    )
+    stepped = torch.empty(R, dtype=torch.bool, device=device)
+    _norm_kernel[(count, R)](addresses, tiles, partial, TILE=TILE)
+    _decide_kernel[(R,)](
+        partial, count, learning_rate, max_norm, active, state.steps, factors, norm, stepped,
+        ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
+    )  # fmt: skip
+    _step_kernel[(count, R)](
+        addresses, tiles, factors, stepped, momentum,
+        ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, TILE=TILE,
+    )  # fmt: skip
+    torch.autograd.graph.increment_version([*params, *state.first, *state.second])
+    return norm, stepped
+
+
+@functools.lru_cache(maxsize=64)
+def _addresses(pointers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Parameter, gradient, first and second moment of each tensor: [tensors, 4]."""
+    return torch.tensor(pointers, dtype=torch.int64, device=device).view(-1, 4)
+
+
+@functools.lru_cache(maxsize=64)
+def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Tensor, offset and the tensor's size of each tile of one request: [tiles, 3]."""
+    tiles = [(i, at, size) for i, size in enumerate(sizes) for at in range(0, size, TILE)]
+    return torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 3)
+
+
+@triton.jit
+def _tile(addresses, tiles, TILE: tl.constexpr):
+    """This program's tensor, its elements' offsets and which of them exist."""
+    entry = tiles + tl.program_id(0) * 3
+    tensor, first, size = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    offset = first + tl.arange(0, TILE)
+    at = tl.program_id(1).to(tl.int64) * size + offset
+    return addresses + tensor * 4, at, offset < size
+
+
+@triton.jit
+def _norm_kernel(addresses, tiles, partial, TILE: tl.constexpr):
+    entry, at, inside = _tile(addresses, tiles, TILE)
+    grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
+    g = tl.load(grad + at, mask=inside, other=0.0)
+    tl.store(partial + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(g * g))
+
+
+@triton.jit
+def _decide_kernel(
+    partial, count, learning_rate, max_norm, active, steps, factors, norms, stepped,
+    ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Whether a request steps, and by what its gradient, mean and root of squares are scaled."""
+    r = tl.program_id(0)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        total += tl.load(partial + r * count + at, mask=at < count, other=0.0)
+    norm = tl.sqrt(tl.sum(total))
+    goes = (tl.load(active + r) != 0) & (norm < float("inf"))  # NaN is not below either
+    step = tl.load(steps + r) + tl.where(goes, 1, 0)
+    tl.store(steps + r, step)
+    step = tl.maximum(step, 1)  # of a request that never stepped
+    tl.store(norms + r, norm)
+    tl.store(stepped + r, goes)
+    clip = tl.minimum(tl.load(max_norm + r).to(tl.float32) / (norm + CLIP_EPS), 1.0)
+    rate = tl.load(learning_rate + r).to(tl.float64)
+    widen = rate * 0 + 1
+    if ADAMW:  # 1 - beta^step in fp64: in fp32 it loses four digits at the first steps
+        beta1, beta2 = tl.full([], BETA1, tl.float64), tl.full([], BETA2, tl.float64)
+        rate = rate / (1 - tl.exp(tl.log(beta1) * step))
+        widen = 1 / tl.sqrt(1 - tl.exp(tl.log(beta2) * step))
+    tl.store(factors + r * 3, clip)
+    tl.store(factors + r * 3 + 1, rate.to(tl.float32))
+    tl.store(factors + r * 3 + 2, widen.to(tl.float32))
+
+
+@triton.jit
+def _step_kernel(
+    addresses, tiles, factors, stepped, momentum,
+    ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(1)
+    if tl.load(stepped + r) == 0:
+        return
+    clip, rate = tl.load(factors + r * 3), tl.load(factors + r * 3 + 1)
+    entry, at, inside = _tile(addresses, tiles, TILE)
+    param = tl.load(entry).to(tl.pointer_type(tl.float32)) + at
+    grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32)) + at
+    first = tl.load(entry + 2).to(tl.pointer_type(tl.float32)) + at
+    g = tl.load(grad, mask=inside, other=0.0) * clip
+    m = tl.load(first, mask=inside, other=0.0)
+    if ADAMW:
+        second = tl.load(entry + 3).to(tl.pointer_type(tl.float32)) + at
+        m = BETA1 * m + (1 - BETA1) * g
+        v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * g * g
+        tl.store(second, v, mask=inside)
+        update = m / (tl.sqrt(v) * tl.load(factors + r * 3 + 2) + EPS)
+    else:
+        m = momentum * m + g
+        update = m
+    tl.store(first, m, mask=inside)
+    tl.store(param, tl.load(param, mask=inside, other=0.0) - rate * update, mask=inside)

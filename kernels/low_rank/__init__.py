@@ -1,1 +1,0 @@
-"""Per-request low-rank deltas on a shared projection."""

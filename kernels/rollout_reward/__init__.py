@@ -1,0 +1,1 @@
+"""How close rollouts came to the document's own continuation, and what that is worth."""

@@ -1,0 +1,105 @@
+"""One step for many requests: torch's own optimisers say what is right, request by request."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from refine_server.kernels.fast_weight_optim import naive
+from refine_server.kernels.fast_weight_optim import torch as torch_form
+from refine_server.kernels.fast_weight_optim.naive import OptimState
+
+triton_form = pytest.importorskip("refine_server.kernels.fast_weight_optim.triton")
+
+FORMS = pytest.mark.parametrize(
+    "form",
+    [naive.fast_weight_optim, torch_form.fast_weight_optim, triton_form.fast_weight_optim],
+    ids=["naive", "torch", "triton"],
+)
+RULES = pytest.mark.parametrize("rule", ["adamw", "sgd"])
+SHAPES = [(1,), (63,), (100, 3), (257, 9), (2048,)]
+pytestmark = pytest.mark.usefixtures("nan_scratch")
+
+
+def tensors(R: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(R, *shape, generator=generator) for shape in SHAPES]
+
+
+def make_reference(rule: str, params: list[Tensor], rate: float, momentum: float):
+    if rule == "sgd":
+        return torch.optim.SGD(params, lr=rate, momentum=momentum)
+    return torch.optim.AdamW(params, lr=rate, weight_decay=0.0)
+
+
+@FORMS
+@RULES
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_equals_torchs_optimiser_for_each_request(form, rule, momentum) -> None:
+    R = 3
+    rates, limits = torch.tensor([1e-2, 3e-3, 0.1]), torch.tensor([1e9, 1.0, 0.5])
+    params = tensors(R, 0)
+    alone = [[p[r].clone().requires_grad_() for p in params] for r in range(R)]
+    optimizers = [
+        make_reference(rule, own, float(rate), momentum)
+        for own, rate in zip(alone, rates, strict=True)
+    ]
+    state = OptimState.new(params, rule)
+    for step in range(1, 4):
+        grads = tensors(R, step)
+        active = torch.tensor([True, step != 2, True])
+        norm, stepped = form(params, grads, state, rule, rates, limits, active, momentum)
+        for r in range(R):
+            for p, g in zip(alone[r], grads, strict=True):
+                p.grad = g[r].clone()
+            expected = torch.nn.utils.clip_grad_norm_(alone[r], float(limits[r]))
+            torch.testing.assert_close(norm[r], expected, atol=0, rtol=1e-5)
+            if active[r]:
+                optimizers[r].step()
+        assert torch.equal(stepped, active)
+    assert state.steps.tolist() == [3, 2, 3]
+    for i, p in enumerate(params):
+        for r in range(R):
+            torch.testing.assert_close(p[r], alone[r][i].detach(), atol=2e-6, rtol=1e-5)
+
+
+@FORMS
+@RULES
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_skipped_and_flagged(form, rule, value) -> None:
+    def run(spoil: bool):
+        params, grads = tensors(3, 0), tensors(3, 1)
+        if spoil:
+            grads[3][1, 200, 3] = value
+        state = OptimState.new(params, rule)
+        one, on = torch.ones(3), torch.ones(3, dtype=torch.bool)
+        norm, stepped = form(params, grads, state, rule, 0.1 * one, one, on)
+        return params, state, norm, stepped
+
+    clean, spoilt = run(False), run(True)
+    assert spoilt[3].tolist() == [True, False, True]
+    assert not spoilt[2][1].isfinite()
+    assert spoilt[1].steps.tolist() == [1, 0, 1]
+    for before, a, b in zip(tensors(3, 0), clean[0], spoilt[0], strict=True):
+        assert torch.equal(a[[0, 2]], b[[0, 2]])
+        assert torch.equal(b[1], before[1])
+    assert not any(m[1].any() for m in (*spoilt[1].first, *spoilt[1].second))
+
+
+@FORMS
+def test_nobody_is_active(form) -> None:
+    params, state = tensors(2, 0), OptimState.new(tensors(2, 0), "adamw")
+    one, off = torch.ones(2), torch.zeros(2, dtype=torch.bool)
+    _, stepped = form(params, tensors(2, 1), state, "adamw", one, one, off)
+    assert not stepped.any()
+    assert all(torch.equal(a, b) for a, b in zip(params, tensors(2, 0), strict=True))
+
+
+def test_a_step_in_triton_is_seen_by_autograd() -> None:
+    """A graph that saved a parameter must not be used after the parameter moved."""
+    (p,) = params = [torch.ones(1, 4, requires_grad=True)]
+    loss = p.square().sum()
+    state, one = OptimState.new(params, "sgd"), torch.ones(1)
+    on = torch.ones(1, dtype=torch.bool)
+    triton_form.fast_weight_optim(params, [torch.ones(1, 4)], state, "sgd", one, one, on)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
