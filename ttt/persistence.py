@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refine_server.ttt.answering import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.state import STORABLE, State
+from refine_server.ttt.models.state import STORABLE, State, field_names
 from refine_server.ttt.types import AdaptationReport, DamagedError
 
 FORMAT = 1
@@ -67,20 +67,18 @@ def _describe(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
-    if dataclasses.is_dataclass(value):
-        kind = type(value).__name__
-        if STORABLE.get(kind) is not type(value):
-            raise TypeError(f"{kind} is not registered as storable")
+    kind = type(value).__name__
+    if STORABLE.get(kind) is type(value):
         fields = {
-            f.name: _describe(getattr(value, f.name), tensors, f"{name}.{f.name}")
-            for f in dataclasses.fields(value)
+            field: _describe(getattr(value, field), tensors, f"{name}.{field}")
+            for field in field_names(type(value))
         }
         return {"kind": kind, "fields": fields}
     if isinstance(value, tuple):
         return [_describe(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{name} holds a {type(value).__name__}, which cannot be stored")
+    raise TypeError(f"{name} holds a {kind}, which is not registered as storable")
 
 
 def _build(form: Any, tensors: dict[str, Tensor]) -> Any:

@@ -6,6 +6,7 @@ Muon if the model was trained with it, and rows rescaled to the norms that they 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ Weights = tuple[Tensor, Tensor, Tensor]
 
 
 @storable
-@dataclass(frozen=True)
-class Writes:
+class Writes(NamedTuple):
     """What tokens have to write: keys, values and rates.
 
     k, v: [B, H, T, D]. rates: [B, H, T, 3 L (+ 1)], at least fp32: the learning rates of w0, w1 and
@@ -42,7 +42,7 @@ class Writes:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "Writes":
         """``fn`` of every tensor."""
-        return Writes(fn(self.k), fn(self.v), fn(self.rates))
+        return Writes(*(fn(x) for x in self))
 
     def tokens(self, start: int, end: int) -> "Writes":
         """Tokens start … end - 1."""
@@ -51,15 +51,11 @@ class Writes:
     @staticmethod
     def cat(parts: Sequence["Writes"], dim: int) -> "Writes":
         """Several writes side by side: rows (dim 0) or tokens (dim 2)."""
-        k, v, rates = (
-            torch.cat([getattr(part, name) for part in parts], dim=dim)
-            for name in ("k", "v", "rates")
-        )
-        return Writes(k, v, rates)
+        return Writes(*(torch.cat(xs, dim=dim) for xs in zip(*parts, strict=True)))
 
     @property
     def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes + self.rates.nbytes
+        return sum(x.nbytes for x in self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a model remembers of the tokens it has read, and how branches start in their middle."""
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
@@ -18,17 +18,23 @@ STORABLE: dict[str, type[Any]] = {}
 
 
 def storable(kind: type[T]) -> type[T]:
-    """Register a dataclass of tensors, tuples, numbers and other storables."""
+    """Register a dataclass or named tuple of tensors, tuples, numbers and other storables."""
     STORABLE[kind.__name__] = kind
     return kind
+
+
+def field_names(kind: type[Any]) -> tuple[str, ...]:
+    """Names of a storable's fields."""
+    return getattr(kind, "_fields", None) or tuple(f.name for f in fields(kind))
 
 
 def compact(value: T) -> T:
     """The same state in tensors of its own: none is a view that keeps a larger one alive."""
     if isinstance(value, Tensor):
         return cast(T, value.detach().clone())
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: compact(getattr(value, f.name)) for f in fields(value)})
+    if type(value).__name__ in STORABLE:
+        kind = STORABLE[type(value).__name__]
+        return cast(T, kind(**{name: compact(getattr(value, name)) for name in field_names(kind)}))
     if isinstance(value, tuple):
         return cast(T, tuple(compact(item) for item in value))
     return value

@@ -81,10 +81,8 @@ def test_branches_share_the_document(lact, tokens) -> None:
     trunk = lact.trunk(lact.freeze(tokens(1, 300), FastWeights()), FastWeights())
     one = trunk.state_at(torch.tensor([[250]]))
     assert one.repeat(8).nbytes == one.nbytes
-    storages = {x.untyped_storage().data_ptr() for x in vars(one.layers[0].pending.prefix).values()}
-    assert storages <= {
-        x.untyped_storage().data_ptr() for x in vars(trunk.traces[0].pending.tail).values()
-    }
+    storages = {x.untyped_storage().data_ptr() for x in one.layers[0].pending.prefix}
+    assert storages <= {x.untyped_storage().data_ptr() for x in trunk.traces[0].pending.tail}
 
 
 def test_a_state_keeps_no_more_than_it_needs(lact, tokens) -> None:
@@ -93,8 +91,8 @@ def test_a_state_keeps_no_more_than_it_needs(lact, tokens) -> None:
     for _ in range(2 * CHUNK):
         state = lact(tokens(1, 1), state).state
     layer = state.layers[0]
-    parts = (layer.window, layer.pending.prefix, layer.pending.tail)
-    for x in (x for part in parts for x in vars(part).values()):
+    held = [*layer.window.__dict__.values(), *layer.pending.prefix, *layer.pending.tail]
+    for x in held:
         assert x.untyped_storage().nbytes() <= 2 * CHUNK * 4 * 64 * 8
 
 
