@@ -1,7 +1,6 @@
 """From a name to a model that can be served: embedded models, a directory, or a hub id."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from refine_server.ttt.models.hybrid import KINDS, Hybrid
 from refine_server.ttt.models.lact import LaCT, LaCTConfig
 from refine_server.ttt.models.overlay import Overlay
 
-FLA_LAYOUT: dict[str, tuple[Callable[[Any], FlaCausalLM], type[FlaConfig]]] = {
+FLA_LAYOUT: dict[str, tuple[type[FlaCausalLM], type[FlaConfig]]] = {
     "delta_net": (DeltaNet, DeltaNetConfig),
     "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
     "lact_swiglu": (LaCT, LaCTConfig),
@@ -37,7 +36,7 @@ def build(config: dict[str, Any], weights: dict[str, Tensor]) -> FlaCausalLM:
     Raises:
         ModelError: a configuration that cannot be computed, or weights that do not fit it.
     """
-    model_type = _model_type(config)
+    model_type = model_type_of(config)
     if model_type not in FLA_LAYOUT:
         raise ModelError(f"model_type {model_type!r} is not in fla's layout")
     family, parse = FLA_LAYOUT[model_type]
@@ -75,26 +74,27 @@ def load(
     directory = find(str(path_or_id))
     config = read_config(directory)
     model: CausalLM
-    if _model_type(config) in FLA_LAYOUT:
+    if model_type_of(config) in FLA_LAYOUT:
         weights = _read_weights(directory)
         if dtype is not None:
             weights = {name: w.to(dtype) for name, w in weights.items()}
         model = build(config, weights).to(device)
     else:
-        model = wrap(_from_transformers(directory, dtype, device))
+        model = wrap(from_transformers(directory, dtype, device))
     model.name = str(path_or_id)
-    model.tokenizer = _read_tokenizer(directory)
+    model.tokenizer = read_tokenizer(directory)
     return model
 
 
-def _model_type(config: dict[str, Any]) -> str:
+def model_type_of(config: dict[str, Any]) -> str:
+    """The model type that a configuration names."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError("the configuration names no model_type")
     return model_type
 
 
-def _from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -> Any:
+def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -> Any:
     """transformers' own model, which knows how each checkpoint's tensors map to its modules."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -121,8 +121,11 @@ def _from_transformers(directory: Path, dtype: torch.dtype | None, device: str) 
     return model.to(device)
 
 
-def find(name: str) -> Path:
-    """The directory of a model: an embedded one, a path, or what the hub has under an id."""
+def find(name: str, *, weights: bool = True) -> Path:
+    """The directory of a model: an embedded one, a path, or what the hub has under an id.
+
+    Without ``weights`` only the hub's JSON files are fetched.
+    """
     if name in embedded.MODELS:
         return embedded.MODELS[name]()
     if Path(name).is_dir():
@@ -135,7 +138,8 @@ def find(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        wanted = ["*.json", "*.safetensors", "*.model"] if weights else ["*.json"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had
         raise ModelError(f"cannot fetch {name!r} from the hub: {error}") from error
 
@@ -172,7 +176,8 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_tokenizer(directory: Path) -> Any:
+def read_tokenizer(directory: Path) -> Any:
+    """The tokenizer that lies in the directory."""
     from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
