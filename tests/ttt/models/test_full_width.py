@@ -1,4 +1,4 @@
-"""Checkpoints as wide as the real ones, of two layers: they load, adapt and answer."""
+"""Checkpoints as wide as the real ones, of one or two layers: they load, adapt and answer."""
 
 import json
 import shutil
@@ -36,10 +36,10 @@ LACT_760M = {
 }
 
 
-def checkpoint(config: dict, target: Path) -> Path:
-    """The configuration with two layers and the tiny model's vocabulary, and random weights."""
+def checkpoint(config: dict, layers: int, target: Path) -> Path:
+    """The configuration with few layers and the tiny model's vocabulary, and random weights."""
     vocabulary = json.loads((embedded.tiny() / "config.json").read_text())["vocab_size"]
-    config = config | {"num_hidden_layers": 2, "vocab_size": vocabulary}
+    config = config | {"num_hidden_layers": layers, "vocab_size": vocabulary}
     family, parse = FLA_LAYOUT[config["model_type"]]
     with torch.device("meta"):
         names = family(parse.from_dict(config)).state_dict()
@@ -55,13 +55,13 @@ def checkpoint(config: dict, target: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
-    [(DELTA_NET_1_3B, 40), (LACT_760M, 1750)],
+    ("config", "layers", "words"),
+    [(DELTA_NET_1_3B, 2, 40), (LACT_760M, 1, 1750)],
     ids=["DeltaNet-1.3B", "LaCT-760M"],
 )
-def test_a_checkpoint_of_full_width_adapts_and_answers(config, words, tmp_path) -> None:
+def test_a_checkpoint_of_full_width_adapts_and_answers(config, layers, words, tmp_path) -> None:
     """LaCT's document is longer than a chunk, so its memory is written."""
-    model = load(checkpoint(config, tmp_path))
+    model = load(checkpoint(config, layers, tmp_path))
     text = "The harbour code is amber. " * (words // 5)
     request = AnswerRequest(
         text,
