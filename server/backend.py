@@ -10,6 +10,7 @@ from refine_server.ttt.types import (
     AnswerCompleted,
     AnswerRequest,
     AskRequest,
+    CompletionRequest,
     Event,
     Limits,
     Work,
@@ -29,8 +30,9 @@ class Backend:
     ``check`` counts the tokens that work will read and raises RequestError for what cannot be
     served; it may run in another thread than ``perform``, whose events are those of
     ``ttt.answering``. Closing the iterator cancels the work. ``fingerprint`` is the hash of the
-    base weights as they were loaded, ``measure`` takes it anew. ``dump`` and ``restore`` turn
-    adapted documents into bytes and back; they may run in a third thread.
+    base weights as they were loaded, ``measure`` takes it anew. ``template`` and its tokenizer are
+    the checking thread's. ``dump`` and ``restore`` turn adapted documents into bytes and back; they
+    may run in a third thread.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Backend:
     device: str
     fingerprint: str
     measure: Callable[[], str]
+    template: "PromptTemplate"
     check: Callable[[Work], int]
     perform: Callable[[Work, ShouldStop], Iterator[Event]]
     dump: Callable[["AdaptedDocument"], tuple[bytes, dict[str, Any]]]
@@ -87,7 +90,8 @@ def open_backend(settings: Settings) -> Backend:
         device=str(model.device),
         fingerprint=model.fingerprint(),
         measure=model.fingerprint,
-        check=partial(_check, checking, limits),
+        template=checking,
+        check=partial(_check, checking, limits, model.embedding.num_embeddings),
         perform=lambda work, should_stop: perform(
             model, work, limits=limits, template=template, should_stop=should_stop
         ),
@@ -96,8 +100,12 @@ def open_backend(settings: Settings) -> Backend:
     )
 
 
-def _check(template: "PromptTemplate", limits: Limits, work: Work) -> int:
-    """Tokens of the document, or of a question that needs none; raise for what is unfit."""
+def _check(template: "PromptTemplate", limits: Limits, vocabulary: int, work: Work) -> int:
+    """Tokens of the document, or of what needs none; raise for what is unfit."""
+    if isinstance(work, CompletionRequest):
+        from refine_server.ttt.completion import check_prompts
+
+        return check_prompts(work, limits, vocabulary)
     if isinstance(work, AskRequest):
         return len(template.encode_query(work.query, limits))
     if isinstance(work, AnswerRequest):

@@ -3,10 +3,14 @@
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.types import (
     AdaptationStep,
+    AdaptRequest,
     AnswerCompleted,
-    AskRequest,
+    AnswerRequest,
+    CompletionEnded,
+    CompletionRequest,
     DocumentRead,
     Event,
+    PromptRead,
     Work,
 )
 
@@ -39,14 +43,15 @@ class CostModel:
         self.decode = Rate(1 / 30)
 
     def estimate(self, work: Work, tokens: int) -> float:
-        """Seconds that work on a document (or, for a question, a query) of so many tokens takes."""
+        """Seconds that work takes that reads a document, a query or prompts of so many tokens."""
         seconds = tokens * self.read.seconds
-        if not isinstance(work, AskRequest):
+        if isinstance(work, AdaptRequest | AnswerRequest):
             seconds += work.adapt.steps * step_tokens(work.adapt, tokens) * self.step.seconds
             if work.adapt.max_seconds is not None:
                 seconds = min(seconds, work.adapt.max_seconds)
-        if sampling := getattr(work, "sampling", None):
-            seconds += sampling.max_tokens * self.decode.seconds
+        if not isinstance(work, AdaptRequest):
+            choices = len(work.prompts) * work.n if isinstance(work, CompletionRequest) else 1
+            seconds += choices * work.sampling.max_tokens * self.decode.seconds
         return seconds
 
     def observe(self, work: Work, tokens: int, event: Event) -> None:
@@ -54,11 +59,15 @@ class CostModel:
         match event:
             case DocumentRead():
                 self.read.observe(event.seconds, tokens)
-            case AdaptationStep(report) if not isinstance(work, AskRequest):
+            case PromptRead():
+                self.read.observe(event.seconds, event.tokens)
+            case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
             case AnswerCompleted():
                 seconds = event.timings.decode_seconds
                 self.decode.observe(seconds, event.usage.completion_tokens)
+            case CompletionEnded():
+                self.decode.observe(event.timings.decode_seconds, event.completion_tokens)
 
 
 def step_tokens(config: AdaptConfig, tokens: int) -> int:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from refine_server.server import errors
 from refine_server.server.backend import Backend, self_check
@@ -19,9 +20,14 @@ from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
 from refine_server.server.scheduler import QueueLimits, Scheduler
 from refine_server.server.settings import Settings
-from refine_server.ttt.types import Event, IsolationError, Last, RequestError
+from refine_server.ttt.types import AdaptationStep, Event, IsolationError, Last, RequestError
+
+if TYPE_CHECKING:  # it would import torch
+    from refine_server.ttt.prompting import PromptTemplate
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COMPLETED = "completed"
 JOIN_SECONDS = 10.0
@@ -94,12 +100,17 @@ class Engine:
                     item = await job.inbox.get()
             except TimeoutError:
                 self.cancel(job, "timeout")
-                raise errors.timed_out(job.timeout_seconds) from None
+                item = errors.timed_out(job.timeout_seconds)
             if isinstance(item, Exception):
-                raise item
+                raise errors.after_adapting(item) if job.has_adapted else item
             yield item
             if isinstance(item, Last):
                 return
+
+    async def with_tokenizer(self, do: Callable[["PromptTemplate"], T]) -> T:
+        """The result of something done with the tokenizer, in the thread that may use it."""
+        template = self.ready().template
+        return await asyncio.get_running_loop().run_in_executor(self._checking, do, template)
 
     def cancel(self, job: Job, reason: str) -> None:
         """Stop working on a job before its next step; does nothing to one that has ended."""
@@ -269,6 +280,7 @@ class Engine:
         finally:
             with self._changed:
                 self._scheduler.charge(job, time.monotonic() - began)
+        job.has_adapted = job.has_adapted or isinstance(event, AdaptationStep)
         self._costs.observe(job.work, job.tokens, event)
         self._metrics.observe(job, event)
         job.deliver(event)

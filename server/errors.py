@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from refine_server.ttt.types import RequestError
+from refine_server.ttt.types import TOO_LONG, RequestError
 
 TYPES = {
     401: "authentication_error",
@@ -58,10 +58,12 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         retry_after: int | None = None,
+        should_retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.should_retry = should_retry
         kind = TYPES.get(status, "invalid_request_error")
         self.body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
 
@@ -73,6 +75,8 @@ class ApiError(Exception):
     def response(self) -> Response:
         """The error as an HTTP response."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if not self.should_retry:
+            headers["x-should-retry"] = "false"  # OpenAI's clients heed it
         return Response(self.json, self.status, headers, media_type="application/json")
 
 
@@ -109,6 +113,21 @@ def failed_working(error: Exception) -> ApiError:
     return internal()
 
 
+def after_adapting(error: Exception) -> Exception:
+    """The same error, for a request that has adapted: a client's retry would pay for it again."""
+    if not isinstance(error, ApiError):
+        return error
+    detail = error.body.error
+    return ApiError(
+        error.status,
+        detail.message,
+        detail.code,
+        param=detail.param,
+        retry_after=error.retry_after,
+        should_retry=False,
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception, of Python or of torch on any device, says that memory ran out."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -127,7 +146,7 @@ def adaptation_failed(adaptation_id: str, cause: ApiError | None) -> ApiError:
     """409: an adaptation that can answer nothing."""
     reason = "it was cancelled" if cause is None else f"it failed: {cause}"
     message = f"The adaptation {adaptation_id!r} cannot be used: {reason}"
-    return ApiError(409, message, "adaptation_failed", param="adaptation")
+    return ApiError(409, message, "adaptation_failed", param="adaptation", should_retry=False)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -135,7 +154,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
-        status = 413 if error.code.endswith("_too_long") else 422
+        too_long = 400 if error.code == TOO_LONG else 413  # OpenAI's clients know the former
+        status = too_long if error.code.endswith(("_too_long", TOO_LONG)) else 422
         return ApiError(status, str(error), error.code, param=error.param)
     return internal()
 

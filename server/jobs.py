@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Generator, Iterator
 
-from refine_server.ttt.types import AskRequest, Event, Work
+from refine_server.ttt.types import AskRequest, CompletionRequest, Event, Work
 
 
 class Job:
@@ -43,6 +43,7 @@ class Job:
         self.queue_seconds = 0.0
         self.worked_seconds = 0.0
         self.last_token: float | None = None
+        self.has_adapted = False
 
     @property
     def owner(self) -> str:
@@ -52,7 +53,13 @@ class Job:
     @property
     def is_paid_for(self) -> bool:
         """Whether an adaptation was paid for before: such work is not shed for its cost."""
-        return isinstance(self.work, AskRequest)
+        match self.work:
+            case AskRequest():
+                return True
+            case CompletionRequest():
+                return self.work.adapted is not None
+            case _:
+                return False
 
     @property
     def remaining(self) -> float:

@@ -20,8 +20,13 @@ from refine_server.ttt.types import (
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
+    CompletionDelta,
+    CompletionEnded,
+    CompletionRequest,
     DocumentRead,
     Event,
+    PromptRead,
+    Timings,
 )
 
 SECONDS = (
@@ -55,7 +60,7 @@ class Metrics:
             "refine_queue_depth", "Requests that wait for their first turn.", registry=registry
         )
         self.queue_seconds = seconds("queue_seconds", "From submission to the first turn.")
-        self.prefill_seconds = seconds("prefill_seconds", "Reading a document.")
+        self.prefill_seconds = seconds("prefill_seconds", "Reading a document or a prompt.")
         self.adapt_seconds = seconds("adapt_seconds", "Whole adaptations.", "objective")
         self.adapt_step_seconds = seconds("adapt_step_seconds", "Single adaptation steps.")
         self.decode_seconds = seconds("decode_seconds", "Decoding an answer.")
@@ -134,10 +139,16 @@ class Metrics:
                 if report.first_ntp_loss is not None and report.final_ntp_loss is not None:
                     change = report.final_ntp_loss - report.first_ntp_loss
                     _observe_finite(self.ntp_loss_delta, change)
-            case AnswerDelta():
+            case PromptRead():
+                self.prefill_seconds.observe(event.seconds)
+            case AnswerDelta() | CompletionDelta():
                 self._token(job)
-            case AnswerCompleted():
-                self._completed(job, event)
+            case AnswerCompleted(adaptation=report, usage=usage, timings=timings):
+                self._completed(job, report.adapted, usage.completion_tokens, timings)
+            case CompletionEnded(timings=timings) if isinstance(job.work, CompletionRequest):
+                document = job.work.adapted
+                adapted = document is not None and document.report.adapted
+                self._completed(job, adapted, event.completion_tokens, timings)
 
     def _token(self, job: Job) -> None:
         now = time.monotonic()
@@ -145,14 +156,13 @@ class Metrics:
             self.inter_token_seconds.observe(now - job.last_token)
         job.last_token = now
 
-    def _completed(self, job: Job, event: AnswerCompleted) -> None:
-        timings = event.timings
-        adapted = "true" if event.adaptation.adapted else "false"
-        self.decode_seconds.observe(timings.decode_seconds)
-        self.first_token_seconds.labels(adapted).observe(
-            job.queue_seconds + timings.time_to_first_token_seconds
-        )
-        self.generated_tokens.inc(event.usage.completion_tokens)
+    def _completed(self, job: Job, adapted: bool, tokens: int, timings: Timings) -> None:
+        self.generated_tokens.inc(tokens)
+        if tokens:  # a prompt may be read only
+            self.decode_seconds.observe(timings.decode_seconds)
+            self.first_token_seconds.labels("true" if adapted else "false").observe(
+                job.queue_seconds + timings.time_to_first_token_seconds
+            )
 
 
 def _observe_finite(histogram: Histogram, value: float) -> None:

@@ -266,7 +266,7 @@ def wire_event(event: Event, origin: Origin) -> tuple[str, BaseModel] | None:
 
 
 class Model(_Out):
-    """The served model, in OpenAI's form with two fields more."""
+    """A model that can be asked, in OpenAI's form with a few fields more."""
 
     id: str
     object: Literal["model"] = "model"
@@ -274,6 +274,8 @@ class Model(_Out):
     owned_by: Literal["refine-server"] = "refine-server"
     family: str
     parameters: int
+    max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
+    parent: str | None = Field(None, description="Of an adaptation: the model it is made from.")
 
 
 class ModelList(_Out):

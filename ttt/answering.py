@@ -13,8 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from refine_server.ttt.completion import complete
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.generation import decode
+from refine_server.ttt.generation import Decoding, decode
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State, compact
 from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
@@ -30,6 +31,7 @@ from refine_server.ttt.types import (
     AnswerRequest,
     AskRequest,
     BaseAnswered,
+    CompletionRequest,
     DocumentAdapted,
     DocumentRead,
     Event,
@@ -88,6 +90,8 @@ def perform(
             )
         case AskRequest():
             return ask(model, work, limits=limits, template=template)
+        case CompletionRequest():
+            return complete(model, work, limits=limits)
 
 
 def adapt_document(
@@ -269,18 +273,16 @@ def _steps(loop: Generator[StepReport, None, Adapted]) -> Generator[Event, None,
         yield AdaptationStep(report)
 
 
-def _deltas(
-    decoding: Generator[str, None, tuple[str, str, int]], clock: Clock
-) -> Generator[Event, None, tuple[str, str, int]]:
+def _deltas(decoding: Decoding, clock: Clock) -> Generator[Event, None, tuple[str, str, int]]:
     while True:
         try:
-            text = next(decoding)
+            token = next(decoding)
         except StopIteration as end:
             clock.first_token = clock.first_token or time.monotonic() - clock.started
             result: tuple[str, str, int] = end.value
             return result
         clock.first_token = clock.first_token or time.monotonic() - clock.started
-        yield AnswerDelta(text)
+        yield AnswerDelta(token.text)
 
 
 def _exhaust(generator: Generator[object, None, T]) -> T:

@@ -59,7 +59,7 @@ class AdaptConfig(BaseModel):
     kl_coef: float = Field(0.0, ge=0.0, le=10.0, description="KL to the unadapted policy.")
     clip_ratio: float = Field(0.2, gt=0.0, lt=1.0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(2e-3, gt=0.0, le=10.0)
+    learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")
     targets: Targets = Field("low_rank", description="Which weights the request owns a copy of.")
     rank: int = Field(8, ge=1, le=256, description="Rank of low-rank fast weights.")
@@ -93,8 +93,9 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    max_tokens: int = Field(64, ge=1, le=4096)
+    max_tokens: int = Field(64, ge=0, le=4096, description="0 only reads.")
     temperature: float = Field(0.0, ge=0.0, le=4.0, description="0 decodes greedily.")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     stop: tuple[str, ...] = Field((), max_length=16)
+    ignore_eos: bool = Field(False, description="Go on after a token that ends answers.")
     seed: int = Field(0, ge=0, lt=2**63)

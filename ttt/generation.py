@@ -1,6 +1,7 @@
 """Decoding an answer token by token from a state."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,31 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
 
+Likeliest = tuple[tuple[int, float], ...]
+"""Ids and log-probabilities of the likeliest tokens, best first."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded token and the text that it adds, possibly empty; ``ends`` if it ended the answer.
+
+    ``log_prob`` and ``top`` are the model's own, before temperature and top_p; None and empty when
+    they were not asked for.
+    """
+
+    id: int
+    text: str
+    ends: bool
+    log_prob: float | None = None
+    top: Likeliest = ()
+
+
+Decoding = Generator[Decoded, None, tuple[str, str, int]]
+"""Yields tokens; returns the whole text, why it ended ("stop" or "length"), and the token count."""
+
+CONTEXT = 8
+"""Tokens before the first decoded one that a tokenizer may need to know its text."""
+
 
 @torch.no_grad()
 def decode(
@@ -20,38 +46,86 @@ def decode(
     state: State,
     fast: FastWeights,
     sampling: SamplingConfig,
-) -> Generator[str, None, tuple[str, str, int]]:
+) -> Decoding:
     """Read the query from the document's state, then write the answer.
 
-    Yields the text that each token adds, possibly empty. Returns the whole text, why it ended
-    ("stop" or "length"), and how many tokens were decoded. The given state is not changed: any
-    number of queries can start from it.
+    The given state is not changed: any number of queries can start from it.
+    """
+    output = model(torch.tensor([list(query)], device=model.device), state, fast)
+    before, state = output.hidden[:, -1], output.state
+    del output
+    return (yield from write(model, before, state, fast, sampling))
+
+
+@torch.no_grad()
+def write(
+    model: CausalLM,
+    before: Tensor,
+    state: State,
+    fast: FastWeights,
+    sampling: SamplingConfig,
+    *,
+    context: Sequence[int] = (),
+    top: int | None = None,
+) -> Decoding:
+    """Decode from the hidden state of the last token read, [1, D], and the state after it.
+
+    Args:
+        model: whose tokens.
+        before: that hidden state.
+        state: not changed.
+        fast: the fast weights that both were computed under.
+        sampling: how.
+        context: the tokens that were read, for the first token's text: some tokenizers leave out
+            the space before it otherwise.
+        top: how many of the likeliest tokens to tell beside each; None tells no log-probability.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
     stops = StopStrings(sampling.stop)
-    stream = DecodeStream(skip_special_tokens=True)
+    stream = _text_stream(model.tokenizer, context)
     pieces: list[str] = []
-    finish, count = "length", 0
-    input_ids = torch.tensor([list(query)], device=model.device)
-    for _ in range(sampling.max_tokens):
-        output = model(input_ids, state, fast)
-        state = output.state
-        token = _sample(model.head_logits(output.hidden[:, -1], fast)[0], sampling, generator)
+    finish, count, token = "length", 0, 0
+    while count < sampling.max_tokens and finish == "length":
+        if count > 0:
+            output = model(torch.tensor([[token]], device=model.device), state, fast)
+            before, state = output.hidden[:, -1], output.state
+        logits = model.head_logits(before, fast)
+        token = _sample(logits[0], sampling, generator)
         count += 1
-        if token in model.stop_ids:
-            finish = "stop"
-            break
-        text = stops.feed(stream.step(_backend(model.tokenizer), token) or "")
+        ends = token in model.stop_ids and not sampling.ignore_eos
+        if ends:
+            text, finish = "", "stop"
+        else:
+            text = stops.feed(stream.step(_backend(model.tokenizer), token) or "")
+            finish = "stop" if stops.hit else "length"
+        if finish == "stop" or count == sampling.max_tokens:
+            text += stops.rest()
         pieces.append(text)
-        yield text
-        if stops.hit:
-            finish = "stop"
-            break
-        input_ids = torch.tensor([[token]], device=model.device)
-    if rest := stops.rest():
-        pieces.append(rest)
-        yield rest
+        if top is None:
+            yield Decoded(token, text, ends)
+        else:
+            [score] = scores(logits, torch.tensor([token], device=model.device), top)
+            yield Decoded(token, text, ends, *score)
     return "".join(pieces), finish, count
+
+
+def scores(logits: Tensor, tokens: Tensor, top: int) -> list[tuple[float, Likeliest]]:
+    """Log-probability of each token [N] under logits [N, V], and the ``top`` likeliest tokens."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.to(wide).log_softmax(-1)
+    chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
+    best = log_probs.topk(min(top, log_probs.shape[-1]), dim=-1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    likeliest = [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+    return list(zip(chosen, likeliest, strict=True))
+
+
+def _text_stream(tokenizer: Any, context: Sequence[int]) -> DecodeStream:
+    """A stream of text that goes on after a context, unless that ends within a character."""
+    ids = list(context[-CONTEXT:])
+    if not ids or tokenizer.decode(ids, skip_special_tokens=True).endswith("\ufffd"):
+        return DecodeStream(skip_special_tokens=True)
+    return DecodeStream(ids=ids, skip_special_tokens=True)
 
 
 def _sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:

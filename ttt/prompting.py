@@ -1,14 +1,22 @@
 """How a document and a query become one prompt: document first, so that its state is kept."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from refine_server.ttt.types import Limits, RequestError
+from jinja2 import TemplateError
+
+from refine_server.ttt.types import TOO_LONG, Limits, Message, RequestError
 
 Chat = Literal["auto", "always", "never"]
 
 CHAT_PROMPT = "{document}\n\n{query}"
 PLAIN_PROMPT = "{document}\n\nQuestion: {query}\nAnswer:"
+
+
+SLOT = re.compile("\ue000(\\d+)\ue001")
+"""Stands in a rendered template for a text of a request, in characters that no template uses."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,7 @@ class PromptTemplate:
         rendered = self.text
         if self.is_chat:
             messages = [{"role": "user", "content": self.text}]
-            rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            rendered = self._apply_template(messages)
         before, found, rest = rendered.partition("{document}")
         between, found_too, after = rest.partition("{query}")
         if not found or not found_too or "{document}" in rest:
@@ -68,6 +74,66 @@ class PromptTemplate:
         _check_length(ids, limits.query_tokens, "query")
         return self._template_ids(self._between) + ids + self._template_ids(self._after)
 
+    def encode_prompt(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """A text as the model's own vocabulary has it, control tokens included."""
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+    def encode_messages(
+        self, messages: Sequence[Message], limits: Limits, *, after_document: bool = False
+    ) -> list[int]:
+        """A conversation up to where the assistant answers; RequestError when it cannot be one.
+
+        Chat models get their template, base models ``PLAIN_PROMPT`` turn by turn. After a document
+        this is what follows it: the document opens the first turn, instructions come next and then
+        the user's message, so that a single message is just what ``encode_query`` makes of it.
+        """
+        ids = [self._plain_ids(message.content) for message in messages]
+        longest = limits.query_tokens if after_document else limits.prompt_tokens
+        _check_length([id for own in ids for id in own], longest, "messages", TOO_LONG)
+        try:
+            rendered = self._render(messages, after_document)
+        except TemplateError as error:
+            raise _unfit(f"the model's chat template refuses them: {error}") from None
+        prompt = [] if after_document else self._bos()
+        # The template's own text is at even places, the numbers of messages at odd ones.
+        for place, part in enumerate(SLOT.split(rendered)):
+            prompt += ids[int(part)] if place % 2 else self._template_ids(part)
+        return prompt
+
+    def _render(self, messages: Sequence[Message], after_document: bool) -> str:
+        if not self.is_chat:
+            return self._render_plain(messages, after_document)
+        turns = [{"role": m.role, "content": _slot(n)} for n, m in enumerate(messages)]
+        if not after_document:
+            return self._apply_template(turns)
+        first = next((n for n, m in enumerate(messages) if m.role != "system"), len(messages))
+        if first == len(messages) or messages[first].role != "user":
+            raise _unfit("after a document the first one, instructions aside, must be the user's")
+        query = "\n\n".join(turn["content"] for turn in turns[: first + 1])
+        turns[first]["content"] = self.text.replace("{query}", query)
+        before, _, after = self._apply_template(turns[first:]).partition("{document}")
+        if before != self._before:
+            raise _unfit("the model's chat template has them change what precedes the document")
+        return after
+
+    def _render_plain(self, messages: Sequence[Message], after_document: bool) -> str:
+        if messages[-1].role != "user":
+            raise _unfit("the last one must be the user's, as the model has no chat template")
+        around = {
+            "system": ("\n\n", ""),
+            "user": (self._between, self._after),
+            "assistant": (" ", ""),
+        }
+        turns = [_slot(n).join(around[m.role]) for n, m in enumerate(messages)]
+        text = "".join(turns)
+        return text if after_document else text.lstrip()
+
+    def _apply_template(self, turns: list[dict[str, str]]) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
     def _bos(self) -> list[int]:
         """What the tokenizer itself puts before a text (a chat template brings its own)."""
         return [] if self.is_chat else list(self.tokenizer("")["input_ids"])
@@ -80,12 +146,20 @@ class PromptTemplate:
         return list(encoded["input_ids"])
 
 
-def _check_length(ids: list[int], limit: int, param: str) -> None:
+def _slot(number: int) -> str:
+    return f"\ue000{number}\ue001"
+
+
+def _unfit(reason: str) -> RequestError:
+    return RequestError(f"messages: {reason}", "messages", "invalid_messages")
+
+
+def _check_length(ids: list[int], limit: int, param: str, code: str | None = None) -> None:
     if not ids:
         raise RequestError(f"{param} holds no text", param, "empty")
     if len(ids) > limit:
         raise RequestError(
             f"{param} has {len(ids)} tokens; at most {limit} are accepted",
             param,
-            f"{param}_too_long",
+            code or f"{param}_too_long",
         )

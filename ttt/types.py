@@ -1,7 +1,7 @@
 """Values that travel between the rooms: requests, events and results of one answer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 
@@ -29,6 +29,9 @@ class DamagedError(ValueError):
     """Stored bytes that are no adapted document of this format; the message says what is wrong."""
 
 
+TOO_LONG = "context_length_exceeded"
+"""What OpenAI's clients know a prompt by that is too long for the model."""
+
 LOCAL = "local"
 """The owner where there is only one, such as a process of one's own."""
 
@@ -39,6 +42,19 @@ class Limits:
 
     document_tokens: int = 32_768
     query_tokens: int = 4_096
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The longest prompt that brings its own document."""
+        return self.document_tokens + self.query_tokens
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,25 @@ class AnswerRequest:
     adapt: AdaptConfig = AdaptConfig()
     sampling: SamplingConfig = SamplingConfig()
     compare_base: bool = False
+    owner: str = LOCAL
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """Prompts, in tokens, to continue ``n`` times each.
+
+    ``logprobs`` is how many of the likeliest tokens are told beside each token, None to tell no
+    log-probability at all; with ``echo`` the prompts' own tokens are told as well. ``adapted`` is
+    the document whose state every prompt continues from, under its fast weights; without one the
+    base model begins anew. Choice j of a prompt is sampled with the seed plus j.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingConfig = SamplingConfig()
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False
+    adapted: "AdaptedDocument | None" = None
     owner: str = LOCAL
 
 
@@ -200,7 +235,68 @@ class DocumentAdapted:
     document: "AdaptedDocument"
 
 
-Work = AnswerRequest | AdaptRequest | AskRequest
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token as bytes, which need not be whole characters, and its log-probability in nats.
+
+    ``log_prob`` is None where nothing was there to predict the token, or where it was not asked
+    for. ``top`` holds the likeliest tokens in its place, best first.
+    """
+
+    data: bytes
+    log_prob: float | None = None
+    top: tuple["ScoredToken", ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The token as text; bytes that are no characters are spelled out, as OpenAI does."""
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """A prompt was read. ``echo`` holds its own tokens if they were asked for."""
+
+    prompt: int
+    tokens: int
+    seconds: float
+    echo: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True)
+class CompletionDelta:
+    """One more token of a choice: what it adds, and whether it is a token that ends answers.
+
+    ``text`` may be empty while a character is incomplete or a stop string may have begun.
+    """
+
+    choice: int
+    text: str
+    token: ScoredToken
+    ends: bool
+
+
+@dataclass(frozen=True)
+class ChoiceEnded:
+    """A choice is complete: "stop" or "length"."""
+
+    choice: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class CompletionEnded:
+    """All choices are complete. The last event of a completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+Work = AnswerRequest | AdaptRequest | AskRequest | CompletionRequest
 """What the model can be asked to do."""
 
 Event = (
@@ -211,6 +307,10 @@ Event = (
     | AnswerDelta
     | AnswerCompleted
     | DocumentAdapted
+    | PromptRead
+    | CompletionDelta
+    | ChoiceEnded
+    | CompletionEnded
 )
-Last = AnswerCompleted | DocumentAdapted
+Last = AnswerCompleted | DocumentAdapted | CompletionEnded
 """One of these ends every piece of work."""

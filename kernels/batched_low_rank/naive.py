@@ -37,4 +37,5 @@ def split(rows: Tensor, a: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, .
     R = a.shape[0]
     if cu_seqlens is None:
         return rows.view(R, rows.shape[0] // R, -1).unbind()
-    return rows.split(cu_seqlens.diff().tolist())
+    parts: tuple[Tensor, ...] = rows.split(cu_seqlens.diff().tolist())
+    return parts

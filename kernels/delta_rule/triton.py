@@ -1,4 +1,4 @@
-"""The delta rule in chunks (arXiv 2406.06484, section 3.2) with gradients into every boundary state.
+"""The delta rule in chunks (arXiv 2406.06484, section 3.2), with gradients into boundary states.
 
 flash-linear-attention's kernels give the gradient of the first and the last state only; a branch
 starts from a state in between, so these carry what comes back to each boundary along the scan.
@@ -133,7 +133,8 @@ class _DeltaRule(torch.autograd.Function):
             grad_bk, grad_a, grad_p = (shape.scratch(q, width) for width in (K, C, C))
             kernels.solve_backward[(N, shape.rows)](
                 k, v, beta, inverse, w, d, states, grad_o, grad_d, grad_v, grad_beta,
-                grad_bk, grad_a, grad_p, shape.T, shape.scale, **(tile | {"BLOCK_V": 16}), num_warps=warps, num_stages=1,
+                grad_bk, grad_a, grad_p, shape.T, shape.scale,
+                **(tile | {"BLOCK_V": 16}), num_warps=warps, num_stages=1,
             )  # fmt: skip
             part = min(64, tile["BLOCK_K"])
             kernels.chunk_backward[(N, triton.cdiv(K, part), shape.rows)](

@@ -1,7 +1,8 @@
 """The kernels of the chunked delta rule; ``triton`` explains and launches them.
 
-Tensors are contiguous: q, k [B H, T, K]; v, o [B H, T, V]; beta [B H, T]; states [B H, N + 1, K, V].
-Scratch is padded to whole chunks. Tokens past T load as zeros: with beta = 0 they write nothing.
+Tensors are contiguous: q, k [B H, T, K], v, o [B H, T, V], beta [B H, T] and states
+[B H, N + 1, K, V]. Scratch is padded to whole chunks. Tokens past T load as zeros: with beta = 0
+they write nothing.
 """
 
 import triton

@@ -37,10 +37,11 @@ def _forward(
     slope = torch.empty_like(hidden) if with_slope else None
     for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        logits, p, lse[rows] = _block(hidden[rows], weight, temperature)
+        logits, p, total = _block(hidden[rows], weight, temperature)
         at_target = logits.gather(-1, targets[rows, None]).squeeze(-1)
-        log_prob[rows] = at_target - lse[rows]
-        entropy[rows] = lse[rows] - torch.linalg.vecdot(p, logits)
+        log_prob[rows] = at_target - total
+        entropy[rows] = total - torch.linalg.vecdot(p, logits)
+        lse[rows] = total
         argmax[rows] = logits.argmax(-1)
         if slope is not None:
             expected = p.to(weight.dtype) @ weight  # [rows, D]
@@ -74,7 +75,9 @@ class _TokenStats(torch.autograd.Function):
         return tuple(stats)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor, *_others: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None]:
         slope, *kept = ctx.saved_tensors
         grad_hidden = slope * grad[:, None].to(slope.dtype)
         if not kept:

@@ -1,8 +1,8 @@
 """Token statistics in one pass over blocks of the vocabulary: no [N, V] matrix ever exists.
 
 Forward: a program owns some rows and a share of the vocabulary. It multiplies block after block and
-keeps, as online softmax does, the running maximum m, s = sum e^(l - m) and w = sum (l - m) e^(l - m)
-of the logits l; a second, tiny kernel merges the shares. Entropy is log s - w / s.
+keeps, as online softmax does, of the logits l the running maximum m, s = sum e^(l - m) and
+w = sum (l - m) e^(l - m); a second, tiny kernel merges the shares. Entropy is log s - w / s.
 
 Backward: d log p / d logits = (onehot - p) / temperature is computed again from lse for a slab of
 the vocabulary, whose size bounds the scratch, and the two products with it are plain matrix

@@ -1,6 +1,5 @@
 """Answer a question about a document: adapted to for this request, or before."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from refine_server.server.adaptations import Adaptations
+from refine_server.server.connection import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError, as_api_error, documented
@@ -29,9 +29,6 @@ from refine_server.server.settings import Settings
 from refine_server.ttt.types import AnswerCompleted, Work
 
 router = APIRouter(tags=["answers"])
-
-CLIENT_CLOSED_REQUEST = 499
-"""Nobody receives this status; it stands in the log and the metrics (as in nginx)."""
 
 STREAM_EVENTS = ("answer.base", "adaptation.step", "answer.delta", "answer.completed", "error")
 
@@ -76,13 +73,14 @@ async def create_answer(
         raise ApiError(422, message, "invalid_value", param="max_tokens")
     async with contextlib.AsyncExitStack() as stack:
         work = await _work(body, adaptation_id, owner, adaptations, settings, stack)
-        timeout = min(body.timeout_seconds or float("inf"), settings.request_timeout_seconds)
+        longest = settings.request_timeout_seconds
+        timeout = min(body.timeout_seconds or longest, longest)
         job = Job(work, request.state.request_id, timeout, body.priority)
         await engine.submit(job)
         if body.stream:
             told = partial(_origin, job, model, adaptation_id)
             return AnswerStream(engine, job, told, settings.shutdown_seconds, stack.pop_all())
-        done = await _completed_or_gone(engine, job, request)
+        done = await unless_gone(request, _completed(engine, job))
     if done is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     response = AnswerResponse.of(done, _origin(job, model, adaptation_id))
@@ -108,29 +106,14 @@ async def _work(
     return body.to_question(adapted, settings.max_tokens, owner)
 
 
-async def _completed_or_gone(engine: Engine, job: Job, request: Request) -> AnswerCompleted | None:
-    """The end of a job, or None when the client went away before it."""
-    answering = asyncio.create_task(_completed(engine, job))
-    watching = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-        return answering.result() if answering.done() else None
-    finally:
-        answering.cancel()
-        watching.cancel()
-        engine.cancel(job, "disconnect")
-
-
 async def _completed(engine: Engine, job: Job) -> AnswerCompleted:
-    events = [event async for event in engine.events(job)]
+    try:
+        events = [event async for event in engine.events(job)]
+    finally:
+        engine.cancel(job, "disconnect")
     last = events[-1]
     assert isinstance(last, AnswerCompleted)
     return last
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class AnswerStream(EventSourceResponse):

@@ -1,20 +1,63 @@
-"""Which models can be asked."""
+"""Which models can be asked: the served one, and what was adapted from it."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
 
-from refine_server.server.dependencies import EngineDep
-from refine_server.server.errors import documented
+from fastapi import APIRouter, Path, Request
+
+from refine_server.server.adaptation import Adaptation, Status
+from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.errors import ApiError, documented
 from refine_server.server.schemas import Model, ModelList
 
-router = APIRouter(tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+ModelId = Annotated[str, Path(max_length=512, description="As it is listed.")]
 
 
-@router.get("/v1/models", responses=documented(503))
-async def list_models(request: Request, engine: EngineDep) -> ModelList:
-    """The served model, in OpenAI's list form."""
+@router.get("", responses=documented(503))
+async def list_models(
+    request: Request,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
+) -> ModelList:
+    """The served model and one's own adaptations that are ready, in OpenAI's list form."""
     backend = engine.ready()
-    created: int = request.app.state.started
-    model = Model(
-        id=backend.name, created=created, family=backend.family, parameters=backend.parameters
+    adaptations.require_open()
+    served = Model(
+        id=backend.name,
+        created=request.app.state.started,
+        family=backend.family,
+        parameters=backend.parameters,
+        max_model_len=settings.limits.prompt_tokens,
     )
-    return ModelList(data=[model])
+    ready = [a for a in adaptations.list(owner) if a.status is Status.READY]
+    return ModelList(data=[served, *(_adapted(served, a, settings) for a in ready)])
+
+
+@router.get("/{model:path}", responses=documented(404, 422, 503))
+async def get_model(
+    model: ModelId,
+    request: Request,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
+) -> Model:
+    """One of the listed models."""
+    listed = await list_models(request, owner, engine, adaptations, settings)
+    for known in listed.data:
+        if known.id == model:
+            return known
+    raise ApiError(404, f"There is no model {model!r} here.", "model_not_found", param="model")
+
+
+def _adapted(served: Model, adaptation: Adaptation, settings: SettingsDep) -> Model:
+    changed = {
+        "id": adaptation.id,
+        "created": int(adaptation.created_at),
+        "parent": served.id,
+        "max_model_len": settings.limits.query_tokens,
+    }
+    return served.model_copy(update=changed)

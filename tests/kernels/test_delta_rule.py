@@ -19,11 +19,17 @@ def inputs(B: int, H: int, T: int, K: int, V: int, dtype: torch.dtype) -> list[t
 
 
 @pytest.mark.parametrize(
-    ("T", "K", "V"),
-    [(1, 16, 16), (5, 8, 3), (63, 16, 40), (64, 72, 16), (65, 16, 16), (100, 20, 35)],
+    ("T", "K", "V"), [(1, 16, 16), (5, 8, 3), (63, 16, 40), (64, 72, 16), (100, 20, 35)]
 )
-def test_outputs_states_and_gradients(T, K, V, dtype, matches) -> None:
-    matches(naive.delta_rule, form.delta_rule, inputs(1, 1 + T % 2, T, K, V, dtype), scale=5)
+def test_outputs_states_and_gradients(T, K, V, matches) -> None:
+    args = inputs(1, 2 if T < 10 else 1, T, K, V, torch.float32)
+    matches(naive.delta_rule, form.delta_rule, args, scale=5)
+
+
+@pytest.mark.parametrize(("T", "K", "V"), [(5, 33, 17), (65, 16, 16)])
+def test_bf16(T, K, V, matches) -> None:
+    args = inputs(1, 1, T, K, V, torch.bfloat16)
+    matches(naive.delta_rule, form.delta_rule, args, scale=5)
 
 
 def test_many_chunks(matches) -> None:

@@ -37,7 +37,7 @@ def test_rewards_and_advantages(kind, R, G, n, k, D, dtype) -> None:
 
 
 def test_equal_rewards_are_worth_nothing() -> None:
-    tokens, hidden, document, document_hidden, starts = inputs(1, 2, 3, 5, 8, torch.float32)
+    _, hidden, document, document_hidden, starts = inputs(1, 2, 3, 5, 8, torch.float32)
     own = document[0][starts[0][:, None] + torch.arange(5)].repeat_interleave(3, 0)
     rewards, advantages = form.rollout_reward(
         "exact", own, hidden, document, document_hidden, starts

@@ -11,8 +11,8 @@ from refine_server.kernels.select_positions import triton as form
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 
 
-@pytest.mark.parametrize("T", [1, 63, 100, 257, 3001])
-@pytest.mark.parametrize("kernel", [1, 4, 5])
+@pytest.mark.parametrize("T", [1, 63, 257, 3001])
+@pytest.mark.parametrize("kernel", [1, 4])
 @pytest.mark.parametrize("rule", ["sample", "uniform", "argmax", "argmin"])
 def test_positions(T, kernel, rule, dtype) -> None:
     chunks = min(T, 2)

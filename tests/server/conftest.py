@@ -4,22 +4,28 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from refine_server.server.app import create_app
 from refine_server.server.backend import SELF_CHECK, Backend, ShouldStop
 from refine_server.server.serving import Server
 from refine_server.server.settings import Settings
 from refine_server.ttt.answering import AdaptedDocument
+from refine_server.ttt.completion import check_prompts
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.models.state import DeltaState, State
 from refine_server.ttt.persistence import dump, restore
+from refine_server.ttt.prompting import PromptTemplate
+from refine_server.ttt.token_bytes import _BYTES
 from refine_server.ttt.types import (
     AdaptationEnded,
     AdaptationReport,
@@ -30,10 +36,17 @@ from refine_server.ttt.types import (
     AnswerRequest,
     AskRequest,
     BaseAnswered,
+    ChoiceEnded,
+    CompletionDelta,
+    CompletionEnded,
+    CompletionRequest,
     DocumentAdapted,
     DocumentRead,
     Event,
+    Limits,
+    PromptRead,
     RequestError,
+    ScoredToken,
     StepReport,
     Timings,
     Usage,
@@ -72,12 +85,15 @@ class FakeModel:
             fingerprint="as loaded",
             measure=lambda: self.measured,
             check=self.check,
+            template=PromptTemplate(byte_tokenizer()),
             perform=self.perform,
             dump=dump,
             restore=lambda data, form: restore(data, form, torch.device("cpu")),
         )
 
     def check(self, work: Work) -> int:
+        if isinstance(work, CompletionRequest):
+            return check_prompts(work, Limits(LONGEST_DOCUMENT, LONGEST_DOCUMENT), 260)
         words = len((work.query if isinstance(work, AskRequest) else work.document).split())
         if words > LONGEST_DOCUMENT:
             raise RequestError("document is too long", "document", "document_too_long")
@@ -91,6 +107,8 @@ class FakeModel:
                 return self.adapt(work, should_stop)
             case AskRequest():
                 return self.ask(work)
+            case CompletionRequest():
+                return self.complete(work)
 
     def adapt(self, work: AdaptRequest, should_stop: ShouldStop) -> Iterator[Event]:
         """The document's first word is the name in ``turns`` and ``closed``."""
@@ -128,6 +146,28 @@ class FakeModel:
             usage=Usage(work.adapted.document_tokens, 1, len(said), 0),
             timings=Timings(0.0, 0.0, 0.03, 0.01),
         )
+
+    def complete(self, work: CompletionRequest) -> Iterator[Event]:
+        """Says each prompt's first word, which is its name in ``turns`` and ``closed``."""
+        name, tokens = "", 0
+        try:
+            for number, prompt in enumerate(work.prompts):
+                words = bytes(id for id in prompt if id < 256).decode(errors="replace").split()
+                name = words[0] if words else "nothing"
+                echo = tuple(ScoredToken(bytes([id])) for id in prompt if work.echo and id < 256)
+                yield PromptRead(number, len(prompt), 0.01, echo)
+                for choice in range(number * work.n, (number + 1) * work.n):
+                    for letter in name[: work.sampling.max_tokens]:
+                        self._work(name, words)
+                        tokens += 1
+                        score = None if work.logprobs is None else -0.5
+                        token = ScoredToken(letter.encode(errors="replace"), score)
+                        yield CompletionDelta(choice, letter, token, False)
+                    yield ChoiceEnded(choice, "stop")
+            timings = Timings(0.01, 0.0, 0.03, 0.04)
+            yield CompletionEnded(sum(map(len, work.prompts)), tokens, timings)
+        finally:
+            self.closed.append(name)
 
     def answer(self, request: AnswerRequest) -> Iterator[Event]:
         if request is SELF_CHECK:
@@ -173,6 +213,16 @@ class FakeModel:
             raise RequestError("query is unfit", "query", "unfit")
         if "exit" in words:
             raise SystemExit
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token, its value its id."""
+    alphabet = dict(zip(_BYTES.values(), _BYTES, strict=True))
+    vocabulary = {alphabet[byte]: byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
 
 
 def fake_document(work: AdaptRequest, report: AdaptationReport, tokens: int) -> AdaptedDocument:
@@ -236,26 +286,44 @@ def client(make_client: Callable[..., TestClient]) -> TestClient:
     return make_client()
 
 
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """A real server on a loopback port; gives its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(uvicorn.Config(app, log_config=None), app.state.engine, 0.3)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        wait_until_open(app)
+        wait_for(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
 @pytest.fixture
 def live(make_app: Callable[..., FastAPI], fake: FakeModel) -> Iterator[Callable[..., str]]:
-    """Real servers on loopback ports; returns their URLs."""
+    """Real servers of the scripted model; returns their URLs."""
     with ExitStack() as stack:
 
         def start(**options: object) -> str:
-            app = make_app(**options)
-            listener = socket.create_server(("127.0.0.1", 0))
-            server = Server(uvicorn.Config(app, log_config=None), app.state.engine, 0.3)
-            thread = threading.Thread(target=server.run, args=([listener],))
-
-            def stop() -> None:
-                fake.gate.set()
-                server.should_exit = True
-                thread.join(20)
-
-            thread.start()
-            stack.callback(stop)
-            wait_until_open(app)
-            wait_for(lambda: server.started)
-            return f"http://127.0.0.1:{listener.getsockname()[1]}"
+            url = stack.enter_context(serving(make_app(**options)))
+            stack.callback(fake.gate.set)
+            return url
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def tiny_url() -> Iterator[str]:
+    """A real server of the real tiny model."""
+    settings = Settings(model="tiny", store="none", shutdown_seconds=0.3)
+    with serving(create_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny() -> CausalLM:
+    """The tiny model itself, to compare with."""
+    return load("tiny")

@@ -1,6 +1,8 @@
 """Adapt once, ask many: the life of adaptations over HTTP, on the scripted model."""
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,9 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+from refine_server.server.adaptation import Adaptation
+from refine_server.server.vault import Vault
 
 DOCUMENT = "alpha text"
 
@@ -216,6 +221,30 @@ def test_what_the_store_has_comes_back(
     }
 
 
+def test_what_is_being_stored_stays_in_memory(
+    make_client: Callable[..., TestClient], tmp_path: Path, monkeypatch, wait_for
+) -> None:
+    gates = [threading.Event(), threading.Event()]
+    saving: list[str] = []
+    save = Vault.save
+
+    async def held(self: Vault, adaptation: Adaptation, document: Any) -> bool:
+        saving.append(adaptation.id)
+        await asyncio.to_thread(gates[len(saving) - 1].wait, 10)
+        return await save(self, adaptation, document)
+
+    monkeypatch.setattr(Vault, "save", held)
+    client = make_client(store=tmp_path.as_uri(), adaptation_memory_bytes=5000)
+    first = create(client, "alpha x").json()["id"]
+    wait_for(lambda: saving == [first])
+    second = create(client, "beta x").json()["id"]
+    wait_for(lambda: saving == [first, second])
+    gates[0].set()  # with the first one ready there is one too many in memory
+    until_ready(client, first)
+    gates[1].set()
+    assert until_ready(client, second)["stored"]
+
+
 def test_a_damaged_entry_is_refused_with_a_reason(
     make_client: Callable[..., TestClient], tmp_path: Path
 ) -> None:
@@ -275,3 +304,23 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(make_app, fake, tm
         assert (resource["status"], resource["stopped"]) == ("ready", "shutdown")
         assert 0 < len(resource["steps"]) < 200
         assert create(client, "slow x", adapt={"steps": 200}).json()["id"] != made["id"]
+
+
+def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> None:
+    body = {"document": "hold x", "query": "q", "timeout_seconds": 0.1}
+    late = client.post("/v1/answers", json=body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    made = create(client, "hold y", timeout_seconds=0.1).json()
+    ended = until_ready(client, made["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "timeout")
+
+
+def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:
+    client = make_client(max_active=1)
+    create(client, "hold x")
+    wait_for(lambda: fake.turns == ["hold"])
+    for name, priority in (("patient", 5), ("plain", 0), ("urgent", -5)):
+        create(client, f"{name} x", priority=priority)
+    fake.gate.set()
+    wait_for(lambda: len(fake.closed) == 4)
+    assert fake.closed == ["hold", "urgent", "plain", "patient"]

@@ -104,6 +104,8 @@ def test_models_and_version(client: TestClient) -> None:
         "owned_by": "refine-server",
         "family": "delta_net",
         "parameters": 7,
+        "max_model_len": 36_864,
+        "parent": None,
     }
     assert client.get("/version").json()["name"] == "refine-server"
 

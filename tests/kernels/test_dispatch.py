@@ -1,0 +1,76 @@
+"""Which form of an op runs: by device, or as REFINE_KERNELS says."""
+
+import pytest
+import torch
+
+from refine_server.kernels import dispatch
+from refine_server.kernels.token_stats import naive as token_stats_naive
+from refine_server.kernels.token_stats import torch as token_stats_torch
+
+NAIVE, FAST = token_stats_naive.token_stats, token_stats_torch.token_stats
+
+
+def test_the_environment_is_checked(monkeypatch) -> None:
+    monkeypatch.delenv("REFINE_KERNELS", raising=False)
+    assert dispatch._chosen_form() is None
+    for form in ("naive", "torch"):
+        monkeypatch.setenv("REFINE_KERNELS", form)
+        assert dispatch._chosen_form() == form
+    monkeypatch.setenv("REFINE_KERNELS", "cuda")
+    with pytest.raises(ValueError, match="naive, torch, triton, not 'cuda'"):
+        dispatch._chosen_form()
+
+
+def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch) -> None:
+    monkeypatch.setenv("REFINE_KERNELS", "triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch._chosen_form() == "triton"
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match="CUDA"):
+        dispatch._chosen_form()
+
+
+def test_a_form_can_be_forced(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "FORM", "naive")
+    assert dispatch._choose(NAIVE, FAST, triton=True) is NAIVE
+    monkeypatch.setattr(dispatch, "FORM", "torch")
+    assert dispatch._choose(NAIVE, FAST, triton=True) is FAST
+    assert dispatch._choose(NAIVE, triton=True) is NAIVE
+    triton = pytest.importorskip("refine_server.kernels.token_stats.triton")
+    monkeypatch.setattr(dispatch, "FORM", "triton")
+    chosen = dispatch._choose(NAIVE, FAST, triton=True)
+    monkeypatch.setattr(triton, "token_stats", lambda *_: "triton")
+    dispatch._triton_form.cache_clear()
+    assert chosen(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1)) == "triton"
+    dispatch._triton_form.cache_clear()
+
+
+def test_by_device(monkeypatch) -> None:
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    def on_gpu(dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(2, dtype=dtype).as_subclass(OnGPU)
+
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    assert not dispatch._on_gpu((torch.zeros(2),))
+    assert dispatch._on_gpu((on_gpu(torch.float32),))
+    assert dispatch._on_gpu(([on_gpu(torch.bfloat16)],))  # the optimiser takes lists
+    assert dispatch._on_gpu(("exact", on_gpu(torch.float32)))
+    assert not dispatch._on_gpu((on_gpu(torch.float64),))
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    assert not dispatch._on_gpu((on_gpu(torch.float32),))
+
+
+def test_every_triton_form_has_its_definitions_signature() -> None:
+    import inspect
+
+    pytest.importorskip("triton")
+    ops = [op for name, op in vars(dispatch).items() if name[0] != "_"]
+    definitions = [op.__wrapped__ for op in ops if hasattr(op, "__wrapped__")]
+    assert len(definitions) >= 9
+    for naive in definitions:
+        form = dispatch._triton_form(naive)
+        names = [list(inspect.signature(f).parameters) for f in (naive, form)]
+        assert names[0] == names[1], naive
