@@ -1,4 +1,4 @@
-"""``refine-server answer``: one question, answered in this process or by a server."""
+"""``refine-server answer`` and ``adapt``: in this process, or by a server."""
 
 import secrets
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from refine_server.clients import RefineClient
+from refine_server.clients import RefineClient, errors
+from refine_server.clients.types import Adaptation
 from refine_server.server.backend import open_backend
 from refine_server.server.errors import invalid_body
 from refine_server.server.schemas import AnswerBody, Origin, wire_event
@@ -56,12 +57,29 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
             yield name, data.model_dump(mode="json")
 
 
-def answer_there(url: str, body: dict[str, Any]) -> Iterator[WireEvent]:
+def adapt_there(
+    url: str, api_key: str | None, document: str, **options: Any
+) -> Iterator[WireEvent]:
+    """Have a server adapt to a document and keep it; the events, ``adaptation.ready`` last.
+
+    Raises:
+        ClientError: the server refused, failed, went away or is not there.
+    """
+    with RefineClient(url, api_key=api_key) as client:
+        adaptation = client.adapt(document, **options)
+        for event in client.follow_adaptation(adaptation.id):
+            if isinstance(event, Adaptation):
+                yield "adaptation.ready", errors.ready(event).model_dump(mode="json")
+            else:
+                yield event.name, event.model_dump(mode="json")
+
+
+def answer_there(url: str, api_key: str | None, body: dict[str, Any]) -> Iterator[WireEvent]:
     """Ask a server; the events of its stream.
 
     Raises:
         ClientError: the server refused, failed, went away or is not there.
     """
-    with RefineClient(url) as client:
+    with RefineClient(url, api_key=api_key) as client:
         for event in client.stream_answer(**body):
             yield event.name, event.model_dump(mode="json")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from refine_server.benchmarks.cli import app as bench
+from refine_server.server.models_cli import app as models
 from refine_server.ttt.training.cli import app as train
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of a server.")
@@ -55,10 +57,46 @@ def serve(context: typer.Context) -> None:
         serve(settings)
 
 
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="REFINE_API_KEY", help="Of that server, if it wants one.")
+]
+
+
+@app.command()
+def adapt(
+    document: Annotated[str, typer.Option(help="Text file to adapt to; - reads stdin.")],
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    objective: Annotated[str | None, typer.Option(help="refine, ntp or none.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Adaptation steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the adaptation.")] = None,
+    ttl_seconds: Annotated[float | None, typer.Option(help="Kept so long after its use.")] = None,
+    api_key: ApiKey = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole resource as one JSON object.")
+    ] = False,
+) -> None:
+    """Have a server adapt to a document, once, and print the id to ask it by."""
+    with _told_plainly():
+        from refine_server.server.asking import adapt_there, read_document
+        from refine_server.server.terminal import Follower
+        from refine_server.ttt.config import AdaptConfig
+
+        text = read_document(document)
+        options = _given(objective=objective, steps=steps, seed=seed)
+        follower = Follower(AdaptConfig().steps if steps is None else steps, as_json)
+        kept = _given(ttl_seconds=ttl_seconds)
+        follower.follow(adapt_there(url, api_key, text, adapt=options, **kept))
+
+
 @app.command()
 def answer(
-    document: Annotated[str, typer.Option(help="Text file to adapt to; - reads stdin.")],
-    query: Annotated[str, typer.Option(help="Question to answer from it.")],
+    query: Annotated[str, typer.Option(help="Question to answer from the document.")],
+    document: Annotated[
+        str | None, typer.Option(help="Text file to adapt to; - reads stdin.")
+    ] = None,
+    adaptation: Annotated[
+        str | None, typer.Option(help="Id of an adaptation of the server, instead of a document.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="smollm2, tiny, a directory or a hub id.")
     ] = None,
@@ -69,6 +107,7 @@ def answer(
     steps: Annotated[int | None, typer.Option(help="Adaptation steps.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of the adaptation and of the answer.")] = 0,
+    api_key: ApiKey = None,
     compare_base: Annotated[
         bool, typer.Option("--compare-base", help="Answer from the base weights as well.")
     ] = False,
@@ -78,23 +117,32 @@ def answer(
 ) -> None:
     """Adapt to one document and answer one question about it."""
     with _told_plainly():
-        from refine_server.server.asking import answer_here, answer_there, parse_body, read_document
+        from refine_server.server.asking import (
+            InputError,
+            answer_here,
+            answer_there,
+            parse_body,
+            read_document,
+        )
         from refine_server.server.settings import read_settings
         from refine_server.server.terminal import Follower
 
-        adapt = _given(objective=objective, steps=steps, seed=seed)
-        body = {
-            "document": read_document(document),
-            "query": query,
-            "adapt": adapt,
-            "seed": seed,
-            "compare_base": compare_base,
-            **_given(max_tokens=max_tokens),
-        }
+        if document is None and adaptation is None:
+            raise InputError("--document is needed, or --adaptation with --url")
+        body: dict[str, Any] = {"query": query, "seed": seed, **_given(max_tokens=max_tokens)}
+        if adaptation is not None:
+            body["adaptation"] = adaptation
+        else:
+            body["adapt"] = _given(objective=objective, steps=steps, seed=seed)
+            body["compare_base"] = compare_base
+        if document is not None:
+            body["document"] = read_document(document)
         parsed = parse_body(body)
         follower = Follower(parsed.adapt.steps, as_json)
         if url is not None:
-            follower.follow(answer_there(url, {**body, **_given(model=model)}))
+            follower.follow(answer_there(url, api_key, {**body, **_given(model=model)}))
+        elif adaptation is not None:
+            raise InputError("--adaptation needs --url: the server that keeps it")
         else:
             settings = read_settings()
             if model is not None:

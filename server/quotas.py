@@ -117,8 +117,8 @@ class QuotaKeeper:
             now = self._clock()
             wait = used.tokens.wait(tokens, now)
             if math.isinf(wait):
-                message = f"document: this key may read {used.tokens.limit} tokens in an hour"
-                raise ApiError(413, message, "quota_document_tokens_per_hour", param="document")
+                message = f"This key's documents may have {used.tokens.limit} tokens in an hour."
+                raise ApiError(413, message, "quota_document_tokens_per_hour")
             if wait:
                 raise exceeded("document_tokens_per_hour", used.tokens.limit, wait)
             used.tokens.spend(tokens, now)

@@ -13,7 +13,7 @@ from refine_server.ttt.types import Limits
 ENV_PREFIX = "REFINE_"
 
 # Read by other rooms, or set by Kubernetes for a service that is called refine-server.
-FOREIGN_VARIABLES = ("REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
+FOREIGN_VARIABLES = ("REFINE_API_KEY", "REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
 
 
 MAX_TTL_SECONDS = 30 * 24 * 3600.0

@@ -26,7 +26,7 @@ class Follower:
         self.stderr = Console(stderr=True)
 
     def follow(self, events: WireEvents) -> dict[str, Any]:
-        """Show all events; return the data of ``answer.completed``."""
+        """Show all events; return the data of the last one."""
         response: dict[str, Any] = {}
         progress = Progress(
             TextColumn("{task.description}"),
@@ -46,7 +46,7 @@ class Follower:
                     self._base(progress, data["text"])
                 elif name == "answer.delta":
                     progress.update(task, description="answering")
-                elif name == "answer.completed":
+                elif name in ("answer.completed", "adaptation.ready"):
                     response = data
         self._completed(response)
         return response
@@ -72,6 +72,9 @@ class Follower:
     def _completed(self, response: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps(response))
+            return
+        if response["object"] == "adaptation":
+            print(response["id"])
             return
         print(response["answer"].strip())
         adaptation, timings = response["adaptation"], response["timings"]

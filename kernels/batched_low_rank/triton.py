@@ -87,9 +87,10 @@ def _project(
     (M, K), N, (R, _, rank) = x.shape, weight.shape[0], a.shape
     y, low = x.new_empty(0 if only_low else M, N), x.new_empty(M, rank)
     share = M // R
-    tall = 128 if share >= 128 else 64 if share >= 32 else 16
-    wide = 128 if tall > 16 else 64
-    narrow = x.dtype == torch.float32
+    single = x.dtype == torch.float32
+    fits = not single or rank <= 128  # x A and B of a large tile into shared memory
+    tall = 128 if share >= 128 and fits else 64 if share >= 32 else 16
+    wide = 128 if tall > 16 and fits else 64
     # Tiles do not cross requests, so there are at most R more of them than rows ask for.
     grid = (1 if only_low else triton.cdiv(N, wide), triton.cdiv(M, tall) + R)
     if M:
@@ -98,7 +99,7 @@ def _project(
             *weight.stride(), *a.stride(), *b.stride(),
             K=K, RANK=rank, BLOCK_R=max(16, triton.next_power_of_2(rank)),
             BIAS=bias is not None, ONLY_LOW=only_low,
-            BLOCK_M=tall, BLOCK_N=wide, BLOCK_K=32 if narrow else 64,
+            BLOCK_M=tall, BLOCK_N=wide, BLOCK_K=32 if single else 64,
             num_warps=8 if tall == 128 else 4, num_stages=3,
         )  # fmt: skip
     return y, low

@@ -98,10 +98,12 @@ class _DeltaRule(torch.autograd.Function):
         inverse, w, d = (shape.scratch(q, width) for width in (tile["C"], K, V))
         states = torch.empty(shape.B, shape.H, N + 1, K, V, dtype=torch.float32, device=q.device)
         o = torch.empty_like(v, dtype=q.dtype)
+        # Chunks loaded ahead, as many as shared memory holds.
+        stages = 3 if K * q.element_size() <= 256 else 1
         if shape.rows:
             kernels.solve[(N, shape.rows)](k, v, beta, inverse, w, d, shape.T, **tile, num_warps=4)
             kernels.scan[(shape.column_blocks, shape.rows)](
-                k, w, d, state, states, shape.T, N, **tile, num_warps=4
+                k, w, d, state, states, shape.T, N, **tile, num_warps=4, num_stages=stages
             )
             kernels.read[(N, shape.column_blocks, shape.rows)](
                 q, k, d, states, o, shape.T, shape.scale, **tile, num_warps=4

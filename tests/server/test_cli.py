@@ -181,3 +181,25 @@ def test_main_sets_the_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         main()
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_a_document_is_adapted_to_once_and_asked_by_its_id(
+    live: Callable[..., str], document: str
+) -> None:
+    url = live(api_keys="alice:alice-alice-alice-1")
+    there = ("--url", url)
+    key = {"REFINE_API_KEY": "alice-alice-alice-1"}
+    made = run("adapt", "--document", document, "--steps", "2", *there, env=key)
+    assert made.exit_code == 0, made.output
+    assert made.stderr.count("step ") == 2
+    adaptation_id = made.stdout.strip()
+    assert adaptation_id.startswith("adapt-")
+    asked = run("answer", "--adaptation", adaptation_id, "--query", "who", *there, env=key)
+    assert asked.exit_code == 0, asked.output
+    word = Path(document).read_text().split()[0]
+    assert asked.stdout.strip() == word
+    again = run("adapt", "--document", document, "--steps", "2", *there, "--json", env=key)
+    assert json.loads(again.stdout.splitlines()[-1])["id"] == adaptation_id
+    failing(1, "key", "--adaptation", adaptation_id, "--query", "who", *there)
+    failing(2, "--url", "--adaptation", adaptation_id, "--query", "who")
+    failing(2, "document", "--query", "who")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -212,8 +213,12 @@ def test_the_watch_sees(watched: list[str]) -> None:
 
 
 def test_no_name_in_a_request_reaches_the_file_system(
-    client: TestClient, watched: list[str]
+    make_client: Callable[..., TestClient], watched: list[str], tmp_path: Path
 ) -> None:
+    client = make_client(store=tmp_path.as_uri())
+    adapted = client.post("/v1/adaptations", json={"document": MARK, "adapt": {"steps": 1}})
+    client.get(f"/v1/adaptations/{adapted.json()['id']}/events")
+    assert list(tmp_path.rglob("manifest.json"))
     operations = client.get("/openapi.json").json()["paths"]
     for name in PATHS:
         quoted = name.replace("/", "%2F")

@@ -1,5 +1,6 @@
 """How a served process ends: with its engine, by a signal, and not by one request's failure."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def start() -> Iterator[Start]:
             return process, url
 
         yield start
+
+
+def stream_answer(url: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names of a stream's events, and the code of an error."""
+    asked = {**body, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/answers", json=asked, timeout=60) as reply:
+        for event in sse.parse(reply.iter_bytes()):
+            yield event.event, json.loads(event.data).get("error", {}).get("code", "")
 
 
 def rest_of_log(process: "subprocess.Popen[str]") -> str:
@@ -141,7 +150,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
         pass
     process.send_signal(signal.SIGTERM)
     thread.join(10)
-    assert told == ["shutting_down"]
+    assert told[-1] == ("error", "shutting_down")
     assert process.wait(20) == 1
 
 

@@ -29,7 +29,8 @@ def test_no_request_brings_a_server_error(
     url = live(max_tokens=16, **keys)
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert {op.path for op in operations} >= {"/v1/answers", "/v1/models", "/metrics"}
+    paths = {"/v1/answers", "/v1/adaptations", "/v1/models", "/metrics", "/health/verify"}
+    assert {op.path for op in operations} >= paths
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and not operation.body:
             continue  # nothing in it can be wrong
@@ -47,8 +48,12 @@ def _call(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> None
     @given(st.data())
     def check(data: Any) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
-        case.call_and_validate(
-            checks=[not_a_server_error, response_schema_conformance], headers=headers
+        response = case.call(headers=headers)
+        asked = isinstance(case.body, dict) and "timeout_seconds" in case.body
+        if response.status_code == 504 and asked:
+            return  # it got what it asked for
+        case.validate_response(
+            response, checks=[not_a_server_error, response_schema_conformance], headers=headers
         )
 
     check()
