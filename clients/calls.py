@@ -1,5 +1,6 @@
 """What both clients share: addresses, bodies, timeouts, and which failures may be tried again."""
 
+import os
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 
 from refine_server.clients.errors import ClientError, RateLimitError, UnavailableError
 
+KEY_VARIABLE = "REFINE_API_KEY"
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """The server sends something every 15 seconds while a stream is open, if only a comment."""
@@ -65,9 +67,10 @@ def detokenize(tokens: list[int]) -> Call:
 
 def http_options(url: str, api_key: str | None, silence_seconds: float) -> dict[str, Any]:
     """Arguments of httpx's clients."""
+    key = api_key or os.environ.get(KEY_VARIABLE)
     return {
         "base_url": url.rstrip("/"),
-        "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
+        "headers": {"authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
         "trust_env": not _is_loopback(url),
     }

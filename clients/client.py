@@ -30,7 +30,7 @@ class RefineClient:
 
     Args:
         url: of the server, such as ``http://127.0.0.1:8000``.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; by default what ``REFINE_API_KEY`` says, if anything.
         silence_seconds: how long the server may say nothing. An open stream says something every
             15 seconds, however long an adaptation takes.
         attempts: how often a request is sent at most. What may have begun an adaptation is never

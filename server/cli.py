@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from refine_server.benchmarks.cli import app as bench
+from refine_server.server.models_cli import app as models
 from refine_server.ttt.training.cli import app as train
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench, name="bench")
+app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of a server.")

@@ -12,9 +12,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from refine_server.server.connection import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.errors import as_api_error
+from refine_server.server.hangups import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.jobs import Job
 from refine_server.server.openai_format import Formatter, UsageIn
 from refine_server.server.openai_responses import TttReport

@@ -17,9 +17,9 @@ from fastapi import FastAPI
 from refine_server.server.app import create_app
 from refine_server.server.auth import Keyring
 from refine_server.server.backend import Backend
-from refine_server.server.connections import MAX_HEAD_BYTES, impatient_protocol
 from refine_server.server.engine import Engine
 from refine_server.server.settings import Settings
+from refine_server.server.slow_clients import MAX_HEAD_BYTES, impatient_protocol
 
 logger = logging.getLogger(__name__)
 

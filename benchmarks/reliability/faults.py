@@ -96,7 +96,8 @@ class Faults:
         hook.mkdir()
         (hook / "sitecustomize.py").write_text(CLOCK_HOOK.format(clock=str(clock)))
         clock.write_text("0")
-        faked = {"PYTHONPATH": str(hook)}
+        paths = [str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]
+        faked = {"PYTHONPATH": os.pathsep.join(paths)}
         with self._served("clock", self.bench.folder / "clocked", faked) as server:
             kept = [Kept(subject) for subject in self.bench.subjects[:2]]
             created = [self.bench.adapt(server, one)["created_at"] for one in kept]

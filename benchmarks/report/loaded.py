@@ -8,7 +8,7 @@ from typing import Any
 
 from refine_server.benchmarks.replay.folder import Manifest
 from refine_server.benchmarks.report import plots, stats
-from refine_server.benchmarks.report.render import Plot, Report, Section, settings_of
+from refine_server.benchmarks.report.render import Plot, Report, Section, facts_of
 from refine_server.benchmarks.serving.drive import Level, Observed
 
 LOADS = {"poisson": "requests a second", "closed": "clients"}
@@ -55,14 +55,6 @@ def load_report(
     """The report of all levels, in the order in which they ran."""
     found = [summary(level, bound, dollars_per_hour) for level in levels]
     unit = LOADS[levels[0].arrivals]
-    facts = {
-        "model": str(manifest.model["id"]),
-        "server": f"refine-server {manifest.server}",
-        "settings": settings_of(manifest),
-        "command": manifest.command,
-        "started": manifest.started,
-        "client": ", ".join(f"{name} {value}" for name, value in manifest.client.items()),
-    }
     sections = [
         _throughput(found, unit, bound),
         _latency(found, levels, unit),
@@ -70,7 +62,9 @@ def load_report(
         _cost(found, unit),
     ]
     data = {"manifest": asdict(manifest), "bound_seconds": bound, "levels": found}
-    return Report(f"Load: {manifest.model['id']}", facts, [s for s in sections if s.rows], data)
+    return Report(
+        f"Load: {manifest.model['id']}", facts_of(manifest), [s for s in sections if s.rows], data
+    )
 
 
 def _throughput(found: Sequence[dict[str, Any]], unit: str, bound: float) -> Section:

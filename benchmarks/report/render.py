@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,26 @@ class Report:
         return [*written, folder / "report.json"]
 
 
-def settings_of(manifest: Manifest) -> str:
-    """A run's settings in words."""
+def facts_of(manifest: Manifest) -> dict[str, str]:
+    """What was run, in words: the head of a report."""
+    model = {name: value for name, value in manifest.model.items() if name != "id"}
+    return {
+        "model": f"{manifest.model['id']} ({_listed(model)})",
+        "server": f"refine-server {manifest.server}",
+        "settings": _listed(manifest.settings),
+        "command": manifest.command,
+        "started": manifest.started,
+        "client": _listed(manifest.client),
+    }
 
+
+def _listed(fields: Mapping[str, Any]) -> str:
     def said(value: Any) -> str:
         if isinstance(value, list):
             return "+".join(map(str, value))
         return json.dumps(value) if isinstance(value, dict) else str(value)
 
-    return ", ".join(f"{name} {said(v)}" for name, v in manifest.settings.items() if v is not None)
+    return ", ".join(f"{name} {said(v)}" for name, v in fields.items() if v is not None)
 
 
 def _picture(plot: Plot, path: Path) -> str:

@@ -11,7 +11,7 @@ from refine_server.benchmarks.longbench.data import BUCKETS, bucket
 from refine_server.benchmarks.replay.folder import Manifest
 from refine_server.benchmarks.replay.questions import Result
 from refine_server.benchmarks.report import plots, stats
-from refine_server.benchmarks.report.render import Plot, Report, Section, settings_of
+from refine_server.benchmarks.report.render import Plot, Report, Section, facts_of
 from refine_server.benchmarks.report.stats import Interval
 
 TITLES = {"longbench": "LongBench", "ruler": "RULER"}
@@ -91,16 +91,7 @@ Part = tuple[Section, dict[str, Any]]
 
 
 def _facts(manifest: Manifest, results: Results, errors: int, ended: str) -> dict[str, str]:
-    model = ", ".join(f"{name} {value}" for name, value in manifest.model.items() if name != "id")
-    told = {
-        "model": f"{manifest.model['id']} ({model})",
-        "server": f"refine-server {manifest.server}",
-        "settings": settings_of(manifest),
-        "command": manifest.command,
-        "started, ended": f"{manifest.started}, {ended}",
-        "client": ", ".join(f"{n} {v}" for n, v in manifest.client.items()),
-        "questions": str(len(results.whole)),
-    }
+    told = facts_of(manifest) | {"last answer": ended, "questions": str(len(results.whole))}
     if results.partial:
         told["left out"] = f"{results.partial} questions that not every objective answered"
     if errors:

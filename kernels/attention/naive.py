@@ -21,15 +21,15 @@ def attention(
 
     Args:
         q: [B, Hq, T, D].
-        k, v: [B, H, S, D], S >= T, Hq a multiple of H (grouped queries).
-        prefix_k, prefix_v: [R, H, P, D], B a multiple of R: branches r B/R … (r + 1) B/R - 1
-            share row r. None: no prefix.
+        k, v: [B, H, S, D] and [B, H, S, V], S >= T, Hq a multiple of H (grouped queries).
+        prefix_k, prefix_v: [R, H, P, D] and [R, H, P, V], B a multiple of R: branches r B/R …
+            (r + 1) B/R - 1 share row r. None: no prefix.
         prefix_length: [B], how many of the P prefix tokens a branch sees.
         scale: factor on the scores, 1/sqrt(D) when None.
         window: a query sees at most this many tokens, itself included. None: all.
 
     Returns:
-        [B, Hq, T, D].
+        [B, Hq, T, V].
     """
     B, Hq, T, D = q.shape
     H, S = k.shape[1:3]

@@ -120,7 +120,7 @@ def _shared(
     p_prefix, p_tail = weights.split([P, S], dim=-1)
     p_prefix = p_prefix.reshape(R, branches, H, groups * T, P).transpose(1, 2)
     from_prefix = p_prefix.reshape(R, H, branches * groups * T, P) @ prefix_v
-    from_prefix = from_prefix.view(R, H, branches, groups * T, D).transpose(1, 2)
+    from_prefix = from_prefix.view(R, H, branches, groups * T, -1).transpose(1, 2)
     from_tail = p_tail.reshape(B, H, groups * T, S) @ v
-    o: Tensor = from_prefix.reshape(B, H, groups * T, D) + from_tail
-    return o.reshape(B, Hq, T, D)
+    o: Tensor = from_prefix.reshape(B, H, groups * T, v.shape[3]) + from_tail
+    return o.reshape(B, Hq, T, v.shape[3])

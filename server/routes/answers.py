@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from refine_server.server.adaptations import Adaptations
-from refine_server.server.connection import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError, as_api_error, documented
+from refine_server.server.hangups import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.jobs import Job
 from refine_server.server.routes.streams import event_stream_docs
 from refine_server.server.schemas import (

@@ -178,10 +178,14 @@ def test_an_answer_is_the_streams_last_event(kind: type[Sync]) -> None:
     assert answer.answer == "yes"
 
 
-def test_the_key_is_sent() -> None:
-    script = Script(stream(STREAM))
+def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(*[stream(STREAM) for _ in range(3)])
+    Async(script).stream()
+    monkeypatch.setenv("REFINE_API_KEY", "from-outside")
+    Async(script).stream()
     Sync(script).stream()
-    assert script.requests[0].headers["authorization"] == "Bearer key"
+    sent = [request.headers.get("authorization") for request in script.requests]
+    assert sent == [None, "Bearer from-outside", "Bearer key"]
 
 
 @pytest.mark.parametrize(

@@ -145,11 +145,12 @@ ATTENTION_CASES = [  # B, R (0: no prefix), T, S, window
 @DTYPES
 @pytest.mark.parametrize(("B", "R", "T", "S", "window"), ATTENTION_CASES)
 def test_attention(B: int, R: int, T: int, S: int, window: int | None, dtype: torch.dtype) -> None:
-    heads, kv_heads, D, P = 4, 2, 8, 11
+    """Values are narrower than keys, as those of latent attention."""
+    heads, kv_heads, D, V, P = 4, 2, 8, 5, 11
     inputs = [random(B, heads, T, D, dtype=dtype)]
-    inputs += [random(B, kv_heads, S, D, dtype=dtype) for _ in "kv"]
+    inputs += [random(B, kv_heads, S, width, dtype=dtype) for width in (D, V)]
     if R:
-        inputs += [random(R, kv_heads, P, D, dtype=dtype) for _ in "kv"]
+        inputs += [random(R, kv_heads, P, width, dtype=dtype) for width in (D, V)]
     length = torch.randint(1, P + 1, (B,)) if R else None
 
     def run(form):

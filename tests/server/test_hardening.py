@@ -14,9 +14,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from refine_server.server.connections import MAX_HEAD_BYTES
 from refine_server.server.metrics import Metrics
 from refine_server.server.middleware import SECURITY_HEADERS, RequestContext
+from refine_server.server.slow_clients import MAX_HEAD_BYTES
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
 KEY = "alice-alice-alice-1"

@@ -15,6 +15,17 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 
 
+@pytest.fixture(params=["delta_net", "lact", "overlay"])
+def model_in(request, families):
+    """The loop's own tests: one family of each kind of state, not all of them."""
+    return families[request.param]
+
+
+@pytest.fixture
+def model(model_in):
+    return model_in(torch.float64)
+
+
 def config(**changes) -> AdaptConfig:
     defaults = {
         "prefix": "full",
@@ -53,13 +64,34 @@ def relative_error(loop: Loop, rows: Reading, fast, settings: AdaptConfig) -> fl
     return float((difference / sum(g.square().sum() for g in naive.values())).sqrt())
 
 
-@DTYPES
-@pytest.mark.parametrize("length", [131, 192, 333])
-@pytest.mark.parametrize("targets", ["fast_weights", "all"])
+GRADIENTS = [  # dtype, targets, length
+    (torch.float64, "fast_weights", 131),
+    (torch.float64, "low_rank", 131),
+    (torch.float64, "all", 131),
+    (torch.float32, "fast_weights", 131),
+]
+
+
+@pytest.mark.parametrize(("dtype", "targets", "length"), GRADIENTS)
 def test_gradient_equals_the_naive_loop(
     make_model, dtype, tokens, perturbed, length, targets
 ) -> None:
+    """For every family, whatever a request may own."""
     model, settings = make_model(dtype), config(targets=targets)
+    fast = perturbed(model, targets)
+    document = Reading(model, tokens(1, length), fast, positions=4)
+    loop = Loop(model, document, fast, settings)
+    assert relative_error(loop, document, fast, settings) <= TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("length", [192, 333])
+@pytest.mark.parametrize("targets", ["fast_weights", "all"])
+@pytest.mark.parametrize("family", ["delta_net", "overlay"])
+def test_gradient_equals_the_naive_loop_on_longer_documents(
+    families, family, dtype, tokens, perturbed, length, targets
+) -> None:
+    model, settings = families[family](dtype), config(targets=targets)
     fast = perturbed(model, targets)
     document = Reading(model, tokens(1, length), fast, positions=4)
     loop = Loop(model, document, fast, settings)

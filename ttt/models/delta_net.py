@@ -1,7 +1,6 @@
 """DeltaNet (arXiv 2406.06484) in the layout of flash-linear-attention: same config, same names."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -88,9 +87,6 @@ class DeltaNet(FlaCausalLM):
     family = "delta_net"
     attention: ClassVar[type[nn.Module]] = DeltaNetAttention
     config: DeltaNetConfig
-
-    def __init__(self, config: DeltaNetConfig) -> None:
-        super().__init__(config, partial(self.attention, config))
 
     def context(self, x: Tensor, position: Tensor) -> None:
         """Nothing: the delta rule knows no positions."""

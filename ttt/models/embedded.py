@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from refine_server.ttt.models.base import ModelError
+from refine_server.ttt.models.gguf import write_hf
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -39,7 +40,7 @@ def smollm2() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=target.parent))
     try:
-        _convert_gguf(source, partial)
+        write_hf(source, partial)
         partial.rename(target)
     except OSError:
         if not target.is_dir():  # else another process was faster: its copy is as good as ours
@@ -63,22 +64,6 @@ def _smollm2_gguf() -> Path:
     if found != SMOLLM2_SHA256:
         raise ModelError(f"{path} has sha256 {found}, not {SMOLLM2_SHA256}: it is damaged")
     return path
-
-
-def _convert_gguf(source: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        gguf_file=source.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
 
 
 MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "tiny": tiny}

@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -103,12 +104,14 @@ class FlaCausalLM(CausalLM):
     """A stack of blocks, each a token mixer of the family's and a gated MLP on normed residuals."""
 
     embed_name = "model.embeddings"
+    attention: ClassVar[type[nn.Module]]
+    """Holder of the token mixer's parameters, made from the configuration."""
 
-    def __init__(self, config: FlaConfig, attention: Callable[[], nn.Module]) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.norm_eps = config.norm_eps
-        self.model = FlaModel(config, attention)
+        self.model = FlaModel(config, partial(self.attention, config))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embeddings.weight

@@ -6,7 +6,6 @@ chunk of tokens rewrites by one gradient step.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -124,10 +123,8 @@ class LaCT(FlaCausalLM):
     """
 
     family = "lact"
+    attention = LaCTAttention
     config: LaCTConfig
-
-    def __init__(self, config: LaCTConfig) -> None:
-        super().__init__(config, partial(LaCTAttention, config))
 
     def context(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary tables for the tokens of x [B, T, D]."""

@@ -38,14 +38,27 @@ def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor
     return y if module.bias is None else y + own_parameter(module.bias, fast, f"{name}.bias", x)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, fast: FastWeights, name: str) -> Tensor:
-    """Root-mean-square norm over the last dimension of x [N, ..., D], computed in at least fp32."""
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    fast: FastWeights,
+    name: str,
+    *,
+    zero_centred: bool = False,
+) -> Tensor:
+    """Root-mean-square norm over the last dimension of x [N, ..., D], computed in at least fp32.
+
+    Zero-centred (Gemma, Qwen3-Next): the factor is 1 + weight.
+    """
     own = fast.get(f"{name}.weight")
     if own is not None:
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         weight = per_row(own, x.shape[0]).view(shape).to(x.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if zero_centred:
+        return (wide * scale * (1 + weight.to(wide.dtype))).to(x.dtype)
     return (wide * scale).to(x.dtype) * weight
 
 
@@ -58,11 +71,14 @@ def logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 def embedding(ids: Tensor, module: nn.Embedding, fast: FastWeights, name: str) -> Tensor:
-    """Rows of the embedding for ids [N, T]: [N, T, D]."""
+    """Rows of the embedding for ids [N, T]: [N, T, D], scaled if the module scales them (Gemma)."""
     own = fast.get(f"{name}.weight")
     if own is None:
-        return F.embedding(ids, module.weight)
-    R = own.shape[0]
-    shared = ids.view(R, -1)  # [R, N/R * T]
-    rows = torch.arange(R, device=ids.device)[:, None]
-    return own.to(module.weight.dtype)[rows, shared].view(*ids.shape, -1)
+        x = F.embedding(ids, module.weight)
+    else:
+        R = own.shape[0]
+        shared = ids.view(R, -1)  # [R, N/R * T]
+        rows = torch.arange(R, device=ids.device)[:, None]
+        x = own.to(module.weight.dtype)[rows, shared].view(*ids.shape, -1)
+    scale = getattr(module, "embed_scale", None)
+    return x if scale is None else x * scale.to(x.dtype)

@@ -1,9 +1,9 @@
 """From a name to a model that can be served: embedded models, a directory, or a hub id."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,13 +14,13 @@ from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.fla import FlaCausalLM, FlaConfig
 from refine_server.ttt.models.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
+from refine_server.ttt.models.hf import HFCausalLM
+from refine_server.ttt.models.hybrid import KINDS, Hybrid
 from refine_server.ttt.models.lact import LaCT, LaCTConfig
 from refine_server.ttt.models.memory import require_memory
 from refine_server.ttt.models.overlay import Overlay
 
-M = TypeVar("M", bound=Any)
-
-FLA_LAYOUT: dict[str, tuple[Callable[[Any], FlaCausalLM], type[FlaConfig]]] = {
+FLA_LAYOUT: dict[str, tuple[type[FlaCausalLM], type[FlaConfig]]] = {
     "delta_net": (DeltaNet, DeltaNetConfig),
     "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
     "lact_swiglu": (LaCT, LaCTConfig),
@@ -28,26 +28,34 @@ FLA_LAYOUT: dict[str, tuple[Callable[[Any], FlaCausalLM], type[FlaConfig]]] = {
 """Model types that transformers does not know, with the family and the configuration of each."""
 
 
-def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
-    """A model from its configuration and its state dict.
+def build(config: dict[str, Any], weights: dict[str, Tensor]) -> FlaCausalLM:
+    """A model in fla's layout from its configuration and its state dict.
 
     Args:
-        config: the HF or fla configuration, ``model_type`` included.
+        config: the configuration, ``model_type`` included.
         weights: tensors by state-dict name. Their dtype becomes the model's.
 
     Raises:
         ModelError: a configuration that cannot be computed, or weights that do not fit it.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ModelError("the configuration names no model_type")
-    dtype = _common_dtype(weights)
+    model_type = model_type_of(config)
     if model_type not in FLA_LAYOUT:
-        return Overlay(_with_weights(_transformers_model(config, dtype), weights))
+        raise ModelError(f"model_type {model_type!r} is not in fla's layout")
     family, parse = FLA_LAYOUT[model_type]
     with torch.device("meta"):
-        model = family(parse.from_dict(config)).to(dtype)
+        model = family(parse.from_dict(config)).to(_common_dtype(weights))
     return _with_weights(model, weights)
+
+
+def wrap(causal_lm: Any) -> HFCausalLM:
+    """A model of transformers as one of ours; it gives up its modules.
+
+    Raises:
+        ModelError: its architecture would be computed wrongly.
+    """
+    causal_lm.eval()
+    kind = Hybrid if causal_lm.config.model_type in KINDS else Overlay
+    return kind(causal_lm)
 
 
 def load(
@@ -65,18 +73,61 @@ def load(
     Raises:
         ModelError: it does not exist, cannot be read, or is of no supported family.
     """
-    directory = _directory(str(path_or_id))
-    config = _read_config(directory)
-    weights = _read_weights(directory, dtype)
-    if dtype is not None:
-        weights = {name: w.to(dtype) for name, w in weights.items()}
-    model = build(config, weights).to(device)
+    directory = find(str(path_or_id))
+    config = read_config(directory)
+    files = _weight_files(directory)
+    require_memory(files, dtype)
+    model: CausalLM
+    if model_type_of(config) in FLA_LAYOUT:
+        weights = _read_weights(files)
+        if dtype is not None:
+            weights = {name: w.to(dtype) for name, w in weights.items()}
+        model = build(config, weights).to(device)
+    else:
+        model = wrap(from_transformers(directory, dtype, device))
     model.name = str(path_or_id)
-    model.tokenizer = _read_tokenizer(directory)
+    model.tokenizer = read_tokenizer(directory)
     return model
 
 
-def _directory(name: str) -> Path:
+def model_type_of(config: dict[str, Any]) -> str:
+    """The model type that a configuration names."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError("the configuration names no model_type")
+    return model_type
+
+
+def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -> Any:
+    """transformers' own model, which knows how each checkpoint's tensors map to its modules."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises many kinds; each means: not to be had
+        raise ModelError(f"cannot load a model from {directory}: {error}") from error
+    if found["missing_keys"] or found["mismatched_keys"]:
+        missing, odd = sorted(found["missing_keys"])[:3], sorted(found["mismatched_keys"])[:3]
+        raise ModelError(
+            f"the weights do not fit the configuration: missing {missing}, of another shape {odd}"
+        )
+    return model.to(device)
+
+
+def find(name: str, *, weights: bool = True) -> Path:
+    """The directory of a model: an embedded one, a path, or what the hub has under an id.
+
+    Without ``weights`` only the hub's JSON files are fetched.
+    """
     if name in embedded.MODELS:
         return embedded.MODELS[name]()
     if Path(name).is_dir():
@@ -89,12 +140,14 @@ def _directory(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        wanted = ["*.json", "*.safetensors", "*.model"] if weights else ["*.json"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had
         raise ModelError(f"cannot fetch {name!r} from the hub: {error}") from error
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration as it lies in the directory."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -107,18 +160,22 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(directory: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a model, all of them there."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [directory / name for name in names]
     else:
         files = [directory / "model.safetensors"]
-    weights: dict[str, Tensor] = {}
     for file in files:
         if not file.is_file():
             raise ModelError(f"{directory} lacks {file.name} (only safetensors are read)")
-    require_memory(files, dtype)
+    return files
+
+
+def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
     for file in files:
         try:
             weights.update(load_file(file))
@@ -127,13 +184,14 @@ def _read_weights(directory: Path, dtype: torch.dtype | None) -> dict[str, Tenso
     return weights
 
 
-def _read_tokenizer(directory: Path) -> Any:
+def read_tokenizer(directory: Path) -> Any:
+    """The tokenizer that lies in the directory."""
     from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
         # A configuration of its own keeps transformers from guessing at a model type that it does
         # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
-        own = PreTrainedConfig() if _read_config(directory)["model_type"] in FLA_LAYOUT else None
+        own = PreTrainedConfig() if read_config(directory)["model_type"] in FLA_LAYOUT else None
         return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
@@ -146,25 +204,14 @@ def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
     return max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.float32
 
 
-def _transformers_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        parsed = AutoConfig.for_model(**config)
-        return AutoModelForCausalLM.from_config(parsed, dtype=dtype, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as error:
-        kind = config.get("model_type")
-        raise ModelError(f"model_type {kind!r} is not supported: {error}") from error
-
-
-def _with_weights(model: M, weights: dict[str, Tensor]) -> M:
+def _with_weights(model: FlaCausalLM, weights: dict[str, Tensor]) -> FlaCausalLM:
     """Hand the tensors to the module without copying; every parameter must be there."""
-    tied = model.tied if isinstance(model, CausalLM) else model.config.tie_word_embeddings
     incomplete = model.load_state_dict(
         {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")},
         strict=False,
         assign=True,
     )
+    tied = model.config.tie_word_embeddings
     missing = [n for n in incomplete.missing_keys if not (tied and n == "lm_head.weight")]
     if missing or incomplete.unexpected_keys:
         raise ModelError(
@@ -172,8 +219,7 @@ def _with_weights(model: M, weights: dict[str, Tensor]) -> M:
             f"unexpected {incomplete.unexpected_keys[:3]}"
         )
     if tied:
-        embedding = model.embedding if isinstance(model, CausalLM) else model.get_input_embeddings()
-        model.lm_head.weight = embedding.weight
+        model.lm_head.weight = model.embedding.weight
     model.requires_grad_(False)
     model.eval()
     return model

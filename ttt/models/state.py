@@ -223,8 +223,9 @@ class KVTrace:
             length = torch.full(k.shape[:1], k.shape[2], device=k.device)
             return _shared(k, v, length)
         if self.window is not None and k.shape[2] >= self.window - 1:
-            nothing = k.new_empty(self.before.prefix_k.shape[0], k.shape[1], 0, k.shape[3])
-            return KVState(nothing, nothing, torch.zeros_like(self.before.prefix_length), k, v)
+            rows = self.before.prefix_k.shape[0]
+            no_k, no_v = (x.new_empty(rows, x.shape[1], 0, x.shape[3]) for x in (k, v))
+            return KVState(no_k, no_v, torch.zeros_like(self.before.prefix_length), k, v)
         return replace(self.before, k=k, v=v)
 
     def at(self, positions: Tensor) -> KVState:

@@ -105,3 +105,42 @@ def test_a_damaged_gguf_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("REFINE_CACHE_DIR", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="damaged"):
         load("smollm2")
+
+
+def test_a_multimodal_checkpoint_is_served_as_its_text_model(tmp_path, tokens) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 96,
+        "head_dim": 16,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    vision["out_hidden_size"] = 32
+    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision)
+    reference = AutoModelForImageTextToText.from_config(config).eval()
+    reference.save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded.tiny() / file, tmp_path / file)
+    ids = tokens(1, 40)
+    with torch.no_grad():
+        expected = reference(input_ids=ids).logits
+    model = load(tmp_path)
+    assert model.family == "hybrid"
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_pickled_weights_are_never_read(make_transformers, tmp_path) -> None:
+    model = make_transformers("llama")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only safetensors"):
+        load(tmp_path)
