@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.kernels.lact_swiglu import Weights, three
-from refine_server.kernels.lact_swiglu.naive import orthogonal as orthogonal
 from refine_server.ttt.models.layers import per_row
 from refine_server.ttt.models.state import storable
 

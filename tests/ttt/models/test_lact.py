@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from refine_server.kernels.lact_swiglu.naive import orthogonal
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import ModelError, build
-from refine_server.ttt.models.lact_memory import orthogonal
 
 CHUNK = 16  # of the tiny model; its window is as long
 
