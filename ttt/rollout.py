@@ -54,7 +54,11 @@ def sample(
 
 
 def _pick(p: Tensor, noise: Tensor) -> Tensor:
-    """Invert the cumulative distribution: p [N, V], noise [N, 1] -> [N]."""
-    cumulative = p.cumsum(-1)
+    """Invert the cumulative distribution: p [N, V], noise [N, 1] -> [N].
+
+    In fp64: a vocabulary's probabilities are so small that the rounding of an fp32 sum would choose
+    another token in another batch.
+    """
+    cumulative = p.double().cumsum(-1)
     target = noise.to(p.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(p.shape[1] - 1)
