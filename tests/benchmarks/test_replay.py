@@ -74,10 +74,14 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
     assert result["scores"]["ntp"]["hotpotqa"] == pytest.approx(33.33)
     assert result["scores"]["none"]["hotpotqa"] == 0
     assert len(scripted.bodies) == 18
-    asked = scripted.bodies[0]
-    assert asked["adapt"] == {"steps": 2, "objective": "none"}
-    assert asked["max_tokens"] == 32
-    assert asked["query"].startswith("Answer the question based on the given passages.")
+    for objective in ("none", "ntp", "refine"):
+        adapt = {"steps": 2, "objective": objective}
+        # Three are asked at once, so they arrive in no fixed order.
+        asked = [body for body in scripted.bodies if body["adapt"] == adapt]
+        assert sorted(body["max_tokens"] for body in asked) == [32, 32, 32, 64, 64, 64]
+        queries = [body["query"] for body in asked if body["max_tokens"] == 32]
+        start = "Answer the question based on the given passages."
+        assert all(query.startswith(start) for query in queries)
     lines = [json.loads(x) for x in (out / "predictions.jsonl").read_text().splitlines()]
     assert score_file(out / "predictions.jsonl")["rows"] == [round(x["score"], 2) for x in lines]
 
