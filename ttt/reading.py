@@ -11,6 +11,7 @@ from refine_server.ttt import guard
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.state import State
 from refine_server.ttt.selection import select_spans
 
 MIN_PREFIX = 20
@@ -62,7 +63,30 @@ class Reading:
         self.positions = positions
         self.min_prefix = min_prefix
         self.held_out: Sequence[guard.Span] = ()
-        self.frozen: Frozen = model.freeze(input_ids, fast)
+        self.fast = fast
+        if model.piece_tokens is None:
+            _ = self.frozen  # part of reading the document, not of the first step
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The reading below all fast weights."""
+        return self.model.freeze(self.input_ids, self.fast)
+
+    def end(self, fast: FastWeights) -> tuple[Tensor, State]:
+        """Hidden state of the last token [R, D] and the state after it, under ``fast``."""
+        return self._end(fast) if fast else self.base_end
+
+    @cached_property
+    def base_end(self) -> tuple[Tensor, State]:
+        """``end`` under the base weights."""
+        return self._end(BASE)
+
+    @torch.no_grad()
+    def _end(self, fast: FastWeights) -> tuple[Tensor, State]:
+        if self.model.piece_tokens is not None:
+            return self.model.read(self.input_ids, fast)
+        trunk = self.trunk(fast) if fast else self.base
+        return trunk.hidden[:, -1], trunk.state
 
     def trunk(self, fast: FastWeights) -> Trunk:
         """Read the rows under ``fast``, differentiably."""

@@ -283,6 +283,5 @@ def _unadapted(
 
 def _ended(document: Reading, used: FastWeights, report: AdaptationReport) -> Adapted:
     """Read the document once with the weights that the answer will use."""
-    with torch.no_grad():
-        trunk = document.trunk(used) if used else document.base
-    return Adapted(used.detach(), trunk.state, trunk.hidden[:, -1], report)
+    hidden, state = document.end(used)
+    return Adapted(used.detach(), state, hidden, report)

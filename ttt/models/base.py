@@ -91,6 +91,7 @@ class CausalLM(nn.Module, ABC):
         super().__init__()
         self.name = "model"
         self.tokenizer: Any = None
+        self.piece_tokens: int | None = None
 
     # -- what a family defines ------------------------------------------------------------------
 
@@ -125,6 +126,21 @@ class CausalLM(nn.Module, ABC):
         x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
         after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
         return Output(self._final_norm(x, fast), after, self.head(fast))
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:
+        """Read input_ids [B, T] without a graph: the last hidden state [B, D] and the state.
+
+        In pieces of ``piece_tokens`` if the model has that, so that no more than a piece and a
+        state is in memory however long the text.
+        """
+        output, state = None, None
+        for piece in input_ids.split(self.piece_tokens or input_ids.shape[1], dim=1):
+            output = self(piece, state, fast)
+            state = output.state
+        if output is None:
+            raise ValueError("input_ids must be [B, T] with T >= 1")
+        return output.hidden[:, -1], output.state
 
     def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
         """The part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
