@@ -11,7 +11,6 @@ backward pass is written out: autograd's own took twice the products, and a copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -25,42 +24,39 @@ def delta_rule(
     B, H, T, K = q.shape
     V = v.shape[-1]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    qf, kf, vf, bf = (x.to(dtype) for x in (q, k, v, beta))
-    S = qf.new_zeros(B, H, K, V) if state is None else state.to(dtype).expand(B, H, K, V)
+    empty = q.new_zeros((), dtype=dtype)
+    S = (empty if state is None else state.to(dtype)).expand(B, H, K, V)
     if T == 1:
+        qf, kf, vf, bf = (x.to(dtype) for x in (q, k, v, beta))
         return _step(qf, kf, vf, bf, S, q.dtype)
-
-    C = min(CHUNK, T)
-    N = -(-T // C)
-    pad = N * C - T  # padded tokens have beta = 0 and write nothing
-    qc, kc, vc = (F.pad(x, (0, 0, 0, pad)).reshape(B * H * N, C, -1) for x in (qf, kf, vf))
-    bc = F.pad(bf, (0, pad)).reshape(B * H * N, C, 1)
-    o, boundary = _DeltaRule.apply(qc, kc, vc, bc, S.reshape(B * H, K, V))
-    o = o.reshape(B, H, N * C, V)[:, :, :T]
-    return o.to(q.dtype), boundary.view(B, H, N + 1, K, V)
+    o, states = _DeltaRule.apply(q, k, v, beta, S)
+    return o, states
 
 
 class _DeltaRule(torch.autograd.Function):
-    """Over G = sequences · N whole chunks: q, k [G, C, K], v [G, C, V], beta [G, C, 1]."""
+    """Inside, all G = sequences · N chunks are one batch: q, k [G, C, K], v [G, C, V]."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
+        sizes, dtype = q.shape[:3], q.dtype
+        q, k, v, beta = (_chunks(x, state.dtype) for x in (q, k, v, beta[..., None]))
         bk = k * beta
         eye = torch.eye(k.shape[1], dtype=k.dtype, device=k.device).expand(k.shape[0], -1, -1)
         M = torch.linalg.solve_triangular(
             torch.bmm(bk, k.mT).tril_(-1), eye, upper=False, unitriangular=True
         )  # [G, C, C]
         U, W = M @ (v * beta), M @ bk  # [G, C, V], [G, C, K]
-        states = _scan(_keep(k, W), k.mT @ U, state)  # [sequences, N + 1, K, V]
+        states = _scan(_keep(k, W), k.mT @ U, state.flatten(0, 1))  # [sequences, N + 1, K, V]
         before = states[:, :-1].reshape(-1, *states.shape[2:])  # [G, K, V]
         D = torch.baddbmm(U, W, before, alpha=-1)
         P = torch.bmm(q, k.mT).tril_()
         o = torch.bmm(q, before).baddbmm_(P, D).mul_(q.shape[-1] ** -0.5)
         ctx.save_for_backward(q, k, v, beta, M, U, W, D, states)
         ctx.set_materialize_grads(False)
-        return o, states
+        ctx.sizes = sizes
+        return _tokens(o, sizes).to(dtype), states.unflatten(0, sizes[:2])
 
     @staticmethod
     @once_differentiable
@@ -80,7 +76,27 @@ class _DeltaRule(torch.autograd.Function):
         grad_bk.baddbmm_(grad_A, k, alpha=-1)
         grad_k.baddbmm_(grad_A.mT, k * beta, alpha=-1).addcmul_(grad_bk, beta)
         grad_beta = torch.linalg.vecdot(grad_bk, k) + torch.linalg.vecdot(grad_bv, v)
-        return grad_q, grad_k, grad_bv.mul_(beta), grad_beta[..., None], grad_state
+        inputs = grad_q, grad_k, grad_bv.mul_(beta), grad_beta[..., None]
+        grad_q, grad_k, grad_v, grad_beta = (
+            None if x is None else _tokens(x, ctx.sizes) for x in inputs
+        )
+        return grad_q, grad_k, grad_v, grad_beta[..., 0], grad_state.unflatten(0, ctx.sizes[:2])
+
+
+def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, T, D] -> [B H N, C, D], filled up with zeros: beta = 0 writes nothing."""
+    B, H, T, D = x.shape
+    C = min(CHUNK, T)
+    padded = torch.empty(B, H, -(-T // C) * C, D, dtype=dtype, device=x.device)
+    padded[:, :, :T] = x
+    padded[:, :, T:] = 0
+    return padded.view(-1, C, D)
+
+
+def _tokens(x: Tensor, sizes: torch.Size) -> Tensor:
+    """Inverse of ``_chunks`` for sizes (B, H, T)."""
+    B, H, T = sizes
+    return x.view(B, H, -1, x.shape[-1])[:, :, :T]
 
 
 def _keep(k: Tensor, W: Tensor) -> Tensor:
@@ -106,7 +122,7 @@ def _backward_read(
     """What reads send back: to q, k and D, and to the memory before each chunk; None: nothing."""
     if grad_o is None:
         return None, None, None, None
-    grad_o = grad_o * q.shape[-1] ** -0.5
+    grad_o = _chunks(grad_o, q.dtype).mul_(q.shape[-1] ** -0.5)
     P = torch.bmm(q, k.mT).tril_()
     grad_P = torch.bmm(grad_o, D.mT).tril_()
     grad_q = torch.bmm(grad_o, before.mT).baddbmm_(grad_P, k)
@@ -123,7 +139,9 @@ def _scan_backward(
     chunk sends on.
     """
     rows, N = states.shape[0], states.shape[1] - 1
-    back = torch.zeros_like(states) if grad_states is None else grad_states.clone()
+    back = torch.zeros_like(states)
+    if grad_states is not None:
+        back.copy_(grad_states.flatten(0, 1))
     if at_boundary is not None:
         back[:, :-1] += at_boundary.unflatten(0, (rows, N))
     keep = keep.mT.unflatten(0, (rows, N))
