@@ -58,7 +58,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Type of the base weights; auto keeps the checkpoint's."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; by default one for a small model, else torch's choice."
+    )
     prompt: str | None = Field(
         None,
         description="Text with {document} and then {query}; the default goes by the model's kind.",
