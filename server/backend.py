@@ -75,6 +75,7 @@ def open_backend(settings: Settings) -> Backend:
         raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device)
+    model.activation_budget = settings.activation_memory_bytes
     small = model.device.type == "cpu" and model.num_parameters < SMALL_MODEL
     if settings.threads is not None or small:
         torch.set_num_threads(settings.threads or 1)

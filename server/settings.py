@@ -59,7 +59,15 @@ class Settings(BaseSettings):
         "auto", description="Type of the base weights; auto keeps the checkpoint's."
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; by default one for a small model, else torch's choice."
+        None,
+        ge=1,
+        description="CPU threads; by default one for a small model, else torch's choice.",
+    )
+    activation_memory_bytes: int = Field(
+        4 * 2**30,
+        ge=1,
+        description="Memory for what one adaptation step keeps for its gradient; on longer "
+        "documents it is computed again piece by piece, with the same result.",
     )
     prompt: str | None = Field(
         None,

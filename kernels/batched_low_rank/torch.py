@@ -1,5 +1,6 @@
 """Projection for all rows at once, low-rank deltas for all requests added to it in place."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ def batched_low_rank(
 ) -> Tensor:
     """See ``naive.batched_low_rank``: same arguments, same results."""
     if cu_seqlens is None:
-        y: Tensor = _EqualRows.apply(x.reshape(a.shape[0], -1, x.shape[-1]), weight, a, b, bias)
+        apply: Callable[..., Tensor] = _EqualRows.apply
+        y = apply(x.reshape(a.shape[0], -1, x.shape[-1]), weight, a, b, bias)
         return y.view(*x.shape[:-1], -1)
     rows = split(x.reshape(-1, x.shape[-1]), a, cu_seqlens)
     delta = torch.cat([r @ a_r @ b_r for r, a_r, b_r in zip(rows, a, b, strict=True)])

@@ -8,6 +8,7 @@ All but S is made for all chunks at once; S' = (I - K^T W) S + K^T U is one prod
 backward pass is written out: autograd's own took twice the products, and a copy for each of them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ def delta_rule(
     if T == 1:
         qf, kf, vf, bf = (x.to(dtype) for x in (q, k, v, beta))
         return _step(qf, kf, vf, bf, S, q.dtype)
-    o, states = _DeltaRule.apply(q, k, v, beta, S)
-    return o, states
+    apply: Callable[..., tuple[Tensor, Tensor]] = _DeltaRule.apply
+    return apply(q, k, v, beta, S)
 
 
 class _DeltaRule(torch.autograd.Function):
@@ -76,11 +77,13 @@ class _DeltaRule(torch.autograd.Function):
         grad_bk.baddbmm_(grad_A, k, alpha=-1)
         grad_k.baddbmm_(grad_A.mT, k * beta, alpha=-1).addcmul_(grad_bk, beta)
         grad_beta = torch.linalg.vecdot(grad_bk, k) + torch.linalg.vecdot(grad_bv, v)
-        inputs = grad_q, grad_k, grad_bv.mul_(beta), grad_beta[..., None]
-        grad_q, grad_k, grad_v, grad_beta = (
-            None if x is None else _tokens(x, ctx.sizes) for x in inputs
+        return (
+            None if grad_q is None else _tokens(grad_q, ctx.sizes),
+            _tokens(grad_k, ctx.sizes),
+            _tokens(grad_bv.mul_(beta), ctx.sizes),
+            _tokens(grad_beta[..., None], ctx.sizes)[..., 0],
+            grad_state.unflatten(0, ctx.sizes[:2]),
         )
-        return grad_q, grad_k, grad_v, grad_beta[..., 0], grad_state.unflatten(0, ctx.sizes[:2])
 
 
 def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:

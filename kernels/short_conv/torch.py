@@ -1,6 +1,7 @@
 """Short causal convolution as W shifted multiply-adds: conv1d with one group per channel is slow
 on a CPU, its backward more so. Both directions add into one tensor in place."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
     """See ``naive.short_conv``: same arguments, same results."""
-    y: Tensor = _ShortConv.apply(padded, weight)
-    return y
+    apply: Callable[..., Tensor] = _ShortConv.apply
+    return apply(padded, weight)
 
 
 class _ShortConv(torch.autograd.Function):

@@ -4,13 +4,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers import embedding, logits, rms_norm
 from refine_server.ttt.models.state import LayerState, State, Trace
 
@@ -83,6 +84,8 @@ class CausalLM(nn.Module, ABC):
     embed_name: str
     norm_eps: float
     low_rank_modules: tuple[str, ...]
+    joins_segments: ClassVar[bool] = True
+    """Whether traces of consecutive segments join into one (``checkpointing``)."""
     model: Any
     lm_head: nn.Linear
     config: Any
@@ -91,6 +94,8 @@ class CausalLM(nn.Module, ABC):
         super().__init__()
         self.name = "model"
         self.tokenizer: Any = None
+        self.activation_budget: int | None = None
+        """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
 
     # -- what a family defines ------------------------------------------------------------------
 
@@ -124,7 +129,7 @@ class CausalLM(nn.Module, ABC):
         start = input_ids.new_zeros(input_ids.shape[0])
         position = start if state is None else state.position
         layers = [None] * self.num_layers if state is None else state.layers
-        x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
+        x, traces = self.run_layers(x, layers, position, fast, 0, self.num_layers)
         after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
         return Output(self._final_norm(x, fast), after, self.head(fast))
 
@@ -136,7 +141,7 @@ class CausalLM(nn.Module, ABC):
         with torch.no_grad():
             x = embedding(input_ids, self.embedding, BASE, self.embed_name)
             start = input_ids.new_zeros(input_ids.shape[0])
-            x, traces = self._run(x, [None] * first, start, BASE, 0, first)
+            x, traces = self.run_layers(x, [None] * first, start, BASE, 0, first)
         return Frozen(input_ids, x, tuple(traces), first)
 
     def trunk(self, frozen: Frozen, fast: FastWeights) -> Trunk:
@@ -144,12 +149,10 @@ class CausalLM(nn.Module, ABC):
         x = frozen.hidden
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
-        start = frozen.input_ids.new_zeros(x.shape[0])
-        states = [None] * (self.num_layers - frozen.first_layer)
-        x, traces = self._run(x, states, start, fast, frozen.first_layer, self.num_layers)
+        x, traces = run_checkpointed(self, x, fast, frozen.first_layer)
         return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
 
-    def _run(
+    def run_layers(
         self,
         x: Tensor,
         states: Sequence[LayerState | None],
@@ -158,6 +161,7 @@ class CausalLM(nn.Module, ABC):
         first: int,
         last: int,
     ) -> tuple[Tensor, list[Trace]]:
+        """Layers ``first`` … ``last`` - 1 over x [B, T, D], each from its own of ``states``."""
         traces = []
         context = self.context(x, position)
         for index, state in zip(range(first, last), states, strict=True):
