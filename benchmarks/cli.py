@@ -40,7 +40,9 @@ app.command("adaptation")(adaptation)
 
 @app.command()
 def step(
-    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="smollm2, tiny, lact (a small random one), a directory or a hub id.")
+    ] = "tiny",
     document_tokens: Annotated[int, typer.Option(min=64, help="T, the document's length.")] = 2048,
     chunks: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
     rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
