@@ -22,8 +22,8 @@ Part = Literal["dev", "heldout"]
 
 TINY_TASKS = ("niah_single", "niah_multikey")
 PROSE_TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
-TOKENS_PER_ANSWER = 16
-"""Of a needle's answer: RULER's value has 7 digits, which are as many tokens."""
+ANSWER_TOKENS, TOKENS_PER_VALUE = 32, 16
+"""Small models say the question once more before they answer; a value's 7 digits are 7 tokens."""
 TINY_QUESTIONS = 8
 
 
@@ -94,7 +94,8 @@ def prose_items(
     own = crc32(f"{part}/{seed}".encode())
     for length in lengths:
         for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
-            yield _of_sample(sample, length, TOKENS_PER_ANSWER * len(sample.outputs))
+            longest = ANSWER_TOKENS + TOKENS_PER_VALUE * len(sample.outputs)
+            yield _of_sample(sample, length, longest)
 
 
 def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
