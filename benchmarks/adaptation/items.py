@@ -5,9 +5,10 @@ depends on the seed, the part, its task, length and number, and on nothing else.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -96,6 +97,17 @@ def prose_items(
         for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
             longest = ANSWER_TOKENS + TOKENS_PER_VALUE * len(sample.outputs)
             yield _of_sample(sample, length, longest)
+
+
+def in_turns(items: Iterable[Item]) -> list[Item]:
+    """The first document of every task and length, then the second, …: a run that is cut short
+    has measured all of them.
+    """
+    cells: dict[tuple[str, int], list[Item]] = {}
+    for item in items:
+        cells.setdefault((item.task, item.length), []).append(item)
+    rounds = zip_longest(*cells.values())
+    return [item for of_round in rounds for item in of_round if item is not None]
 
 
 def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:

@@ -14,6 +14,7 @@ from refine_server.benchmarks.adaptation.items import (
     Item,
     Question,
     file_items,
+    in_turns,
     prose_items,
     tiny_items,
 )
@@ -54,6 +55,12 @@ def test_items_depend_on_the_seed_and_the_part_alone(tokenizer) -> None:
         for other in (make(0, "heldout"), make(1, "dev")):
             assert not contexts & {item.context for item in other}
     assert told(tiny_items([200], 1, 0, "dev")) == told(tiny_items([200, 300], 1, 0, "dev"))[::2]
+
+
+def test_a_run_that_is_cut_short_has_measured_every_task() -> None:
+    items = in_turns(tiny_items([160, 200], 2, 0, "dev"))
+    assert [item.id for item in items] == ["0"] * 4 + ["1"] * 4
+    assert len({(item.task, item.length) for item in items[:4]}) == 4
 
 
 def test_needles_are_in_their_documents(tokenizer) -> None:
