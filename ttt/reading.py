@@ -1,5 +1,6 @@
 """A document as the loop sees it, and the sequences that its steps read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,6 +83,38 @@ class Reading:
         last = self.input_ids.shape[1] - rollout_tokens
         lowest = min(max(self.first, self.min_prefix), last)
         return (self.first + index).clamp(lowest, last)
+
+
+class Readings:
+    """Readings of several requests, read as one batch: rows padded at the end to the longest.
+
+    A model is causal, so padding changes nothing of what stands before it. Request r has rows
+    r S … (r + 1) S - 1, S as many as each of the readings has.
+    """
+
+    def __init__(self, readings: Sequence[Reading]) -> None:
+        self.readings = readings
+        self.model = readings[0].model
+        self.frozen = Frozen.stack([reading.frozen for reading in readings])
+        self.rows = readings[0].input_ids.shape[0]
+
+    def trunk(self, fast: FastWeights) -> Trunk:
+        """Read all rows under the requests' ``fast``, differentiably."""
+        return self.model.trunk(self.frozen, fast)
+
+    def stats(self, hidden: Tensor, fast: FastWeights) -> list[TokenStats]:
+        """What hidden states [R S, T, D] say of every request's own tokens."""
+        ids, first = self.frozen.input_ids, min(reading.first for reading in self.readings)
+        log_prob, entropy = self.model.token_stats(hidden[:, first - 1 : -1], ids[:, first:], fast)
+        stats = []
+        for r, reading in enumerate(self.readings):
+            tokens = slice(reading.first - first, reading.input_ids.shape[1] - first)
+            stats.append(TokenStats(*(x[self.rows_of(r), tokens] for x in (log_prob, entropy))))
+        return stats
+
+    def rows_of(self, r: int) -> slice:
+        """Request r's rows."""
+        return slice(r * self.rows, (r + 1) * self.rows)
 
 
 def too_short(document: Reading, config: AdaptConfig) -> bool:
