@@ -189,7 +189,7 @@ class FakeModel:
             report = AdaptationReport("refine", tuple(steps), accepted, guard, None, 2.0, 1.5, 1024)
             yield AdaptationEnded(report, 0.02)
             for letter in name[: request.sampling.max_tokens]:
-                self.turns.append(name)
+                yield Alone(lambda: self.turns.append(name))
                 yield AnswerDelta(letter)
             yield AnswerCompleted(
                 answer=name[: request.sampling.max_tokens],
