@@ -74,7 +74,7 @@ def open_backend(settings: Settings) -> Backend:
     except (RuntimeError, AssertionError) as error:  # torch says it with either
         raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load(settings.model, dtype=dtype, device=settings.device)
+    model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
     try:
         template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
     except ValueError as error:

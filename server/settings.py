@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Type of the base weights; auto keeps the checkpoint's."
     )
+    window: int | None = Field(
+        None,
+        ge=16,
+        description="Most tokens that attention sees (overlay family), e.g. 512: states stay "
+        "small, and what slid out is known from fast weights alone. By default all.",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
     prompt: str | None = Field(
         None,

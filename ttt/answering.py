@@ -198,7 +198,7 @@ def answering(
 
     base_answer = None
     if request.compare_base:
-        decoding = decode(model, query, document.base.state, BASE, request.sampling)
+        decoding = decode(model, query, document.base_end[1], BASE, request.sampling)
         base_answer, _, _ = yield from convert(decoding, lambda _: None)
         clock.lap("base")
         yield BaseAnswered(base_answer)
@@ -235,7 +235,7 @@ def begin(
     fast = new_fast_weights(model, request)
     document = read(model, prompt, request, fast)
     if whole:
-        _ = document.base
+        _ = document.base_end
     return fast, document
 
 

@@ -16,7 +16,7 @@ from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Trunk
 from refine_server.ttt.models.state import State
-from refine_server.ttt.reading import Reading, Readings, TokenStats
+from refine_server.ttt.reading import Reading, Readings, TokenStats, TrunkPart
 from refine_server.ttt.rollout import Rollouts, sample
 from refine_server.ttt.selection import select_positions
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """One step's loss, in the graph, and what its rollouts were like."""
+    """One step's loss, in the graph, and what its rollouts were like.
 
+    trunk: of the rows that the next-token loss read.
+    """
+
+    trunk: TrunkPart
     total: Tensor
     ntp: Tensor
     grpo: Tensor
@@ -46,18 +50,21 @@ def losses(loops: Sequence["Loop"]) -> list[StepLoss]:
     rows = Readings([loop.ntp_reading for loop in loops])
     trunk = rows.trunk(fast)
     stats = rows.stats(trunk.hidden, fast)
+    parts = rows.parts(trunk)
     if loops[0].config.objective == "ntp":
         zero = stats[0].log_prob.new_zeros(())
         return [
-            StepLoss(loop.config.ntp_coef * s.loss, s.loss, zero, zero, zero[None], s.entropy, 0)
-            for loop, s in zip(loops, stats, strict=True)
+            StepLoss(
+                part, loop.config.ntp_coef * s.loss, s.loss, *(zero, zero, zero[None]), s.entropy, 0
+            )
+            for loop, part, s in zip(loops, parts, stats, strict=True)
         ]
     ntp = [s.loss for s in stats]
     if loops[0].rollout_reading is not loops[0].ntp_reading:
         rows = Readings([loop.rollout_reading for loop in loops])
         trunk = rows.trunk(fast)
         stats = rows.stats(trunk.hidden, fast)
-    return _with_rollouts(loops, rows, trunk, stats, ntp, fast)
+    return _with_rollouts(loops, rows, trunk, stats, ntp, parts, fast)
 
 
 def _with_rollouts(
@@ -66,6 +73,7 @@ def _with_rollouts(
     trunk: Trunk,
     stats: list[TokenStats],
     ntp: list[Tensor],
+    parts: list[TrunkPart],
     fast: FastWeights,
 ) -> list[StepLoss]:
     """Losses whose GRPO and KL terms come from branches of the trunk, N of each request."""
@@ -98,7 +106,7 @@ def _with_rollouts(
         coef = loop.config
         total = coef.grpo_coef * grpo + coef.ntp_coef * ntp[r] + coef.kl_coef * kl
         tokens = own.tokens.numel()
-        found.append(StepLoss(total, ntp[r], grpo, kl, reward, stats[r].entropy, tokens))
+        found.append(StepLoss(parts[r], total, ntp[r], grpo, kl, reward, stats[r].entropy, tokens))
     return found
 
 

@@ -59,7 +59,11 @@ def wrap(causal_lm: Any) -> HFCausalLM:
 
 
 def load(
-    path_or_id: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    path_or_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    window: int | None = None,
 ) -> CausalLM:
     """A model with its tokenizer: ``smollm2``, ``tiny``, a directory in HF layout, or a hub id.
 
@@ -69,6 +73,7 @@ def load(
         path_or_id: what to load.
         dtype: of the base weights; None keeps the checkpoint's.
         device: where to put them.
+        window: the most tokens that attention sees (``Overlay.limit_window``); None: all.
 
     Raises:
         ModelError: it does not exist, cannot be read, or is of no supported family.
@@ -85,9 +90,17 @@ def load(
         model = build(config, weights).to(device)
     else:
         model = wrap(from_transformers(directory, dtype, device))
+    if window is not None:
+        _limit_window(model, window)
     model.name = str(path_or_id)
     model.tokenizer = read_tokenizer(directory)
     return model
+
+
+def _limit_window(model: CausalLM, tokens: int) -> None:
+    if not isinstance(model, Overlay):
+        raise ModelError(f"window: models of the family {model.family} have none to set")
+    model.limit_window(tokens)
 
 
 def model_type_of(config: dict[str, Any]) -> str:

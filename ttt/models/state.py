@@ -328,6 +328,9 @@ def _stack_layer(rows: Sequence[LayerState]) -> LayerState:
 def _split_layer(layer: LayerState, rows: int) -> Sequence[LayerState]:
     if isinstance(layer, KVRows):
         return layer.rows
+    if isinstance(layer, KVState):
+        parts = (layer.prefix_k, layer.prefix_v, layer.prefix_length, layer.k, layer.v)
+        return [KVState(*row) for row in zip(*(x.split(1) for x in parts), strict=True)]
     if not isinstance(layer, DeltaState):
         raise TypeError(f"states of {type(layer).__name__} cannot be split")
     convs = [None] * rows if layer.conv is None else layer.conv.split(1)
