@@ -344,7 +344,7 @@ class Engine:
         try:
             if job.coroutine is None:
                 raise outcome
-            item = resume(job.coroutine, outcome)
+            item: Event | Operation = resume(job.coroutine, outcome)
             while not isinstance(item, Operation):
                 self._tell(job, item)
                 if isinstance(item, Last):

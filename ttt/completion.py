@@ -11,7 +11,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.generation import Decoding, Likeliest, Next, scores, write
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.operations import Alone, Coroutine, Operation, convert
+from refine_server.ttt.operations import Alone, Coroutine, Operation
 from refine_server.ttt.token_bytes import TokenBytes
 from refine_server.ttt.types import (
     TOO_LONG,
@@ -88,25 +88,17 @@ def completing(
         request.adapted.require_owner(request.owner)
     prompt_tokens = check_prompts(request, limits or Limits(), model.embedding.num_embeddings)
     completer = _Completer(model, request, TokenBytes(model.tokenizer))
-    started, first_token = time.monotonic(), 0.0
-    read_seconds, decode_seconds, completion_tokens = 0.0, 0.0, 0
-
-    def counted(event: Event) -> Event:
-        nonlocal first_token, completion_tokens
-        first_token = first_token or time.monotonic() - started
-        completion_tokens += isinstance(event, CompletionDelta)
-        return event
-
+    read_seconds, decode_seconds = 0.0, 0.0
     for number, prompt in enumerate(request.prompts):
         began = time.monotonic()
         after, echo = yield Alone(partial(completer.read, prompt))
         read_seconds += (seconds := time.monotonic() - began)
         yield PromptRead(number, len(prompt), seconds, echo)
         began = time.monotonic()
-        yield from convert(completer.choices(number, after), counted)
+        yield from completer.choices(number, after)
         decode_seconds += time.monotonic() - began
-    timings = Timings(read_seconds, 0.0, decode_seconds, first_token)
-    yield CompletionEnded(prompt_tokens, completion_tokens, timings)
+    timings = Timings(read_seconds, 0.0, decode_seconds, completer.first_token)
+    yield CompletionEnded(prompt_tokens, completer.tokens, timings)
 
 
 class _Completer:
@@ -115,6 +107,9 @@ class _Completer:
     ) -> None:
         self.model, self.request, self.token_bytes = model, request, token_bytes
         self.fast = BASE if request.adapted is None else request.adapted.fast_weights
+        self.started = time.monotonic()
+        self.first_token = 0.0  # seconds until then
+        self.tokens = 0
 
     @torch.no_grad()
     def read(self, prompt: tuple[int, ...]) -> tuple[Next, tuple[ScoredToken, ...]]:
@@ -164,6 +159,8 @@ class _Completer:
                 _, finish, _ = end.value
                 yield ChoiceEnded(choice, finish)
                 continue
+            self.tokens += 1
+            self.first_token = self.first_token or time.monotonic() - self.started
             if token.log_prob is None:
                 told = ScoredToken(self.token_bytes(token.id))
             else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -180,8 +180,8 @@ class Readings:
         stats = []
         for r, reading in enumerate(self.readings):
             tokens = slice(reading.first - first, reading.input_ids.shape[1] - first)
-            own = (x[self.rows_of(r), tokens] for x in (log_prob, entropy))
-            stats.append(TokenStats(*own, reading.learned))
+            own = self.rows_of(r), tokens
+            stats.append(TokenStats(log_prob[own], entropy[own], reading.learned))
         return stats
 
     def parts(self, trunk: Trunk) -> list["TrunkPart"]:
@@ -197,13 +197,15 @@ class Readings:
             ends = torch.tensor(lengths, device=trunk.hidden.device)  # [R S, 1]
             return trunk.state_at(ends).split()
 
-        return [
-            TrunkPart(
-                trunk.hidden[self.rows_of(r), : own.input_ids.shape[1]],
-                lambda r=r: State.stack(states()[self.rows_of(r)]),
-            )
-            for r, own in enumerate(self.readings)
-        ]
+        def end(rows: slice) -> State:
+            return State.stack(states()[rows])
+
+        parts = []
+        for r, own in enumerate(self.readings):
+            rows = self.rows_of(r)
+            hidden = trunk.hidden[rows, : own.input_ids.shape[1]]
+            parts.append(TrunkPart(hidden, partial(end, rows)))
+        return parts
 
     def rows_of(self, r: int) -> slice:
         """Request r's rows."""

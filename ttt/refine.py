@@ -69,16 +69,19 @@ def adapting(
     was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
     """
 
-    def unadapted(reason: str | None = None, steps: Sequence[StepReport] = ()) -> Alone:
-        return Alone(lambda: _unadapted(document, config, reason, steps))
+    def unadapted(
+        reason: str | None = None, steps: Sequence[StepReport] = ()
+    ) -> Coroutine[StepReport, Adapted]:
+        adapted: Adapted = yield Alone(lambda: _unadapted(document, config, reason, steps))
+        return adapted
 
     if config.objective == "none" or config.steps == 0:
-        return (yield unadapted())
+        return (yield from unadapted())
     if too_short(document, config):
-        return (yield unadapted(guard.DOCUMENT_TOO_SHORT))
+        return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
     loop: Loop = yield Alone(lambda: Loop(model, document, fast, config))
     if config.guard == "held_out" and loop.judge is None:
-        return (yield unadapted(guard.DOCUMENT_TOO_SHORT))
+        return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
     started = time.monotonic()
     steps: list[StepReport] = []
     stopped = None
@@ -86,12 +89,13 @@ def adapting(
         report, reason = yield AdaptStep(loop, len(steps) + 1)
         steps.append(report)
         if reason is not None:
-            return (yield unadapted(reason, steps))
+            return (yield from unadapted(reason, steps))
         yield report
         if len(steps) < config.steps:
             late = config.max_seconds and time.monotonic() - started >= config.max_seconds
             stopped = "max_seconds" if late else should_stop()
-    return (yield Alone(lambda: loop.end(steps, stopped)))
+    adapted: Adapted = yield Alone(lambda: loop.end(steps, stopped))
+    return adapted
 
 
 class Loop:
