@@ -54,7 +54,7 @@ def step(
 def batch(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
     concurrency: Annotated[int, typer.Option(min=2, help="Requests at once.")] = 8,
-    lengths: Annotated[str, typer.Option(help="Documents: TOKENS:WEIGHT, with commas.")] = "256",
+    lengths: Annotated[str, typer.Option(help="Documents: TOKENS:WEIGHT, with commas.")] = "512",
     adapt: Annotated[str, typer.Option(help="Fields of `adapt`, as JSON.")] = "{}",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are reported.")] = 2,
