@@ -118,7 +118,7 @@ def test_answers_in_company_are_those_given_alone(
                 same(ours, alone)
             assert failed.adaptation.guard in (guard.NON_FINITE_LOSS, guard.NON_FINITE_GRADIENT)
             assert sizes(engine, "adapt") > 1.5
-            assert sizes(engine, "decode") > 1.5
+            assert sizes(engine, "decode") > 1
 
     asyncio.run(scenario())
 
