@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers import embedding, logits, rms_norm
 from refine_server.ttt.models.state import LayerState, State, Trace, cat_padded, stack_traces
 
@@ -103,6 +104,8 @@ class CausalLM(nn.Module, ABC):
     low_rank_modules: tuple[str, ...]
     stacks_states: ClassVar[bool] = True
     """Whether states of different lengths go into one batch (``State.stack``)."""
+    joins_segments: ClassVar[bool] = True
+    """Whether traces of consecutive segments join into one (``checkpointing``)."""
     model: Any
     lm_head: nn.Linear
     config: Any
@@ -112,6 +115,8 @@ class CausalLM(nn.Module, ABC):
         self.name = "model"
         self.tokenizer: Any = None
         self.piece_tokens: int | None = None
+        self.activation_budget: int | None = None
+        """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
 
     # -- what a family defines ------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class CausalLM(nn.Module, ABC):
         fast = BASE if fast_weights is None else fast_weights
         x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
         position, layers = self._begin(input_ids, state, 0, self.num_layers)
-        x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
+        x, traces = self.run_layers(x, layers, position, fast, 0, self.num_layers)
         after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
         return Output(self._final_norm(x, fast), after, self.head(fast))
 
@@ -170,7 +175,7 @@ class CausalLM(nn.Module, ABC):
         position, states = self._begin(input_ids, state, 0, first)
         with torch.no_grad():
             x = embedding(input_ids, self.embedding, BASE, self.embed_name)
-            x, traces = self._run(x, states, position, BASE, 0, first)
+            x, traces = self.run_layers(x, states, position, BASE, 0, first)
         return Frozen(input_ids, x, tuple(traces), first)
 
     def trunk(self, frozen: Frozen, fast: FastWeights, state: State | None = None) -> Trunk:
@@ -181,8 +186,11 @@ class CausalLM(nn.Module, ABC):
         x, first = frozen.hidden, frozen.first_layer
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
-        position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
-        x, traces = self._run(x, states, position, fast, first, self.num_layers)
+        if state is None:
+            x, traces = run_checkpointed(self, x, fast, first)
+        else:
+            position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
+            x, traces = self.run_layers(x, states, position, fast, first, self.num_layers)
         return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
 
     def _begin(
@@ -193,7 +201,7 @@ class CausalLM(nn.Module, ABC):
             return input_ids.new_zeros(input_ids.shape[0]), [None] * (last - first)
         return state.position, state.layers[first:last]
 
-    def _run(
+    def run_layers(
         self,
         x: Tensor,
         states: Sequence[LayerState | None],
@@ -202,6 +210,7 @@ class CausalLM(nn.Module, ABC):
         first: int,
         last: int,
     ) -> tuple[Tensor, list[Trace]]:
+        """Layers ``first`` … ``last`` - 1 over x [B, T, D], each from its own of ``states``."""
         traces = []
         context = self.context(x, position)
         for index, state in zip(range(first, last), states, strict=True):

@@ -123,6 +123,7 @@ class LaCT(FlaCausalLM):
     """
 
     family = "lact"
+    joins_segments = False
     attention = LaCTAttention
     stacks_states = False  # rows wait in different places of their chunks
     config: LaCTConfig

@@ -199,15 +199,30 @@ def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def read_tokenizer(directory: Path) -> Any:
     """The tokenizer that lies in the directory."""
-    from transformers import AutoTokenizer, PreTrainedConfig
-
     try:
+        if _plain_tokenizer(directory):
+            # What AutoTokenizer would choose, without its import of every model's configuration.
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        from transformers import AutoTokenizer, PreTrainedConfig
+
         # A configuration of its own keeps transformers from guessing at a model type that it does
         # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
         own = PreTrainedConfig() if read_config(directory)["model_type"] in FLA_LAYOUT else None
         return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
+
+
+def _plain_tokenizer(directory: Path) -> bool:
+    """Whether ``tokenizer.json`` is all there is: no class that changes what it does."""
+    path = directory / "tokenizer_config.json"
+    if not path.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    config = json.loads(path.read_text())
+    plain = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return config.get("tokenizer_class") in plain and "auto_map" not in config
 
 
 def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
