@@ -186,11 +186,8 @@ class CausalLM(nn.Module, ABC):
         x, first = frozen.hidden, frozen.first_layer
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
-        if state is None:
-            x, traces = run_checkpointed(self, x, fast, first)
-        else:
-            position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
-            x, traces = self.run_layers(x, states, position, fast, first, self.num_layers)
+        position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
+        x, traces = run_checkpointed(self, x, states, position, fast, first)
         return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
 
     def _begin(
