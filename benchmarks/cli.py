@@ -125,6 +125,26 @@ def memory(
 
 
 @app.command()
+def batch(
+    model: ModelName = "tiny",
+    concurrency: Annotated[int, typer.Option(min=2, help="Requests at once.")] = 8,
+    lengths: Annotated[str, typer.Option(help="Documents: TOKENS:WEIGHT, with commas.")] = "512",
+    adapt: Annotated[str, typer.Option(help="Fields of `adapt`, as JSON.")] = "{}",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are reported.")] = 2,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adaptations and answers at once against the same ones one after the other, over HTTP."""
+    from refine_server.benchmarks.batch import BatchBench
+    from refine_server.benchmarks.console import adapt_of, told_plainly
+
+    with told_plainly():
+        bench = BatchBench(model, concurrency, lengths, adapt_of(adapt), max_tokens, threads)
+        print_result(bench.run(repeats), as_json)
+
+
+@app.command()
 def examples(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "smollm2",
     directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),
