@@ -16,6 +16,7 @@ from refine_server.ttt.answering import AdaptedDocument, adapt_document
 from refine_server.ttt.config import AdaptConfig, Objective, SamplingConfig
 from refine_server.ttt.generation import decode
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.operations import one_by_one
 from refine_server.ttt.prompting import PromptTemplate
 from refine_server.ttt.types import AdaptRequest, DocumentAdapted, Limits
 
@@ -138,7 +139,7 @@ class AdaptationBench:
             read = torch.tensor([ids], device=self.model.device)
             _, state = self.model.read(read, adapted.fast_weights)
         sampling = SamplingConfig(max_tokens=question.max_tokens)
-        decoding = decode(self.model, query, state, adapted.fast_weights, sampling)
+        decoding = one_by_one(decode(self.model, query, state, adapted.fast_weights, sampling))
         while True:
             try:
                 next(decoding)
