@@ -82,7 +82,8 @@ class Recipe:
         )
 
     def size(self, step: int, rng: random.Random) -> tuple[int, int]:
-        """Tokens and facts of this step's documents: every ``first_steps`` steps one more, then the last four."""
+        """Tokens and facts of this step's documents: a size more every ``first_steps`` steps, the
+        last four of those."""
         return rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
 
 
@@ -122,10 +123,10 @@ def make_episode(
     asked_ids = [encoding.ids for encoding in backend.encode_batch(asked)]
     answer_ids = [encoding.ids for encoding in backend.encode_batch(answers)]
     ids = torch.tensor([encoding.ids[:T] for encoding in encodings])
-    return Episode(ids, *_queries(asked_ids, answer_ids))
+    return Episode(ids, *encode_queries(asked_ids, answer_ids))
 
 
-def _queries(
+def encode_queries(
     asked: list[list[int]], answers: list[list[int]]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The last four fields of an ``Episode``."""
@@ -227,10 +228,15 @@ class Trainer(Run):
             + recipe.pretraining_weight * plain
         )
         figures = {
-            "memory": recalled.float().mean().item(), "context": answered.float().mean().item(), "retrieved": retrieved.item(),
-            "memory_loss": memory.item(), "context_loss": context.item(), "plain": plain.item(),
-            "tokens": tokens, "refine": float(objective == "refine"),
-        }  # fmt: skip
+            "memory": recalled.float().mean().item(),
+            "context": answered.float().mean().item(),
+            "retrieved": retrieved.item(),
+            "memory_loss": memory.item(),
+            "context_loss": context.item(),
+            "plain": plain.item(),
+            "tokens": tokens,
+            "refine": float(objective == "refine"),
+        }
         return StepLoss(total, figures, episode.ids.numel() + batch.tokens)
 
     def _late(self, rng: random.Random) -> int:

@@ -103,7 +103,7 @@ class Run(ABC):
             group["lr"] = self.recipe.rate(self.step)
         loss = self.loss()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         nn.utils.clip_grad_norm_(self.weights.values(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.step += 1
