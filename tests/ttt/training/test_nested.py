@@ -1,10 +1,12 @@
 """Nested post-training: the batched inner loop is the server's, and the outer step learns."""
 
+import json
 import random
 from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
@@ -12,6 +14,7 @@ from refine_server.ttt.models import load
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.refine import adapt
 from refine_server.ttt.training import corpus, evaluate, nested
+from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.compare import compare
 
 INNER = AdaptConfig(
@@ -146,3 +149,12 @@ def test_scores_are_shares_of_right_answers_with_intervals(tiny):
     assert low <= context["none"]["score"] <= high
     gap = context["refine"]["score"] - context["none"]["score"]
     assert context["refine - none"]["score"] == pytest.approx(gap, abs=0.11)
+
+
+def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(nested, "ADAPT", INNER)
+    result = CliRunner().invoke(app, ["nested", "--out", str(tmp_path), "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout.strip().splitlines()[-1])
+    assert summary == json.loads((tmp_path / "training.json").read_text())
+    assert load(tmp_path).num_parameters == load("tiny").num_parameters
