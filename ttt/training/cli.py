@@ -21,6 +21,9 @@ Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")]
+Documents = Annotated[
+    int, typer.Option(min=1, help="Test documents of each length, 8 questions on each.")
+]
 Model = Annotated[str, typer.Option(help="The model to start from: a name or a directory.")]
 
 
@@ -38,9 +41,7 @@ def tiny(
     resume: Resume = False,
     threads: Threads = 1,
     save_every: SaveEvery = 50,
-    documents: Annotated[
-        int, typer.Option(min=1, help="Test documents of each length, 8 questions on each.")
-    ] = 25,
+    documents: Documents = 25,
 ) -> None:
     """A tiny DeltaNet that answers from a document.
 
@@ -66,13 +67,16 @@ def nested(
     resume: Resume = False,
     threads: Threads = 1,
     save_every: SaveEvery = 25,
+    documents: Documents = 25,
 ) -> None:
     """Nested post-training: adapt on documents inside, lower the loss of their questions outside.
 
     The model must have the tiny model's tokenizer. A killed run continues with --resume and ends
-    in the same weights. The last line is a JSON object.
+    in the same weights. The last line is a JSON object with the unadapted model's share of exactly
+    right answers for each document length.
     """
     from refine_server.ttt.models.loader import find, load
+    from refine_server.ttt.training import evaluate
     from refine_server.ttt.training.nested import Recipe, Trainer
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
@@ -80,7 +84,9 @@ def nested(
         base = load(model)
         trainer = Trainer(recipe, base, out, resume=resume)
     trainer.run(_show, save_every=save_every)
-    summary = trainer.hand_over(base, find(model), "refine-server train nested")
+    typer.echo("measuring exact match", err=True)
+    measured = evaluate.by_length(base.requires_grad_(False), documents=documents)
+    summary = trainer.hand_over(base, find(model), "refine-server train nested", **measured)
     typer.echo(json.dumps(summary))
 
 
@@ -113,6 +119,35 @@ def mid(
         trainer = Trainer(recipe, base, read_corpus(base, corpus), out, resume=resume)
     trainer.run(_show, save_every=save_every)
     typer.echo(json.dumps(trainer.hand_over(base, find(model), "refine-server train mid")))
+
+
+@app.command()
+def compare(
+    model: Model = "tiny",
+    tokens: Annotated[int, typer.Option(min=32, help="Tokens of a document, about.")] = 220,
+    facts: Annotated[int, typer.Option(min=2, help="Facts that it states.")] = 8,
+    documents: Annotated[int, typer.Option(min=2, help="How many documents.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the documents and questions.")] = 1,
+    adapt: Annotated[
+        str, typer.Option(help="JSON object: what differs from nested training's settings.")
+    ] = "{}",
+    threads: Threads = 1,
+) -> None:
+    """None, NTP and REFINE beside each other, as nested post-training adapts.
+
+    Exact match (0-100) from memory and in context, with 95 % intervals over documents; the last
+    line is a JSON object.
+    """
+    from refine_server.ttt.config import AdaptConfig
+    from refine_server.ttt.models.loader import load
+    from refine_server.ttt.training.compare import compare
+    from refine_server.ttt.training.nested import ADAPT
+
+    with _refusals(threads):
+        config = AdaptConfig.model_validate(ADAPT.model_dump() | json.loads(adapt))
+        base = load(model)
+        result = compare(base, config, tokens=tokens, facts=facts, documents=documents, seed=seed)
+    typer.echo(json.dumps(result))
 
 
 @contextmanager

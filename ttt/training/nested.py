@@ -44,13 +44,15 @@ ADAPT = AdaptConfig(
 class Recipe:
     """Everything that the result depends on, beside the weights that it starts from.
 
+    ``decay_steps``: over which the learning rate falls; a run may end sooner.
     ``sizes``: tokens and facts of a step's documents, small ones first.
     ``refine_share``: of steps that adapt with REFINE; the others adapt with its next-token loss
     alone. ``pretraining_tokens``: of a step's batch of the pre-training's texts.
     """
 
     seed: int = 0
-    steps: int = 400
+    steps: int = 320
+    decay_steps: int = 400
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
     warmup_steps: int = 20
@@ -78,7 +80,7 @@ class Recipe:
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine."""
         return warm_cosine(
-            step, self.steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
+            step, self.decay_steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
         )
 
     def size(self, step: int, rng: random.Random) -> tuple[int, int]:

@@ -162,11 +162,17 @@ class Run(ABC):
             "seconds": round(self.seconds, 1),
         }
 
-    def hand_over(self, model: CausalLM, source: Path, command: str) -> dict[str, Any]:
-        """Write the model beside what it was made from (``source``) and return what is recorded."""
+    def hand_over(
+        self, model: CausalLM, source: Path, command: str, **measured: Any
+    ) -> dict[str, Any]:
+        """Write the model, with the configuration and tokenizer of its ``source``.
+
+        Returns:
+            What ``training.json`` records: the run, what was ``measured``, and the source's record.
+        """
         write_trained(model.requires_grad_(False), source, self.out)
         before = source / "training.json"
-        summary = {"command": command, **self.summary()}
+        summary = {"command": command, **self.summary(), **measured}
         if before.is_file():
             summary["started_from"] = json.loads(before.read_text())
         (self.out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")

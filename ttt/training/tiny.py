@@ -185,9 +185,7 @@ class Trainer(Run):
             "command": "refine-server train tiny",
             **self.summary(),
             "parameters": self.model.num_parameters,
-            "exact_match": evaluate.by_length(self.model, documents=documents),
-            "exact_match_facts": {str(tokens): facts for tokens, facts in evaluate.LENGTHS},
-            "exact_match_questions": 8 * documents,
+            **evaluate.by_length(self.model, documents=documents),
         }
         (self.out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
         (self.out / CHECKPOINT).unlink(missing_ok=True)

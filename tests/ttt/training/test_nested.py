@@ -153,8 +153,16 @@ def test_scores_are_shares_of_right_answers_with_intervals(tiny):
 
 def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(nested, "ADAPT", INNER)
-    result = CliRunner().invoke(app, ["nested", "--out", str(tmp_path), "--steps", "1"])
+    result = CliRunner().invoke(
+        app, ["nested", "--out", str(tmp_path), "--steps", "1", "--documents", "1"]
+    )
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout.strip().splitlines()[-1])
     assert summary == json.loads((tmp_path / "training.json").read_text())
     assert load(tmp_path).num_parameters == load("tiny").num_parameters
+
+
+def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
+    result = CliRunner().invoke(app, ["compare", "--adapt", '{"rank": 0}'])
+    assert result.exit_code == 2
+    assert "rank" in result.output
