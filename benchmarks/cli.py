@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from refine_server.benchmarks.adaptation.cli import adaptation
 from refine_server.benchmarks.console import print_result
 from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
@@ -30,6 +31,7 @@ app.command("load")(load)
 
 
 app.command("reliability")(reliability)
+app.command("adaptation")(adaptation)
 
 
 @app.command()

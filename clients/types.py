@@ -45,6 +45,14 @@ class AnswerDelta(Event):
     text: str
 
 
+class HeldOut(_Said):
+    """How the weights after a step (0: the base) did on the document's held-out spans."""
+
+    step: int
+    loss: float | None
+    reward: float
+
+
 class AdaptationReport(_Said):
     """How an adaptation went. ``accepted_step`` 0 means that the base weights answer."""
 
@@ -56,6 +64,7 @@ class AdaptationReport(_Said):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
+    held_out: list[HeldOut]
     fast_weight_bytes: int
 
 
@@ -122,6 +131,7 @@ class Adaptation(_Said):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
+    held_out: list[HeldOut]
     bytes: int
     in_memory: bool
     stored: bool
@@ -206,7 +216,7 @@ class AdaptOptions(TypedDict, total=False):
     targets: Literal["fast_weights", "low_rank", "all"]
     rank: int
     max_seconds: float | None
-    guard: Literal["loss", "none"]
+    guard: Literal["held_out", "none"]
     seed: int
 
 

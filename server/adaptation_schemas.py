@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from refine_server.server.adaptation import Adaptation, Status
 from refine_server.server.errors import ErrorDetail
-from refine_server.server.schemas import Number, Priority, Step, Timeout, holds_text
+from refine_server.server.schemas import HeldOut, Number, Priority, Step, Timeout, holds_text
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.types import AdaptRequest
@@ -57,6 +57,7 @@ class AdaptationResource(BaseModel):
     stopped: str | None = Field(description="Why fewer steps than asked were made.")
     first_ntp_loss: Number
     final_ntp_loss: Number
+    held_out: list[HeldOut] = Field(description="What the guard judged by, the base first.")
     bytes: int = Field(description="Memory that it takes when it is in memory.")
     in_memory: bool
     stored: bool = Field(description="Whether it outlives the server's process.")
@@ -81,6 +82,7 @@ class AdaptationResource(BaseModel):
             stopped=report and report.stopped,
             first_ntp_loss=report and report.first_ntp_loss,
             final_ntp_loss=report and report.final_ntp_loss,
+            held_out=[HeldOut.model_validate(j) for j in (report.held_out if report else ())],
             bytes=adaptation.nbytes,
             in_memory=adaptation.document is not None,
             stored=adaptation.stored,

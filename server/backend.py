@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from refine_server.ttt.answering import AdaptedDocument
     from refine_server.ttt.prompting import PromptTemplate
 
+SMALL_MODEL = 10_000_000
+"""Parameters below which the ops are so short that a second CPU thread costs more than it gives."""
+
 ShouldStop = Callable[[], str | None]
 
 
@@ -66,14 +69,16 @@ def open_backend(settings: Settings) -> Backend:
     from refine_server.ttt.persistence import dump, restore
     from refine_server.ttt.prompting import PromptTemplate
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:  # torch says it with either
         raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load(settings.model, dtype=dtype, device=settings.device)
+    model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
+    model.activation_budget = settings.activation_memory_bytes
+    small = model.device.type == "cpu" and model.num_parameters < SMALL_MODEL
+    if settings.threads is not None or small:
+        torch.set_num_threads(settings.threads or 1)
     try:
         template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
     except ValueError as error:

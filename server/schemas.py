@@ -161,6 +161,17 @@ class Step(_Out):
     seconds: float
 
 
+class HeldOut(_Out):
+    """How the weights after a step (0: the base weights) did on the document's held-out spans."""
+
+    step: int
+    loss: Number = Field(description="In place, in nats per token.")
+    reward: float = Field(
+        description="Share of their tokens, 0 to 1, that are repeated rightly behind a cue after "
+        "the document."
+    )
+
+
 class Adaptation(_Out):
     """How the adaptation went. ``accepted_step`` 0 means the answer is the base weights'."""
 
@@ -172,6 +183,7 @@ class Adaptation(_Out):
     stopped: str | None = Field(description="Why fewer steps than asked were made.")
     first_ntp_loss: Number
     final_ntp_loss: Number
+    held_out: list[HeldOut] = Field(description="What the guard judged by, the base first.")
     fast_weight_bytes: int
 
     @classmethod

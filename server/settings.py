@@ -58,7 +58,23 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Type of the base weights; auto keeps the checkpoint's."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's choice.")
+    window: int | None = Field(
+        None,
+        ge=16,
+        description="Most tokens that attention sees (overlay family), e.g. 512: states stay "
+        "small, and what slid out is known from fast weights alone. By default all.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; by default one for a small model, else torch's choice.",
+    )
+    activation_memory_bytes: int = Field(
+        4 * 2**30,
+        ge=1,
+        description="Memory for what one adaptation step keeps for its gradient; on longer "
+        "documents it is computed again piece by piece, with the same result.",
+    )
     prompt: str | None = Field(
         None,
         description="Text with {document} and then {query}; the default goes by the model's kind.",

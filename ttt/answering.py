@@ -113,7 +113,7 @@ def adapt_document(
     began = time.monotonic()
     document = read(model, prompt, request, fast)
     if request.adapt.objective == "none":
-        _ = document.base  # the whole reading belongs to prefill, not to what follows
+        _ = document.base_end  # the whole reading belongs to prefill, not to what follows
     yield DocumentRead(len(prompt.document), time.monotonic() - began)
     tokens = len(prompt.document)
     adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
@@ -174,12 +174,12 @@ def answer(
     document = read(model, prompt, request, fast)
     base_answer = None
     if request.compare_base or request.adapt.objective == "none":
-        _ = document.base  # as above
+        _ = document.base_end  # as above
     clock.lap("prefill")
     yield DocumentRead(len(prompt.document), clock.laps["prefill"])
 
     if request.compare_base:
-        decoding = decode(model, query, document.base.state, BASE, request.sampling)
+        decoding = decode(model, query, document.base_end[1], BASE, request.sampling)
         base_answer, _, _ = _exhaust(decoding)
         clock.lap("base")
         yield BaseAnswered(base_answer)

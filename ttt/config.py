@@ -69,11 +69,11 @@ class AdaptConfig(BaseModel):
         le=3600.0,
         description="Stop at the first step boundary past this many seconds.",
     )
-    guard: Literal["loss", "none"] = Field(
-        "loss",
-        description="loss: answer from the step after which the next-token loss was lowest, from "
-        "the base weights if that was before the first; none: from the last step. Non-finite "
-        "values always fall back to the base weights.",
+    guard: Literal["held_out", "none"] = Field(
+        "held_out",
+        description="held_out: spans of the document are kept out of the loss; the answer comes "
+        "from the step that did best on them, from the base weights if none did better than they; "
+        "none: from the last step. Non-finite values always fall back to the base weights.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 

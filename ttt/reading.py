@@ -1,14 +1,17 @@
 """A document as the loop sees it, and the sequences that its steps read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from refine_server.ttt import guard
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.state import State
 from refine_server.ttt.selection import select_spans
 
 MIN_PREFIX = 20
@@ -20,16 +23,19 @@ class TokenStats:
     """What the model says of a reading's tokens, from position ``first`` on.
 
     log_prob: [R, T - first] of the tokens themselves, in the graph. entropy: the same shape, of the
-    distribution that each of them was predicted from.
+    distribution that each of them was predicted from. learned: [T - first], False for what is held
+    out; None when nothing is.
     """
 
     log_prob: Tensor
     entropy: Tensor
+    learned: Tensor | None = None
 
     @property
     def loss(self) -> Tensor:
-        """Mean next-token cross-entropy in nats."""
-        return -self.log_prob.mean()
+        """Mean next-token cross-entropy, in nats, of the tokens that are learned."""
+        log_prob = self.log_prob if self.learned is None else self.log_prob[:, self.learned]
+        return -log_prob.mean()
 
 
 class Reading:
@@ -37,7 +43,8 @@ class Reading:
 
     input_ids: [R, T]. Tokens before ``first`` (a prompt's header; at least one token, which nothing
     predicts) are context: they are neither learned nor rolled out from. ``min_prefix`` tokens stand
-    before every rollout, ``positions`` of them start in every row.
+    before every rollout, ``positions`` of them start in every row. Spans that are ``held_out`` are
+    read like the rest, but neither learned nor rolled out.
     """
 
     def __init__(
@@ -55,7 +62,31 @@ class Reading:
         self.first = max(first, 1)
         self.positions = positions
         self.min_prefix = min_prefix
-        self.frozen: Frozen = model.freeze(input_ids, fast)
+        self.held_out: Sequence[guard.Span] = ()
+        self.fast = fast
+        if model.piece_tokens is None:
+            _ = self.frozen  # part of reading the document, not of the first step
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The reading below all fast weights."""
+        return self.model.freeze(self.input_ids, self.fast)
+
+    def end(self, fast: FastWeights) -> tuple[Tensor, State]:
+        """Hidden state of the last token [R, D] and the state after it, under ``fast``."""
+        return self._end(fast) if fast else self.base_end
+
+    @cached_property
+    def base_end(self) -> tuple[Tensor, State]:
+        """``end`` under the base weights."""
+        return self._end(BASE)
+
+    @torch.no_grad()
+    def _end(self, fast: FastWeights) -> tuple[Tensor, State]:
+        if self.model.piece_tokens is not None:
+            return self.model.read(self.input_ids, fast)
+        trunk = self.trunk(fast) if fast else self.base
+        return trunk.hidden[:, -1], trunk.state
 
     def trunk(self, fast: FastWeights) -> Trunk:
         """Read the rows under ``fast``, differentiably."""
@@ -69,19 +100,42 @@ class Reading:
 
     def stats(self, hidden: Tensor, fast: FastWeights) -> TokenStats:
         """What hidden states [R, T, D] say of every token from ``first`` on."""
-        before = hidden[:, self.first - 1 : -1]
-        return TokenStats(*self.model.token_stats(before, self.input_ids[:, self.first :], fast))
+        before, targets = hidden[:, self.first - 1 : -1], self.input_ids[:, self.first :]
+        return TokenStats(*self.model.token_stats(before, targets, fast), self._learned())
+
+    def _learned(self) -> Tensor | None:
+        if not self.held_out:
+            return None
+        learned = torch.ones(self.tokens_learned, dtype=torch.bool, device=self.input_ids.device)
+        for start, end in self.held_out:
+            learned[start - self.first : end - self.first] = False
+        return learned
 
     @property
     def tokens_learned(self) -> int:
-        """Tokens of a row that the loss reads."""
+        """Tokens of a row that the loss may read, those that are held out included."""
         return self.input_ids.shape[1] - self.first
 
     def starts(self, index: Tensor, rollout_tokens: int) -> Tensor:
-        """Rollout starts from indices into ``stats``, with room before and after. [R, G]."""
+        """Rollout starts from indices into ``stats``, with room before and after. [R, G].
+
+        A start whose rollout would meet a held-out span is moved behind it, or before it if there
+        is no room.
+        """
         last = self.input_ids.shape[1] - rollout_tokens
         lowest = min(max(self.first, self.min_prefix), last)
-        return (self.first + index).clamp(lowest, last)
+        starts = (self.first + index).clamp(lowest, last)
+        for start, end in self.held_out:
+            meets = (starts < end) & (starts + rollout_tokens > start)
+            starts = starts.where(~meets, end if end <= last else start - rollout_tokens)
+        return starts
+
+    def hold_out(self, taken: Sequence[guard.Span], rollout_tokens: int, seed: int) -> None:
+        """Choose spans that are held out from now on, none of them in what is ``taken``."""
+        generator = torch.Generator().manual_seed(seed)
+        first = max(self.first, self.min_prefix) + max(rollout_tokens, guard.SPAN)
+        last = self.input_ids.shape[1]
+        self.held_out = guard.hold_out(first, last, taken, rollout_tokens, generator)
 
 
 def too_short(document: Reading, config: AdaptConfig) -> bool:
@@ -89,21 +143,30 @@ def too_short(document: Reading, config: AdaptConfig) -> bool:
     return document.tokens_learned < 2 * config.rollout_tokens
 
 
-def span_reading(
-    document: Reading, fast: FastWeights, config: AdaptConfig, generator: torch.Generator
-) -> Reading:
-    """The most informative spans of a document, as short rows of their own (``prefix = local``)."""
+def informative_spans(
+    document: Reading, config: AdaptConfig, generator: torch.Generator
+) -> list[guard.Span]:
+    """The most informative spans of a document: what ``prefix = local`` steps on.
+
+    With a guard some of a short document is left for it.
+    """
+    tokens = document.tokens_learned
+    room = tokens if config.guard == "none" else tokens * 3 // 4
     with torch.no_grad():
         stats = document.stats(document.base.hidden, BASE)
-    length = min(config.span_tokens, document.tokens_learned)
+    length = min(config.span_tokens, tokens)
     starts = select_spans(
         stats.entropy[0],
         -stats.log_prob[0],
         config.selection,
-        count=min(config.chunks, document.tokens_learned // length),
+        count=min(config.chunks, max(1, room // length)),
         length=length,
         generator=generator,
     )
-    ids = document.input_ids[0, document.first :]
-    rows = torch.stack([ids[start : start + length] for start in starts])
-    return Reading(document.model, rows, fast, min_prefix=length // 4)
+    return [(document.first + start, document.first + start + length) for start in starts]
+
+
+def span_reading(document: Reading, spans: Sequence[guard.Span], fast: FastWeights) -> Reading:
+    """Spans of a document, all of one length, as short rows of their own."""
+    rows = torch.stack([document.input_ids[0, start:end] for start, end in spans])
+    return Reading(document.model, rows, fast, min_prefix=rows.shape[1] // 4)

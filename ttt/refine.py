@@ -6,7 +6,7 @@ test compares the two) at about the price of next-token prediction.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,13 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Trunk
 from refine_server.ttt.models.state import State
 from refine_server.ttt.optimizers import FastWeightOptimizer
-from refine_server.ttt.reading import Reading, TokenStats, span_reading, too_short
+from refine_server.ttt.reading import (
+    Reading,
+    TokenStats,
+    informative_spans,
+    span_reading,
+    too_short,
+)
 from refine_server.ttt.rollout import Rollouts, sample
 from refine_server.ttt.selection import select_positions
 from refine_server.ttt.types import AdaptationReport, StepReport
@@ -40,8 +46,12 @@ class Adapted:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """One step's loss, in the graph, and what its rollouts were like."""
+    """One step's loss, in the graph, and what its rollouts were like.
 
+    trunk: of the rows that the next-token loss read.
+    """
+
+    trunk: Trunk
     total: Tensor
     ntp: Tensor
     grpo: Tensor
@@ -60,15 +70,17 @@ def adapt(
 ) -> Generator[StepReport, None, Adapted]:
     """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
 
-    With a guard the answer comes from the step after which the next-token loss was lowest, else
-    from the last one. The caller may close the generator between steps: nothing outside ``fast``
+    With a guard the answer comes from the step that did best on the held-out spans, without one
+    from the last. The caller may close the generator between steps: nothing outside ``fast``
     was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
     """
     if config.objective == "none" or config.steps == 0:
-        return _ended(model, document, BASE, config, [])
+        return _unadapted(document, config)
     if too_short(document, config):
-        return _ended(model, document, BASE, config, [], reason=guard.DOCUMENT_TOO_SHORT)
+        return _unadapted(document, config, guard.DOCUMENT_TOO_SHORT)
     loop = Loop(model, document, fast, config)
+    if config.guard == "held_out" and loop.judge is None:
+        return _unadapted(document, config, guard.DOCUMENT_TOO_SHORT)
     started = time.monotonic()
     steps: list[StepReport] = []
     stopped = None
@@ -76,7 +88,7 @@ def adapt(
         report, reason = loop.step(len(steps) + 1)
         steps.append(report)
         if reason is not None:
-            return _ended(model, document, BASE, config, steps, reason=reason)
+            return _unadapted(document, config, reason, steps)
         yield report
         if len(steps) < config.steps:
             late = config.max_seconds and time.monotonic() - started >= config.max_seconds
@@ -94,20 +106,28 @@ class Loop:
         self.fast = fast.requires_grad_()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = FastWeightOptimizer(config, fast)
-        self.best = guard.Best(fast) if config.guard == "loss" else None
         local = config.prefix == "local"
-        rows = span_reading(document, fast, config, self.generator) if local else document
+        spans = informative_spans(document, config, self.generator) if local else []
+        self.judge = self._hold_out(document, spans) if config.guard == "held_out" else None
+        rows = span_reading(document, spans, fast) if local else document
         self.document, self.rollout_reading = document, rows
         self.ntp_reading = document if config.ntp_on == "document" else rows
+
+    def _hold_out(self, document: Reading, spans: Sequence[guard.Span]) -> guard.Judge | None:
+        """Keep spans of the document out of the loss; None if there is no room for any."""
+        document.hold_out(spans, self.config.rollout_tokens, self.config.seed)
+        if not document.held_out:
+            return None
+        return guard.Judge(self.model, document.input_ids, document.held_out, self.fast)
 
     def step(self, number: int) -> tuple[StepReport, str | None]:
         """One optimiser step. A reason instead of None means that no update was made."""
         started = time.monotonic()
         loss = self.loss()
+        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
+            self._judge(number - 1, loss.trunk)
         self.optimizer.zero_grad()
         loss.total.backward()
-        if self.best is not None:
-            self.best.see(number - 1, float(loss.ntp.detach()))
         grad_norm = float(self.optimizer.step(loss.total.detach().isfinite()))
         reason = guard.reject_step(float(loss.total.detach()), grad_norm)
         return _report(number, loss, grad_norm, time.monotonic() - started), reason
@@ -120,14 +140,14 @@ class Loop:
         if config.objective == "ntp":
             zero = stats.log_prob.new_zeros(())
             total = config.ntp_coef * stats.loss
-            return StepLoss(total, stats.loss, zero, zero, zero[None], stats.entropy, 0)
-        ntp = stats.loss
+            return StepLoss(trunk, total, stats.loss, zero, zero, zero[None], stats.entropy, 0)
+        ntp, ntp_trunk = stats.loss, trunk
         if rows is not ntp_rows:
             trunk = rows.trunk(self.fast)
             stats = rows.stats(trunk.hidden, self.fast)
         grpo, kl, reward, tokens = self._rollout_terms(rows, trunk, stats)
         total = config.grpo_coef * grpo + config.ntp_coef * ntp + config.kl_coef * kl
-        return StepLoss(total, ntp, grpo, kl, reward, stats.entropy, tokens)
+        return StepLoss(ntp_trunk, total, ntp, grpo, kl, reward, stats.entropy, tokens)
 
     def _rollout_terms(
         self, rows: Reading, trunk: Trunk, stats: TokenStats
@@ -156,24 +176,41 @@ class Loop:
         )
         return grpo, kl, reward, rollouts.tokens.numel()
 
-    def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
-        """Choose the weights that the answer will use and read the document with them."""
-        accepted, loss = len(steps), self.ntp_loss()
-        reason = guard.reject_result(self.fast, loss)
-        if self.best is not None and reason is None:
-            self.best.see(accepted, loss)
-            accepted, loss = self.best.restore()
-            reason = None if accepted else guard.LOSS_ROSE
-        used = self.fast if reason is None else BASE
-        return _ended(
-            self.model, self.document, used, self.config, steps, reason, stopped, accepted, loss
-        )
+    @torch.no_grad()
+    def _judge(self, step: int, trunk: Trunk) -> None:
+        """Have the guard judge the present weights; ``trunk`` is the next-token loss's."""
+        if self.judge is not None:
+            is_document = self.ntp_reading is self.document
+            self.judge.see(step, trunk if is_document else self.document.trunk(self.fast))
 
     @torch.no_grad()
-    def ntp_loss(self) -> float:
-        """The next-token loss under the present fast weights."""
+    def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
+        """Choose the weights that the answer will use and read the document with them."""
         rows = self.ntp_reading
-        return float(rows.stats(rows.trunk(self.fast).hidden, self.fast).loss)
+        trunk = rows.trunk(self.fast)
+        losses = [
+            *(step.ntp_loss for step in steps),
+            float(rows.stats(trunk.hidden, self.fast).loss),
+        ]
+        accepted = len(steps)
+        reason = guard.reject_result(self.fast, losses[accepted])
+        if self.judge is not None and reason is None:
+            self._judge(accepted, trunk)
+            accepted = self.judge.restore()
+            reason = None if accepted else guard.KEPT_BASE
+        used = self.fast if reason is None else BASE
+        report = AdaptationReport(
+            objective=self.config.objective,
+            steps=tuple(steps),
+            accepted_step=accepted if used else 0,
+            guard=reason,
+            stopped=stopped,
+            first_ntp_loss=losses[0],
+            final_ntp_loss=losses[accepted],
+            fast_weight_bytes=used.nbytes,
+            held_out=tuple(self.judge.judgements) if self.judge is not None else (),
+        )
+        return _ended(self.document, used, report)
 
 
 def draw(
@@ -232,28 +269,19 @@ def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> St
     )
 
 
-def _ended(
-    model: CausalLM,
+def _unadapted(
     document: Reading,
-    used: FastWeights,
     config: AdaptConfig,
-    steps: list[StepReport],
     reason: str | None = None,
-    stopped: str | None = None,
-    accepted_step: int = 0,
-    final_loss: float | None = None,
+    steps: Sequence[StepReport] = (),
 ) -> Adapted:
+    """An adaptation that made no use of any step."""
+    first = steps[0].ntp_loss if steps else None
+    report = AdaptationReport(config.objective, tuple(steps), 0, reason, None, first, None, 0)
+    return _ended(document, BASE, report)
+
+
+def _ended(document: Reading, used: FastWeights, report: AdaptationReport) -> Adapted:
     """Read the document once with the weights that the answer will use."""
-    with torch.no_grad():
-        trunk = document.trunk(used) if used else document.base
-    report = AdaptationReport(
-        objective=config.objective,
-        steps=tuple(steps),
-        accepted_step=accepted_step if used else 0,
-        guard=reason,
-        stopped=stopped,
-        first_ntp_loss=steps[0].ntp_loss if steps else None,
-        final_ntp_loss=final_loss,
-        fast_weight_bytes=used.nbytes,
-    )
-    return Adapted(used.detach(), trunk.state, trunk.hidden[:, -1], report)
+    hidden, state = document.end(used)
+    return Adapted(used.detach(), state, hidden, report)

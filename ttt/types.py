@@ -125,6 +125,19 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """How weights did on the held-out spans of the document; step 0 is the base model.
+
+    loss: nats per token in place. reward: share of the spans' tokens, 0 to 1, that greedy decoding
+    repeats rightly behind a cue after the document.
+    """
+
+    step: int
+    loss: float
+    reward: float
+
+
+@dataclass(frozen=True)
 class AdaptationReport:
     """How an adaptation ended.
 
@@ -132,7 +145,8 @@ class AdaptationReport:
     ``guard`` says why the answer does not use the steps that ran, or why none could run; None when
     nothing went wrong. ``stopped`` says why fewer steps than asked were run, None when all were.
     ``first_ntp_loss`` and ``final_ntp_loss`` are the next-token loss before the first step and
-    under the weights that the answer uses, on what the next-token loss reads.
+    under the weights that the answer uses, on what the next-token loss reads. ``held_out`` is what
+    the guard judged by, the base model first; empty without one.
     """
 
     objective: str
@@ -143,12 +157,14 @@ class AdaptationReport:
     first_ntp_loss: float | None
     final_ntp_loss: float | None
     fast_weight_bytes: int
+    held_out: tuple[Judgement, ...] = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdaptationReport":
         """The report that ``dataclasses.asdict`` gave these values of."""
         steps = tuple(StepReport(**step) for step in values["steps"])
-        return cls(**{**values, "steps": steps})
+        held_out = tuple(Judgement(**judgement) for judgement in values["held_out"])
+        return cls(**{**values, "steps": steps, "held_out": held_out})
 
     @property
     def adapted(self) -> bool:

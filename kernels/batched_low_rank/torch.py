@@ -1,8 +1,12 @@
-"""Projection for all rows at once, low-rank deltas for all requests in two batched products."""
+"""Projection for all rows at once, low-rank deltas for all requests added to it in place."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from refine_server.kernels.batched_low_rank.naive import split
 
@@ -16,10 +20,37 @@ def batched_low_rank(
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """See ``naive.batched_low_rank``: same arguments, same results."""
-    y = F.linear(x, weight, bias)
     if cu_seqlens is None:
-        delta = x.reshape(a.shape[0], -1, x.shape[-1]) @ a @ b
-    else:
-        rows = split(x.reshape(-1, x.shape[-1]), a, cu_seqlens)
-        delta = torch.cat([r @ a_r @ b_r for r, a_r, b_r in zip(rows, a, b, strict=True)])
+        apply: Callable[..., Tensor] = _EqualRows.apply
+        y = apply(x.reshape(a.shape[0], -1, x.shape[-1]), weight, a, b, bias)
+        return y.view(*x.shape[:-1], -1)
+    rows = split(x.reshape(-1, x.shape[-1]), a, cu_seqlens)
+    delta = torch.cat([r @ a_r @ b_r for r, a_r, b_r in zip(rows, a, b, strict=True)])
+    y = F.linear(x, weight, bias)
     return y + delta.view(y.shape)
+
+
+class _EqualRows(torch.autograd.Function):
+    """x [R, n, in] -> [R, n, out], every request with n rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        low = x @ a  # [R, n, rank]
+        ctx.save_for_backward(x, weight, a, b, low)
+        return F.linear(x, weight, bias).baddbmm_(low, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        of_x, of_weight, _, _, of_bias = ctx.needs_input_grad
+        grad_low = grad @ b.mT
+        return (
+            (grad @ weight).baddbmm_(grad_low, a.mT) if of_x else None,
+            grad.flatten(0, 1).mT @ x.flatten(0, 1) if of_weight else None,
+            x.mT @ grad_low,
+            low.mT @ grad,
+            grad.sum((0, 1)) if of_bias else None,
+        )

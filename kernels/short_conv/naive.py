@@ -5,18 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def short_conv(x: Tensor, weight: Tensor, past: Tensor) -> Tensor:
-    """y[t] = sum over i of weight[:, i] * x[t - (W - 1) + i].
+def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
+    """y[t] = sum over i of weight[:, i] * padded[t + i].
 
     Args:
-        x: [B, T, C].
+        padded: [B, W - 1 + T, C], the T inputs after the W - 1 before them (zeros at the start of
+            a sequence).
         weight: [C, W] taps, oldest first; [B, C, W] when every row has its own.
-        past: [B, W - 1, C], the inputs just before x (zeros at the start of a sequence).
 
     Returns:
         [B, T, C].
     """
-    padded = torch.cat([past, x], dim=1).mT  # [B, C, W - 1 + T]
+    padded = padded.mT  # [B, C, W - 1 + T]
     if weight.ndim == 3:
         rows = [
             F.conv1d(p, w[:, None], groups=w.shape[0]) for p, w in zip(padded, weight, strict=True)

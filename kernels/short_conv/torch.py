@@ -1,16 +1,48 @@
 """Short causal convolution as W shifted multiply-adds: conv1d with one group per channel is slow
-on a CPU, its backward more so."""
+on a CPU, its backward more so. Both directions add into one tensor in place."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def short_conv(x: Tensor, weight: Tensor, past: Tensor) -> Tensor:
+def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
     """See ``naive.short_conv``: same arguments, same results."""
-    T = x.shape[1]
-    padded = torch.cat([past, x], dim=1)  # [B, W - 1 + T, C]
-    taps = weight[..., None, :, :].unbind(-1)  # W of [1, C] or [B, 1, C]
-    y = padded[:, :T] * taps[0]
-    for i, tap in enumerate(taps[1:], start=1):
-        y = torch.addcmul(y, padded[:, i : i + T], tap)
-    return y
+    apply: Callable[..., Tensor] = _ShortConv.apply
+    return apply(padded, weight)
+
+
+class _ShortConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        taps = _taps(weight)
+        T = padded.shape[1] - len(taps) + 1
+        y = padded[:, :T] * taps[0]
+        for i, tap in enumerate(taps[1:], start=1):
+            y.addcmul_(padded[:, i : i + T], tap)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        padded, weight = ctx.saved_tensors
+        taps, T = _taps(weight), grad.shape[1]
+        grad_padded = torch.empty_like(padded)
+        torch.mul(grad, taps[0], out=grad_padded[:, :T])
+        grad_padded[:, T:] = 0
+        for i, tap in enumerate(taps[1:], start=1):
+            grad_padded[:, i : i + T].addcmul_(grad, tap)
+        if not ctx.needs_input_grad[1]:
+            return grad_padded, None
+        over = (0, 1) if weight.ndim == 2 else (1,)
+        shares = [(grad * padded[:, i : i + T]).sum(over) for i in range(len(taps))]
+        return grad_padded, torch.stack(shares, dim=-1)
+
+
+def _taps(weight: Tensor) -> tuple[Tensor, ...]:
+    """W of [1, C], or of [B, 1, C] when every row has its own."""
+    return weight[..., None, :, :].unbind(-1)

@@ -37,29 +37,28 @@ def _forward(
     slope = torch.empty_like(hidden) if with_slope else None
     for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        logits, p, total = _block(hidden[rows], weight, temperature)
-        at_target = logits.gather(-1, targets[rows, None]).squeeze(-1)
-        log_prob[rows] = at_target - total
-        entropy[rows] = total - torch.linalg.vecdot(p, logits)
-        lse[rows] = total
-        argmax[rows] = logits.argmax(-1)
+        logits, top, argmax[rows] = _below_top(hidden[rows], weight, temperature)
+        p = logits.exp()
+        total = p.sum(-1)
+        log_total = total.log()
+        log_prob[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - log_total
+        expected = logits.mul_(p).sum(-1)  # of the logits, which are not needed any more
+        entropy[rows] = log_total - expected / total
+        lse[rows] = log_total + top
         if slope is not None:
-            expected = p.to(weight.dtype) @ weight  # [rows, D]
-            slope[rows] = (weight[targets[rows]] - expected) / temperature
+            mean = (p.to(weight.dtype) @ weight).div_(total[:, None])  # [rows, D]
+            slope[rows] = weight[targets[rows]].sub_(mean).div_(temperature)
     return TokenStats(log_prob, entropy, lse, argmax), slope
 
 
-def _block(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, probabilities and log-normaliser of a few rows: [n, V], [n, V], [n]."""
+def _below_top(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a few rows minus their highest, [n, V], that highest one and its place, [n]."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = (hidden @ weight.T).to(dtype)
     if temperature != 1.0:
         logits /= temperature
-    top = logits.amax(-1, keepdim=True)
-    p = (logits - top).exp_()
-    total = p.sum(-1, keepdim=True)
-    p /= total
-    return logits, p, (total.log() + top).squeeze(-1)
+    top, place = logits.max(-1)
+    return logits.sub_(top[:, None]), top, place
 
 
 class _TokenStats(torch.autograd.Function):
@@ -87,7 +86,7 @@ class _TokenStats(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             h = hidden[rows]
-            _, p, _ = _block(h, weight, ctx.temperature)
+            p = _below_top(h, weight, ctx.temperature)[0].softmax(-1)
             g = (grad[rows, None] / ctx.temperature).to(p.dtype)
             p *= -g
             p.scatter_add_(-1, targets[rows, None], g)

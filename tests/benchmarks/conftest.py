@@ -49,6 +49,7 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
             "stopped": None,
             "first_ntp_loss": 2.0,
             "final_ntp_loss": 1.5,
+            "held_out": [],
             "fast_weight_bytes": 64,
         },
         "usage": {

@@ -30,6 +30,7 @@ ADAPTATION = {
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
+    "held_out": [{"step": 0, "loss": 2.0, "reward": 0.5}],
     "fast_weight_bytes": 64,
 }
 USAGE = dict.fromkeys(["document_tokens", "query_tokens", "completion_tokens", "rollout_tokens"], 3)
@@ -297,6 +298,7 @@ RESOURCE = {
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
+    "held_out": [{"step": 0, "loss": 2.0, "reward": 0.5}],
     "bytes": 64,
     "in_memory": True,
     "stored": False,

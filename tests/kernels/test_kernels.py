@@ -89,7 +89,7 @@ def test_delta_rule_ignores_tokens_that_write_nothing() -> None:
 def test_short_conv(T: int, own_taps: bool, dtype: torch.dtype) -> None:
     B, C, W = 3, 5, 4
     taps = random(B, C, W, dtype=dtype) if own_taps else random(C, W, dtype=dtype)
-    inputs = [random(B, T, C, dtype=dtype), taps, random(B, W - 1, C, dtype=dtype)]
+    inputs = [random(B, W - 1 + T, C, dtype=dtype), taps]
     assert_same(short_conv_naive.short_conv, short_conv_torch.short_conv, inputs, dtype)
 
 

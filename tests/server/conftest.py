@@ -183,7 +183,7 @@ class FakeModel:
                 loss = float("nan") if "nan" in words else 2.0 / number
                 steps.append(StepReport(number, loss, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
                 yield AdaptationStep(steps[-1])
-            guard = "loss_rose" if "worse" in words else None
+            guard = "kept_base" if "worse" in words else None
             accepted = 0 if guard else len(steps)
             report = AdaptationReport("refine", tuple(steps), accepted, guard, None, 2.0, 1.5, 1024)
             yield AdaptationEnded(report, 0.02)

@@ -61,7 +61,7 @@ def test_ids_are_unguessable_and_each_request_has_its_own(client: TestClient) ->
 def test_a_rolled_back_adaptation_is_not_called_adapted(client: TestClient) -> None:
     body = post(client, document="worse").json()
     assert body["adapted"] is False
-    assert body["adaptation"]["guard"] == "loss_rose"
+    assert body["adaptation"]["guard"] == "kept_base"
 
 
 def test_nan_is_null(client: TestClient) -> None:

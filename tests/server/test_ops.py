@@ -25,7 +25,7 @@ SERIES = [
     "refine_rollout_tokens_total 20.0",
     "refine_reward_count 2.0",
     "refine_ntp_loss_delta_count 1.0",
-    'refine_guard_rollbacks_total{reason="loss_rose"} 1.0',
+    'refine_guard_rollbacks_total{reason="kept_base"} 1.0',
     'refine_model_info{device="cpu",dtype="float32",family="delta_net",model="fake"',
     "process_resident_memory_bytes",
     'refine_decode_seconds_bucket{le="600.0"}',

@@ -64,7 +64,8 @@ def base_hash(model: CausalLM) -> str:
 def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
     document, questions = example("tiny_example")
     for question in questions:
-        asked = request(document, question["query"], objective=objective, prefix=prefix)
+        settings = {"objective": objective, "prefix": prefix, "guard": "none"}
+        asked = request(document, question["query"], **settings)
         result = completed(answer(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
         assert result.adaptation.adapted is (objective != "none")
@@ -145,7 +146,7 @@ def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
     document, questions = example("tiny_example")
     asked = request(document, questions[0]["query"], learning_rate=10.0, steps=4, compare_base=True)
     result = completed(answer(tiny, asked))
-    assert result.adaptation.guard in (guard.LOSS_ROSE, guard.NON_FINITE_LOSS)
+    assert result.adaptation.guard in (guard.KEPT_BASE, guard.NON_FINITE_LOSS)
     assert not result.adaptation.adapted
     assert result.answer == result.base_answer
 

@@ -208,36 +208,6 @@ def test_non_finite_gradient_falls_back_to_the_base(model, tokens) -> None:
     assert not adapted.fast_weights
 
 
-def test_a_loss_that_rises_falls_back_when_guarded(model, tokens) -> None:
-    ids = tokens(1, 90)
-    for name, expected in (("loss", guard.LOSS_ROSE), ("none", None)):
-        fast = model.new_fast_weights("all", 8, 0)
-        settings = config(guard=name, learning_rate=10.0, steps=2)
-        report = run(adapt(model, Reading(model, ids, fast, positions=4), fast, settings)).report
-        assert report.steps[1].ntp_loss > report.first_ntp_loss
-        assert (report.final_ntp_loss > report.first_ntp_loss) is (expected is None)
-        assert report.guard == expected
-        assert report.adapted is (expected is None)
-
-
-def test_the_guard_keeps_the_best_step(model, tokens) -> None:
-    fast = model.new_fast_weights("all", 8, 0)
-    settings = config(guard="loss", learning_rate=0.01, steps=8)
-    reading = Reading(model, tokens(1, 90), fast, positions=4)
-    adaptation = adapt(model, reading, fast, settings)
-    for _ in range(5):
-        next(adaptation)
-    for tensor in fast.parameters():  # an accident after the fifth step
-        tensor.data *= 50.0
-    adapted = run(adaptation)
-    losses = [step.ntp_loss for step in adapted.report.steps]
-    accepted = adapted.report.accepted_step
-    assert accepted == losses.index(min(losses)) == 4
-    assert adapted.report.final_ntp_loss == min(losses) == losses[accepted]
-    read_again = reading.stats(reading.trunk(adapted.fast_weights).hidden, adapted.fast_weights)
-    assert float(read_again.loss) == pytest.approx(min(losses), rel=1e-9)
-
-
 def test_time_budget_stops_at_a_step_boundary(model, tokens) -> None:
     fast = model.new_fast_weights("fast_weights", 8, 0)
     settings = config(max_seconds=1e-9, steps=5)

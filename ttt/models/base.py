@@ -4,13 +4,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers import embedding, logits, rms_norm
 from refine_server.ttt.models.state import LayerState, State, Trace
 
@@ -83,6 +84,8 @@ class CausalLM(nn.Module, ABC):
     embed_name: str
     norm_eps: float
     low_rank_modules: tuple[str, ...]
+    joins_segments: ClassVar[bool] = True
+    """Whether traces of consecutive segments join into one (``checkpointing``)."""
     model: Any
     lm_head: nn.Linear
     config: Any
@@ -91,6 +94,9 @@ class CausalLM(nn.Module, ABC):
         super().__init__()
         self.name = "model"
         self.tokenizer: Any = None
+        self.piece_tokens: int | None = None
+        self.activation_budget: int | None = None
+        """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
 
     # -- what a family defines ------------------------------------------------------------------
 
@@ -121,35 +127,61 @@ class CausalLM(nn.Module, ABC):
             raise ValueError("input_ids must be [B, T] with T >= 1")
         fast = BASE if fast_weights is None else fast_weights
         x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
-        start = input_ids.new_zeros(input_ids.shape[0])
-        position = start if state is None else state.position
-        layers = [None] * self.num_layers if state is None else state.layers
-        x, traces = self._run(x, layers, position, fast, 0, self.num_layers)
+        position, layers = self._begin(input_ids, state, 0, self.num_layers)
+        x, traces = self.run_layers(x, layers, position, fast, 0, self.num_layers)
         after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
         return Output(self._final_norm(x, fast), after, self.head(fast))
 
-    def freeze(self, input_ids: Tensor, fast: FastWeights) -> Frozen:
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:
+        """Read input_ids [B, T] without a graph: the last hidden state [B, D] and the state.
+
+        In pieces of ``piece_tokens`` if the model has that, so that no more than a piece and a
+        state is in memory however long the text.
+        """
+        output, state = None, None
+        for piece in input_ids.split(self.piece_tokens or input_ids.shape[1], dim=1):
+            output = self(piece, state, fast)
+            state = output.state
+        if output is None:
+            raise ValueError("input_ids must be [B, T] with T >= 1")
+        return output.hidden[:, -1], output.state
+
+    def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
         """The part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
         first = fast.first_layer if fast else self.num_layers
         if first is None:
             return Frozen(input_ids, None, (), 0)
+        position, states = self._begin(input_ids, state, 0, first)
         with torch.no_grad():
             x = embedding(input_ids, self.embedding, BASE, self.embed_name)
-            start = input_ids.new_zeros(input_ids.shape[0])
-            x, traces = self._run(x, [None] * first, start, BASE, 0, first)
+            x, traces = self.run_layers(x, states, position, BASE, 0, first)
         return Frozen(input_ids, x, tuple(traces), first)
 
-    def trunk(self, frozen: Frozen, fast: FastWeights) -> Trunk:
-        """Finish the reading that ``frozen`` began, under ``fast``, differentiably."""
-        x = frozen.hidden
+    def trunk(self, frozen: Frozen, fast: FastWeights, state: State | None = None) -> Trunk:
+        """Finish the reading that ``frozen`` began, under ``fast``, differentiably.
+
+        ``state`` is what both parts continue from, None the beginning.
+        """
+        x, first = frozen.hidden, frozen.first_layer
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
-        start = frozen.input_ids.new_zeros(x.shape[0])
-        states = [None] * (self.num_layers - frozen.first_layer)
-        x, traces = self._run(x, states, start, fast, frozen.first_layer, self.num_layers)
+        if state is None:
+            x, traces = run_checkpointed(self, x, fast, first)
+        else:
+            position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
+            x, traces = self.run_layers(x, states, position, fast, first, self.num_layers)
         return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
 
-    def _run(
+    def _begin(
+        self, input_ids: Tensor, state: State | None, first: int, last: int
+    ) -> tuple[Tensor, Sequence[LayerState | None]]:
+        """Positions [B] and the states of layers ``first`` … ``last`` - 1 to continue from."""
+        if state is None:
+            return input_ids.new_zeros(input_ids.shape[0]), [None] * (last - first)
+        return state.position, state.layers[first:last]
+
+    def run_layers(
         self,
         x: Tensor,
         states: Sequence[LayerState | None],
@@ -158,6 +190,7 @@ class CausalLM(nn.Module, ABC):
         first: int,
         last: int,
     ) -> tuple[Tensor, list[Trace]]:
+        """Layers ``first`` … ``last`` - 1 over x [B, T, D], each from its own of ``states``."""
         traces = []
         context = self.context(x, position)
         for index, state in zip(range(first, last), states, strict=True):

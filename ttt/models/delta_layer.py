@@ -32,7 +32,7 @@ def convolve(
     W = convs[0][1].weight.shape[-1]
     inputs = pad_conv(None if state is None else state.conv, x, W)
     taps = torch.cat([_taps(c.weight, fast, name, x.shape[0]) for name, c in convs], dim=-2)
-    y = dispatch.short_conv(x, taps.to(x.dtype), inputs[:, : W - 1])
+    y = dispatch.short_conv(inputs, taps.to(x.dtype))
     return F.silu(y), inputs
 
 

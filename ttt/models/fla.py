@@ -94,7 +94,9 @@ class FlaModel(nn.Module):
 
     def __init__(self, config: FlaConfig, attention: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Its own initialisation, on the meta device, would import torch's compiler for seconds.
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         layers = (FlaBlock(config, attention()) for _ in range(config.num_hidden_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size)

@@ -123,6 +123,7 @@ class LaCT(FlaCausalLM):
     """
 
     family = "lact"
+    joins_segments = False
     attention = LaCTAttention
     config: LaCTConfig
 

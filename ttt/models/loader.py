@@ -59,7 +59,11 @@ def wrap(causal_lm: Any) -> HFCausalLM:
 
 
 def load(
-    path_or_id: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    path_or_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    window: int | None = None,
 ) -> CausalLM:
     """A model with its tokenizer: ``smollm2``, ``tiny``, a directory in HF layout, or a hub id.
 
@@ -69,6 +73,7 @@ def load(
         path_or_id: what to load.
         dtype: of the base weights; None keeps the checkpoint's.
         device: where to put them.
+        window: the most tokens that attention sees (``Overlay.limit_window``); None: all.
 
     Raises:
         ModelError: it does not exist, cannot be read, or is of no supported family.
@@ -85,9 +90,17 @@ def load(
         model = build(config, weights).to(device)
     else:
         model = wrap(from_transformers(directory, dtype, device))
+    if window is not None:
+        _limit_window(model, window)
     model.name = str(path_or_id)
     model.tokenizer = read_tokenizer(directory)
     return model
+
+
+def _limit_window(model: CausalLM, tokens: int) -> None:
+    if not isinstance(model, Overlay):
+        raise ModelError(f"window: models of the family {model.family} have none to set")
+    model.limit_window(tokens)
 
 
 def model_type_of(config: dict[str, Any]) -> str:
@@ -186,15 +199,30 @@ def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def read_tokenizer(directory: Path) -> Any:
     """The tokenizer that lies in the directory."""
-    from transformers import AutoTokenizer, PreTrainedConfig
-
     try:
+        if _plain_tokenizer(directory):
+            # What AutoTokenizer would choose, without its import of every model's configuration.
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        from transformers import AutoTokenizer, PreTrainedConfig
+
         # A configuration of its own keeps transformers from guessing at a model type that it does
         # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
         own = PreTrainedConfig() if read_config(directory)["model_type"] in FLA_LAYOUT else None
         return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
+
+
+def _plain_tokenizer(directory: Path) -> bool:
+    """Whether ``tokenizer.json`` is all there is: no class that changes what it does."""
+    path = directory / "tokenizer_config.json"
+    if not path.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    config = json.loads(path.read_text())
+    plain = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return config.get("tokenizer_class") in plain and "auto_map" not in config
 
 
 def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:

@@ -4,6 +4,7 @@ A request owns low-rank deltas on ``mlp.down_proj`` of the last quarter of the l
 In-Place TTT (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675).
 """
 
+import hashlib
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,24 @@ class Overlay(HFCausalLM):
     """A Llama-like causal LM of transformers, with full or sliding-window attention by layer."""
 
     family = "overlay"
+    limit: int | None = None
+
+    def limit_window(self, tokens: int) -> None:
+        """Have no layer see more than the last ``tokens`` tokens, the present one included.
+
+        A state is then never larger than that window, however long the document, and a document is
+        read piece by piece. What slid out of the window is known from the fast weights alone.
+        """
+        if tokens < 1:
+            raise ModelError(f"window: {tokens} is no number of tokens")
+        self.limit = self.piece_tokens = tokens
+
+    def fingerprint(self) -> str:
+        """See ``CausalLM.fingerprint``; a state that was made under another window is another's."""
+        own = super().fingerprint()
+        if self.limit is None:
+            return own
+        return hashlib.sha256(f"{own} window {self.limit}".encode()).hexdigest()
 
     def required_parts(self) -> tuple[str, ...]:
         """See ``HFCausalLM.required_parts``."""
@@ -50,6 +69,10 @@ class Overlay(HFCausalLM):
 
     def window(self, index: int) -> int | None:
         """The layer's sliding window in tokens, the token itself included; None: full attention."""
+        windows = [w for w in (self.limit, self._own_window(index)) if w is not None]
+        return min(windows, default=None)
+
+    def _own_window(self, index: int) -> int | None:
         kind = self.layer_type(index)
         if kind not in (None, "full_attention", "sliding_attention"):
             raise ModelError(f"{self.config.model_type}: layer type {kind!r} is not supported")

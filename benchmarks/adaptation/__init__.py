@@ -1,0 +1,1 @@
+"""Does adapting to a document help to answer from it? Objectives, regimes, alternatives."""

@@ -1,0 +1,168 @@
+"""Adapts to each document once for each objective and asks in every regime; a line for each."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refine_server.benchmarks.adaptation.contexts import Regime, text_of
+from refine_server.benchmarks.adaptation.items import Item, Question
+from refine_server.benchmarks.rows import read_rows
+from refine_server.ttt.answering import AdaptedDocument, adapt_document
+from refine_server.ttt.config import AdaptConfig, Objective, SamplingConfig
+from refine_server.ttt.generation import decode
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.prompting import PromptTemplate
+from refine_server.ttt.types import AdaptRequest, DocumentAdapted, Limits
+
+OBJECTIVES: tuple[Objective, ...] = ("none", "ntp", "refine")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One document under one objective.
+
+    scores: by regime, 0 to 100, the mean over the document's questions. adapt_seconds and
+    answer_seconds (by regime, for all questions) are wall time; peak_bytes is the process's, from
+    the adaptation's beginning to the last answer.
+    """
+
+    task: str
+    length: int
+    id: str
+    objective: str
+    tokens: int
+    scores: dict[str, float]
+    adapt_seconds: float
+    answer_seconds: dict[str, float]
+    peak_bytes: int
+    accepted_step: int
+    guard: str | None
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """What tells this result from every other of its run."""
+        return self.task, self.length, self.id, self.objective
+
+    @classmethod
+    def parse(cls, row: Any) -> "Result":
+        """A result from its line."""
+        return cls(**row)
+
+
+class ModelTokenizer:
+    """A loaded model's tokenizer, without special tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._of = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._of(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._of.decode(ids, skip_special_tokens=True))
+
+
+class AdaptationBench:
+    """Measures; ``window`` is what the alternatives may put into the prompt, in tokens."""
+
+    def __init__(
+        self, model: CausalLM, config: AdaptConfig, regimes: Sequence[Regime], window: int
+    ) -> None:
+        self.model, self.config, self.regimes, self.window = model, config, regimes, window
+        self.template = PromptTemplate(model.tokenizer)
+        self.tokenizer = ModelTokenizer(model.tokenizer)
+
+    def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
+        """Results of all items, those of an interrupted run first; each is written as it is had."""
+        done = {r.key: r for r in read_rows(path, Result.parse)} if resume else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if resume else "w", encoding="utf-8") as file:
+            for item in items:
+                for objective in OBJECTIVES:
+                    key = item.task, item.length, item.id, objective
+                    if key not in done:
+                        done[key] = self.measure(item, objective)
+                        file.write(json.dumps(asdict(done[key])) + "\n")
+                        file.flush()
+                    yield done[key]
+
+    def measure(self, item: Item, objective: Objective) -> Result:
+        """Adapt to an item's document and answer its questions in every regime."""
+        _reset_peak()
+        began = time.perf_counter()
+        adapted = self._adapt(item.before + item.context, objective)
+        adapt_seconds = time.perf_counter() - began
+        scores: dict[str, float] = {}
+        seconds: dict[str, float] = {}
+        for regime in self.regimes:
+            began = time.perf_counter()
+            asked = [q.score(self._answer(adapted, item, q, regime)) for q in item.questions]
+            scores[regime] = sum(asked) / len(asked)
+            seconds[regime] = round(time.perf_counter() - began, 3)
+        report = adapted.report
+        return Result(
+            item.task,
+            item.length,
+            item.id,
+            objective,
+            adapted.document_tokens,
+            scores,
+            round(adapt_seconds, 3),
+            seconds,
+            _peak(),
+            report.accepted_step,
+            report.guard,
+        )
+
+    def _adapt(self, document: str, objective: Objective) -> AdaptedDocument:
+        config = self.config.model_copy(update={"objective": objective})
+        *_, last = adapt_document(self.model, AdaptRequest(document, config))
+        assert isinstance(last, DocumentAdapted)
+        return last.document
+
+    def _answer(
+        self, adapted: AdaptedDocument, item: Item, question: Question, regime: Regime
+    ) -> str:
+        query = self.template.encode_query(question.query, Limits())
+        state = adapted.state
+        if regime != "context":
+            text = text_of(item, question, regime, self.window, self.tokenizer)
+            ids = self._prompt(text)
+            if not ids:  # nothing at all before the query: its own first token begins
+                ids, query = query[:1], query[1:]
+            read = torch.tensor([ids], device=self.model.device)
+            _, state = self.model.read(read, adapted.fast_weights)
+        sampling = SamplingConfig(max_tokens=question.max_tokens)
+        decoding = decode(self.model, query, state, adapted.fast_weights, sampling)
+        while True:
+            try:
+                next(decoding)
+            except StopIteration as end:
+                return str(end.value[0])
+
+    def _prompt(self, document: str | None) -> list[int]:
+        prompt = self.template.encode_document(document or "-", Limits())
+        return prompt.header + (prompt.document if document else [])
+
+
+def _reset_peak() -> None:
+    """Let the kernel count the process's peak memory anew, where it can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak() -> int:
+    """The process's peak memory in bytes since the last reset; 0 where nothing tells."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else 0

