@@ -37,7 +37,10 @@ ADAPT = AdaptConfig(
     grpo_coef=0.2,
     guard="none",
 )
-"""How the tiny model is made to be adapted."""
+"""How ``tiny-nested`` was adapted while it was trained.
+
+It is best adapted with ``grpo_coef`` 0.05 (benchmarks/results/tiny-nested.md).
+"""
 
 
 @dataclass(frozen=True)

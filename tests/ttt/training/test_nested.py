@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import load
+from refine_server.ttt.models.embedded import tiny_nested
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.refine import adapt
-from refine_server.ttt.training import corpus, evaluate, nested
+from refine_server.ttt.training import corpus, evaluate, nested, run
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.compare import compare
 
@@ -166,3 +167,27 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
     result = CliRunner().invoke(app, ["compare", "--adapt", '{"rank": 0}'])
     assert result.exit_code == 2
     assert "rank" in result.output
+
+
+# -- the model in the package ---------------------------------------------------------------------
+
+
+def test_the_shipped_model_is_small():
+    assert sum(f.stat().st_size for f in tiny_nested().iterdir()) < 5e6
+
+
+def test_the_shipped_model_remembers_what_it_was_adapted_on():
+    config = nested.ADAPT.model_copy(update={"grpo_coef": 0.05})
+    scores = compare(load("tiny-nested"), config, tokens=112, facts=8, documents=4, seed=3)[
+        "memory"
+    ]
+    assert scores["none"]["score"] <= 10
+    assert scores["ntp"]["score"] >= 60
+    assert scores["refine"]["score"] >= 60
+
+
+def test_training_json_tells_what_was_measured():
+    recorded = json.loads((tiny_nested() / "training.json").read_text())
+    assert recorded["recipe"] == json.loads(json.dumps(run.recorded(nested.Recipe())))
+    again = evaluate.exact_match(load("tiny-nested"), 250, 8, documents=5)
+    assert abs(again - recorded["exact_match"]["250"]) <= 0.1
