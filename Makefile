@@ -43,8 +43,9 @@ typescript: setup
 	cd clients/typescript && npm ci && npm run build
 	$(BIN)/pytest tests/clients/test_typescript.py
 
+# Two processes of one thread each: small models gain nothing from a second thread.
 test: lint types harness
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info

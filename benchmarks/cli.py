@@ -22,6 +22,10 @@ def _bench() -> None:
     """Measure speed and quality: compare sides of one run only."""
 
 
+ModelName = Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object.")]
+
 app.command("longbench")(replay.longbench)
 app.command("longbench-score")(replay.longbench_score)
 app.command("ruler-make")(replay.ruler_make)
@@ -36,7 +40,9 @@ app.command("adaptation")(adaptation)
 
 @app.command()
 def step(
-    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
+    model: Annotated[
+        str, typer.Option(help="smollm2, tiny, lact (a small random one), a directory or a hub id.")
+    ] = "tiny",
     document_tokens: Annotated[int, typer.Option(min=64, help="T, the document's length.")] = 2048,
     chunks: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
     rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
@@ -50,6 +56,92 @@ def step(
 
     bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
     print_result(bench.run(repeats), as_json)
+
+
+@app.command()
+def ask(
+    model: ModelName = "tiny",
+    shortest: Annotated[int, typer.Option(min=64, help="Tokens of the short document.")] = 1024,
+    longest: Annotated[int, typer.Option(min=64, help="Tokens of the long one.")] = 16384,
+    document_tokens: Annotated[int, typer.Option(min=64, help="Of the one asked often.")] = 512,
+    queries: Annotated[int, typer.Option(min=1, help="Questions about it.")] = 10,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that a query decodes.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 9,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """A query on a long and a short adapted document; many queries against adapting for each."""
+    from refine_server.benchmarks.ask import AskBench
+
+    bench = AskBench(model, tokens, threads)
+    print_result(bench.run(shortest, longest, document_tokens, queries, repeats), as_json)
+
+
+@app.command()
+def decode(
+    model: ModelName = "tiny",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens before the first.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Greedy decoding against transformers' generate; for tiny on a random Llama of its shape."""
+    from refine_server.benchmarks.generate import GenerateBench
+
+    print_result(GenerateBench(model, threads).decode(prompt_tokens, tokens, repeats), as_json)
+
+
+@app.command()
+def prefill(
+    model: ModelName = "tiny",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    delta_tokens: Annotated[int, typer.Option(min=64, help="T of the delta rule.")] = 8192,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reading a prompt against transformers' forward, and the delta rule against plainer forms."""
+    from refine_server.benchmarks.generate import GenerateBench, delta_rule_prefill
+
+    result = GenerateBench(model, threads).prefill(tokens, repeats)
+    print_result(result | delta_rule_prefill(delta_tokens // 64 * 64, repeats), as_json)
+
+
+@app.command()
+def memory(
+    model: ModelName = "tiny",
+    shortest: Annotated[int, typer.Option(min=64, help="Tokens of the short document.")] = 4096,
+    longest: Annotated[int, typer.Option(min=64, help="Tokens of the long one.")] = 16384,
+    budget_mib: Annotated[
+        int, typer.Option(min=0, help="Of activations before segments are recomputed; 0: no limit.")
+    ] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Peak memory of one adaptation step on two lengths of document."""
+    from refine_server.benchmarks.memory import run
+
+    print_result(run(model, shortest, longest, budget_mib * 2**20 or None), as_json)
+
+
+@app.command()
+def batch(
+    model: ModelName = "tiny",
+    concurrency: Annotated[int, typer.Option(min=2, help="Requests at once.")] = 8,
+    lengths: Annotated[str, typer.Option(help="Documents: TOKENS:WEIGHT, with commas.")] = "512",
+    adapt: Annotated[str, typer.Option(help="Fields of `adapt`, as JSON.")] = "{}",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are reported.")] = 2,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adaptations and answers at once against the same ones one after the other, over HTTP."""
+    from refine_server.benchmarks.batch import BatchBench
+    from refine_server.benchmarks.console import adapt_of, told_plainly
+
+    with told_plainly():
+        bench = BatchBench(model, concurrency, lengths, adapt_of(adapt), max_tokens, threads)
+        print_result(bench.run(repeats), as_json)
 
 
 @app.command()

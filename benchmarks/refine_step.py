@@ -10,7 +10,8 @@ from torch import Tensor
 
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import load
+from refine_server.ttt.models import CausalLM, build, load
+from refine_server.ttt.models.lact import LaCT, LaCTConfig
 from refine_server.ttt.naive import naive_gradient
 from refine_server.ttt.optimizers import FastWeightOptimizer
 from refine_server.ttt.reading import Reading
@@ -36,7 +37,7 @@ class StepBench:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = load(model)
+        self.model = small_lact() if model == "lact" else load(model)
         self.config = AdaptConfig(
             prefix="full",
             chunks=chunks,
@@ -123,6 +124,33 @@ class StepBench:
         apart = torch.stack([(ours[n] - naive[n]).square().sum() for n in fast]).sum()
         length = torch.stack([naive[n].square().sum() for n in fast]).sum()
         return float((apart / length).sqrt())
+
+
+def small_lact() -> CausalLM:
+    """A random LaCT with the settings of the published 760M model, chunk and window aside."""
+    config = {
+        "model_type": "lact_swiglu",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "vocab_size": 2560,
+        "num_attn_heads": 4,
+        "num_lact_heads": 2,
+        "window_size": 256,
+        "lact_chunk_size": 256,
+        "w0_w2_low_rank": 32,
+        "rope_theta": 1e6,
+    }
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, parameter in LaCT(LaCTConfig.from_dict(config)).named_parameters():
+        if parameter.ndim > 1:
+            noise = torch.randn(parameter.shape, generator=generator)
+            weights[name] = noise * parameter.shape[-1] ** -0.5
+        else:
+            weights[name] = torch.full(parameter.shape, 1.0 if "norm" in name else 0.0)
+    model = build(config, weights)
+    model.name = "lact"
+    return model
 
 
 def _grad(tensor: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from refine_server.server.backend import open_backend
 from refine_server.server.errors import invalid_body
 from refine_server.server.schemas import AnswerBody, Origin, wire_event
 from refine_server.server.settings import Settings
+from refine_server.ttt.operations import one_by_one
+from refine_server.ttt.types import Event
 
 WireEvent = tuple[str, dict[str, Any]]
 
@@ -50,7 +52,9 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
     except ModelError as error:
         raise InputError(str(error)) from None
     origin = Origin(secrets.token_hex(16), backend.name)
-    for event in backend.perform(body.to_work(settings.max_tokens), lambda: None):
+    work = backend.perform(body.to_work(settings.max_tokens), lambda: None)
+    events: Iterator[Event] = one_by_one(work)
+    for event in events:
         told = wire_event(event, origin)
         if told is not None:
             name, data = told

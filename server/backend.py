@@ -1,11 +1,12 @@
 """What the engine serves: a model's facts, and how it checks and does a piece of work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refine_server.server.settings import Settings
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.operations import Coroutine, one_by_one
 from refine_server.ttt.types import (
     AnswerCompleted,
     AnswerRequest,
@@ -31,8 +32,8 @@ class Backend:
     """A model that does work.
 
     ``check`` counts the tokens that work will read and raises RequestError for what cannot be
-    served; it may run in another thread than ``perform``, whose events are those of
-    ``ttt.answering``. Closing the iterator cancels the work. ``fingerprint`` is the hash of the
+    served; it may run in another thread than ``perform``, whose coroutines are those of
+    ``ttt.answering``. Closing one cancels its work. ``fingerprint`` is the hash of the
     base weights as they were loaded, ``measure`` takes it anew. ``template`` and its tokenizer are
     the checking thread's. ``dump`` and ``restore`` turn adapted documents into bytes and back; they
     may run in a third thread.
@@ -47,7 +48,7 @@ class Backend:
     measure: Callable[[], str]
     template: "PromptTemplate"
     check: Callable[[Work], int]
-    perform: Callable[[Work, ShouldStop], Iterator[Event]]
+    perform: Callable[[Work, ShouldStop], Coroutine[Event, Any]]
     dump: Callable[["AdaptedDocument"], tuple[bytes, dict[str, Any]]]
     restore: Callable[[bytes, dict[str, Any]], "AdaptedDocument"]
 
@@ -64,7 +65,7 @@ def open_backend(settings: Settings) -> Backend:
 
     import torch
 
-    from refine_server.ttt.answering import perform
+    from refine_server.ttt.answering import working
     from refine_server.ttt.models import ModelError, load
     from refine_server.ttt.persistence import dump, restore
     from refine_server.ttt.prompting import PromptTemplate
@@ -97,7 +98,7 @@ def open_backend(settings: Settings) -> Backend:
         measure=model.fingerprint,
         template=checking,
         check=partial(_check, checking, limits, model.embedding.num_embeddings),
-        perform=lambda work, should_stop: perform(
+        perform=lambda work, should_stop: working(
             model, work, limits=limits, template=template, should_stop=should_stop
         ),
         dump=dump,
@@ -133,7 +134,7 @@ def self_check(backend: Backend) -> None:
     Raises:
         RuntimeError: the model adapts to something that is not finite, or changes its base weights.
     """
-    for event in backend.perform(SELF_CHECK, lambda: None):
+    for event in one_by_one(backend.perform(SELF_CHECK, lambda: None)):
         if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
             raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
     if backend.measure() != backend.fingerprint:

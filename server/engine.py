@@ -1,8 +1,9 @@
 """The thread that owns the model.
 
-Jobs are generators of events. The thread takes turns between the active ones, one event each, so
-cancelling, deadlines and fairness are exact to one step of work and no request blocks HTTP. Events
-travel to the event loop; nothing else crosses between the two.
+Jobs are coroutines that wait for operations, each one step of work. The thread chooses whose turn
+it is and runs that job's operation, in one batch with those of other active jobs that fit. So
+cancelling, deadlines and fairness are exact to one step and no request blocks HTTP. Events travel
+to the event loop; nothing else crosses between the two.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from refine_server.server import errors
 from refine_server.server.backend import Backend, self_check
@@ -21,6 +22,7 @@ from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
 from refine_server.server.scheduler import QueueLimits, Scheduler
 from refine_server.server.settings import Settings
+from refine_server.ttt.operations import Operation, resume, run_batch
 from refine_server.ttt.types import AdaptationStep, Event, IsolationError, Last, RequestError
 
 if TYPE_CHECKING:  # it would import torch
@@ -55,6 +57,7 @@ class Engine:
         self._charge = charge
         self._metrics = metrics
         self._stall = settings.stall_seconds
+        self._max_batch = settings.max_batch
         self._costs = CostModel()
         limits = QueueLimits(
             settings.max_active,
@@ -266,23 +269,62 @@ class Engine:
     def step(self, backend: Backend) -> bool:
         """One step of work for the job whose turn it is, or a wait for one; False to stop."""
         with self._changed:
-            job = self._scheduler.next()
-            while job is None and not self._stopping and not self._verifications:
+            lead = self._scheduler.next()
+            while lead is None and not self._stopping and not self._verifications:
                 self._changed.wait()
-                job = self._scheduler.next()
+                lead = self._scheduler.next()
             if self._stopping:
                 return False
             asked, self._verifications = self._verifications, []
+            batch = [] if lead is None else self._scheduler.companions(lead, self._max_batch)
             self._show_queue()
         self._turn_began = time.monotonic()
         if asked:
             self._verify(backend, asked)
-        if job is not None and (ended := self._advance(backend, job)) is not None:
-            self._end(job, ended)
-            if ended == "error":
+        if lead is not None:
+            ended = self._turn(backend, lead, batch)
+            for job, how in ended.items():
+                self._end(job, how)
+            if "error" in ended.values():
                 self._verify(backend, [])
         self._turn_began = None
         return True
+
+    def _turn(self, backend: Backend, lead: Job, batch: list[Job]) -> dict[Job, str]:
+        """Run what ``lead`` waits for, and its batch; how those jobs ended that did."""
+        if lead.cancelled is not None:
+            return {lead: lead.cancelled}
+        if lead.operation is None:
+            outcomes = [self._begin(backend, lead)]
+        else:
+            outcomes = self._run_batch(batch, lead.operation.name)
+        ended = {}
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if (how := self._advance(job, outcome)) is not None:
+                ended[job] = how
+        return ended
+
+    def _begin(self, backend: Backend, job: Job) -> Exception | None:
+        """Make a job's coroutine, or give the reason that there is none."""
+        job.queue_seconds = time.monotonic() - job.submitted
+        self._metrics.queue_seconds.observe(job.queue_seconds)
+        try:
+            job.coroutine = backend.perform(job.work, lambda: job.stop_reason)
+        except Exception as error:
+            return error
+        return None
+
+    def _run_batch(self, batch: list[Job], name: str) -> list[Any]:
+        """Results of the jobs' operations, or their failures; the seconds are split among them."""
+        began = time.monotonic()
+        try:
+            return run_batch([job.operation for job in batch if job.operation is not None])
+        finally:
+            self._metrics.batch_size.labels(name).observe(len(batch))
+            share = (time.monotonic() - began) / len(batch)
+            with self._changed:
+                for job in batch:
+                    self._scheduler.charge(job, share)
 
     def _verify(self, backend: Backend, asked: list[Future[bool]]) -> None:
         try:
@@ -296,17 +338,20 @@ class Engine:
         if not intact:
             raise IsolationError("the base weights have changed")
 
-    def _advance(self, backend: Backend, job: Job) -> str | None:
-        """Take a job to its next event; how it ended when there will be no more."""
-        if job.cancelled is not None:
-            return job.cancelled
+    def _advance(self, job: Job, outcome: Any) -> str | None:
+        """Take a job to its next operation; how it ended when there will be no more."""
         began = time.monotonic()
-        if job.generator is None:
-            job.queue_seconds = began - job.submitted
-            self._metrics.queue_seconds.observe(job.queue_seconds)
         try:
-            job.generator = job.generator or backend.perform(job.work, lambda: job.stop_reason)
-            event = next(job.generator)
+            if job.coroutine is None:
+                raise outcome
+            item: Event | Operation = resume(job.coroutine, outcome)
+            while not isinstance(item, Operation):
+                self._tell(job, item)
+                if isinstance(item, Last):
+                    return COMPLETED
+                item = resume(job.coroutine, None)
+            job.operation = item
+            return None
         except RequestError as error:
             job.deliver(error)
             return "refused"
@@ -320,17 +365,18 @@ class Engine:
         finally:
             with self._changed:
                 self._scheduler.charge(job, time.monotonic() - began)
+
+    def _tell(self, job: Job, event: Event) -> None:
         job.has_adapted = job.has_adapted or isinstance(event, AdaptationStep)
         self._costs.observe(job.work, job.tokens, event)
         self._metrics.observe(job, event)
         job.deliver(event)
-        return COMPLETED if isinstance(event, Last) else None
 
     def _end(self, job: Job, how: str) -> None:
         try:
             job.close()
         except Exception:
-            logger.exception("request %s: its generator did not close cleanly", job.request_id)
+            logger.exception("request %s: its coroutine did not close cleanly", job.request_id)
         if how != COMPLETED:
             self._metrics.wasted_seconds.labels(how).inc(job.worked_seconds)
         with self._changed:

@@ -3,13 +3,14 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from typing import Any
 
+from refine_server.ttt.operations import Coroutine, Operation
 from refine_server.ttt.types import AskRequest, CompletionRequest, Event, Work
 
 
 class Job:
-    """Work, the generator that does it, and the inbox that its events arrive in.
+    """Work, the coroutine that does it, and the inbox that its events arrive in.
 
     Made on the event loop, which reads the inbox. Everything else but ``cancelled`` and
     ``stop_reason`` belongs to the engine's thread once the job is submitted.
@@ -35,7 +36,8 @@ class Job:
         self.deadline = self._loop.time() + timeout_seconds
         self.cancelled: str | None = None
         self.stop_reason: str | None = None
-        self.generator: Iterator[Event] | None = None
+        self.coroutine: Coroutine[Event, Any] | None = None
+        self.operation: Operation | None = None  # what the coroutine waits for
         self.tokens = 0
         self.estimate = 0.0
         self.attained = 0.0  # the scheduler's: weighted seconds of turns
@@ -74,7 +76,7 @@ class Job:
             self.cancelled = "disconnect"
 
     def close(self) -> None:
-        """Free everything that the generator holds."""
-        generator, self.generator = self.generator, None
-        if isinstance(generator, Generator):
-            generator.close()
+        """Free everything that the coroutine holds."""
+        coroutine, self.coroutine, self.operation = self.coroutine, None, None
+        if coroutine is not None:
+            coroutine.close()

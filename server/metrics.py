@@ -34,6 +34,7 @@ SECONDS = (
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
 )
 TOKENS = tuple(float(2**n) for n in range(5, 18))
+SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 REWARDS = (-1.0, -0.5, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
 LOSS_DELTAS = (-2.0, -1.0, -0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.1, 0.5, 1.0)
 
@@ -63,6 +64,13 @@ class Metrics:
         self.prefill_seconds = seconds("prefill_seconds", "Reading a document or a prompt.")
         self.adapt_seconds = seconds("adapt_seconds", "Whole adaptations.", "objective")
         self.adapt_step_seconds = seconds("adapt_step_seconds", "Single adaptation steps.")
+        self.batch_size = Histogram(
+            "refine_batch_size",
+            "Requests whose steps were done at once.",
+            ["operation"],
+            buckets=SIZES,
+            registry=registry,
+        )
         self.decode_seconds = seconds("decode_seconds", "Decoding an answer.")
         self.first_token_seconds = seconds(
             "time_to_first_token_seconds", "From submission to the first token.", "adapted"

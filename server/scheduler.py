@@ -85,6 +85,25 @@ class Scheduler:
         cancelled = next((job for job in self.active if job.cancelled is not None), None)
         return cancelled or min(self.active, key=lambda job: job.attained)
 
+    def companions(self, lead: Job, most: int) -> list[Job]:
+        """Up to ``most`` active jobs whose operations can run with that of ``lead``, the first one.
+
+        Those that attained least come first.
+        """
+        operation = lead.operation
+        if operation is None:
+            return [lead]
+        others = [
+            job
+            for job in self.active
+            if job is not lead
+            and job.cancelled is None
+            and type(job.operation) is type(operation)
+            and job.operation.fits(operation)
+        ]
+        others.sort(key=lambda job: job.attained)
+        return [lead, *others[: min(most, operation.room) - 1]]
+
     def _rank(self, job: Job) -> tuple[int, float, int]:
         """Priority first, then the owner that got least; ``min`` keeps the order of arrival."""
         own = sum(j.owner == job.owner for j in self.active)

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     max_active: int = Field(
         4, ge=1, le=256, description="Requests that take turns at the model; each owns memory."
     )
+    max_batch: int = Field(
+        8, ge=1, le=64, description="Requests whose steps are done at once; 1 batches nothing."
+    )
     max_queue: int = Field(
         32, ge=0, description="Requests that may wait beyond these; more are refused with 429."
     )

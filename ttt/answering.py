@@ -1,26 +1,28 @@
 """From document to adapted document, and from adapted document to answers, as events.
 
-A generator here does at most one reading, one adaptation step or one decoded token between two
-events, so whoever drives it can take turns between requests and can stop one at any event by
-closing it.
+Every kind of work is a coroutine of events and operations (``operations``): one reading, one
+adaptation step, one decoded token. Whoever drives it can take turns between requests at any
+operation, run those of several in one batch, and stop one by closing it. ``perform``, ``answer``,
+``ask`` and ``adapt_document`` are such drivers for one request: they give the events alone.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from refine_server.ttt.completion import complete
+from refine_server.ttt.completion import completing
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.generation import Decoding, decode
+from refine_server.ttt.generation import Decoded, Decoding, decode
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State, compact
+from refine_server.ttt.operations import Alone, Coroutine, convert, one_by_one
 from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
 from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Adapted, adapt
+from refine_server.ttt.refine import adapting
 from refine_server.ttt.types import (
     AdaptationEnded,
     AdaptationReport,
@@ -37,13 +39,10 @@ from refine_server.ttt.types import (
     Event,
     IsolationError,
     Limits,
-    StepReport,
     Timings,
     Usage,
     Work,
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,36 +71,60 @@ class AdaptedDocument:
         self.fast_weights.require_owner(owner)
 
 
-def perform(
+ShouldStop = Callable[[], str | None]
+"""Asked after every step; a reason to make no more."""
+
+
+def working(
     model: CausalLM,
     work: Work,
     *,
     limits: Limits | None = None,
     template: PromptTemplate | None = None,
-    should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[Event]:
-    """Do any piece of work; its last event is a ``Last``."""
+    should_stop: ShouldStop = lambda: None,
+) -> Coroutine[Event, None]:
+    """Any piece of work as a coroutine; its last event is a ``Last``."""
     match work:
         case AnswerRequest():
-            return answer(model, work, limits=limits, template=template, should_stop=should_stop)
+            return answering(model, work, limits=limits, template=template, should_stop=should_stop)
         case AdaptRequest():
-            return adapt_document(
+            return adapting_to(
                 model, work, limits=limits, template=template, should_stop=should_stop
             )
         case AskRequest():
-            return ask(model, work, limits=limits, template=template)
+            return asking(model, work, limits=limits, template=template)
         case CompletionRequest():
-            return complete(model, work, limits=limits)
+            return completing(model, work, limits=limits)
 
 
-def adapt_document(
+def perform(model: CausalLM, work: Work, **options: Any) -> Iterator[Event]:
+    """Do any piece of work here and now; options as of ``working``."""
+    return one_by_one(working(model, work, **options))
+
+
+def adapt_document(model: CausalLM, request: AdaptRequest, **options: Any) -> Iterator[Event]:
+    """Do ``adapting_to`` here and now."""
+    return one_by_one(adapting_to(model, request, **options))
+
+
+def ask(model: CausalLM, request: AskRequest, **options: Any) -> Iterator[Event]:
+    """Do ``asking`` here and now."""
+    return one_by_one(asking(model, request, **options))
+
+
+def answer(model: CausalLM, request: AnswerRequest, **options: Any) -> Iterator[Event]:
+    """Do ``answering`` here and now."""
+    return one_by_one(answering(model, request, **options))
+
+
+def adapting_to(
     model: CausalLM,
     request: AdaptRequest,
     *,
     limits: Limits | None = None,
     template: PromptTemplate | None = None,
-    should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[Event]:
+    should_stop: ShouldStop = lambda: None,
+) -> Coroutine[Event, None]:
     """Adapt a fresh copy of the fast weights to a document. The base weights are never written.
 
     Raises:
@@ -109,24 +132,22 @@ def adapt_document(
     """
     template = template or PromptTemplate(model.tokenizer)
     prompt = template.encode_document(request.document, limits or Limits())
-    fast = new_fast_weights(model, request)
     began = time.monotonic()
-    document = read(model, prompt, request, fast)
-    if request.adapt.objective == "none":
-        _ = document.base_end  # the whole reading belongs to prefill, not to what follows
+    whole = request.adapt.objective == "none"
+    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole))
     yield DocumentRead(len(prompt.document), time.monotonic() - began)
     tokens = len(prompt.document)
     adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
     yield DocumentAdapted(adapted)
 
 
-def ask(
+def asking(
     model: CausalLM,
     request: AskRequest,
     *,
     limits: Limits | None = None,
     template: PromptTemplate | None = None,
-) -> Iterator[Event]:
+) -> Coroutine[Event, None]:
     """Answer a question from an adapted document, which stays as it is for the next one.
 
     Raises:
@@ -151,17 +172,17 @@ def ask(
     )
 
 
-def answer(
+def answering(
     model: CausalLM,
     request: AnswerRequest,
     *,
     limits: Limits | None = None,
     template: PromptTemplate | None = None,
-    should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[Event]:
+    should_stop: ShouldStop = lambda: None,
+) -> Coroutine[Event, None]:
     """Answer a question about a document from a copy of the fast weights adapted on it.
 
-    The base weights are never written; the copy ends with the generator.
+    The base weights are never written; the copy ends with the coroutine.
 
     Raises:
         RequestError: the document or the query is empty or too long, before anything is computed.
@@ -170,17 +191,15 @@ def answer(
     template, limits = template or PromptTemplate(model.tokenizer), limits or Limits()
     prompt = template.encode_document(request.document, limits)
     query = template.encode_query(request.query, limits)
-    fast = new_fast_weights(model, request)
-    document = read(model, prompt, request, fast)
-    base_answer = None
-    if request.compare_base or request.adapt.objective == "none":
-        _ = document.base_end  # as above
+    whole = request.compare_base or request.adapt.objective == "none"
+    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole))
     clock.lap("prefill")
     yield DocumentRead(len(prompt.document), clock.laps["prefill"])
 
+    base_answer = None
     if request.compare_base:
         decoding = decode(model, query, document.base_end[1], BASE, request.sampling)
-        base_answer, _, _ = _exhaust(decoding)
+        base_answer, _, _ = yield from convert(decoding, lambda _: None)
         clock.lap("base")
         yield BaseAnswered(base_answer)
 
@@ -204,6 +223,20 @@ def answer(
             clock.laps["prefill"], clock.laps["adapt"], clock.laps["decode"], clock.first_token
         ),
     )
+
+
+def begin(
+    model: CausalLM, prompt: DocumentPrompt, request: AdaptRequest | AnswerRequest, *, whole: bool
+) -> tuple[FastWeights, Reading]:
+    """The copy that the request will own, and the document as far as no copy changes it.
+
+    ``whole``: the base model's reading of all layers belongs to it.
+    """
+    fast = new_fast_weights(model, request)
+    document = read(model, prompt, request, fast)
+    if whole:
+        _ = document.base_end
+    return fast, document
 
 
 def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> FastWeights:
@@ -241,6 +274,10 @@ class Clock:
         self.laps[phase] = now - self._last
         self._last = now
 
+    def see_token(self) -> None:
+        """Note the time of the first token, if none was seen yet."""
+        self.first_token = self.first_token or time.monotonic() - self.started
+
 
 def _adapted(
     model: CausalLM,
@@ -248,10 +285,11 @@ def _adapted(
     document_tokens: int,
     fast: FastWeights,
     request: AdaptRequest | AnswerRequest,
-    should_stop: Callable[[], str | None],
-) -> Generator[Event, None, AdaptedDocument]:
+    should_stop: ShouldStop,
+) -> Coroutine[Event, AdaptedDocument]:
     began = time.monotonic()
-    result = yield from _steps(adapt(model, document, fast, request.adapt, should_stop))
+    steps = adapting(model, document, fast, request.adapt, should_stop)
+    result = yield from convert(steps, AdaptationStep)
     yield AdaptationEnded(result.report, time.monotonic() - began)
     return AdaptedDocument(
         request.owner,
@@ -263,32 +301,11 @@ def _adapted(
     )
 
 
-def _steps(loop: Generator[StepReport, None, Adapted]) -> Generator[Event, None, Adapted]:
-    while True:
-        try:
-            report = next(loop)
-        except StopIteration as end:
-            adapted: Adapted = end.value
-            return adapted
-        yield AdaptationStep(report)
+def _deltas(decoding: Decoding, clock: Clock) -> Coroutine[Event, tuple[str, str, int]]:
+    def delta(token: Decoded) -> AnswerDelta:
+        clock.see_token()
+        return AnswerDelta(token.text)
 
-
-def _deltas(decoding: Decoding, clock: Clock) -> Generator[Event, None, tuple[str, str, int]]:
-    while True:
-        try:
-            token = next(decoding)
-        except StopIteration as end:
-            clock.first_token = clock.first_token or time.monotonic() - clock.started
-            result: tuple[str, str, int] = end.value
-            return result
-        clock.first_token = clock.first_token or time.monotonic() - clock.started
-        yield AnswerDelta(token.text)
-
-
-def _exhaust(generator: Generator[object, None, T]) -> T:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            value: T = end.value
-            return value
+    result = yield from convert(decoding, delta)
+    clock.see_token()  # there may have been none
+    return result

@@ -3,14 +3,15 @@
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.generation import Decoding, Likeliest, scores, write
+from refine_server.ttt.generation import Decoding, Likeliest, Next, scores, write
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import State
+from refine_server.ttt.operations import Alone, Coroutine, Operation
 from refine_server.ttt.token_bytes import TokenBytes
 from refine_server.ttt.types import (
     TOO_LONG,
@@ -71,9 +72,9 @@ def _check_told(request: CompletionRequest, prompt_tokens: int) -> None:
         )
 
 
-def complete(
+def completing(
     model: CausalLM, request: CompletionRequest, *, limits: Limits | None = None
-) -> Iterator[Event]:
+) -> Coroutine[Event, None]:
     """Continue every prompt, choice n p + j being the j-th of prompt p.
 
     A prompt is read once for all its choices, which then take turns.
@@ -87,21 +88,17 @@ def complete(
         request.adapted.require_owner(request.owner)
     prompt_tokens = check_prompts(request, limits or Limits(), model.embedding.num_embeddings)
     completer = _Completer(model, request, TokenBytes(model.tokenizer))
-    started, first_token = time.monotonic(), 0.0
-    read_seconds, decode_seconds, completion_tokens = 0.0, 0.0, 0
+    read_seconds, decode_seconds = 0.0, 0.0
     for number, prompt in enumerate(request.prompts):
         began = time.monotonic()
-        before, state, echo = completer.read(prompt)
+        after, echo = yield Alone(partial(completer.read, prompt))
         read_seconds += (seconds := time.monotonic() - began)
         yield PromptRead(number, len(prompt), seconds, echo)
         began = time.monotonic()
-        for event in completer.choices(number, before, state):
-            first_token = first_token or time.monotonic() - started
-            completion_tokens += isinstance(event, CompletionDelta)
-            yield event
+        yield from completer.choices(number, after)
         decode_seconds += time.monotonic() - began
-    timings = Timings(read_seconds, 0.0, decode_seconds, first_token)
-    yield CompletionEnded(prompt_tokens, completion_tokens, timings)
+    timings = Timings(read_seconds, 0.0, decode_seconds, completer.first_token)
+    yield CompletionEnded(prompt_tokens, completer.tokens, timings)
 
 
 class _Completer:
@@ -110,14 +107,17 @@ class _Completer:
     ) -> None:
         self.model, self.request, self.token_bytes = model, request, token_bytes
         self.fast = BASE if request.adapted is None else request.adapted.fast_weights
+        self.started = time.monotonic()
+        self.first_token = 0.0  # seconds until then
+        self.tokens = 0
 
     @torch.no_grad()
-    def read(self, prompt: tuple[int, ...]) -> tuple[Tensor, State, tuple[ScoredToken, ...]]:
-        """A prompt's last hidden state [1, D], the state after it, and its tokens if asked for."""
+    def read(self, prompt: tuple[int, ...]) -> tuple[Next, tuple[ScoredToken, ...]]:
+        """What follows a prompt, and its tokens if they are asked for."""
         adapted, echo = self.request.adapted, tuple[ScoredToken, ...]()
         if not prompt:
             assert adapted is not None  # as checked
-            return adapted.hidden, adapted.state, echo
+            return Next(self.model.head_logits(adapted.hidden, self.fast), adapted.state), echo
         ids = torch.tensor([prompt], device=self.model.device)
         output = self.model(ids, None if adapted is None else adapted.state, self.fast)
         if self.request.echo:
@@ -125,7 +125,8 @@ class _Completer:
             if adapted is not None:
                 predicting = torch.cat([adapted.hidden, predicting])
             echo = tuple(self._echo(prompt, predicting))
-        return output.hidden[:, -1], output.state, echo
+        logits = self.model.head_logits(output.hidden[:, -1], self.fast)
+        return Next(logits, output.state), echo
 
     def _echo(self, prompt: tuple[int, ...], predicting: Tensor) -> Iterator[ScoredToken]:
         """The prompt's tokens, the last of which were predicted from hidden states [N, D]."""
@@ -142,21 +143,24 @@ class _Completer:
             for id, score in zip(ids.tolist(), scores(logits, ids, top), strict=True):
                 yield self._told(id, *score)
 
-    def choices(self, number: int, before: Tensor, state: State) -> Iterator[Event]:
+    def choices(self, number: int, after: Next) -> Coroutine[Event, None]:
         """Decode a prompt's choices in turns, a token each."""
         request = self.request
         waiting = deque(
-            (number * request.n + j, self._write(number, j, before, state))
-            for j in range(request.n)
+            (number * request.n + j, self._write(number, j, after)) for j in range(request.n)
         )
         while waiting:
             choice, decoding = waiting.popleft()
+            outcome = None
             try:
-                token = next(decoding)
+                while isinstance(token := decoding.send(outcome), Operation):
+                    outcome = yield token
             except StopIteration as end:
                 _, finish, _ = end.value
                 yield ChoiceEnded(choice, finish)
                 continue
+            self.tokens += 1
+            self.first_token = self.first_token or time.monotonic() - self.started
             if token.log_prob is None:
                 told = ScoredToken(self.token_bytes(token.id))
             else:
@@ -164,12 +168,11 @@ class _Completer:
             yield CompletionDelta(choice, token.text, told, token.ends)
             waiting.append((choice, decoding))
 
-    def _write(self, number: int, j: int, before: Tensor, state: State) -> Decoding:
+    def _write(self, number: int, j: int, after: Next) -> Decoding:
         sampling = self.request.sampling
         return write(
             self.model,
-            before,
-            state,
+            after,
             self.fast,
             sampling.model_copy(update={"seed": (sampling.seed + j) % 2**63}),
             context=self.request.prompts[number],

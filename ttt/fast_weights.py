@@ -97,13 +97,50 @@ class FastWeights:
 
     @staticmethod
     def stack(requests: Sequence["FastWeights"]) -> "FastWeights":
-        """Several requests' fast weights as one batch, in order. Names and shapes must agree."""
+        """Several requests' fast weights as one batch, in order. Names and shapes must agree.
+
+        One request's stay as they are.
+        """
+        if len(requests) == 1:
+            return requests[0]
         names = set(requests[0])
         if any(set(other) != names for other in requests):
             raise ValueError("only fast weights with the same names can be stacked")
         tensors = {n: torch.cat([r[n] for r in requests]) for n in requests[0]}
         owners = {r.owner for r in requests}
         return FastWeights(tensors, owners.pop() if len(owners) == 1 else None)
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether all that counts once a sequence has begun are low-rank deltas."""
+        return all(name.endswith((".lora_a", ".lora_b", ".state")) for name in self.tensors)
+
+    @staticmethod
+    def stack_deltas(requests: Sequence["FastWeights"]) -> "FastWeights":
+        """Several requests' low-rank deltas as one batch, to read on from their states.
+
+        A smaller rank, or a module without a delta, is filled up with zeros, which add nothing.
+        Initial memories are left out: a state has taken their place. One request stays as it is.
+        """
+        if len(requests) == 1:
+            return requests[0]
+        like = {n: t for r in requests for n, t in r.tensors.items() if not n.endswith(".state")}
+        tensors = {}
+        for name, example in like.items():
+            own = [r.get(name) for r in requests]
+            axis = 2 if name.endswith(".lora_a") else 1  # of the rank
+            rank = max(0 if t is None else t.shape[axis] for t in own)
+            shape = [*example.shape]
+            shape[axis] = rank
+            parts = [t for t in own if t is not None and t.shape[axis] == rank]
+            if len(parts) == len(own):
+                tensors[name] = torch.cat(parts)
+                continue
+            tensors[name] = stacked = example.new_zeros(len(own), *shape[1:])
+            for row, t in enumerate(own):
+                if t is not None:
+                    stacked[row].narrow(axis - 1, 0, t.shape[axis]).copy_(t[0])
+        return FastWeights(tensors)
 
     def save(self, path: Path | str) -> None:
         """Write the tensors as safetensors."""

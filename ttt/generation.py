@@ -1,8 +1,8 @@
 """Decoding an answer token by token from a state."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -12,6 +12,7 @@ from refine_server.ttt.config import SamplingConfig
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.operations import Alone, Coroutine, Operation
 
 Likeliest = tuple[tuple[int, float], ...]
 """Ids and log-probabilities of the likeliest tokens, best first."""
@@ -32,14 +33,56 @@ class Decoded:
     top: Likeliest = ()
 
 
-Decoding = Generator[Decoded, None, tuple[str, str, int]]
+Decoding = Coroutine[Decoded, tuple[str, str, int]]
 """Yields tokens; returns the whole text, why it ended ("stop" or "length"), and the token count."""
 
 CONTEXT = 8
 """Tokens before the first decoded one that a tokenizer may need to know its text."""
 
+MOST_DECODED = 64
+"""Rows of one decoding batch: far beyond, the head's logits are what takes the time."""
 
-@torch.no_grad()
+
+class Next(NamedTuple):
+    """What follows the tokens read so far: the next one's logits [1, V], and the state."""
+
+    logits: Tensor
+    state: State
+
+
+@dataclass(frozen=True)
+class DecodeStep(Operation):
+    """Read one token of one sequence and score the one after it; the result is a ``Next``."""
+
+    name: ClassVar[str] = "decode"
+    model: CausalLM
+    token: int
+    state: State
+    fast: FastWeights
+
+    @property
+    def room(self) -> int:
+        """See ``Operation.room``."""
+        return MOST_DECODED if self.model.stacks_states and self.fast.is_delta else 1
+
+    def fits(self, lead: Self) -> bool:
+        """Any low-rank deltas go with any others, and with none."""
+        return self.model is lead.model and self.room > 1
+
+    @classmethod
+    @torch.no_grad()
+    def run_together(cls, operations: Sequence[Self]) -> list[Next]:
+        """Every layer's projections and the head once for all rows, each with its own deltas."""
+        model = operations[0].model
+        fast = FastWeights.stack_deltas([step.fast for step in operations])
+        state = State.stack([step.state for step in operations])
+        ids = torch.tensor([[step.token] for step in operations], device=model.device)
+        output = model(ids, state, fast)
+        logits = model.head_logits(output.hidden[:, 0], fast)  # [R, V]
+        rows = zip(logits.split(1), output.state.split(), strict=True)
+        return [Next(*row) for row in rows]
+
+
 def decode(
     model: CausalLM,
     query: Sequence[int],
@@ -51,29 +94,30 @@ def decode(
 
     The given state is not changed: any number of queries can start from it.
     """
-    output = model(torch.tensor([list(query)], device=model.device), state, fast)
-    before, state = output.hidden[:, -1], output.state
-    del output
-    return (yield from write(model, before, state, fast, sampling))
+
+    @torch.no_grad()
+    def read() -> Next:
+        output = model(torch.tensor([list(query)], device=model.device), state, fast)
+        return Next(model.head_logits(output.hidden[:, -1], fast), output.state)
+
+    after = yield Alone(read)
+    return (yield from write(model, after, fast, sampling))
 
 
-@torch.no_grad()
 def write(
     model: CausalLM,
-    before: Tensor,
-    state: State,
+    after: Next,
     fast: FastWeights,
     sampling: SamplingConfig,
     *,
     context: Sequence[int] = (),
     top: int | None = None,
 ) -> Decoding:
-    """Decode from the hidden state of the last token read, [1, D], and the state after it.
+    """Decode what follows the tokens that were read.
 
     Args:
         model: whose tokens.
-        before: that hidden state.
-        state: not changed.
+        after: the first token's logits, and the state; not changed.
         fast: the fast weights that both were computed under.
         sampling: how.
         context: the tokens that were read, for the first token's text: some tokenizers leave out
@@ -87,10 +131,8 @@ def write(
     finish, count, token = "length", 0, 0
     while count < sampling.max_tokens and finish == "length":
         if count > 0:
-            output = model(torch.tensor([[token]], device=model.device), state, fast)
-            before, state = output.hidden[:, -1], output.state
-        logits = model.head_logits(before, fast)
-        token = _sample(logits[0], sampling, generator)
+            after = yield DecodeStep(model, token, after.state, fast)
+        token = _sample(after.logits[0], sampling, generator)
         count += 1
         ends = token in model.stop_ids and not sampling.ignore_eos
         if ends:
@@ -104,7 +146,7 @@ def write(
         if top is None:
             yield Decoded(token, text, ends)
         else:
-            [score] = scores(logits, torch.tensor([token], device=model.device), top)
+            [score] = scores(after.logits, torch.tensor([token], device=model.device), top)
             yield Decoded(token, text, ends, *score)
     return "".join(pieces), finish, count
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.base import CausalLM, Frozen
+from refine_server.ttt.models.state import State
 from refine_server.ttt.types import Judgement
 
 NON_FINITE_LOSS = "non_finite_loss"
@@ -115,20 +116,25 @@ class Judge:
         self._kept: tuple[Judgement, FastWeights] | None = None
 
     @torch.no_grad()
-    def see(self, step: int, trunk: Trunk) -> None:
-        """Judge the present weights, which ``step`` steps made, from the document read by them."""
-        judgement = Judgement(step, self._loss(trunk), self._reward(trunk))
+    def see(self, step: int, hidden: Tensor, state: State) -> None:
+        """Judge the present weights, which ``step`` steps made, from the document read by them.
+
+        Args:
+            hidden: [1, T, D], of the document's tokens.
+            state: after them.
+        """
+        judgement = Judgement(step, self._loss(hidden), self._reward(state))
         self.judgements.append(judgement)
         if step and self._beats_base(judgement) and self._is_best(judgement):
             self._kept = judgement, self.fast.clone()
 
-    def _loss(self, trunk: Trunk) -> float:
-        before = trunk.hidden[:, self.tokens - 1]
+    def _loss(self, hidden: Tensor) -> float:
+        before = hidden[:, self.tokens - 1]
         log_prob, _ = self.model.token_stats(before, self.input_ids[:, self.tokens], self.fast)
         return -float(log_prob.mean())
 
-    def _reward(self, trunk: Trunk) -> float:
-        state = trunk.state.detach().repeat(self.probe_ids.shape[0])
+    def _reward(self, state: State) -> float:
+        state = state.detach().repeat(self.probe_ids.shape[0])
         if self.probes is None:
             self.probes = Probes(
                 self.probe_ids, self.model.freeze(self.probe_ids, self.fast, state)

@@ -10,9 +10,9 @@ from torch import Tensor
 from refine_server.kernels import dispatch
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.losses import draw
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import draw
 from refine_server.ttt.rollout import sample
 
 

@@ -1,8 +1,8 @@
 """A document as the loop sees it, and the sequences that its steps read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -101,9 +101,11 @@ class Reading:
     def stats(self, hidden: Tensor, fast: FastWeights) -> TokenStats:
         """What hidden states [R, T, D] say of every token from ``first`` on."""
         before, targets = hidden[:, self.first - 1 : -1], self.input_ids[:, self.first :]
-        return TokenStats(*self.model.token_stats(before, targets, fast), self._learned())
+        return TokenStats(*self.model.token_stats(before, targets, fast), self.learned)
 
-    def _learned(self) -> Tensor | None:
+    @property
+    def learned(self) -> Tensor | None:
+        """[T - first], False for what is held out; None when nothing is."""
         if not self.held_out:
             return None
         learned = torch.ones(self.tokens_learned, dtype=torch.bool, device=self.input_ids.device)
@@ -136,6 +138,78 @@ class Reading:
         first = max(self.first, self.min_prefix) + max(rollout_tokens, guard.SPAN)
         last = self.input_ids.shape[1]
         self.held_out = guard.hold_out(first, last, taken, rollout_tokens, generator)
+
+
+@dataclass(frozen=True)
+class TrunkPart:
+    """One request's part of a trunk. hidden: [S, T, D]. ``end`` gives the state after its tokens.
+
+    That state is made when it is asked for: a batch has it only at the end of its longest row.
+    """
+
+    hidden: Tensor
+    end: Callable[[], State]
+
+    @staticmethod
+    def whole(trunk: Trunk) -> "TrunkPart":
+        """A trunk that is all one request's."""
+        return TrunkPart(trunk.hidden, lambda: trunk.state)
+
+
+class Readings:
+    """Readings of several requests, read as one batch: rows padded at the end to the longest.
+
+    A model is causal, so padding changes nothing of what stands before it. Request r has rows
+    r S … (r + 1) S - 1, S as many as each of the readings has.
+    """
+
+    def __init__(self, readings: Sequence[Reading]) -> None:
+        self.readings = readings
+        self.model = readings[0].model
+        self.frozen = Frozen.stack([reading.frozen for reading in readings])
+        self.rows = readings[0].input_ids.shape[0]
+
+    def trunk(self, fast: FastWeights) -> Trunk:
+        """Read all rows under the requests' ``fast``, differentiably."""
+        return self.model.trunk(self.frozen, fast)
+
+    def stats(self, hidden: Tensor, fast: FastWeights) -> list[TokenStats]:
+        """What hidden states [R S, T, D] say of every request's own tokens."""
+        ids, first = self.frozen.input_ids, min(reading.first for reading in self.readings)
+        log_prob, entropy = self.model.token_stats(hidden[:, first - 1 : -1], ids[:, first:], fast)
+        stats = []
+        for r, reading in enumerate(self.readings):
+            tokens = slice(reading.first - first, reading.input_ids.shape[1] - first)
+            own = self.rows_of(r), tokens
+            stats.append(TokenStats(log_prob[own], entropy[own], reading.learned))
+        return stats
+
+    def parts(self, trunk: Trunk) -> list["TrunkPart"]:
+        """Every request's part of a trunk over all rows."""
+        if len(self.readings) == 1:
+            return [TrunkPart.whole(trunk)]
+        lengths = [[own.input_ids.shape[1]] for own in self.readings for _ in range(self.rows)]
+
+        @cache
+        @torch.no_grad()
+        def states() -> list[State]:
+            """Before what would be the first token of padding; of one row each."""
+            ends = torch.tensor(lengths, device=trunk.hidden.device)  # [R S, 1]
+            return trunk.state_at(ends).split()
+
+        def end(rows: slice) -> State:
+            return State.stack(states()[rows])
+
+        parts = []
+        for r, own in enumerate(self.readings):
+            rows = self.rows_of(r)
+            hidden = trunk.hidden[rows, : own.input_ids.shape[1]]
+            parts.append(TrunkPart(hidden, partial(end, rows)))
+        return parts
+
+    def rows_of(self, r: int) -> slice:
+        """Request r's rows."""
+        return slice(r * self.rows, (r + 1) * self.rows)
 
 
 def too_short(document: Reading, config: AdaptConfig) -> bool:

@@ -8,26 +8,26 @@ test compares the two) at about the price of next-token prediction.
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from refine_server.kernels import dispatch
 from refine_server.ttt import guard
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.base import CausalLM, Trunk
+from refine_server.ttt.losses import StepLoss, losses
+from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.operations import Alone, Coroutine, Operation, one_by_one
 from refine_server.ttt.optimizers import FastWeightOptimizer
 from refine_server.ttt.reading import (
     Reading,
-    TokenStats,
+    TrunkPart,
     informative_spans,
     span_reading,
     too_short,
 )
-from refine_server.ttt.rollout import Rollouts, sample
-from refine_server.ttt.selection import select_positions
 from refine_server.ttt.types import AdaptationReport, StepReport
 
 
@@ -44,23 +44,6 @@ class Adapted:
     report: AdaptationReport
 
 
-@dataclass(frozen=True)
-class StepLoss:
-    """One step's loss, in the graph, and what its rollouts were like.
-
-    trunk: of the rows that the next-token loss read.
-    """
-
-    trunk: Trunk
-    total: Tensor
-    ntp: Tensor
-    grpo: Tensor
-    kl: Tensor
-    rewards: Tensor
-    entropy: Tensor
-    rollout_tokens: int
-
-
 def adapt(
     model: CausalLM,
     document: Reading,
@@ -68,32 +51,51 @@ def adapt(
     config: AdaptConfig,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> Generator[StepReport, None, Adapted]:
+    """``adapting`` as a generator of step reports, each step done when it is asked for."""
+    return one_by_one(adapting(model, document, fast, config, should_stop))
+
+
+def adapting(
+    model: CausalLM,
+    document: Reading,
+    fast: FastWeights,
+    config: AdaptConfig,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Coroutine[StepReport, Adapted]:
     """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
 
     With a guard the answer comes from the step that did best on the held-out spans, without one
     from the last. The caller may close the generator between steps: nothing outside ``fast``
     was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
     """
+
+    def unadapted(
+        reason: str | None = None, steps: Sequence[StepReport] = ()
+    ) -> Coroutine[StepReport, Adapted]:
+        adapted: Adapted = yield Alone(lambda: _unadapted(document, config, reason, steps))
+        return adapted
+
     if config.objective == "none" or config.steps == 0:
-        return _unadapted(document, config)
+        return (yield from unadapted())
     if too_short(document, config):
-        return _unadapted(document, config, guard.DOCUMENT_TOO_SHORT)
-    loop = Loop(model, document, fast, config)
+        return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
+    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config))
     if config.guard == "held_out" and loop.judge is None:
-        return _unadapted(document, config, guard.DOCUMENT_TOO_SHORT)
+        return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
     started = time.monotonic()
     steps: list[StepReport] = []
     stopped = None
     while len(steps) < config.steps and stopped is None:
-        report, reason = loop.step(len(steps) + 1)
+        report, reason = yield AdaptStep(loop, len(steps) + 1)
         steps.append(report)
         if reason is not None:
-            return _unadapted(document, config, reason, steps)
+            return (yield from unadapted(reason, steps))
         yield report
         if len(steps) < config.steps:
             late = config.max_seconds and time.monotonic() - started >= config.max_seconds
             stopped = "max_seconds" if late else should_stop()
-    return loop.end(steps, stopped)
+    adapted: Adapted = yield Alone(lambda: loop.end(steps, stopped))
+    return adapted
 
 
 class Loop:
@@ -122,66 +124,32 @@ class Loop:
 
     def step(self, number: int) -> tuple[StepReport, str | None]:
         """One optimiser step. A reason instead of None means that no update was made."""
-        started = time.monotonic()
-        loss = self.loss()
-        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
-            self._judge(number - 1, loss.trunk)
-        self.optimizer.zero_grad()
-        loss.total.backward()
-        grad_norm = float(self.optimizer.step(loss.total.detach().isfinite()))
-        reason = guard.reject_step(float(loss.total.detach()), grad_norm)
-        return _report(number, loss, grad_norm, time.monotonic() - started), reason
+        [outcome] = AdaptStep.run_together([AdaptStep(self, number)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        report, reason = outcome
+        return report, reason
 
     def loss(self) -> StepLoss:
         """The loss under the present fast weights, with positions and rollouts drawn anew."""
-        config, ntp_rows, rows = self.config, self.ntp_reading, self.rollout_reading
-        trunk = ntp_rows.trunk(self.fast)
-        stats = ntp_rows.stats(trunk.hidden, self.fast)
-        if config.objective == "ntp":
-            zero = stats.log_prob.new_zeros(())
-            total = config.ntp_coef * stats.loss
-            return StepLoss(trunk, total, stats.loss, zero, zero, zero[None], stats.entropy, 0)
-        ntp, ntp_trunk = stats.loss, trunk
-        if rows is not ntp_rows:
-            trunk = rows.trunk(self.fast)
-            stats = rows.stats(trunk.hidden, self.fast)
-        grpo, kl, reward, tokens = self._rollout_terms(rows, trunk, stats)
-        total = config.grpo_coef * grpo + config.ntp_coef * ntp + config.kl_coef * kl
-        return StepLoss(ntp_trunk, total, ntp, grpo, kl, reward, stats.entropy, tokens)
+        return losses([self])[0]
 
-    def _rollout_terms(
-        self, rows: Reading, trunk: Trunk, stats: TokenStats
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        """GRPO loss, KL, rewards [N] and sampled tokens, from branches of the trunk."""
-        config, model, n = self.config, self.model, self.config.rollouts
-        starts, noise = draw(rows, stats, config, self.generator)
-        state = trunk.state_at(starts).repeat(n)
-        before = _before(trunk, starts).repeat_interleave(n, 0)  # [N, D]
-        temperature = config.rollout_temperature
-        rollouts = sample(model, before, state.detach(), self.fast, noise, temperature)
-        branch, log_prob = branch_log_prob(model, before, state, rollouts, self.fast, temperature)
-        reward, advantages = dispatch.rollout_reward(
-            config.reward, rollouts.tokens, branch, rows.input_ids, trunk.hidden, starts
-        )
-        base_log_prob = None
-        if config.kl_coef:
-            with torch.no_grad():
-                base = rows.base.state_at(starts).repeat(n)
-                base_before = _before(rows.base, starts).repeat_interleave(n, 0)
-                _, base_log_prob = branch_log_prob(
-                    model, base_before, base, rollouts, BASE, temperature
-                )
-        grpo, kl = dispatch.grpo_loss(
-            log_prob, rollouts.old_log_prob, advantages, config.clip_ratio, base_log_prob
-        )
-        return grpo, kl, reward, rollouts.tokens.numel()
+    def update(self, number: int, loss: StepLoss, seconds: float) -> tuple[StepReport, str | None]:
+        """Make the step that the gradient asks for, which took so many seconds to compute."""
+        started = time.monotonic()
+        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
+            self._judge(number - 1, loss.trunk)
+        grad_norm = float(self.optimizer.step(loss.total.detach().isfinite()))
+        reason = guard.reject_step(float(loss.total.detach()), grad_norm)
+        return _report(number, loss, grad_norm, seconds + time.monotonic() - started), reason
 
     @torch.no_grad()
-    def _judge(self, step: int, trunk: Trunk) -> None:
+    def _judge(self, step: int, trunk: TrunkPart) -> None:
         """Have the guard judge the present weights; ``trunk`` is the next-token loss's."""
         if self.judge is not None:
-            is_document = self.ntp_reading is self.document
-            self.judge.see(step, trunk if is_document else self.document.trunk(self.fast))
+            if self.ntp_reading is not self.document:
+                trunk = TrunkPart.whole(self.document.trunk(self.fast))
+            self.judge.see(step, trunk.hidden, trunk.end())
 
     @torch.no_grad()
     def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
@@ -195,7 +163,7 @@ class Loop:
         accepted = len(steps)
         reason = guard.reject_result(self.fast, losses[accepted])
         if self.judge is not None and reason is None:
-            self._judge(accepted, trunk)
+            self._judge(accepted, TrunkPart.whole(trunk))
             accepted = self.judge.restore()
             reason = None if accepted else guard.KEPT_BASE
         used = self.fast if reason is None else BASE
@@ -213,43 +181,74 @@ class Loop:
         return _ended(self.document, used, report)
 
 
-def draw(
-    rows: Reading, stats: TokenStats, config: AdaptConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Rollout starts [R, G] and the noise [R G n, k] that decides the rollouts' tokens."""
-    index = select_positions(
-        stats.entropy,
-        -stats.log_prob.detach(),
-        config.selection,
-        chunks=min(rows.positions, rows.tokens_learned),
-        kernel=config.rollout_tokens,
-        generator=generator,
-    )
-    starts = rows.starts(index, config.rollout_tokens)
-    count = starts.numel() * config.rollouts
-    noise = torch.rand(count, config.rollout_tokens, generator=generator, dtype=torch.float64)
-    return starts, noise.to(starts.device)
+MOST_TOKENS = 4096
+"""Tokens, padding included, in one batch of steps; more gain nothing and take memory."""
+LONGEST_TO_SHORTEST = 1.25
+"""How much longer than another a document may be: the rest is padding, computed for nothing."""
+SHAPE = (
+    *("objective", "prefix", "ntp_on", "span_tokens", "targets", "rank"),
+    *("chunks", "rollouts", "rollout_tokens", "rollout_temperature"),
+)
+"""Fields that steps of one batch share. All others, such as the seed, are each request's own."""
 
 
-def branch_log_prob(
-    model: CausalLM,
-    before: Tensor,
-    state: State,
-    rollouts: Rollouts,
-    fast: FastWeights,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Read the rollouts from their states: hidden [N, k, D] and log-probabilities [N, k]."""
-    hidden = model(rollouts.tokens, state, fast).hidden
-    predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
-    log_prob, _ = model.token_stats(predicting, rollouts.tokens, fast, temperature)
-    return hidden, log_prob
+@dataclass(frozen=True)
+class AdaptStep(Operation):
+    """One optimiser step; the result is its report, and the reason if no update was made."""
 
+    name: ClassVar[str] = "adapt"
+    loop: Loop
+    number: int
 
-def _before(trunk: Trunk, starts: Tensor) -> Tensor:
-    """Hidden states of the tokens just before starts [R, G]: [R G, D]."""
-    row = torch.arange(starts.shape[0], device=starts.device)[:, None]
-    return trunk.hidden[row, starts - 1].flatten(0, 1)
+    @property
+    def room(self) -> int:
+        """See ``Operation.room``. A full copy shares no product of matrices with another."""
+        loop = self.loop
+        if not loop.model.stacks_states or loop.config.targets == "all":
+            return 1
+        return max(1, int(MOST_TOKENS / LONGEST_TO_SHORTEST) // self._tokens)
+
+    @property
+    def _tokens(self) -> int:
+        return self.loop.ntp_reading.input_ids.numel()
+
+    @property
+    def _shape(self) -> tuple[object, ...]:
+        rows = self.loop.rollout_reading
+        starts = rows.input_ids.shape[0], min(rows.positions, rows.tokens_learned)
+        return (*starts, *(getattr(self.loop.config, field) for field in SHAPE))
+
+    def fits(self, lead: Self) -> bool:
+        """Steps of one shape on documents of similar length."""
+        if self.loop.model is not lead.loop.model or self._shape != lead._shape:
+            return False
+        longer, shorter = sorted((self._tokens, lead._tokens), reverse=True)
+        return self.room > 1 and longer <= LONGEST_TO_SHORTEST * shorter
+
+    @classmethod
+    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
+        """One forward and one backward pass for all; every update is its request's own."""
+        started = time.monotonic()
+        loops = [step.loop for step in operations]
+        drawn_before = [loop.generator.get_state() for loop in loops]
+        try:
+            found = losses(loops)
+            for loop in loops:
+                loop.optimizer.zero_grad()
+            # Requests share no term and no weight that is a leaf: each gets its own gradient.
+            torch.stack([loss.total for loss in found]).sum().backward()
+        except Exception:
+            for loop, state in zip(loops, drawn_before, strict=True):
+                loop.generator.set_state(state)
+            raise
+        seconds = (time.monotonic() - started) / len(loops)
+        return [step._update(loss, seconds) for step, loss in zip(operations, found, strict=True)]
+
+    def _update(self, loss: StepLoss, seconds: float) -> tuple[StepReport, str | None] | Exception:
+        try:
+            return self.loop.update(self.number, loss, seconds)
+        except Exception as error:
+            return error
 
 
 def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> StepReport:

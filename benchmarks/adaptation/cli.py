@@ -99,10 +99,10 @@ def _items(
 
     of = cast("Part", part)
     if data is not None:
-        return list(items.file_items(data, count, of))
+        return items.in_turns(items.file_items(data, count, of))
     if bench.model.name == "tiny":
-        return list(items.tiny_items(lengths, count, seed, of))
-    return list(items.prose_items(lengths, count, bench.tokenizer, seed, of))
+        return items.in_turns(items.tiny_items(lengths, count, seed, of))
+    return items.in_turns(items.prose_items(lengths, count, bench.tokenizer, seed, of))
 
 
 def _tell(line: str) -> None:

@@ -5,9 +5,10 @@ depends on the seed, the part, its task, length and number, and on nothing else.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -22,8 +23,8 @@ Part = Literal["dev", "heldout"]
 
 TINY_TASKS = ("niah_single", "niah_multikey")
 PROSE_TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
-TOKENS_PER_ANSWER = 16
-"""Of a needle's answer: RULER's value has 7 digits, which are as many tokens."""
+ANSWER_TOKENS, TOKENS_PER_VALUE = 32, 16
+"""Small models say the question once more before they answer; a value's 7 digits are 7 tokens."""
 TINY_QUESTIONS = 8
 
 
@@ -94,7 +95,19 @@ def prose_items(
     own = crc32(f"{part}/{seed}".encode())
     for length in lengths:
         for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
-            yield _of_sample(sample, length, TOKENS_PER_ANSWER * len(sample.outputs))
+            longest = ANSWER_TOKENS + TOKENS_PER_VALUE * len(sample.outputs)
+            yield _of_sample(sample, length, longest)
+
+
+def in_turns(items: Iterable[Item]) -> list[Item]:
+    """The first document of every task and length, then the second, …: a run that is cut short
+    has measured all of them.
+    """
+    cells: dict[tuple[str, int], list[Item]] = {}
+    for item in items:
+        cells.setdefault((item.task, item.length), []).append(item)
+    rounds = zip_longest(*cells.values())
+    return [item for of_round in rounds for item in of_round if item is not None]
 
 
 def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:

@@ -14,6 +14,7 @@ from refine_server.benchmarks.adaptation.items import (
     Item,
     Question,
     file_items,
+    in_turns,
     prose_items,
     tiny_items,
 )
@@ -56,6 +57,12 @@ def test_items_depend_on_the_seed_and_the_part_alone(tokenizer) -> None:
     assert told(tiny_items([200], 1, 0, "dev")) == told(tiny_items([200, 300], 1, 0, "dev"))[::2]
 
 
+def test_a_run_that_is_cut_short_has_measured_every_task() -> None:
+    items = in_turns(tiny_items([160, 200], 2, 0, "dev"))
+    assert [item.id for item in items] == ["0"] * 4 + ["1"] * 4
+    assert len({(item.task, item.length) for item in items[:4]}) == 4
+
+
 def test_needles_are_in_their_documents(tokenizer) -> None:
     items = list(prose_items([900], 1, tokenizer, 0, "dev"))
     assert [item.task for item in items] == list(PROSE_TASKS)
@@ -63,7 +70,7 @@ def test_needles_are_in_their_documents(tokenizer) -> None:
         [asked] = item.questions
         assert asked.score(item.context) == 100.0
         assert asked.score("") == 0.0
-        assert asked.max_tokens == (16 if "single" in item.task or "key" in item.task else 64)
+        assert asked.max_tokens == (48 if "single" in item.task or "key" in item.task else 96)
     for item in tiny_items([640], 2, 0, "heldout"):
         assert len(item.questions) == (1 if item.task == "niah_single" else 8)
         assert all(q.score("no such value") == 0.0 for q in item.questions)

@@ -22,6 +22,7 @@ from refine_server.ttt.completion import check_prompts
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.models.state import DeltaState, State
+from refine_server.ttt.operations import Alone, Coroutine
 from refine_server.ttt.persistence import dump, restore
 from refine_server.ttt.prompting import PromptTemplate
 from refine_server.ttt.token_bytes import _BYTES
@@ -99,7 +100,7 @@ class FakeModel:
             raise RequestError("document is too long", "document", "document_too_long")
         return words
 
-    def perform(self, work: Work, should_stop: ShouldStop) -> Iterator[Event]:
+    def perform(self, work: Work, should_stop: ShouldStop) -> Coroutine[Event, None]:
         match work:
             case AnswerRequest():
                 return self.answer(work)
@@ -110,7 +111,7 @@ class FakeModel:
             case CompletionRequest():
                 return self.complete(work)
 
-    def adapt(self, work: AdaptRequest, should_stop: ShouldStop) -> Iterator[Event]:
+    def adapt(self, work: AdaptRequest, should_stop: ShouldStop) -> Coroutine[Event, None]:
         """The document's first word is the name in ``turns`` and ``closed``."""
         words = work.document.split()
         name = words[0]
@@ -119,7 +120,7 @@ class FakeModel:
             steps: list[StepReport] = []
             stopped = None
             while len(steps) < work.adapt.steps and stopped is None:
-                self._work(name, words)
+                yield from self._work(name, words)
                 number = len(steps) + 1
                 steps.append(StepReport(number, 2.0, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
                 yield AdaptationStep(steps[-1])
@@ -132,7 +133,7 @@ class FakeModel:
         finally:
             self.closed.append(name)
 
-    def ask(self, work: AskRequest) -> Iterator[Event]:
+    def ask(self, work: AskRequest) -> Coroutine[Event, None]:
         """Answers with what the document's fast weights hold."""
         work.adapted.require_owner(work.owner)
         said = "".join(map(chr, work.adapted.fast_weights["model.norm.weight"][0].int().tolist()))
@@ -147,7 +148,7 @@ class FakeModel:
             timings=Timings(0.0, 0.0, 0.03, 0.01),
         )
 
-    def complete(self, work: CompletionRequest) -> Iterator[Event]:
+    def complete(self, work: CompletionRequest) -> Coroutine[Event, None]:
         """Says each prompt's first word, which is its name in ``turns`` and ``closed``."""
         name, tokens = "", 0
         try:
@@ -158,7 +159,7 @@ class FakeModel:
                 yield PromptRead(number, len(prompt), 0.01, echo)
                 for choice in range(number * work.n, (number + 1) * work.n):
                     for letter in name[: work.sampling.max_tokens]:
-                        self._work(name, words)
+                        yield from self._work(name, words)
                         tokens += 1
                         score = None if work.logprobs is None else -0.5
                         token = ScoredToken(letter.encode(errors="replace"), score)
@@ -169,7 +170,7 @@ class FakeModel:
         finally:
             self.closed.append(name)
 
-    def answer(self, request: AnswerRequest) -> Iterator[Event]:
+    def answer(self, request: AnswerRequest) -> Coroutine[Event, None]:
         if request is SELF_CHECK:
             return
         name, words = request.query, request.document.split()
@@ -179,7 +180,7 @@ class FakeModel:
                 yield BaseAnswered("base says no")
             steps = []
             for number in range(1, request.adapt.steps + 1):
-                self._work(name, words)
+                yield from self._work(name, words)
                 loss = float("nan") if "nan" in words else 2.0 / number
                 steps.append(StepReport(number, loss, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
                 yield AdaptationStep(steps[-1])
@@ -188,7 +189,7 @@ class FakeModel:
             report = AdaptationReport("refine", tuple(steps), accepted, guard, None, 2.0, 1.5, 1024)
             yield AdaptationEnded(report, 0.02)
             for letter in name[: request.sampling.max_tokens]:
-                self.turns.append(name)
+                yield Alone(lambda: self.turns.append(name))
                 yield AnswerDelta(letter)
             yield AnswerCompleted(
                 answer=name[: request.sampling.max_tokens],
@@ -201,7 +202,10 @@ class FakeModel:
         finally:
             self.closed.append(name)
 
-    def _work(self, name: str, words: list[str]) -> None:
+    def _work(self, name: str, words: list[str]) -> Coroutine[Event, None]:
+        yield Alone(lambda: self._do(name, words))
+
+    def _do(self, name: str, words: list[str]) -> None:
         self.turns.append(name)
         if "hold" in words:
             assert self.gate.wait(20)

@@ -88,7 +88,7 @@ def test_waiting_jobs_are_admitted_first_in_first_out(fake: Any) -> None:
         async with running(fake, max_active=1) as engine:
             jobs = [await submit(engine, request(name), name) for name in "abcd"]
             await asyncio.gather(*(finish(engine, job) for job in jobs))
-            assert fake.closed == ["a", "b", "c", "d"]
+            await until(lambda: fake.closed == ["a", "b", "c", "d"])  # closed after its last event
             assert jobs[3].queue_seconds > 0
 
     asyncio.run(scenario())
@@ -134,7 +134,7 @@ def test_a_full_queue_refuses_and_a_cancelled_waiter_makes_room(fake: Any) -> No
             third = await submit(engine, request("c"), "r3")
             fake.gate.set()
             await asyncio.gather(finish(engine, running_job), finish(engine, third))
-            assert fake.closed == ["a", "c"]
+            await until(lambda: fake.closed == ["a", "c"])
 
     asyncio.run(scenario())
 

@@ -258,7 +258,7 @@ def test_a_client_that_leaves_while_a_document_is_adapted_to_keeps_nothing_busy(
     fake.gate.set()
     wait_for(lambda: fake.closed == ["left"])  # it is kept for a retry, which joins it
     assert httpx.post(f"{url}/v1/chat/completions", json={**body, "stream": False}).is_success
-    assert fake.closed == ["left", "Question:"]
+    wait_for(lambda: fake.closed == ["left", "Question:"])
 
 
 def test_completions_are_measured(client: TestClient) -> None:

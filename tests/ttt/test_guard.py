@@ -116,7 +116,8 @@ def test_judging_equals_reading_the_document_and_its_cues_again(model, tokens, p
     document = Reading(model, tokens(1, 300), fast)
     document.hold_out([], 5, 0)
     judge = guard.Judge(model, document.input_ids, document.held_out, fast)
-    judge.see(0, document.trunk(fast))
+    trunk = document.trunk(fast)
+    judge.see(0, trunk.hidden, trunk.state)
 
     ids = document.input_ids
     log_prob = model(ids, None, fast).logits[0].log_softmax(-1)
@@ -176,7 +177,7 @@ def test_a_lower_loss_is_not_enough(model, tokens) -> None:
         judge._loss, judge._reward = lambda _, x=loss: x, lambda _, x=reward: x
         for tensor in fast.parameters():
             tensor.fill_(step)
-        judge.see(step, document.base)
+        judge.see(step, document.base.hidden, document.base.state)
     assert judge.restore() == 3
     assert all(bool((t == 3).all()) for t in fast.parameters())
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.ttt.models.state import KVState, KVTrace
+from refine_server.ttt.models.state import KVRows, KVRowsTrace, KVState, KVTrace, Trace
 
 
 def attend(
@@ -30,6 +30,26 @@ def attend(
         window=window,
     )
     return o, KVTrace(k, v, state, window)
+
+
+def attend_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: KVState | KVRows | None,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+) -> tuple[Tensor, Trace]:
+    """``attend`` after any state. Rows that share nothing are read one after the other.
+
+    Their prefixes, of different lengths, would have to be copied into one tensor for every token.
+    """
+    if not isinstance(state, KVRows):
+        return attend(q, k, v, state, scale=scale, window=window)
+    own = zip(q.split(1), k.split(1), v.split(1), state.rows, strict=True)
+    read = [attend(*row, scale=scale, window=window) for row in own]
+    return torch.cat([o for o, _ in read]), KVRowsTrace(tuple(trace for _, trace in read))
 
 
 def rotary_tables(

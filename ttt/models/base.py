@@ -13,7 +13,7 @@ from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers import embedding, logits, rms_norm
-from refine_server.ttt.models.state import LayerState, State, Trace
+from refine_server.ttt.models.state import LayerState, State, Trace, cat_padded, stack_traces
 
 
 class ModelError(ValueError):
@@ -48,6 +48,24 @@ class Frozen:
     hidden: Tensor | None
     traces: tuple[Trace, ...]
     first_layer: int
+
+    @staticmethod
+    def stack(readings: Sequence["Frozen"]) -> "Frozen":
+        """Readings of several requests side by side, padded at the end: no token sees what follows.
+
+        All must have the same ``first_layer``.
+        """
+        if len(readings) == 1:
+            return readings[0]
+        ids = cat_padded([own.input_ids for own in readings], 1)
+        hidden = [own.hidden for own in readings if own.hidden is not None]
+        traces = zip(*(own.traces for own in readings), strict=True)
+        return Frozen(
+            ids,
+            cat_padded(hidden, 1) if hidden else None,
+            tuple(stack_traces(layer) for layer in traces),
+            readings[0].first_layer,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,8 @@ class CausalLM(nn.Module, ABC):
     embed_name: str
     norm_eps: float
     low_rank_modules: tuple[str, ...]
+    stacks_states: ClassVar[bool] = True
+    """Whether states of different lengths go into one batch (``State.stack``)."""
     joins_segments: ClassVar[bool] = True
     """Whether traces of consecutive segments join into one (``checkpointing``)."""
     model: Any
@@ -166,11 +186,8 @@ class CausalLM(nn.Module, ABC):
         x, first = frozen.hidden, frozen.first_layer
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
-        if state is None:
-            x, traces = run_checkpointed(self, x, fast, first)
-        else:
-            position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
-            x, traces = self.run_layers(x, states, position, fast, first, self.num_layers)
+        position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
+        x, traces = run_checkpointed(self, x, states, position, fast, first)
         return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
 
     def _begin(

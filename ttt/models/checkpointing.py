@@ -28,17 +28,23 @@ Before = DeltaState | tuple[KVTrace, ...] | None
 
 
 def run_checkpointed(
-    model: "CausalLM", x: Tensor, fast: FastWeights, first: int
+    model: "CausalLM",
+    x: Tensor,
+    states: Sequence[LayerState | None],
+    position: Tensor,
+    fast: FastWeights,
+    first: int,
 ) -> tuple[Tensor, list[Trace]]:
     """Layers ``first`` and up over the whole of x [R, T, D], within the model's activation budget.
 
     One segment, that is no recomputation, where the budget allows it, where no gradient is wanted,
-    and for families whose traces cannot be joined.
+    where x continues from ``states`` (of those layers, at ``position`` [R]), and for families whose
+    traces cannot be joined.
     """
     length = _segment_tokens(model, x, fast, first)
+    if length >= x.shape[1] or any(state is not None for state in states):
+        return model.run_layers(x, states, position, fast, first, model.num_layers)
     before: list[Before] = [None] * (model.num_layers - first)
-    if length >= x.shape[1]:
-        return _segment(model, fast, first, 0, x, before)
     parts: list[Tensor] = []
     traces: list[list[Trace]] = []  # of each segment's layers
     for start in range(0, x.shape[1], length):

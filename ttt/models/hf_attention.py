@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.attention import attend, rotate
+from refine_server.ttt.models.attention import attend_rows, rotate
 from refine_server.ttt.models.hf import HFCausalLM, Rotary
 from refine_server.ttt.models.layers import linear, per_row
-from refine_server.ttt.models.state import KVState, KVTrace
+from refine_server.ttt.models.state import KVRows, KVState, Trace
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -18,12 +18,12 @@ def attention(
     model: HFCausalLM,
     attn: Any,
     h: Tensor,
-    state: KVState | None,
+    state: KVState | KVRows | None,
     fast: FastWeights,
     name: str,
     rotary: Rotary,
     window: int | None,
-) -> tuple[Tensor, KVTrace]:
+) -> tuple[Tensor, Trace]:
     """Grouped-query attention over h [B, T, D].
 
     Queries and keys may be normed, head by head or in their whole width, and the output may be
@@ -40,7 +40,7 @@ def attention(
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, Hq|H, T, D]
     if rotary is not None:
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-    o, trace = attend(q, k, v, state, scale=attn.scaling, window=window)
+    o, trace = attend_rows(q, k, v, state, scale=attn.scaling, window=window)
     o = o.transpose(1, 2).reshape(B, T, -1)
     if gate is not None:
         o = o * gate.sigmoid()
@@ -60,8 +60,13 @@ def _heads(
 
 
 def latent_attention(
-    model: HFCausalLM, attn: Any, h: Tensor, state: KVState | None, fast: FastWeights, name: str
-) -> tuple[Tensor, KVTrace]:
+    model: HFCausalLM,
+    attn: Any,
+    h: Tensor,
+    state: KVState | KVRows | None,
+    fast: FastWeights,
+    name: str,
+) -> tuple[Tensor, Trace]:
     """Multi-head latent attention (arXiv 2405.04434) without positions, over h [B, T, D].
 
     The up-projection of keys is moved to the queries and that of values behind the attention, so
@@ -86,6 +91,6 @@ def latent_attention(
     up_k, up_v = up.view(-1, H, nope + size, rank).split([nope, size], dim=2)  # [1|B, H, ., rank]
     query = torch.cat([q_nope @ up_k, q_rope], dim=-1)  # [B, H, T, rank + rope]
     key = torch.cat([latent, k_rope], dim=-1)[:, None]  # [B, 1, T, rank + rope]
-    o, trace = attend(query, key, latent[:, None], state, scale=attn.scaling)
+    o, trace = attend_rows(query, key, latent[:, None], state, scale=attn.scaling)
     o = (o @ up_v.mT).transpose(1, 2).reshape(B, T, -1)
     return linear(o, attn.o_proj, fast, f"{name}.o_proj"), trace

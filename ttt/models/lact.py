@@ -125,6 +125,7 @@ class LaCT(FlaCausalLM):
     family = "lact"
     joins_segments = False
     attention = LaCTAttention
+    stacks_states = False  # rows wait in different places of their chunks
     config: LaCTConfig
 
     def context(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

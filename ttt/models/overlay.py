@@ -13,7 +13,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import ModelError
 from refine_server.ttt.models.hf import MLP_PROJECTIONS, HFCausalLM, Rotary
 from refine_server.ttt.models.hf_attention import PROJECTIONS, attention
-from refine_server.ttt.models.state import KVTrace
+from refine_server.ttt.models.state import Trace
 
 ATTENTION_PROJECTIONS = tuple(f"self_attn.{p}" for p in PROJECTIONS)
 
@@ -53,7 +53,7 @@ class Overlay(HFCausalLM):
         state: Any,
         fast: FastWeights,
         context: dict[str | None, Rotary],
-    ) -> tuple[Tensor, KVTrace]:
+    ) -> tuple[Tensor, Trace]:
         """See ``HFCausalLM.mix``."""
         attn, name = self.model.layers[index].self_attn, f"model.layers.{index}.self_attn"
         kind = self.layer_type(index)

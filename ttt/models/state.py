@@ -1,5 +1,6 @@
 """What a model remembers of the tokens it has read, and how branches start in their middle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar, cast
 
@@ -64,6 +65,31 @@ class Trace(Protocol):
         """The state before token positions[r, g] of row r, in the graph. [R, G] -> R G rows."""
 
 
+def stack_traces(traces: Sequence[Trace]) -> Trace:
+    """Traces of whole sequences side by side, padded at the end to the longest. No gradients.
+
+    A padded row's states are those before its own end; ``final`` is not to be asked for.
+    """
+    if len(traces) == 1:
+        return traces[0]
+    kv = [trace for trace in traces if isinstance(trace, KVTrace)]
+    if len(kv) < len(traces):
+        raise TypeError(f"traces of {type(traces[0]).__name__} cannot be stacked")
+    return KVTrace(
+        cat_padded([t.k for t in kv], 2), cat_padded([t.v for t in kv], 2), None, kv[0].window
+    )
+
+
+def cat_padded(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Tensors of different size in ``dim`` side by side along dimension 0, filled up with zeros."""
+    longest = max(t.shape[dim] for t in tensors)
+    rows = []
+    for t in tensors:
+        missing = longest - t.shape[dim]
+        rows.append(F.pad(t, (0, 0) * (t.ndim - 1 - dim) + (0, missing)) if missing else t)
+    return torch.cat(rows)
+
+
 @storable
 @dataclass(frozen=True)
 class State:
@@ -80,6 +106,23 @@ class State:
     def detach(self) -> "State":
         """The same values outside any graph."""
         return State(tuple(layer.detach() for layer in self.layers), self.position)
+
+    @staticmethod
+    def stack(states: Sequence["State"]) -> "State":
+        """States of one row each as one of many rows; ``split`` takes it apart again."""
+        if len(states) == 1:
+            return states[0]
+        layers = zip(*(state.layers for state in states), strict=True)
+        position = torch.cat([state.position for state in states])
+        return State(tuple(_stack_layer(layer) for layer in layers), position)
+
+    def split(self) -> list["State"]:
+        """Its rows, as states of one row each."""
+        rows = self.position.shape[0]
+        if rows == 1:
+            return [self]
+        layers = zip(*(_split_layer(layer, rows) for layer in self.layers), strict=True)
+        return [State(*row) for row in zip(layers, self.position.split(1), strict=True)]
 
     @property
     def nbytes(self) -> int:
@@ -238,6 +281,60 @@ class KVTrace:
         if self.window is None or self.window > S:
             return x
         return x[:, :, S - self.window + 1 :].clone()  # a view would keep all of x alive
+
+
+@dataclass(frozen=True)
+class KVRows:
+    """Keys and values of rows that share nothing, each as it was: to stack them copies none."""
+
+    rows: tuple[KVState, ...]
+
+    def repeat(self, n: int) -> "KVRows":
+        return KVRows(tuple(row for row in self.rows for _ in range(n)))
+
+    def detach(self) -> "KVRows":
+        return KVRows(tuple(row.detach() for row in self.rows))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+
+@dataclass(frozen=True)
+class KVRowsTrace:
+    """What attention over ``KVRows`` leaves behind."""
+
+    rows: tuple[KVTrace, ...]
+
+    def final(self) -> KVRows:
+        return KVRows(tuple(row.final() for row in self.rows))
+
+    def at(self, positions: Tensor) -> KVState:
+        raise ValueError("branches start from a forward over the whole sequence")
+
+
+def _stack_layer(rows: Sequence[LayerState]) -> LayerState:
+    if isinstance(rows[0], KVState):
+        return KVRows(tuple(row for row in rows if isinstance(row, KVState)))
+    states = [row for row in rows if isinstance(row, DeltaState)]
+    if len(states) < len(rows):
+        raise TypeError(f"states of {type(rows[0]).__name__} cannot be stacked")
+    convs = [row.conv for row in states if row.conv is not None]
+    return DeltaState(
+        torch.cat([row.memory for row in states]), torch.cat(convs) if convs else None
+    )
+
+
+def _split_layer(layer: LayerState, rows: int) -> Sequence[LayerState]:
+    if isinstance(layer, KVRows):
+        return layer.rows
+    if isinstance(layer, KVState):
+        parts = (layer.prefix_k, layer.prefix_v, layer.prefix_length, layer.k, layer.v)
+        return [KVState(*row) for row in zip(*(x.split(1) for x in parts), strict=True)]
+    if not isinstance(layer, DeltaState):
+        raise TypeError(f"states of {type(layer).__name__} cannot be split")
+    convs = [None] * rows if layer.conv is None else layer.conv.split(1)
+    return [DeltaState(*row) for row in zip(layer.memory.split(1), convs, strict=True)]
 
 
 def _shared(k: Tensor, v: Tensor, length: Tensor) -> KVState:

@@ -5,7 +5,7 @@ import { answer, createRefineClient, RefineError, streamAnswer } from "../dist/i
 
 const client = createRefineClient({ baseUrl: process.env.REFINE_URL ?? "http://127.0.0.1:8000" });
 const question = {
-  document: "The harbour code is Amber Falcon. ".repeat(4),
+  document: "The harbour code is Amber Falcon. ".repeat(20),
   query: "What is the harbour code?",
   adapt: { steps: 2 },
   max_tokens: 4,

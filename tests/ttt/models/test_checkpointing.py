@@ -58,6 +58,8 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
     model, ids = families[family](torch.float32), tokens(1, 640)
     fast = perturbed(model).requires_grad_()
     frozen = model.freeze(ids, fast)
+    first, start = frozen.first_layer, torch.zeros(1, dtype=torch.int64)
+    states = [None] * (model.num_layers - first)
     kept = {}
     for budget in (None, 1):
         model.activation_budget, found = budget, {}
@@ -67,7 +69,7 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            hidden, _ = run_checkpointed(model, frozen.hidden, fast, frozen.first_layer)
+            hidden, _ = run_checkpointed(model, frozen.hidden, states, start, fast, first)
         found.pop(frozen.hidden.untyped_storage().data_ptr(), None)  # is there anyway
         kept[budget] = sum(found.values())
         assert hidden.requires_grad

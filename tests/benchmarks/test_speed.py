@@ -1,0 +1,51 @@
+"""The speed benches compare sides that compute the same, and report what they say they do."""
+
+import pytest
+import torch
+
+from refine_server.benchmarks.ask import AskBench
+from refine_server.benchmarks.generate import GenerateBench, row_by_row_chunks
+from refine_server.benchmarks.memory import measure
+from refine_server.benchmarks.refine_step import small_lact
+from refine_server.benchmarks.timing import medians
+from refine_server.kernels.delta_rule import naive
+
+
+def test_row_by_row_chunks_are_the_delta_rule() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 96, 8, generator=generator).double() for _ in "qkv")
+    k = torch.nn.functional.normalize(k, dim=-1)
+    beta = torch.rand(2, 3, 96, generator=generator).double()
+    expected, _ = naive.delta_rule(q, k, v, beta)
+    torch.testing.assert_close(row_by_row_chunks(q, k, v, beta), expected)
+
+
+def test_sides_run_in_turn_and_the_first_round_is_not_counted() -> None:
+    calls: list[str] = []
+    seconds = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert set(seconds) == {"a", "b"}
+
+
+def test_both_sides_decode_the_same_tokens() -> None:
+    result = GenerateBench("tiny").decode(prompt_tokens=9, tokens=6, repeats=1)
+    assert result["tokens_equal"]
+    assert result["speedup_vs_transformers"] == pytest.approx(
+        result["ours_tokens_per_second"] / result["transformers_tokens_per_second"]
+    )
+
+
+def test_a_step_in_segments_peaks_no_lower_than_before_it() -> None:
+    figures = measure("tiny", 200, 1)
+    assert 0 < figures["before"] <= figures["peak"]
+
+
+def test_ask_compares_documents_of_the_lengths_asked_for() -> None:
+    result = AskBench("tiny", tokens=2).run(64, 128, document_tokens=64, queries=1, repeats=1)
+    assert 48 <= result["shortest"] <= 64 < result["longest"] <= 128
+    assert result["speedup_ask_many"] > 0
+
+
+def test_the_random_lact_says_something_finite() -> None:
+    output = small_lact()(torch.arange(300)[None])
+    assert output.logits.isfinite().all()
