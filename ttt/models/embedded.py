@@ -1,4 +1,4 @@
-"""The models that come with the server: SmolLM2 out of a wheel, and the tiny DeltaNet."""
+"""The models that come with the server: SmolLM2 out of a wheel, and two tiny DeltaNets."""
 
 import hashlib
 import importlib.util
@@ -25,6 +25,11 @@ def cache_directory() -> Path:
 def tiny() -> Path:
     """The tiny DeltaNet that ``refine-server train tiny`` made, as it lies in the package."""
     return Path(__file__).parent / "tiny"
+
+
+def tiny_nested() -> Path:
+    """The same model after ``refine-server train nested``: made to be adapted."""
+    return Path(__file__).parent / "tiny_nested"
 
 
 def smollm2() -> Path:
@@ -66,4 +71,8 @@ def _smollm2_gguf() -> Path:
     return path
 
 
-MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "tiny": tiny}
+MODELS: dict[str, Callable[[], Path]] = {
+    "smollm2": smollm2,
+    "tiny": tiny,
+    "tiny-nested": tiny_nested,
+}

@@ -65,7 +65,7 @@ def load(
     device: str = "cpu",
     window: int | None = None,
 ) -> CausalLM:
-    """A model with its tokenizer: ``smollm2``, ``tiny``, a directory in HF layout, or a hub id.
+    """A model with its tokenizer: a name (``embedded.MODELS``), an HF directory or a hub id.
 
     Only safetensors are read and no code from a checkpoint is ever run.
 

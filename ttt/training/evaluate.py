@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.training import corpus
@@ -23,11 +24,15 @@ def exact_match(
     return right / (documents * questions)
 
 
-def by_length(model: CausalLM, *, documents: int, seed: int = 0) -> dict[str, float]:
-    """Exact match for each of ``LENGTHS``; the key is the documents' tokens, about."""
+def by_length(model: CausalLM, *, documents: int, seed: int = 0) -> dict[str, Any]:
+    """Exact match for each of ``LENGTHS`` by the documents' tokens, about; as it is recorded."""
     return {
-        str(tokens): exact_match(model, tokens, facts, documents=documents, seed=seed)
-        for tokens, facts in LENGTHS
+        "exact_match": {
+            str(tokens): exact_match(model, tokens, facts, documents=documents, seed=seed)
+            for tokens, facts in LENGTHS
+        },
+        "exact_match_facts": {str(tokens): facts for tokens, facts in LENGTHS},
+        "exact_match_questions": 8 * documents,
     }
 
 

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.training import corpus, evaluate
+from refine_server.ttt.training.run import CHECKPOINT, Run, StepLoss
 from refine_server.ttt.training.tokenizer import train_tokenizer
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -99,19 +96,6 @@ class Batch:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Progress:
-    """One step's line. ``retrieved`` is the share of retrieved tokens that are predicted right."""
-
-    step: int
-    steps: int
-    length: int
-    loss: float
-    retrieved: float
-    tokens: int
-    seconds: float
-
-
 def init_model(recipe: Recipe) -> DeltaNet:
     """Fresh weights: convolutions uniform over all taps, as fla does, all else N(0, 0.02).
 
@@ -158,7 +142,7 @@ def make_batch(recipe: Recipe, step: int, tokenizer: Any) -> Batch:
     return Batch(ids, weights[:, 1:], retrieved[:, 1:], sum(len(e.ids) for e in encodings))
 
 
-def loss_of(model: DeltaNet, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss_of(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
     """Weighted next-token loss, and the share of retrieved tokens that are predicted right.
 
     The head runs only where the weight is not zero: at this width it costs as much as the layers.
@@ -175,99 +159,22 @@ def loss_of(model: DeltaNet, batch: Batch) -> tuple[Tensor, Tensor]:
     return loss, right
 
 
-class Trainer:
-    """A training run that can be stopped after any step and resumed with the same result."""
+class Trainer(Run):
+    """The tiny model's training run."""
 
     def __init__(self, recipe: Recipe, out: Path, *, resume: bool = False) -> None:
-        self.recipe, self.out = recipe, out
-        out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = train_tokenizer(recipe.seed, recipe.vocab_size)
         self.model = init_model(recipe)
-        self.optimizer = torch.optim.AdamW(
-            self._groups(), lr=recipe.learning_rate, betas=(0.9, 0.98)
-        )
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        super().__init__(recipe, out, dict(self.model.named_parameters()))
         if resume:
             self.restore()
 
-    def _groups(self) -> list[dict[str, Any]]:
-        named = list(self.model.named_parameters())
-        decayed = [p for _, p in named if p.ndim == 2]
-        others = [p for _, p in named if p.ndim != 2]
-        return [
-            {"params": decayed, "weight_decay": self.recipe.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-
-    def run(
-        self,
-        report: Callable[[Progress], None] = lambda progress: None,
-        *,
-        until: int | None = None,
-        save_every: int = 50,
-    ) -> None:
-        """Train to the last step (or to step ``until``), with a checkpoint every so many steps."""
-        last = self.recipe.steps if until is None else min(until, self.recipe.steps)
-        while self.step < last:
-            report(self.train_step())
-            if self.step % save_every == 0 or self.step == last:
-                self.save()
-
-    def train_step(self) -> Progress:
-        """One optimiser step."""
-        began = time.monotonic()
+    def loss(self) -> StepLoss:
+        """See ``Run.loss``."""
         batch = make_batch(self.recipe, self.step, self.tokenizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
         loss, retrieved = loss_of(self.model, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
-        self.optimizer.step()
-        self.step += 1
-        self.tokens += batch.tokens
-        self.seconds += time.monotonic() - began
-        return Progress(
-            self.step,
-            self.recipe.steps,
-            batch.ids.shape[1],
-            loss.item(),
-            retrieved.item(),
-            self.tokens,
-            self.seconds,
-        )
-
-    def save(self) -> None:
-        """Write a checkpoint, whole or not at all."""
-        partial = self.out / f".{CHECKPOINT}.{os.getpid()}"
-        torch.save(
-            {
-                "recipe": asdict(self.recipe),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "tokens": self.tokens,
-                "seconds": self.seconds,
-            },
-            partial,
-        )
-        partial.replace(self.out / CHECKPOINT)
-
-    def restore(self) -> None:
-        """Continue from the checkpoint in ``out``.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it belongs to another recipe.
-        """
-        saved = torch.load(self.out / CHECKPOINT, weights_only=True)
-        if saved["recipe"] != asdict(self.recipe):
-            raise ValueError(
-                f"{self.out / CHECKPOINT} was made by another recipe: {saved['recipe']}"
-            )
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
+        figures = {"retrieved": retrieved.item(), "length": batch.ids.shape[1]}
+        return StepLoss(loss, figures, batch.tokens)
 
     def finish(self, documents: int = 25) -> dict[str, Any]:
         """Write the model in HF layout, measure it and return what ``training.json`` records."""
@@ -276,15 +183,9 @@ class Trainer:
         self.model.tokenizer = self.tokenizer
         summary = {
             "command": "refine-server train tiny",
-            "recipe": asdict(self.recipe),
-            "torch": torch.__version__,
-            "steps": self.step,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 1),
+            **self.summary(),
             "parameters": self.model.num_parameters,
-            "exact_match": evaluate.by_length(self.model, documents=documents),
-            "exact_match_facts": {str(tokens): facts for tokens, facts in evaluate.LENGTHS},
-            "exact_match_questions": 8 * documents,
+            **evaluate.by_length(self.model, documents=documents),
         }
         (self.out / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
         (self.out / CHECKPOINT).unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from refine_server.ttt.models.embedded import tiny as shipped_directory
 from refine_server.ttt.prompting import PLAIN_PROMPT, PromptTemplate
 from refine_server.ttt.training import corpus, evaluate
 from refine_server.ttt.training.cli import app
-from refine_server.ttt.training.tiny import CHECKPOINT, Recipe, Trainer, make_batch
+from refine_server.ttt.training.run import CHECKPOINT
+from refine_server.ttt.training.tiny import Recipe, Trainer, make_batch
 from refine_server.ttt.types import Limits
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -79,7 +80,7 @@ def test_the_command_writes_a_model_that_loads(tmp_path):
 def test_nothing_to_resume_is_said(tmp_path):
     result = CliRunner().invoke(app, ["tiny", "--out", str(tmp_path), "--resume"])
     assert result.exit_code == 2
-    assert "cannot resume" in result.output
+    assert "cannot train" in result.output
 
 
 # -- the model in the package ---------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""Mid-training: the server's loop over a corpus (``refine-server train mid``).
+
+Here the loop's fast weights are the base weights themselves, owned by one request whose rows are a
+batch of texts: what the paper calls mid-training (arXiv 2602.16704), with REFINE or with its
+next-token loss alone.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.reading import Reading
+from refine_server.ttt.refine import Loop
+from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result depends on, beside the weights and the corpus.
+
+    ``adapt`` holds the loop's settings: objective, c, n, k, reward, coefficients. Its steps,
+    optimiser and learning rate are not read: the run has its own.
+    """
+
+    seed: int = 0
+    steps: int = 200
+    rows: int = 8
+    tokens: int = 256
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 3e-5
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    adapt: AdaptConfig = field(
+        default_factory=lambda: AdaptConfig(targets="all", rollouts=4, guard="none")
+    )
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine."""
+        return warm_cosine(
+            step, self.steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
+        )
+
+
+def read_corpus(model: CausalLM, files: Sequence[Path]) -> Tensor:
+    """The tokens of text files, one after the other: [N].
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is not UTF-8.
+    """
+    ids: list[int] = []
+    for file in files:
+        ids += model.tokenizer(file.read_text(), add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids)
+
+
+class Trainer(Run):
+    """A mid-training run over one stream of tokens [N]."""
+
+    def __init__(
+        self, recipe: Recipe, model: CausalLM, corpus: Tensor, out: Path, *, resume: bool = False
+    ) -> None:
+        """
+        Raises:
+            ValueError: the corpus is shorter than one row, or nothing can be resumed.
+        """
+        if len(corpus) < recipe.tokens:
+            raise ValueError(f"the corpus has {len(corpus)} tokens; a row takes {recipe.tokens}")
+        self.model, self.corpus = model.requires_grad_(True), corpus
+        super().__init__(recipe, out, dict(model.named_parameters()))
+        if resume:
+            self.restore()
+
+    def loss(self) -> StepLoss:
+        """See ``Run.loss``."""
+        recipe = self.recipe
+        rng = random.Random(f"mid:{recipe.seed}:{self.step}")
+        last = len(self.corpus) - recipe.tokens
+        starts = torch.tensor([rng.randint(0, last) for _ in range(recipe.rows)])
+        ids = self.corpus[starts[:, None] + torch.arange(recipe.tokens)]  # [B, T]
+        own = FastWeights({name: weight[None] for name, weight in self.weights.items()})
+        config = recipe.adapt.model_copy(update={"seed": rng.getrandbits(62)})
+        loop = Loop(self.model, Reading(self.model, ids, own, positions=config.chunks), own, config)
+        loss = loop.loss()
+        figures = {"next_token": loss.ntp.item(), "reward": loss.rewards.mean().item()}
+        return StepLoss(loss.total, figures, ids.numel())

@@ -1,0 +1,249 @@
+"""Nested post-training: adapt inside, task loss outside (``refine-server train nested``).
+
+Every step makes fresh documents, adapts a copy of the fast weights to each of them with the
+server's own loop, and lowers the loss of questions about them that are asked of the adapted model:
+from memory (nothing but the adapted weights) and in context (from the state after the document).
+The gradient is of first order (arXiv 1803.02999, 1703.03400): it is taken at the adapted weights
+and applied to the base weights. The base weights' own batches of pre-training go on beside it.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models.state import State
+from refine_server.ttt.reading import Reading
+from refine_server.ttt.refine import Loop
+from refine_server.ttt.training import corpus, tiny
+from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
+
+ADAPT = AdaptConfig(
+    targets="fast_weights",
+    rank=64,
+    learning_rate=0.012,
+    max_grad_norm=1e4,
+    steps=5,
+    chunks=8,
+    rollouts=4,
+    rollout_tokens=2,
+    selection="surprise",
+    grpo_coef=0.2,
+    guard="none",
+)
+"""How ``tiny-nested`` was adapted while it was trained.
+
+It is best adapted with ``grpo_coef`` 0.05 (benchmarks/results/tiny-nested.md).
+"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result depends on, beside the weights that it starts from.
+
+    ``decay_steps``: over which the learning rate falls; a run may end sooner.
+    ``sizes``: tokens and facts of a step's documents, small ones first.
+    ``refine_share``: of steps that adapt with REFINE; the others adapt with its next-token loss
+    alone. ``pretraining_tokens``: of a step's batch of the pre-training's texts.
+    """
+
+    seed: int = 0
+    steps: int = 320
+    decay_steps: int = 400
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    adapt: AdaptConfig = field(default_factory=lambda: ADAPT)
+    refine_share: float = 0.5
+    sizes: tuple[tuple[int, int], ...] = (
+        (56, 6),
+        (112, 8),
+        (220, 16),
+        (220, 8),
+        (440, 16),
+        (440, 32),
+    )
+    first_steps: int = 25
+    tokens_per_step: int = 1792
+    most_documents: int = 16
+    questions: int = 6
+    memory_weight: float = 1.0
+    context_weight: float = 0.5
+    pretraining_weight: float = 1.0
+    pretraining_tokens: int = 2048
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, then a cosine."""
+        return warm_cosine(
+            step, self.decay_steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
+        )
+
+    def size(self, step: int, rng: random.Random) -> tuple[int, int]:
+        """Tokens and facts of this step's documents: a size more every ``first_steps`` steps, the
+        last four of those."""
+        return rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
+
+
+@dataclass(frozen=True)
+class Episode:
+    """R documents of T tokens, cut to one length, and Q questions about what is left of each.
+
+    ids: [R, T]. queries: [R Q, L], question and answer, padded. at: [R Q, A], where in a query each
+    of its answer's tokens is predicted. targets: [R Q, A], those tokens. counted: [R Q, A], False
+    where an answer is shorter.
+    """
+
+    ids: Tensor
+    queries: Tensor
+    at: Tensor
+    targets: Tensor
+    counted: Tensor
+
+
+def make_episode(
+    rng: random.Random, tokenizer: Any, tokens: int, facts: int, documents: int, questions: int
+) -> Episode:
+    """Fresh documents, and questions that their first T tokens answer."""
+    backend = tokenizer.backend_tokenizer
+    made = [
+        corpus.make_document(rng, corpus.make_facts(rng, facts), tokens) for _ in range(documents)
+    ]
+    encodings = backend.encode_batch([document.text for document in made])
+    T = min(len(encoding.ids) for encoding in encodings)
+    asked, answers = [], []
+    for document, encoding in zip(made, encodings, strict=True):
+        end = encoding.offsets[T - 1][0]
+        stated = [f for f in document.facts if document.text.index(f.value) + len(f.value) <= end]
+        for question in corpus.make_questions(rng, stated or document.facts[:1], questions):
+            asked.append(f"{corpus.BETWEEN}{question.query}{corpus.AFTER}")
+            answers.append(f" {question.answer}{corpus.EOS}")
+    asked_ids = [encoding.ids for encoding in backend.encode_batch(asked)]
+    answer_ids = [encoding.ids for encoding in backend.encode_batch(answers)]
+    ids = torch.tensor([encoding.ids[:T] for encoding in encodings])
+    return Episode(ids, *encode_queries(asked_ids, answer_ids))
+
+
+def encode_queries(
+    asked: list[list[int]], answers: list[list[int]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last four fields of an ``Episode``."""
+    A = max(map(len, answers))
+    L = max(len(q) + len(a) for q, a in zip(asked, answers, strict=True))
+    queries = torch.zeros(len(asked), L, dtype=torch.long)
+    targets = torch.zeros(len(asked), A, dtype=torch.long)
+    counted = torch.zeros(len(asked), A, dtype=torch.bool)
+    for row, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+        queries[row, : len(question) + len(answer)] = torch.tensor(question + answer)
+        targets[row, : len(answer)] = torch.tensor(answer)
+        counted[row, : len(answer)] = True
+    first = torch.tensor([len(question) - 1 for question in asked])
+    at = (first[:, None] + torch.arange(A)).clamp_max(L - 1)
+    return queries, at, targets, counted
+
+
+def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeights:
+    """A copy of the fast weights for each row of ids [R, T], adapted to it alone; no graph.
+
+    The rows are one batch of the server's loop. Its losses are means over rows, so they are
+    multiplied by R: every row gets the gradient that it would get alone.
+    """
+    if config.prefix != "full":
+        raise ValueError(f"prefix={config.prefix!r}: nested training adapts on whole documents")
+    R = ids.shape[0]
+    fast = FastWeights.stack([model.new_fast_weights(config.targets, config.rank, config.seed)] * R)
+    reading = Reading(model, ids, fast, positions=config.chunks)
+    loop = Loop(model, reading, fast, config)
+    for _ in range(config.steps):
+        loss = loop.loss().total
+        loop.optimizer.zero_grad()
+        (loss * R).backward()
+        loop.optimizer.step(loss.detach().isfinite())
+    return fast.detach()
+
+
+def through_base(model: CausalLM, adapted: FastWeights) -> FastWeights:
+    """The same values, in the graph of the base weights that they are copies of, if of any."""
+    base = dict(model.named_parameters())
+    return FastWeights(
+        {
+            name: base[name][None] + (own - base[name][None]).detach() if name in base else own
+            for name, own in adapted.tensors.items()
+        }
+    )
+
+
+def ask(
+    model: CausalLM, episode: Episode, state: State | None, fast: FastWeights
+) -> tuple[Tensor, Tensor]:
+    """Loss of the answers from a state (None: from memory), [], and which are all right, [R Q]."""
+    hidden = model(episode.queries, state, fast).hidden  # [R Q, L, D]
+    row = torch.arange(hidden.shape[0])[:, None]
+    logits = model.head_logits(hidden[row, episode.at].flatten(0, 1), fast)
+    log_prob = logits.log_softmax(-1).view(*episode.at.shape, -1)  # [R Q, A, V]
+    counted = episode.counted
+    at_target = log_prob.gather(-1, episode.targets[..., None])[..., 0]
+    right = ((log_prob.argmax(-1) == episode.targets) | ~counted).all(-1)
+    return -at_target[counted].mean(), right
+
+
+class Trainer(Run):
+    """A nested post-training run over any small model that has the tiny model's tokenizer."""
+
+    def __init__(self, recipe: Recipe, model: CausalLM, out: Path, *, resume: bool = False) -> None:
+        self.model = model
+        self.pretraining = tiny.Recipe(
+            seed=recipe.seed + 1, tokens_per_step=recipe.pretraining_tokens
+        )
+        super().__init__(recipe, out, dict(model.named_parameters()))
+        if resume:
+            self.restore()
+
+    def loss(self) -> StepLoss:
+        """See ``Run.loss``."""
+        recipe, model = self.recipe, self.model
+        rng = random.Random(f"nested:{recipe.seed}:{self.step}")
+        tokens, facts = recipe.size(self.step, rng)
+        R = min(recipe.most_documents, recipe.tokens_per_step // tokens)
+        episode = make_episode(rng, model.tokenizer, tokens, facts, R, recipe.questions)
+        objective = "refine" if rng.random() < recipe.refine_share else "ntp"
+        config = recipe.adapt.model_copy(
+            update={"objective": objective, "seed": rng.getrandbits(62)}
+        )
+        model.requires_grad_(False)
+        adapted = adapt_copies(model, episode.ids, config)
+        model.requires_grad_(True)
+        fast = through_base(model, adapted)
+
+        memory, recalled = ask(model, episode, None, fast)
+        read = model(episode.ids, None, fast).state.repeat(recipe.questions)
+        context, answered = ask(model, episode, read, fast)
+        batch = tiny.make_batch(self.pretraining, self._late(rng), model.tokenizer)
+        plain, retrieved = tiny.loss_of(model, batch)
+        total = (
+            recipe.memory_weight * memory
+            + recipe.context_weight * context
+            + recipe.pretraining_weight * plain
+        )
+        figures = {
+            "memory": recalled.float().mean().item(),
+            "context": answered.float().mean().item(),
+            "retrieved": retrieved.item(),
+            "memory_loss": memory.item(),
+            "context_loss": context.item(),
+            "plain": plain.item(),
+            "tokens": tokens,
+            "refine": float(objective == "refine"),
+        }
+        return StepLoss(total, figures, episode.ids.numel() + batch.tokens)
+
+    def _late(self, rng: random.Random) -> int:
+        """A step of the pre-training's second half, where texts have all lengths."""
+        return rng.randrange(self.pretraining.steps // 2, self.pretraining.steps)
