@@ -167,6 +167,10 @@ class Loop:
             accepted = self.judge.restore()
             reason = None if accepted else guard.KEPT_BASE
         used = self.fast if reason is None else BASE
+        if used and accepted == len(steps) and rows is self.document:
+            end = trunk.hidden[:, -1], trunk.state  # they were read with the weights used
+        else:
+            end = self.document.end(used)
         report = AdaptationReport(
             objective=self.config.objective,
             steps=tuple(steps),
@@ -178,7 +182,7 @@ class Loop:
             fast_weight_bytes=used.nbytes,
             held_out=tuple(self.judge.judgements) if self.judge is not None else (),
         )
-        return _ended(self.document, used, report)
+        return _ended(end, used, report)
 
 
 MOST_TOKENS = 4096
@@ -277,10 +281,10 @@ def _unadapted(
     """An adaptation that made no use of any step."""
     first = steps[0].ntp_loss if steps else None
     report = AdaptationReport(config.objective, tuple(steps), 0, reason, None, first, None, 0)
-    return _ended(document, BASE, report)
+    return _ended(document.end(BASE), BASE, report)
 
 
-def _ended(document: Reading, used: FastWeights, report: AdaptationReport) -> Adapted:
-    """Read the document once with the weights that the answer will use."""
-    hidden, state = document.end(used)
+def _ended(end: tuple[Tensor, State], used: FastWeights, report: AdaptationReport) -> Adapted:
+    """The document as read with the weights that the answer will use."""
+    hidden, state = end
     return Adapted(used.detach(), state, hidden, report)
