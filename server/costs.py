@@ -80,5 +80,8 @@ def step_tokens(config: AdaptConfig, tokens: int) -> int:
     read = min(config.chunks * config.span_tokens, tokens) if spans else tokens
     if spans and config.ntp_on == "document":
         read += tokens
+    if config.objective == "ntp":
+        return read
     sampled = config.chunks * config.rollouts * config.rollout_tokens
-    return read + (2 * sampled if config.objective == "refine" else 0)
+    branches = config.chunks * config.group * config.rollout_tokens
+    return read + sampled + branches

@@ -53,6 +53,12 @@ class AdaptConfig(BaseModel):
     rollouts: int = Field(1, ge=1, le=32, description="n: rollouts for each position.")
     rollout_tokens: int = Field(5, ge=1, le=64, description="k: tokens in each rollout.")
     rollout_temperature: float = Field(1.0, gt=0.0, le=4.0)
+    demonstration: bool = Field(
+        False,
+        description="Whether the document's own continuation joins the rollouts of each position "
+        "(not in the paper): it earns the full reward, so a group says something even where no "
+        "rollout is right.",
+    )
     selection: Selection = Field("entropy", description="How rollout positions are chosen.")
     reward: Reward = Field("exact", description="exact match, cosine of hidden states, or both.")
     grpo_coef: float = Field(0.4, ge=0.0, le=10.0)
@@ -84,9 +90,15 @@ class AdaptConfig(BaseModel):
             raise ValueError("ntp_on='spans' needs prefix='local'")
         if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
             raise ValueError("span_tokens must be at least twice rollout_tokens")
-        if self.chunks * self.rollouts > MAX_BRANCHES:
-            raise ValueError(f"chunks * rollouts must be at most {MAX_BRANCHES}")
+        if self.chunks * self.group > MAX_BRANCHES:
+            group = "(rollouts + 1)" if self.demonstration else "rollouts"
+            raise ValueError(f"chunks * {group} must be at most {MAX_BRANCHES}")
         return self
+
+    @property
+    def group(self) -> int:
+        """Branches of one position: n rollouts, and the demonstration if there is one."""
+        return self.rollouts + self.demonstration
 
 
 class SamplingConfig(BaseModel):

@@ -17,7 +17,7 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Trunk
 from refine_server.ttt.models.state import State
 from refine_server.ttt.reading import Reading, Readings, TokenStats, TrunkPart
-from refine_server.ttt.rollout import Rollouts, sample
+from refine_server.ttt.rollout import beside, sample
 from refine_server.ttt.selection import select_positions
 
 if TYPE_CHECKING:
@@ -39,6 +39,25 @@ class StepLoss:
     rewards: Tensor
     entropy: Tensor
     rollout_tokens: int
+
+
+@dataclass(frozen=True)
+class Branches:
+    """N continuations of k tokens: n rollouts of every position, then its demonstration if any.
+
+    tokens: [N, k]. hidden: [N, k, D]. log_prob: [N, k], in the graph. old_log_prob: [N, k], under
+    the policy that sampled; a demonstration counts as its own, so its ratio is 1.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    log_prob: Tensor
+    old_log_prob: Tensor
+
+    def split(self, requests: int) -> list["Branches"]:
+        """Those of every request."""
+        fields = self.tokens, self.hidden, self.log_prob, self.old_log_prob
+        return [Branches(*own) for own in zip(*(f.chunk(requests) for f in fields), strict=True)]
 
 
 def losses(loops: Sequence["Loop"]) -> list[StepLoss]:
@@ -77,36 +96,38 @@ def _with_rollouts(
     fast: FastWeights,
 ) -> list[StepLoss]:
     """Losses whose GRPO and KL terms come from branches of the trunk, N of each request."""
-    model, config, n = loops[0].model, loops[0].config, loops[0].config.rollouts
+    config = loops[0].config
     drawn = [
         draw(loop.rollout_reading, s, loop.config, loop.generator)
         for loop, s in zip(loops, stats, strict=True)
     ]
     starts, noise = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    state = trunk.state_at(starts).repeat(n)
-    before = _before(trunk, starts).repeat_interleave(n, 0)  # [R N, D]
-    temperature = config.rollout_temperature
-    rollouts = sample(model, before, state.detach(), fast, noise, temperature)
-    branch, log_prob = branch_log_prob(model, before, state, rollouts, fast, temperature)
-    found, N = [], noise.shape[0] // len(loops)
-    for r, (loop, (own_starts, _)) in enumerate(zip(loops, drawn, strict=True)):
-        rows, branches = loop.rollout_reading, slice(r * N, (r + 1) * N)
-        own = Rollouts(rollouts.tokens[branches], rollouts.old_log_prob[branches])
-        hidden = trunk.hidden[readings.rows_of(r), : rows.input_ids.shape[1]]
+    shown = None
+    if config.demonstration:
+        k = config.rollout_tokens
+        rows = [loop.rollout_reading for loop in loops]
+        shown = torch.cat([r.continuations(s, k) for r, (s, _) in zip(rows, drawn, strict=True)])
+    branches = branch_off(loops[0].model, trunk, starts, noise, shown, fast, config)
+    found = []
+    for r, (loop, own) in enumerate(zip(loops, branches.split(len(loops)), strict=True)):
+        ids, own_starts = loop.rollout_reading.input_ids, drawn[r][0]
+        hidden = trunk.hidden[readings.rows_of(r), : ids.shape[1]]
         reward, advantages = dispatch.rollout_reward(
-            loop.config.reward, own.tokens, branch[branches], rows.input_ids, hidden, own_starts
+            loop.config.reward, own.tokens, own.hidden, ids, hidden, own_starts
         )
         grpo, kl = dispatch.grpo_loss(
-            log_prob[branches],
+            own.log_prob,
             own.old_log_prob,
             advantages,
             loop.config.clip_ratio,
-            _base_log_prob(loop, own, own_starts),
+            _base_log_prob(loop, own.tokens, own_starts),
         )
         coef = loop.config
         total = coef.grpo_coef * grpo + coef.ntp_coef * ntp[r] + coef.kl_coef * kl
-        tokens = own.tokens.numel()
-        found.append(StepLoss(parts[r], total, ntp[r], grpo, kl, reward, stats[r].entropy, tokens))
+        earned = reward.view(-1, config.group)[:, : config.rollouts]  # not the demonstration's
+        sampled = earned.numel() * config.rollout_tokens
+        entropy = stats[r].entropy
+        found.append(StepLoss(parts[r], total, ntp[r], grpo, kl, earned, entropy, sampled))
     return found
 
 
@@ -128,31 +149,59 @@ def draw(
     return starts, noise.to(starts.device)
 
 
+def branch_off(
+    model: CausalLM,
+    trunk: Trunk,
+    starts: Tensor,
+    noise: Tensor,
+    shown: Tensor | None,
+    fast: FastWeights,
+    config: AdaptConfig,
+) -> Branches:
+    """Sample rollouts from the trunk and read them, and the demonstrations, from its states.
+
+    Args:
+        starts: [R, G]. noise: [R G n, k]. shown: [R G, k], the demonstrations; None: there are none.
+    """
+    n, temperature = config.rollouts, config.rollout_temperature
+    at, before = trunk.state_at(starts), _before(trunk, starts)
+    first = before.repeat_interleave(n, 0)
+    rollouts = sample(model, first, at.detach().repeat(n), fast, noise, temperature)
+    tokens, old = rollouts.tokens, rollouts.old_log_prob
+    if shown is not None:
+        tokens = beside(tokens, shown)
+    first, state = before.repeat_interleave(config.group, 0), at.repeat(config.group)
+    hidden, log_prob = branch_log_prob(model, first, state, tokens, fast, temperature)
+    if shown is not None:
+        old = beside(old, log_prob.detach()[n :: config.group])
+    return Branches(tokens, hidden, log_prob, old)
+
+
 def branch_log_prob(
     model: CausalLM,
     before: Tensor,
     state: State,
-    rollouts: Rollouts,
+    tokens: Tensor,
     fast: FastWeights,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Read the rollouts from their states: hidden [N, k, D] and log-probabilities [N, k]."""
-    hidden = model(rollouts.tokens, state, fast).hidden
+    """Read branches [N, k] from their states: hidden [N, k, D] and log-probabilities [N, k]."""
+    hidden = model(tokens, state, fast).hidden
     predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
-    log_prob, _ = model.token_stats(predicting, rollouts.tokens, fast, temperature)
+    log_prob, _ = model.token_stats(predicting, tokens, fast, temperature)
     return hidden, log_prob
 
 
 @torch.no_grad()
-def _base_log_prob(loop: "Loop", rollouts: Rollouts, starts: Tensor) -> Tensor | None:
+def _base_log_prob(loop: "Loop", tokens: Tensor, starts: Tensor) -> Tensor | None:
     """Log-probabilities [N, k] under the unadapted policy, for the KL; None without one."""
     if not loop.config.kl_coef:
         return None
-    base, n = loop.rollout_reading.base, loop.config.rollouts
+    base, n = loop.rollout_reading.base, loop.config.group
     state = base.state_at(starts).repeat(n)
     before = _before(base, starts).repeat_interleave(n, 0)
     temperature = loop.config.rollout_temperature
-    return branch_log_prob(loop.model, before, state, rollouts, BASE, temperature)[1]
+    return branch_log_prob(loop.model, before, state, tokens, BASE, temperature)[1]
 
 
 def _before(trunk: Trunk, starts: Tensor) -> Tensor:

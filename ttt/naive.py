@@ -13,7 +13,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.losses import draw
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.reading import Reading
-from refine_server.ttt.rollout import sample
+from refine_server.ttt.rollout import beside, sample
 
 
 def naive_gradient(
@@ -23,9 +23,9 @@ def naive_gradient(
     config: AdaptConfig,
     generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradient of the REFINE loss with respect to ``fast``, and the rollouts' tokens [N, k].
+    """Gradient of the REFINE loss with respect to ``fast``, and the branches' tokens [N, k].
 
-    Costs, with N = positions · rollouts: 1 forward for entropies, N prefix prefills for rollouts, N
+    Costs, with N = positions · (rollouts, and 1 for a demonstration): 1 forward for entropies, N prefix prefills for rollouts, N
     prefix forwards for old log-probabilities, 1 forward-backward for the next-token loss and N
     prefix forward-backwards for GRPO. ``rows`` must be a whole document ([1, T]) or spans, with the
     next-token loss on the same rows, and kl_coef 0.
@@ -35,10 +35,13 @@ def naive_gradient(
         document_hidden = model(rows.input_ids, None, leaves).hidden
         stats = rows.stats(document_hidden, leaves)
     starts, noise = draw(rows, stats, config, generator)
-    prefixes = _prefixes(rows.input_ids, starts, config.rollouts)
+    sampled = _prefixes(rows.input_ids, starts, config.rollouts)
     tokens = torch.cat(
-        [_roll_out(model, p, leaves, noise[i : i + 1], config) for i, p in enumerate(prefixes)]
+        [_roll_out(model, p, leaves, noise[i : i + 1], config) for i, p in enumerate(sampled)]
     )
+    if config.demonstration:
+        tokens = beside(tokens, rows.continuations(starts, config.rollout_tokens))
+    prefixes = _prefixes(rows.input_ids, starts, config.group)
     old, hidden = [], []
     with torch.no_grad():
         for prefix, own in zip(prefixes, tokens, strict=True):
@@ -61,13 +64,13 @@ def naive_gradient(
     return gradient, tokens
 
 
-def _prefixes(input_ids: Tensor, starts: Tensor, rollouts: int) -> list[Tensor]:
-    """The tokens before each rollout, [1, s] each, once for every rollout."""
+def _prefixes(input_ids: Tensor, starts: Tensor, branches: int) -> list[Tensor]:
+    """The tokens before each branch, [1, s] each, once for every branch."""
     return [
         input_ids[r : r + 1, : int(s)]
         for r, row in enumerate(starts)
         for s in row
-        for _ in range(rollouts)
+        for _ in range(branches)
     ]
 
 

@@ -132,6 +132,12 @@ class Reading:
             starts = starts.where(~meets, end if end <= last else start - rollout_tokens)
         return starts
 
+    def continuations(self, starts: Tensor, tokens: int) -> Tensor:
+        """What the rows themselves have from starts [R, G] on: [R G, tokens]."""
+        at = starts[..., None] + torch.arange(tokens, device=starts.device)  # [R, G, tokens]
+        row = torch.arange(starts.shape[0], device=starts.device)[:, None, None]
+        return self.input_ids[row, at].flatten(0, 1)
+
     def hold_out(self, taken: Sequence[guard.Span], rollout_tokens: int, seed: int) -> None:
         """Choose spans that are held out from now on, none of them in what is ``taken``."""
         generator = torch.Generator().manual_seed(seed)

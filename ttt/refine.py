@@ -191,7 +191,7 @@ LONGEST_TO_SHORTEST = 1.25
 """How much longer than another a document may be: the rest is padding, computed for nothing."""
 SHAPE = (
     *("objective", "prefix", "ntp_on", "span_tokens", "targets", "rank"),
-    *("chunks", "rollouts", "rollout_tokens", "rollout_temperature"),
+    *("chunks", "rollouts", "rollout_tokens", "rollout_temperature", "demonstration"),
 )
 """Fields that steps of one batch share. All others, such as the seed, are each request's own."""
 

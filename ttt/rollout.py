@@ -53,6 +53,12 @@ def sample(
     return Rollouts(torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1))
 
 
+def beside(rollouts: Tensor, demonstrations: Tensor) -> Tensor:
+    """Rollouts [P n, k] of P positions, each position's demonstration after them: [P (n + 1), k]."""
+    groups = rollouts.unflatten(0, (demonstrations.shape[0], -1))
+    return torch.cat([groups, demonstrations[:, None]], dim=1).flatten(0, 1)
+
+
 def _pick(p: Tensor, noise: Tensor) -> Tensor:
     """Invert the cumulative distribution: p [N, V], noise [N, 1] -> [N].
 
