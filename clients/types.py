@@ -204,6 +204,7 @@ class AdaptOptions(TypedDict, total=False):
     rollouts: int
     rollout_tokens: int
     rollout_temperature: float
+    demonstration: bool
     selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
     reward: Literal["exact", "cosine", "hybrid"]
     grpo_coef: float

@@ -161,7 +161,7 @@ def branch_off(
     """Sample rollouts from the trunk and read them, and the demonstrations, from its states.
 
     Args:
-        starts: [R, G]. noise: [R G n, k]. shown: [R G, k], the demonstrations; None: there are none.
+        starts: [R, G]. noise: [R G n, k]. shown: [R G, k], demonstrations, or None.
     """
     n, temperature = config.rollouts, config.rollout_temperature
     at, before = trunk.state_at(starts), _before(trunk, starts)

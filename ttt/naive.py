@@ -25,10 +25,10 @@ def naive_gradient(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient of the REFINE loss with respect to ``fast``, and the branches' tokens [N, k].
 
-    Costs, with N = positions · (rollouts, and 1 for a demonstration): 1 forward for entropies, N prefix prefills for rollouts, N
-    prefix forwards for old log-probabilities, 1 forward-backward for the next-token loss and N
-    prefix forward-backwards for GRPO. ``rows`` must be a whole document ([1, T]) or spans, with the
-    next-token loss on the same rows, and kl_coef 0.
+    Costs, with N = positions · branches of each: 1 forward for entropies, a prefix prefill for
+    every rollout, N prefix forwards for old log-probabilities, 1 forward-backward for the
+    next-token loss and N prefix forward-backwards for GRPO. ``rows`` must be a whole document
+    ([1, T]) or spans, with the next-token loss on the same rows, and kl_coef 0.
     """
     leaves = fast.requires_grad_()
     with torch.no_grad():

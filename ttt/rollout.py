@@ -54,7 +54,7 @@ def sample(
 
 
 def beside(rollouts: Tensor, demonstrations: Tensor) -> Tensor:
-    """Rollouts [P n, k] of P positions, each position's demonstration after them: [P (n + 1), k]."""
+    """Each position's rollouts [P n, k], then its demonstration [P, k]: [P (n + 1), k]."""
     groups = rollouts.unflatten(0, (demonstrations.shape[0], -1))
     return torch.cat([groups, demonstrations[:, None]], dim=1).flatten(0, 1)
 

@@ -82,10 +82,18 @@ def difference(a: Loop, b: Loop) -> float:
     return max(float((a.fast[n] - b.fast[n]).detach().abs().max()) for n in a.fast)
 
 
-SHAPES = [{}, {"targets": "fast_weights"}, {"objective": "ntp"}, {"prefix": "local", "chunks": 2}]
+SHAPES = [
+    {},
+    {"targets": "fast_weights"},
+    {"objective": "ntp"},
+    {"prefix": "local", "chunks": 2},
+    {"demonstration": True},
+]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["low_rank", "fast_weights", "ntp", "local"])
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=["low_rank", "fast_weights", "ntp", "local", "demonstration"]
+)
 @pytest.mark.parametrize("family", ["delta_net", "overlay", "qwen3_next"])
 def test_steps_are_made_as_alone(families, family, shape, tokens) -> None:
     model = families[family](torch.float64)

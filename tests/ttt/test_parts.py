@@ -111,6 +111,7 @@ def test_fast_weights_refuse_what_does_not_fit() -> None:
         ({"unknown": 1}, "unknown"),
         ({"prefix": "full", "ntp_on": "spans"}, "ntp_on"),
         ({"chunks": 128, "rollouts": 32}, "chunks"),
+        ({"chunks": 128, "rollouts": 4, "demonstration": True}, "chunks"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(change: dict, field: str) -> None:
