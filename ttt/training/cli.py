@@ -131,6 +131,9 @@ def compare(
     adapt: Annotated[
         str, typer.Option(help="JSON object: what differs from nested training's settings.")
     ] = "{}",
+    ntp: Annotated[
+        str, typer.Option(help="JSON object: what differs from --adapt for NTP, as its own rate.")
+    ] = "{}",
     threads: Threads = 1,
 ) -> None:
     """None, NTP and REFINE beside each other, as nested post-training adapts.
@@ -145,8 +148,11 @@ def compare(
 
     with _refusals(threads):
         config = AdaptConfig.model_validate(ADAPT.model_dump() | json.loads(adapt))
+        other = AdaptConfig.model_validate(config.model_dump() | json.loads(ntp))
         base = load(model)
-        result = compare(base, config, tokens=tokens, facts=facts, documents=documents, seed=seed)
+        result = compare(
+            base, config, ntp=other, tokens=tokens, facts=facts, documents=documents, seed=seed
+        )
     typer.echo(json.dumps(result))
 
 

@@ -20,6 +20,7 @@ def compare(
     model: CausalLM,
     config: AdaptConfig,
     *,
+    ntp: AdaptConfig | None = None,
     tokens: int,
     facts: int,
     documents: int,
@@ -31,7 +32,8 @@ def compare(
 
     From memory the state is dropped: the question meets nothing but the adapted weights. In context
     it comes after the document, read with them. The documents' texts depend on seed, tokens and
-    facts alone, so every objective gets the same.
+    facts alone, so every objective gets the same. ``ntp`` is how next-token adaptation adapts, if
+    otherwise than REFINE does (each at its own best learning rate).
 
     Returns:
         For each regime and objective ``score`` and ``interval`` (95 %, over documents), and for
@@ -45,7 +47,8 @@ def compare(
         episode = make_episode(rng, model.tokenizer, tokens, facts, R, questions)
         lengths.append(R)
         for objective in ("none", "ntp", "refine"):
-            own = config.model_copy(update={"objective": objective, "seed": rng.getrandbits(62)})
+            chosen = ntp if ntp is not None and objective == "ntp" else config
+            own = chosen.model_copy(update={"objective": objective, "seed": rng.getrandbits(62)})
             for regime, rows in _answers(model, episode, own).items():
                 right.setdefault((regime, objective), []).append(rows.view(R, questions))
     results = {key: torch.cat(rows).double().mean(1) * 100 for key, rows in right.items()}
