@@ -49,8 +49,6 @@ class Recipe:
 
     ``decay_steps``: over which the learning rate falls; a run may end sooner.
     ``sizes``: tokens and facts of a step's documents, small ones first.
-    ``context_adapt``: how a ``context_share`` of steps adapts instead, on documents of one of
-    ``context_sizes``; these steps ask in context alone.
     ``refine_share``: of steps that adapt with REFINE; the others adapt with its next-token loss
     alone. ``pretraining_tokens``: of a step's batch of the pre-training's texts.
     """
@@ -81,9 +79,6 @@ class Recipe:
     context_weight: float = 0.5
     pretraining_weight: float = 1.0
     pretraining_tokens: int = 2048
-    context_adapt: AdaptConfig | None = None
-    context_share: float = 0.0
-    context_sizes: tuple[tuple[int, int], ...] = ()
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine."""
@@ -91,25 +86,10 @@ class Recipe:
             step, self.decay_steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
         )
 
-    def task(self, step: int, rng: random.Random) -> "Task":
-        """What this step does; of ``sizes`` a size more every ``first_steps`` steps, the last four
-        of those."""
-        if self.context_adapt is not None and rng.random() < self.context_share:
-            size = rng.choice(self.context_sizes)
-            return Task(*size, self.context_adapt, 0.0, self.context_weight)
-        size = rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
-        return Task(*size, self.adapt, self.memory_weight, self.context_weight)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A step's documents, how copies adapt to them, and what their answers' losses count."""
-
-    tokens: int
-    facts: int
-    adapt: AdaptConfig
-    memory_weight: float
-    context_weight: float
+    def size(self, step: int, rng: random.Random) -> tuple[int, int]:
+        """Tokens and facts of this step's documents: a size more every ``first_steps`` steps, the
+        last four of those."""
+        return rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
 
 
 @dataclass(frozen=True)
@@ -230,26 +210,26 @@ class Trainer(Run):
         """See ``Run.loss``."""
         recipe, model = self.recipe, self.model
         rng = random.Random(f"nested:{recipe.seed}:{self.step}")
-        task = recipe.task(self.step, rng)
-        R = min(recipe.most_documents, recipe.tokens_per_step // task.tokens)
-        episode = make_episode(rng, model.tokenizer, task.tokens, task.facts, R, recipe.questions)
+        tokens, facts = recipe.size(self.step, rng)
+        R = min(recipe.most_documents, recipe.tokens_per_step // tokens)
+        episode = make_episode(rng, model.tokenizer, tokens, facts, R, recipe.questions)
         objective = "refine" if rng.random() < recipe.refine_share else "ntp"
-        update = {"objective": objective, "seed": rng.getrandbits(62)}
-        config = task.adapt.model_copy(update=update)
+        config = recipe.adapt.model_copy(
+            update={"objective": objective, "seed": rng.getrandbits(62)}
+        )
         model.requires_grad_(False)
         adapted = adapt_copies(model, episode.ids, config)
         model.requires_grad_(True)
         fast = through_base(model, adapted)
 
-        with torch.set_grad_enabled(task.memory_weight > 0):
-            memory, recalled = ask(model, episode, None, fast)
+        memory, recalled = ask(model, episode, None, fast)
         read = model(episode.ids, None, fast).state.repeat(recipe.questions)
         context, answered = ask(model, episode, read, fast)
         batch = tiny.make_batch(self.pretraining, self._late(rng), model.tokenizer)
         plain, retrieved = tiny.loss_of(model, batch)
         total = (
-            task.memory_weight * memory
-            + task.context_weight * context
+            recipe.memory_weight * memory
+            + recipe.context_weight * context
             + recipe.pretraining_weight * plain
         )
         figures = {
@@ -259,7 +239,7 @@ class Trainer(Run):
             "memory_loss": memory.item(),
             "context_loss": context.item(),
             "plain": plain.item(),
-            "tokens": task.tokens,
+            "tokens": tokens,
             "refine": float(objective == "refine"),
         }
         return StepLoss(total, figures, episode.ids.numel() + batch.tokens)

@@ -162,23 +162,6 @@ def test_next_token_adaptation_may_have_settings_of_its_own(tiny):
     assert context["refine"]["score"] < context["none"]["score"]
 
 
-def test_a_share_of_steps_adapts_for_reading_in_context(tmp_path):
-    other = INNER.model_copy(update={"targets": "all", "learning_rate": 1e-3})
-    recipe = replace(SMALL, context_adapt=other, context_share=0.5, context_sizes=((70, 7),))
-    tasks = [recipe.task(0, random.Random(seed)) for seed in range(20)]
-    assert {(t.tokens, t.adapt.targets, t.memory_weight) for t in tasks} == {
-        (56, "fast_weights", recipe.memory_weight),
-        (70, "all", 0.0),
-    }
-    always = replace(recipe, context_share=1.0, pretraining_weight=0.0)
-    trainer = nested.Trainer(always, load("tiny"), tmp_path)
-    loss = trainer.loss()
-    assert loss.figures["tokens"] == 70
-    assert loss.total.item() == pytest.approx(
-        recipe.context_weight * loss.figures["context_loss"], rel=1e-6
-    )
-
-
 def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(nested, "ADAPT", INNER)
     result = CliRunner().invoke(
