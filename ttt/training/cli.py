@@ -62,8 +62,14 @@ def tiny(
 def nested(
     out: Out,
     model: Model = "tiny",
+    stage: Annotated[
+        Literal["first", "many_facts"],
+        typer.Option(help="Of tiny-nested: the second goes on from the first one's result."),
+    ] = "first",
     steps: Steps = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything drawn, if not the stage's.")
+    ] = None,
     resume: Resume = False,
     threads: Threads = 1,
     save_every: SaveEvery = 25,
@@ -77,16 +83,18 @@ def nested(
     """
     from refine_server.ttt.models.loader import find, load
     from refine_server.ttt.training import evaluate
-    from refine_server.ttt.training.nested import Recipe, Trainer
+    from refine_server.ttt.training.nested import RECIPES, Trainer
 
-    recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
+    changed = {"steps": steps, "seed": seed}
+    recipe = replace(RECIPES[stage], **{k: v for k, v in changed.items() if v is not None})
     with _refusals(threads):
         base = load(model)
         trainer = Trainer(recipe, base, out, resume=resume)
     trainer.run(_show, save_every=save_every)
     typer.echo("measuring exact match", err=True)
     measured = evaluate.by_length(base.requires_grad_(False), documents=documents)
-    summary = trainer.hand_over(base, find(model), "refine-server train nested", **measured)
+    command = f"refine-server train nested --stage {stage}"
+    summary = trainer.hand_over(base, find(model), command, **measured)
     typer.echo(json.dumps(summary))
 
 

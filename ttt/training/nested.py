@@ -37,10 +37,19 @@ ADAPT = AdaptConfig(
     grpo_coef=0.2,
     guard="none",
 )
-"""How ``tiny-nested`` was adapted while it was trained.
+"""How the first stage of ``tiny-nested`` adapts: to answer from memory."""
 
-It is best adapted with ``grpo_coef`` 0.05 (benchmarks/results/tiny-nested.md).
-"""
+CONTEXT = ADAPT.model_copy(
+    update={
+        "targets": "all",
+        "learning_rate": 0.0015,
+        "demonstration": True,
+        "chunks": 32,
+        "rollouts": 1,
+        "grpo_coef": 0.5,
+    }
+)
+"""How its second stage adapts: to answer in context from documents of many facts."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,27 @@ class Recipe:
         """Tokens and facts of this step's documents: a size more every ``first_steps`` steps, the
         last four of those."""
         return rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
+
+
+MANY_FACTS = Recipe(
+    seed=1,
+    steps=80,
+    decay_steps=80,
+    warmup_steps=5,
+    adapt=CONTEXT,
+    refine_share=0.75,
+    sizes=((220, 16), (440, 32), (500, 40)),
+    first_steps=1,
+    tokens_per_step=1760,
+    questions=12,
+    memory_weight=0.5,
+    context_weight=1.0,
+    pretraining_weight=2.0,
+)
+"""The second stage, begun from the first one's weights."""
+
+RECIPES = {"first": Recipe(), "many_facts": MANY_FACTS}
+"""The stages of ``tiny-nested`` by name."""
 
 
 @dataclass(frozen=True)

@@ -162,11 +162,11 @@ def test_next_token_adaptation_may_have_settings_of_its_own(tiny):
     assert context["refine"]["score"] < context["none"]["score"]
 
 
-def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(nested, "ADAPT", INNER)
-    result = CliRunner().invoke(
-        app, ["nested", "--out", str(tmp_path), "--steps", "1", "--documents", "1"]
-    )
+@pytest.mark.parametrize("stage", ["first", "many_facts"])
+def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch, stage):
+    monkeypatch.setitem(nested.RECIPES, stage, SMALL)
+    asked = ["--stage", stage, "--steps", "1", "--documents", "1"]
+    result = CliRunner().invoke(app, ["nested", "--out", str(tmp_path), *asked])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout.strip().splitlines()[-1])
     assert summary == json.loads((tmp_path / "training.json").read_text())
