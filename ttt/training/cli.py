@@ -85,8 +85,8 @@ def nested(
     from refine_server.ttt.training import evaluate
     from refine_server.ttt.training.nested import RECIPES, Trainer
 
-    changed = {"steps": steps, "seed": seed}
-    recipe = replace(RECIPES[stage], **{k: v for k, v in changed.items() if v is not None})
+    own = RECIPES[stage]
+    recipe = replace(own, steps=steps or own.steps, seed=own.seed if seed is None else seed)
     with _refusals(threads):
         base = load(model)
         trainer = Trainer(recipe, base, out, resume=resume)
