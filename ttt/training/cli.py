@@ -136,8 +136,12 @@ def compare(
     facts: Annotated[int, typer.Option(min=2, help="Facts that it states.")] = 8,
     documents: Annotated[int, typer.Option(min=2, help="How many documents.")] = 25,
     seed: Annotated[int, typer.Option(help="Of the documents and questions.")] = 1,
+    regime: Annotated[
+        Literal["memory", "context"],
+        typer.Option(help="The settings that tiny-nested is best adapted with for it."),
+    ] = "memory",
     adapt: Annotated[
-        str, typer.Option(help="JSON object: what differs from nested training's settings.")
+        str, typer.Option(help="JSON object: what differs from the regime's settings.")
     ] = "{}",
     ntp: Annotated[
         str, typer.Option(help="JSON object: what differs from --adapt for NTP, as its own rate.")
@@ -152,10 +156,10 @@ def compare(
     from refine_server.ttt.config import AdaptConfig
     from refine_server.ttt.models.loader import load
     from refine_server.ttt.training.compare import compare
-    from refine_server.ttt.training.nested import ADAPT
+    from refine_server.ttt.training.nested import BEST
 
     with _refusals(threads):
-        config = AdaptConfig.model_validate(ADAPT.model_dump() | json.loads(adapt))
+        config = AdaptConfig.model_validate(BEST[regime].model_dump() | json.loads(adapt))
         other = AdaptConfig.model_validate(config.model_dump() | json.loads(ntp))
         base = load(model)
         result = compare(

@@ -51,6 +51,14 @@ CONTEXT = ADAPT.model_copy(
 )
 """How its second stage adapts: to answer in context from documents of many facts."""
 
+BEST = {
+    "memory": CONTEXT.model_copy(
+        update={"targets": "fast_weights", "learning_rate": 0.008, "steps": 10, "grpo_coef": 0.2}
+    ),
+    "context": CONTEXT.model_copy(update={"grpo_coef": 0.2}),
+}
+"""How ``tiny-nested`` is best adapted for each regime (benchmarks/results/tiny-nested.md)."""
+
 
 @dataclass(frozen=True)
 class Recipe:
