@@ -59,6 +59,17 @@ def test_delta_rule(T: int, dtype: torch.dtype) -> None:
     )
 
 
+@DTYPES
+@pytest.mark.parametrize("T", [2, 64, 70])
+def test_delta_states(T: int, dtype: torch.dtype) -> None:
+    k = torch.nn.functional.normalize(random(2, 3, T, 16, dtype=dtype), dim=-1)
+    v, beta = random(2, 3, T, 8, dtype=dtype), torch.rand(2, 3, T, dtype=dtype)
+    inputs = [k, v, beta, random(2, 3, 16, 8, dtype=dtype)]
+    assert_same(
+        delta_rule_naive.delta_states, delta_rule_torch.delta_states, inputs, dtype, scale=10
+    )
+
+
 def test_delta_rule_states_lie_at_chunk_boundaries() -> None:
     T = CHUNK + 5
     q, k, v = (torch.randn(1, 2, T, 8, dtype=torch.float64) for _ in "qkv")
