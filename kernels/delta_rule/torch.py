@@ -109,19 +109,21 @@ def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
     B, H, T, D = x.shape
     C = min(CHUNK, T)
     N, rest = divmod(T, C)
-    chunks = torch.empty(N + (rest > 0), B, H, C, D, dtype=dtype, device=x.device)
+    count = N + (rest > 0)
+    chunks = torch.empty(count, B, H, C, D, dtype=dtype, device=x.device)
     chunks[:N] = x[:, :, : N * C].unflatten(2, (N, C)).movedim(2, 0)
     if rest:
         chunks[N, :, :, :rest] = x[:, :, N * C :]
         chunks[N, :, :, rest:] = 0
-    return chunks.flatten(1, 2)
+    return chunks.view(count, B * H, C, D)
 
 
 def _tokens(x: Tensor, sizes: torch.Size) -> Tensor:
     """Inverse of ``_chunks`` for sizes (B, H, T); in memory a token's heads lie side by side."""
     B, H, T = sizes
-    tokens = x.unflatten(1, (B, H)).permute(1, 0, 3, 2, 4)  # [B, N, C, H, D]
-    return tokens.flatten(1, 2)[:, :T].transpose(1, 2)
+    N, _, C, D = x.shape
+    tokens = x.view(N, B, H, C, D).permute(1, 0, 3, 2, 4)
+    return tokens.reshape(B, N * C, H, D)[:, :T].transpose(1, 2)
 
 
 def _inverse(A: Tensor) -> Tensor:
@@ -132,10 +134,10 @@ def _inverse(A: Tensor) -> Tensor:
     half, odd = divmod(A.shape[-1], 2)
     if odd or half < SUBSTITUTED:
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
-        return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True)
-    X, Y = _inverse(torch.stack([A[..., :half, :half], A[..., half:, half:]]).flatten(0, 1)).chunk(
-        2
-    )
+        solved: Tensor = torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True)
+        return solved
+    diagonal = torch.cat([A[..., :half, :half], A[..., half:, half:]])
+    X, Y = _inverse(diagonal).chunk(2)
     inverse = torch.zeros_like(A)
     inverse[..., :half, :half], inverse[..., half:, half:] = X, Y
     inverse[..., half:, :half] = (Y @ (A[..., half:, :half] @ X)).neg_()
