@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from refine_server.benchmarks.report.stats import Interval
 
@@ -129,6 +129,10 @@ def lines(
             axes.plot(xs, ys, color=colour(name, number), linewidth=2, marker="o", label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        low, high = axes.get_ylim()  # a decade at least, lest noise look like growth
+        middle = (low * high) ** 0.5
+        axes.set_ylim(min(low, middle / 4), max(high, middle * 4))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         ticks = sorted({x for values in series.values() for x in values})
         axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
         axes.set_xlabel(title)
