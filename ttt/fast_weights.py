@@ -46,6 +46,10 @@ class FastWeights:
         """The tensor of that name, or None."""
         return self.tensors.get(name)
 
+    def changes(self, module: str) -> bool:
+        """Whether requests own that linear module's weight, or a delta to it."""
+        return f"{module}.lora_a" in self.tensors or f"{module}.weight" in self.tensors
+
     @property
     def requests(self) -> int:
         """How many requests' copies are stacked here."""

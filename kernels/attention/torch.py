@@ -22,6 +22,8 @@ def attention(
 ) -> Tensor:
     """See ``naive.attention``: same arguments, same results."""
     T, S = q.shape[2], k.shape[2]
+    if prefix_k is not None and prefix_k.shape[2] == 0:
+        prefix_k = None
     if window is not None and window >= S and prefix_k is None:
         window = None  # wide enough to see everything
     if prefix_k is None or prefix_v is None or prefix_length is None:
@@ -30,6 +32,8 @@ def attention(
         fused = S == T
         mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)
         return _fused(q, k, v, mask, scale, causal=fused and T > 1)
+    if window is None and _merges(q, k, v, prefix_k, prefix_v):
+        return _merged(q, k, v, prefix_k, prefix_v, prefix_length, scale)
     prefix_mask = _prefix_mask(prefix_length, prefix_k.shape[2], T, S, window)  # [B, T, P]
     if prefix_k.shape[0] == q.shape[0] and T > 1:
         tail = _tail_mask(T, S, window, q.device).expand(q.shape[0], T, S)
@@ -124,3 +128,52 @@ def _shared(
     from_tail = p_tail.reshape(B, H, groups * T, S) @ v
     o: Tensor = from_prefix.reshape(B, H, groups * T, v.shape[3]) + from_tail
     return o.reshape(B, Hq, T, v.shape[3])
+
+
+def _merges(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> bool:
+    """Whether ``_merged`` can be used: for CPUs, not differentiated, and its parts not rounded."""
+    if q.device.type != "cpu" or q.dtype.itemsize < 4 or k.shape[3] != v.shape[3]:
+        return False
+    differentiated = any(x.requires_grad for x in (q, k, v, prefix_k, prefix_v))
+    return not (differentiated and torch.is_grad_enabled())
+
+
+def _merged(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_length: Tensor,
+    scale: float | None,
+) -> Tensor:
+    """Prefix and tail each by the fused kernel, joined by how much weight (log-sum-exp) each has.
+
+    No score is ever written to memory, and a prefix that is seen whole needs no mask.
+    """
+    B, Hq, T, D = q.shape
+    R, H, P, _ = prefix_k.shape
+    branches, rows = B // R, (Hq // H) * T
+    grouped = q.reshape(B, H, rows, D)  # a key head's queries as one sequence
+    mask = None
+    if bool((prefix_length < P).any()):
+        seen = torch.arange(P, device=q.device) < prefix_length[:, None]  # [B, P]
+        mask = q.new_zeros(B, P).masked_fill_(~seen, -torch.inf)
+        mask = mask.view(R, 1, branches, 1, P).expand(-1, -1, -1, rows, -1).reshape(R, 1, -1, P)
+    # One long query per row and key head: [R, H, branches * rows, D].
+    long = grouped.view(R, branches, H, rows, D).transpose(1, 2).reshape(R, H, branches * rows, D)
+    on_prefix, prefix_lse = _flash(long, prefix_k, prefix_v, 0.0, False, attn_mask=mask, scale=scale)
+    on_prefix = on_prefix.view(R, H, branches, rows, D).transpose(1, 2).reshape(B, H, rows, D)
+    prefix_lse = prefix_lse.view(R, H, branches, rows).transpose(1, 2).reshape(B, H, rows)
+
+    mask = None
+    if T > 1:
+        unseen = ~_tail_mask(T, k.shape[2], None, q.device)
+        mask = q.new_zeros(T, k.shape[2]).masked_fill_(unseen, -torch.inf).repeat(Hq // H, 1)
+    on_tail, tail_lse = _flash(grouped, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    share = (prefix_lse - tail_lse).sigmoid()[..., None]
+    return torch.lerp(on_tail, on_prefix, share).view(B, Hq, T, D)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What ``F.scaled_dot_product_attention`` runs on CPUs; it tells the log-sum-exp as well."""

@@ -55,12 +55,11 @@ class Overlay(HFCausalLM):
         context: dict[str | None, Rotary],
     ) -> tuple[Tensor, Trace]:
         """See ``HFCausalLM.mix``."""
-        attn, name = self.model.layers[index].self_attn, f"model.layers.{index}.self_attn"
         kind = self.layer_type(index)
         rotary = context[kind] if kind in context else context[None]
-        if not getattr(attn, "use_rope", True):
+        if not getattr(self.model.layers[index].self_attn, "use_rope", True):
             rotary = None
-        return attention(self, attn, h, state, fast, name, rotary, self.window(index))
+        return attention(self, index, h, state, fast, rotary, self.window(index))
 
     def layer_type(self, index: int) -> str | None:
         """What the configuration calls the layer's attention, if it distinguishes."""
