@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -67,6 +68,12 @@ class FastWeights:
         if any(match is None for match in layers):
             return None
         return min((int(match[1]) for match in layers if match), default=0)
+
+    @cached_property
+    def layers(self) -> frozenset[int]:
+        """The layers in which requests own anything."""
+        found = (_LAYER.search(f".{name}") for name in self.tensors)
+        return frozenset(int(match[1]) for match in found if match)
 
     def require_owner(self, owner: str) -> None:
         """Raise IsolationError when this is somebody's copy and not the given owner's."""

@@ -147,33 +147,58 @@ def _merged(
     prefix_length: Tensor,
     scale: float | None,
 ) -> Tensor:
-    """Prefix and tail each by the fused kernel, joined by how much weight (log-sum-exp) each has.
-
-    No score is ever written to memory, and a prefix that is seen whole needs no mask.
-    """
+    """Branches' attention by ``on_both``: all branches of a row are one long query of its prefix."""
     B, Hq, T, D = q.shape
     R, H, P, _ = prefix_k.shape
     branches, rows = B // R, (Hq // H) * T
-    grouped = q.reshape(B, H, rows, D)  # a key head's queries as one sequence
-    mask = None
+    prefix_mask = tail_mask = None
     if bool((prefix_length < P).any()):
         seen = torch.arange(P, device=q.device) < prefix_length[:, None]  # [B, P]
         mask = q.new_zeros(B, P).masked_fill_(~seen, -torch.inf)
-        mask = mask.view(R, 1, branches, 1, P).expand(-1, -1, -1, rows, -1).reshape(R, 1, -1, P)
-    # One long query per row and key head: [R, H, branches * rows, D].
-    long = grouped.view(R, branches, H, rows, D).transpose(1, 2).reshape(R, H, branches * rows, D)
-    on_prefix, prefix_lse = _flash(long, prefix_k, prefix_v, 0.0, False, attn_mask=mask, scale=scale)
-    on_prefix = on_prefix.view(R, H, branches, rows, D).transpose(1, 2).reshape(B, H, rows, D)
-    prefix_lse = prefix_lse.view(R, H, branches, rows).transpose(1, 2).reshape(B, H, rows)
-
-    mask = None
+        mask = mask.view(R, 1, branches, 1, P).expand(-1, -1, -1, rows, -1)
+        prefix_mask = mask.reshape(R, 1, branches * rows, P)
     if T > 1:
         unseen = ~_tail_mask(T, k.shape[2], None, q.device)
-        mask = q.new_zeros(T, k.shape[2]).masked_fill_(unseen, -torch.inf).repeat(Hq // H, 1)
-    on_tail, tail_lse = _flash(grouped, k, v, 0.0, False, attn_mask=mask, scale=scale)
-    share = (prefix_lse - tail_lse).sigmoid()[..., None]
-    return torch.lerp(on_tail, on_prefix, share).view(B, Hq, T, D)
+        tail_mask = q.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf).repeat(Hq // H, 1)
+    q = q.reshape(B, H, rows, D)
+    o = on_both(q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask)
+    return o.view(B, Hq, T, D)
 
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+def on_both(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    scale: float | None,
+    prefix_mask: Tensor | None = None,
+    tail_mask: Tensor | None = None,
+) -> Tensor:
+    """Prefix and tail each by the fused kernel, joined by how much weight (log-sum-exp) each has.
+
+    No score is ever written to memory, and what is seen whole needs no mask. Without gradients.
+
+    Args:
+        q: [B, H, N, D], the N queries of a key head.
+        k, v: [B, H, S, D].
+        prefix_k, prefix_v: [R, H, P, D], B a multiple of R.
+        scale: as of ``attention``.
+        prefix_mask: added to the scores, [R, 1, B / R N, P]; None: all is seen.
+        tail_mask: the same, [N, S].
+    """
+    B, H, N, D = q.shape
+    R = prefix_k.shape[0]
+    long = q
+    if R < B:
+        long = q.view(R, B // R, H, N, D).transpose(1, 2).reshape(R, H, B // R * N, D)
+    on_prefix, of_prefix = _flash(long, prefix_k, prefix_v, attn_mask=prefix_mask, scale=scale)
+    on_tail, of_tail = _flash(q, k, v, attn_mask=tail_mask, scale=scale)
+    if R < B:
+        on_prefix = on_prefix.view(R, H, B // R, N, D).transpose(1, 2).reshape(B, H, N, D)
+        of_prefix = of_prefix.view(R, H, B // R, N).transpose(1, 2).reshape(B, H, N)
+    return torch.lerp(on_tail, on_prefix, (of_prefix - of_tail).sigmoid_().unsqueeze(-1))
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 """What ``F.scaled_dot_product_attention`` runs on CPUs; it tells the log-sum-exp as well."""

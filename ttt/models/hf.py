@@ -19,7 +19,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.attention import signed
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.layers import joint_linear, linear, rms_norm
-from refine_server.ttt.models.layout import join_projections
+from refine_server.ttt.models.layout import Norm, join, join_projections
 from refine_server.ttt.models.state import LayerState, Trace
 
 MLP_PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -42,15 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 """Rotary types whose tables do not depend on the length of the sequence."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm that was recognised: its module, and whether the weight counts from 1 or from 0."""
-
-    module: Any
-    eps: float
-    zero_centred: bool
 
 
 @dataclass(frozen=True)
@@ -81,14 +72,19 @@ class HFCausalLM(CausalLM):
         self.norms = self._recognise_norms()
         self.norm_eps = self.norms["model.norm"].eps
         self.layouts = [_layout(layer) for layer in self.model.layers]
-        self.joined = join_projections(self.model.layers)
+        self.lay_out()
         self._check_parity(causal_lm)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Cast or move the weights, and lay them side by side again."""
         super()._apply(fn, recurse)
-        self.joined = join_projections(self.model.layers)
+        self.lay_out()
         return self
+
+    def lay_out(self) -> None:
+        """Lay the weights as the forward reads them best; their values stay as they are."""
+        self.joined = join_projections(self.model.layers)
+        join([self.lm_head])
 
     @abstractmethod
     def required_parts(self) -> tuple[str, ...]:

@@ -17,6 +17,15 @@ DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm that was recognised: its module, and whether the weight counts from 1 or from 0."""
+
+    module: Any
+    eps: float
+    zero_centred: bool
+
+
+@dataclass(frozen=True)
 class Joined:
     """A layer's weights side by side, [sum of out, in] each; None where they could not be joined.
 
