@@ -147,7 +147,7 @@ def _merged(
     prefix_length: Tensor,
     scale: float | None,
 ) -> Tensor:
-    """Branches' attention by ``on_both``: all branches of a row are one long query of its prefix."""
+    """Branches by ``on_both``: a row's branches are one long query of its prefix."""
     B, Hq, T, D = q.shape
     R, H, P, _ = prefix_k.shape
     branches, rows = B // R, (Hq // H) * T
