@@ -68,8 +68,14 @@ def losses(loops: Sequence["Loop"]) -> list[StepLoss]:
         zero = stats[0].log_prob.new_zeros(())
         return [
             StepLoss(
-                *(part, loop.config.ntp_coef * s.loss, s.loss),
-                *(zero, zero, zero[None], s.entropy, None),
+                trunk=part,
+                total=loop.config.ntp_coef * s.loss,
+                ntp=s.loss,
+                grpo=zero,
+                kl=zero,
+                rewards=zero[None],
+                entropy=s.entropy,
+                drawn=None,
             )
             for loop, part, s in zip(loops, parts, stats, strict=True)
         ]

@@ -154,7 +154,8 @@ def _merged(
     prefix_mask = tail_mask = None
     if bool((prefix_length < P).any()):
         seen = torch.arange(P, device=q.device) < prefix_length[:, None]  # [B, P]
-        mask = q.new_zeros(B, P).masked_fill_(~seen, -torch.inf)
+        # Finite, because a branch may see nothing of the prefix; e to its power is still 0.
+        mask = q.new_zeros(B, P).masked_fill_(~seen, torch.finfo(q.dtype).min / 2)
         mask = mask.view(R, 1, branches, 1, P).expand(-1, -1, -1, rows, -1)
         prefix_mask = mask.reshape(R, 1, branches * rows, P)
     if T > 1:

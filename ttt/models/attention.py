@@ -62,7 +62,7 @@ def rotary_tables(
     wide = torch.promote_types(dtype, torch.float32)
     power = torch.arange(0, size, 2, dtype=wide, device=position.device) / size
     at = position[:, None] + torch.arange(T, device=position.device)  # [B, T]
-    angle = (at[..., None] * base**-power).repeat(1, 1, 2)[:, None]
+    angle = (at[..., None] * (1.0 / base**power)).repeat(1, 1, 2)[:, None]
     return angle.cos().to(dtype), signed(angle.sin()).to(dtype)
 
 
@@ -81,4 +81,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if size < x.shape[-1]:
         turned, rest = x.split([size, x.shape[-1] - size], dim=-1)
         return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
-    return torch.addcmul(x * cos, x.roll(size // 2, -1), sin)
+    return x * cos + x.roll(size // 2, -1) * sin

@@ -77,7 +77,7 @@ class HFCausalLM(CausalLM):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Cast or move the weights, and lay them side by side again."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.lay_out()
         return self
 

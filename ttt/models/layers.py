@@ -53,7 +53,7 @@ def joint_linear(
     """
     if joined is None or any(fast.changes(name) for name in names):
         return [linear(x, m, fast, name) for m, name in zip(modules, names, strict=True)]
-    return F.linear(x, joined).split([m.out_features for m in modules], dim=-1)
+    return torch.split(F.linear(x, joined), [m.out_features for m in modules], dim=-1)
 
 
 def rms_norm(

@@ -62,12 +62,12 @@ class Overlay(HFCausalLM):
         context: dict[str | None, Rotary],
     ) -> tuple[Tensor, Trace]:
         """See ``HFCausalLM.block``; one token of one sequence goes through ``TokenLayer``."""
-        layer = self.token_layers[index]
-        one = x.shape[0] == x.shape[1] == 1 and isinstance(state, KVState)
-        if layer is None or not one or index in fast.layers or torch.is_grad_enabled():
-            return super().block(index, x, state, fast, context)
-        rotary = self._rotary(index, context)
-        if rotary is None or rotary[0].shape[-1] < layer.head_dim or self.limit is not None:
+        layer, rotary = self.token_layers[index], self._rotary(index, context)
+        if (
+            (layer is None or self.limit is not None or index in fast.layers)
+            or (rotary is None or rotary[0].shape[-1] < layer.head_dim)
+            or (x.shape[:2] != (1, 1) or not isinstance(state, KVState) or torch.is_grad_enabled())
+        ):
             return super().block(index, x, state, fast, context)
         return layer.read(x, state, *rotary)
 
