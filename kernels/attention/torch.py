@@ -5,9 +5,14 @@ document are read once however many rollouts branch from it. Long stretches with
 through torch's fused kernel.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+BLOCK, MOST_IN_BLOCKS = 128, 512
+"""torch's causal kernel computes what it masks, up to 512 keys; blocks of queries need not."""
 
 
 def attention(
@@ -29,6 +34,8 @@ def attention(
     if prefix_k is None or prefix_v is None or prefix_length is None:
         if S == T and window is not None:
             return _banded(q, k, v, window, scale)
+        if S == T and BLOCK < T <= MOST_IN_BLOCKS:
+            return _in_blocks(q, k, v, scale)
         fused = S == T
         mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)
         return _fused(q, k, v, mask, scale, causal=fused and T > 1)
@@ -50,6 +57,25 @@ def _fused(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
     )
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    """Causal attention, a block of queries at a time over the keys up to its end."""
+    T = q.shape[2]
+    outputs = []
+    for start in range(0, T, BLOCK):
+        end = min(start + BLOCK, T)
+        mask = _block_mask(end - start, end, q.dtype, q.device) if start else None
+        own = q[:, :, start:end], k[:, :, :end], v[:, :, :end]
+        outputs.append(_fused(*own, mask, scale, causal=not start))
+    return torch.cat(outputs, dim=2)
+
+
+@lru_cache(maxsize=16)
+def _block_mask(T: int, S: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of the last T of S tokens, [T, S]; all layers need the same."""
+    unseen = ~_tail_mask(T, S, None, device)
+    return torch.zeros(T, S, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf)
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
