@@ -49,7 +49,7 @@ def step(
     rollout_tokens: Annotated[int, typer.Option(min=1, help="k, tokens a rollout.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
     naive_repeats: Annotated[
-        int | None, typer.Option(min=1, help="Of these, with the naive loop; by default all.")
+        int | None, typer.Option(min=0, help="Of these, with the naive loop; by default all.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -54,7 +54,8 @@ class StepBench:
     def run(self, repeats: int, naive_repeats: int | None = None) -> dict[str, Any]:
         """Medians over ``repeats`` rounds; in each all three sides run in turn.
 
-        The naive side, which may take minutes, only in the first ``naive_repeats``.
+        The naive side, which may take an hour, only in the first ``naive_repeats``; without any,
+        what needs it is None.
         """
         naive_repeats = repeats if naive_repeats is None else min(naive_repeats, repeats)
         ours = self._loop("refine")
@@ -77,8 +78,7 @@ class StepBench:
                 ended = time.perf_counter(), time.process_time()
                 seconds[name].append((ended[0] - started[0], ended[1] - started[1]))
         wall, cpu = (
-            {name: statistics.median(pair[i] for pair in seconds[name]) for name in sides}
-            for i in range(2)
+            {name: _median(pair[i] for pair in seconds[name]) for name in sides} for i in range(2)
         )
         return {
             "model": self.model.name,
@@ -92,8 +92,8 @@ class StepBench:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "torch": torch.__version__,
             **{f"{name}_seconds": wall[name] for name in sides},
-            "speedup_vs_naive": wall["naive"] / wall["ours"],
-            "ratio_to_ntp": wall["ours"] / wall["ntp"],
+            "speedup_vs_naive": _ratio(wall["naive"], wall["ours"]),
+            "ratio_to_ntp": _ratio(wall["ours"], wall["ntp"]),
             "cpu_seconds": cpu,
             "gradient_relative_error": _distance(gradient, naive.first_gradient),
         }
@@ -138,8 +138,19 @@ class _Naive:
         self.optimizer.step(torch.ones((), dtype=torch.bool, device=bench.ids.device))
 
 
-def _distance(gradient: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Relative distance of one gradient from another."""
+def _median(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.median(found) if found else None
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
+
+
+def _distance(gradient: dict[str, Tensor], expected: dict[str, Tensor]) -> float | None:
+    """Relative distance of one gradient from another, if there is one."""
+    if not expected:
+        return None
     apart = torch.stack([(gradient[n] - expected[n]).square().sum() for n in expected]).sum()
     length = torch.stack([expected[n].square().sum() for n in expected]).sum()
     return float((apart / length).sqrt())
