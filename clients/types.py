@@ -198,13 +198,14 @@ class AdaptOptions(TypedDict, total=False):
     objective: Literal["refine", "ntp", "none"]
     prefix: Literal["full", "local"]
     ntp_on: Literal["document", "spans"] | None
+    spans_as: Literal["text", "answer"]
     span_tokens: int
     steps: int
     chunks: int
     rollouts: int
     rollout_tokens: int
     rollout_temperature: float
-    selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+    selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin", "query"]
     reward: Literal["exact", "cosine", "hybrid"]
     grpo_coef: float
     ntp_coef: float
