@@ -114,7 +114,8 @@ def orthogonal(steps: Tensor) -> Tensor:
 
     Newton–Schulz in bf16 as in lact_llm, whatever the model's dtype: where a step has small
     singular values the iteration amplifies rounding errors several hundred times, so a model that
-    was trained with this noise is not the same without it.
+    was trained with this noise is not the same without it. For the same reason a product is summed
+    in fp32 and rounded once, as tensor cores do and not every CPU's bf16 product does.
     """
     x = steps.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
@@ -122,7 +123,12 @@ def orthogonal(steps: Tensor) -> Tensor:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + MUON_EPS)
     for a, b, c in MUON_COEFFICIENTS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = _product(x, x.mT)
+        polynomial = b * gram + _product(c * gram, gram)
+        x = a * x + _product(polynomial, x)
     result: Tensor = (x.mT if tall else x).to(steps.dtype)
     return result
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return (x.float() @ y.float()).to(x.dtype)

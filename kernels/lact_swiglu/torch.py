@@ -33,7 +33,7 @@ def lact_gradient(
     gate, up = k @ w0.mT, k @ w2.mT  # [B, H, T, F]
     d_hidden = v @ w1  # [B, H, T, F]
     sigmoid = gate.sigmoid()
-    active = gate * sigmoid
+    active = F.silu(gate)  # rounds otherwise than gate * sigmoid; this is what lact_llm has
     d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
     dw0 = d_gate.mT @ (k * lr0).to(k.dtype)
     dw1 = v.mT @ (active * up * lr1).to(k.dtype)

@@ -59,7 +59,7 @@ def rotary_tables(
     wide = torch.promote_types(dtype, torch.float32)
     power = torch.arange(0, size, 2, dtype=wide, device=position.device) / size
     at = position[:, None] + torch.arange(T, device=position.device)  # [B, T]
-    angle = (at[..., None] * base**-power).repeat(1, 1, 2)[:, None]
+    angle = (at[..., None] * (1.0 / base**power)).repeat(1, 1, 2)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

@@ -117,7 +117,9 @@ class Memory:
         width = chunk.rates.shape[-1] // 3  # what is left over is the momentum
         lr0, lr1, lr2 = chunk.rates[..., : 3 * width].split(width, dim=-1)
         steps = dispatch.lact_gradient(chunk.k, chunk.v, lr0, lr1, lr2, *self.weights)
-        keep = chunk.rates[..., -1:].mean(dim=2, keepdim=True) if rule.momentum else None
+        keep = None
+        if rule.momentum:  # contiguous, so that it is summed in lact_llm's order
+            keep = chunk.rates[..., -1:].contiguous().mean(dim=2, keepdim=True)  # [M, H, 1, 1]
         before = self.weights if self.main is None else self.main  # [M, H, F|D, D|F]
         new = dispatch.lact_update(
             steps, before, self.norms, self.momentum, keep, muon=rule.muon, prenorm=rule.prenorm

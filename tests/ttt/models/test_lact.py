@@ -96,17 +96,19 @@ def test_a_state_keeps_no_more_than_it_needs(lact, tokens) -> None:
         assert x.untyped_storage().nbytes() <= 2 * CHUNK * 4 * 64 * 8
 
 
-def test_muon_equals_the_reference_where_rounding_is_not_amplified(load_golden) -> None:
-    """In the first chunk, and in the loss.
+def test_muon_equals_the_reference(load_golden) -> None:
+    """Although Newton–Schulz in bf16 amplifies a rounding error some hundred times.
 
-    The steps of the golden model have half of their singular values at zero (16 tokens, 32
-    channels). Newton–Schulz in bf16 blows rounding errors up there: moving the weights by 1e-8
-    moves the authors' own logits by 0.1.
+    Not so its gradients, which are sums of bf16 terms: the authors' own are 0.015 off here.
     """
     golden = load_golden("lact_muon")
-    error = (golden.model()(golden.tensors["input_ids"]).logits - golden.tensors["logits"]).abs()
-    assert error[:, :CHUNK].max() <= 1e-4
-    assert golden.errors()["loss"] <= 5e-3
+    errors = golden.errors()
+    gradients = [error for name, error in errors.items() if name.startswith("grad.")]
+    assert len(gradients) == 20
+    assert max(gradients) <= 0.05
+    assert errors["logits"] <= 1e-4
+    assert errors["last_hidden_state"] <= 1e-4
+    assert errors["loss"] <= 1e-4
 
 
 def test_muon_makes_singular_values_alike() -> None:
