@@ -57,6 +57,23 @@ def serve(context: typer.Context) -> None:
         serve(settings)
 
 
+@bench.command()
+def overhead(
+    clients: Annotated[int, typer.Option(min=1, help="Each sends one request at a time.")] = 50,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second, of all clients.")] = 100.0,
+    requests: Annotated[int, typer.Option(min=50, help="To each side in each round.")] = 500,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are reported.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+) -> None:
+    """This server without the model's work against a bare FastAPI echo of the same body."""
+    from refine_server.benchmarks.console import print_result, told_plainly
+
+    with told_plainly():
+        from refine_server.server.overhead import run
+
+        print_result(run(clients, rate, requests, repeats), as_json)
+
+
 ApiKey = Annotated[
     str | None, typer.Option(envvar="REFINE_API_KEY", help="Of that server, if it wants one.")
 ]

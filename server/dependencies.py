@@ -1,4 +1,7 @@
-"""What routes ask for: the parts that the app was made of."""
+"""What routes ask for: the parts that the app was made of.
+
+All are ``async``, or FastAPI would call each in a thread of its pool, at half a millisecond a time.
+"""
 
 from typing import Annotated
 
@@ -11,27 +14,27 @@ from refine_server.server.settings import Settings
 from refine_server.ttt.types import LOCAL
 
 
-def _engine(request: Request) -> Engine:
+async def _engine(request: Request) -> Engine:
     engine: Engine = request.app.state.engine
     return engine
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _adaptations(request: Request) -> Adaptations:
+async def _adaptations(request: Request) -> Adaptations:
     adaptations: Adaptations = request.app.state.adaptations
     return adaptations
 
 
-def _owner(request: Request) -> str:
+async def _owner(request: Request) -> str:
     owner: str = getattr(request.state, "owner", LOCAL)
     return owner
 

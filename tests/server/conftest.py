@@ -1,6 +1,5 @@
 """A scripted stand-in for the model, apps and live servers around it."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refine_server.server.app import create_app
 from refine_server.server.backend import SELF_CHECK, Backend, ShouldStop
-from refine_server.server.serving import Server
+from refine_server.server.serving import Server, listen
 from refine_server.server.settings import Settings
 from refine_server.ttt.answering import AdaptedDocument
 from refine_server.ttt.completion import check_prompts
@@ -295,7 +294,7 @@ def client(make_client: Callable[..., TestClient]) -> TestClient:
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """A real server on a loopback port; gives its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = Server(app, app.state.settings)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
