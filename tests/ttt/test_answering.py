@@ -76,7 +76,7 @@ def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
 def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
     document, questions = example("tiny_example")
     settings = {"prefix": "local", "selection": "query", "spans_as": spans_as, "guard": "none"}
-    for question in questions:
+    for question in questions[:2]:
         asked = request(document, question["query"], **settings)
         result = completed(answer(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
