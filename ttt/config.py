@@ -61,7 +61,8 @@ class AdaptConfig(BaseModel):
     selection: Selection = Field(
         "entropy",
         description="How rollout positions are chosen, or local spans. query: the spans most "
-        "similar to the query (BM25), at most ``chunks``, and in them positions by entropy.",
+        "similar to the query (BM25), at most ``chunks``, and in them positions by entropy; only "
+        "where the query is known when the document is adapted to.",
     )
     reward: Reward = Field("exact", description="exact match, cosine of hidden states, or both.")
     grpo_coef: float = Field(0.4, ge=0.0, le=10.0)

@@ -28,7 +28,8 @@ def similar_spans(
 
     Of equals the last comes first, as it begins closest to the words in common. There are
     ``count`` at most, fewer when the others have less than ``RELEVANT`` of the best one's score,
-    none when no word of the query occurs. English stop words do not count as words.
+    none when no word of the query occurs. English stop words do not count, and words are what
+    stands between spaces and punctuation: not for scripts that write without them.
 
     Args:
         ids: a document's tokens, at least ``length``.
