@@ -145,6 +145,34 @@ def memory(
 
 
 @app.command()
+def costs(
+    model: ModelName = "tiny",
+    lengths: Annotated[str, typer.Option(help="T, with commas.")] = "512,1024,2048,4096,8192",
+    rollouts: Annotated[str, typer.Option(help="n, with commas; c is 8.")] = "1,2,4,8,16,32",
+    rollouts_tokens: Annotated[int, typer.Option(min=64, help="T where c n grows.")] = 2048,
+    batches: Annotated[str, typer.Option(help="Requests at once, with commas.")] = "1,2,4,8",
+    batch_tokens: Annotated[int, typer.Option(min=64, help="T of each of them.")] = 384,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("costs.png"),
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """A step by T and by rollouts, a batch by its size, a token by T: seconds, and a picture."""
+    from refine_server.benchmarks.console import numbers_of, told_plainly
+
+    with told_plainly():
+        from refine_server.benchmarks.costs import CostBench, draw
+
+        sizes = numbers_of(lengths, "--lengths"), numbers_of(rollouts, "--rollouts")
+        at_once = numbers_of(batches, "--batches")
+        panels = CostBench(model, repeats, threads).run(
+            *sizes, rollouts_tokens, at_once, batch_tokens
+        )
+        draw(panels, out)
+        print_result({"model": model, **panels, "picture": str(out)}, as_json)
+
+
+@app.command()
 def examples(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "smollm2",
     directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),

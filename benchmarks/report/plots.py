@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from refine_server.benchmarks.report.stats import Interval
 
-COLOURS = {"none": "#8a94a3", "ntp": "#e08a1e", "refine": "#1f6fb2"}
+COLOURS = {"none": "#8a94a3", "naive": "#8a94a3", "ntp": "#e08a1e", "refine": "#1f6fb2"}
 OTHER_COLOURS = ("#3a8f5c", "#9b59b6", "#c0392b")
 """Colours that stay apart for colour-blind eyes and in print (after Okabe and Ito)."""
 
@@ -114,6 +114,29 @@ def curves(figure: Figure, panels: Mapping[str, Mapping[str, Sequence[Sequence[f
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
+
+
+def lines(
+    figure: Figure, panels: Mapping[str, Mapping[str, Mapping[int, float]]], y_label: str
+) -> None:
+    """Panels in two columns; in each, values by x, a line a series, both axes logarithmic."""
+    rows = -(-len(panels) // 2)
+    for place, (title, series) in enumerate(panels.items(), 1):
+        axes = _dressed(figure.add_subplot(rows, 2, place))
+        for number, (name, values) in enumerate(series.items()):
+            xs, ys = zip(*sorted(values.items()), strict=True)
+            axes.plot(xs, ys, color=colour(name, number), linewidth=2, marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()  # a decade at least, lest noise look like growth
+        middle = (low * high) ** 0.5
+        axes.set_ylim(min(low, middle / 4), max(high, middle * 4))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        ticks = sorted({x for values in series.values() for x in values})
+        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
+        axes.set_xlabel(title)
+        axes.set_ylabel(y_label)
         _legend(axes)
 
 

@@ -1,0 +1,141 @@
+"""What an adaptation step, a batch and a query cost as the things grow that they depend on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from refine_server.benchmarks.report.plots import lines
+from refine_server.benchmarks.timing import medians
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.generation import DecodeStep
+from refine_server.ttt.models import load
+from refine_server.ttt.naive import naive_gradient
+from refine_server.ttt.reading import Reading
+from refine_server.ttt.refine import AdaptStep, Loop
+
+Points = Mapping[int, float]
+"""Seconds, by what is on the x axis."""
+
+MOST_REREAD = 70_000
+"""Tokens that the naive loop may re-read for one point: what is beyond takes too long to draw."""
+
+
+X_LABELS = {
+    "step_by_tokens": "a step, by tokens of the document",
+    "step_by_rollouts": "a step, by rollouts (c · n)",
+    "share_by_requests": "a request's share of a batch, by requests",
+    "token_by_tokens": "a token of an answer, by tokens of the document",
+}
+"""What the panels show, by their names in the result."""
+
+
+class CostBench:
+    """Four curves of one model: a step by T and by c n, a batch by its size, a token by T.
+
+    Documents are random tokens: cost does not depend on what they say. Everything but what a curve
+    is about stays at c = 8, n = 4, k = 5 and the default targets. Every point is a median over
+    ``repeats`` rounds, in each of which all points of its curve are measured in turn.
+    """
+
+    def __init__(self, model: str, repeats: int, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model, self.repeats = load(model), repeats
+        self.config = AdaptConfig(chunks=8, rollouts=4, guard="none")
+        self.generator = torch.Generator().manual_seed(0)
+
+    def run(
+        self,
+        lengths: Sequence[int],
+        rollouts: Sequence[int],
+        rollouts_tokens: int,
+        batches: Sequence[int],
+        batch_tokens: int,
+    ) -> dict[str, dict[str, Points]]:
+        """Seconds by panel (``X_LABELS``), by series, by x.
+
+        Args:
+            lengths: T of the documents.
+            rollouts: n, at c = 8 and a document of ``rollouts_tokens``.
+            batches: requests at once, each on a document of ``batch_tokens``.
+        """
+        by_n = {self.config.chunks * n: self._changed(rollouts=n) for n in rollouts}
+        return {
+            "step_by_tokens": self._series({T: (self._ids(T), self.config) for T in lengths}),
+            "step_by_rollouts": self._series(
+                {cn: (self._ids(rollouts_tokens), config) for cn, config in by_n.items()}
+            ),
+            "share_by_requests": {
+                "step": self._divided({b: self._batch(b, batch_tokens) for b in batches}),
+                "token": self._divided({b: self._tokens(b, batch_tokens) for b in batches}),
+            },
+            "token_by_tokens": {"token": self._medians({T: self._tokens(1, T) for T in lengths})},
+        }
+
+    def _series(self, at: Mapping[int, tuple[torch.Tensor, AdaptConfig]]) -> dict[str, Points]:
+        """A step by each objective and by the naive loop."""
+        sides: dict[tuple[str, int], Callable[[], object]] = {}
+        for x, (ids, config) in at.items():
+            for objective in ("ntp", "refine"):
+                sides[objective, x] = self._step(ids, self._changed(config, objective=objective))
+            if config.chunks * config.rollouts * ids.shape[1] // 2 <= MOST_REREAD:
+                sides["naive", x] = self._naive(ids, config)
+        seconds = self._medians(sides)
+        names = ("naive", "refine", "ntp")
+        return {n: {x: s for (name, x), s in seconds.items() if name == n} for n in names}
+
+    def _step(self, ids: torch.Tensor, config: AdaptConfig) -> Callable[[], object]:
+        loop = self._loop(ids, config)
+        return lambda: loop.step(1)
+
+    def _naive(self, ids: torch.Tensor, config: AdaptConfig) -> Callable[[], object]:
+        fast = self._fast().requires_grad_()
+        rows = Reading(self.model, ids, fast, positions=config.chunks)
+        generator = torch.Generator().manual_seed(0)
+        return lambda: naive_gradient(self.model, rows, fast, config, generator)
+
+    def _batch(self, requests: int, tokens: int) -> Callable[[], object]:
+        loops = [self._loop(self._ids(tokens), self.config) for _ in range(requests)]
+        return lambda: AdaptStep.run_together([AdaptStep(loop, 1) for loop in loops])
+
+    def _tokens(self, requests: int, tokens: int) -> Callable[[], object]:
+        """Decode a token for each of some requests, from states after documents of T tokens."""
+        fasts = [self._fast() for _ in range(requests)]
+        with torch.no_grad():
+            states = [self.model(self._ids(tokens), None, fast).state for fast in fasts]
+        pairs = list(zip(states, fasts, strict=True))
+        return lambda: DecodeStep.run_together([DecodeStep(self.model, 7, *p) for p in pairs])
+
+    def _loop(self, ids: torch.Tensor, config: AdaptConfig) -> Loop:
+        fast = self._fast()
+        return Loop(
+            self.model, Reading(self.model, ids, fast, positions=config.chunks), fast, config
+        )
+
+    def _fast(self) -> FastWeights:
+        return self.model.new_fast_weights(self.config.targets, self.config.rank, self.config.seed)
+
+    def _ids(self, tokens: int) -> torch.Tensor:
+        vocabulary = self.model.lm_head.weight.shape[0]
+        return torch.randint(0, vocabulary, (1, tokens), generator=self.generator)
+
+    def _changed(self, config: AdaptConfig | None = None, **fields: Any) -> AdaptConfig:
+        return (config or self.config).model_copy(update=fields)
+
+    def _medians(self, sides: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
+        return medians(sides, self.repeats)
+
+    def _divided(self, sides: Mapping[int, Callable[[], object]]) -> Points:
+        return {size: seconds / size for size, seconds in self._medians(sides).items()}
+
+
+def draw(panels: Mapping[str, Mapping[str, Points]], out: Path) -> None:
+    """One picture of all panels, both axes logarithmic."""
+    figure = Figure(figsize=(11, 8), dpi=140, layout="constrained")
+    lines(figure, {X_LABELS[name]: series for name, series in panels.items()}, "seconds")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
