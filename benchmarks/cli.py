@@ -48,6 +48,9 @@ def step(
     rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
     rollout_tokens: Annotated[int, typer.Option(min=1, help="k, tokens a rollout.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    naive_repeats: Annotated[
+        int | None, typer.Option(min=0, help="Of these, with the naive loop; by default all.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
@@ -55,7 +58,7 @@ def step(
     from refine_server.benchmarks.refine_step import StepBench
 
     bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
-    print_result(bench.run(repeats), as_json)
+    print_result(bench.run(repeats, naive_repeats), as_json)
 
 
 @app.command()

@@ -104,6 +104,7 @@ batched_low_rank = _choose(
     batched_low_rank_naive.batched_low_rank, batched_low_rank_torch.batched_low_rank, triton=True
 )
 delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_torch.delta_rule, triton=True)
+delta_states = _choose(delta_rule_naive.delta_states, delta_rule_torch.delta_states, triton=True)
 fast_weight_optim = _choose(
     fast_weight_optim_naive.fast_weight_optim,
     fast_weight_optim_torch.fast_weight_optim,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from refine_server.ttt.prompting import PromptTemplate
 
 SMALL_MODEL = 10_000_000
-"""Parameters below which the ops are so short that a second CPU thread costs more than it gives."""
+"""Parameters below which an op is so short that a second CPU thread costs more than it gives."""
 
 ShouldStop = Callable[[], str | None]
 
@@ -77,9 +77,11 @@ def open_backend(settings: Settings) -> Backend:
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
     model.activation_budget = settings.activation_memory_bytes
-    small = model.device.type == "cpu" and model.num_parameters < SMALL_MODEL
-    if settings.threads is not None or small:
-        torch.set_num_threads(settings.threads or 1)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif model.device.type == "cpu" and model.num_parameters < SMALL_MODEL:
+        model.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
     try:
         template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
     except ValueError as error:

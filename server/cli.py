@@ -1,5 +1,6 @@
 """The command line. Commands import what they need, so that ``--help`` is quick."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,25 @@ FAILED = 1
 INTERRUPTED = 130
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""``mallopt``'s names, from glibc's malloc.h."""
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc reuse what a layer freed instead of giving it back to the system.
+
+    Otherwise every layer's temporaries are new pages that the system has to clear: 80,000 page
+    faults and a tenth of the time of reading 512 tokens with SmolLM2. What stays is at most a GiB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that it takes
+        mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
 def main() -> None:
     """Run the command line."""
+    _keep_freed_memory()
     # Idle threads that spin make a busy machine many times slower; torch reads this as it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

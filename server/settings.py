@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads; by default one for a small model, else torch's choice.",
+        description="CPU threads that share an op. By default torch's choice; for a small model "
+        "one, and requests at once share the cores instead.",
     )
     activation_memory_bytes: int = Field(
         4 * 2**30,

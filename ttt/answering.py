@@ -139,7 +139,7 @@ def adapting_to(
         asked = Asked(request.query, prompt.header + query)
     began = time.monotonic()
     whole = request.adapt.objective == "none"
-    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole))
+    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
     yield DocumentRead(len(prompt.document), time.monotonic() - began)
     tokens = len(prompt.document)
     adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
@@ -197,7 +197,7 @@ def answering(
     prompt = template.encode_document(request.document, limits)
     query = template.encode_query(request.query, limits)
     whole = request.compare_base or request.adapt.objective == "none"
-    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole))
+    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
     clock.lap("prefill")
     yield DocumentRead(len(prompt.document), clock.laps["prefill"])
 

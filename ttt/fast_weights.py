@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -46,6 +47,10 @@ class FastWeights:
         """The tensor of that name, or None."""
         return self.tensors.get(name)
 
+    def changes(self, module: str) -> bool:
+        """Whether requests own that linear module's weight, or a delta to it."""
+        return f"{module}.lora_a" in self.tensors or f"{module}.weight" in self.tensors
+
     @property
     def requests(self) -> int:
         """How many requests' copies are stacked here."""
@@ -63,6 +68,12 @@ class FastWeights:
         if any(match is None for match in layers):
             return None
         return min((int(match[1]) for match in layers if match), default=0)
+
+    @cached_property
+    def layers(self) -> frozenset[int]:
+        """The layers in which requests own anything."""
+        found = (_LAYER.search(f".{name}") for name in self.tensors)
+        return frozenset(int(match[1]) for match in found if match)
 
     def require_owner(self, owner: str) -> None:
         """Raise IsolationError when this is somebody's copy and not the given owner's."""

@@ -25,10 +25,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What was random in a step: rollout starts [R, G], and the rollouts' tokens [R G n, k]."""
+
+    starts: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
 class StepLoss:
     """One step's loss, in the graph, and what its rollouts were like.
 
-    trunk: of the rows that the next-token loss read.
+    trunk: of the rows that the next-token loss read. drawn: None where there are no rollouts.
     """
 
     trunk: TrunkPart
@@ -38,7 +46,12 @@ class StepLoss:
     kl: Tensor
     rewards: Tensor
     entropy: Tensor
-    rollout_tokens: int
+    drawn: Drawn | None
+
+    @property
+    def rollout_tokens(self) -> int:
+        """How many tokens the rollouts have in all."""
+        return 0 if self.drawn is None else self.drawn.tokens.numel()
 
 
 def losses(loops: Sequence["Loop"]) -> list[StepLoss]:
@@ -55,7 +68,14 @@ def losses(loops: Sequence["Loop"]) -> list[StepLoss]:
         zero = stats[0].log_prob.new_zeros(())
         return [
             StepLoss(
-                part, loop.config.ntp_coef * s.loss, s.loss, *(zero, zero, zero[None]), s.entropy, 0
+                trunk=part,
+                total=loop.config.ntp_coef * s.loss,
+                ntp=s.loss,
+                grpo=zero,
+                kl=zero,
+                rewards=zero[None],
+                entropy=s.entropy,
+                drawn=None,
             )
             for loop, part, s in zip(loops, parts, stats, strict=True)
         ]
@@ -105,8 +125,9 @@ def _with_rollouts(
         )
         coef = loop.config
         total = coef.grpo_coef * grpo + coef.ntp_coef * ntp[r] + coef.kl_coef * kl
-        tokens = own.tokens.numel()
-        found.append(StepLoss(parts[r], total, ntp[r], grpo, kl, reward, stats[r].entropy, tokens))
+        drawn_here = Drawn(own_starts, own.tokens)
+        entropy = stats[r].entropy
+        found.append(StepLoss(parts[r], total, ntp[r], grpo, kl, reward, entropy, drawn_here))
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from refine_server.kernels import dispatch
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.losses import draw
+from refine_server.ttt.losses import Drawn, draw
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.rollout import sample
@@ -22,8 +22,12 @@ def naive_gradient(
     fast: FastWeights,
     config: AdaptConfig,
     generator: torch.Generator,
+    drawn: Drawn | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradient of the REFINE loss with respect to ``fast``, and the rollouts' tokens [N, k].
+
+    With ``drawn`` it is the gradient for those positions and tokens, whatever is drawn here: where
+    many tokens are about equally likely, rounding alone makes two readings draw another one.
 
     Costs, with N = positions · rollouts: 1 forward for entropies, N prefix prefills for rollouts, N
     prefix forwards for old log-probabilities, 1 forward-backward for the next-token loss and N
@@ -35,10 +39,14 @@ def naive_gradient(
         document_hidden = model(rows.input_ids, None, leaves).hidden
         stats = rows.stats(document_hidden, leaves)
     starts, noise = draw(rows, stats, config, generator)
+    if drawn is not None:
+        starts = drawn.starts
     prefixes = _prefixes(rows.input_ids, starts, config.rollouts)
     tokens = torch.cat(
         [_roll_out(model, p, leaves, noise[i : i + 1], config) for i, p in enumerate(prefixes)]
     )
+    if drawn is not None:
+        tokens = drawn.tokens
     old, hidden = [], []
     with torch.no_grad():
         for prefix, own in zip(prefixes, tokens, strict=True):

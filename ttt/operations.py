@@ -5,9 +5,11 @@ raised at that place; between two operations it does next to nothing. Whoever dr
 chooses whose operation runs next and which others run with it in one batch.
 """
 
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -29,6 +31,11 @@ class Operation(ABC):
         """The most operations of its kind and size that are worth one batch."""
         return 1
 
+    @property
+    def threads(self) -> int:
+        """The most threads that a batch of its kind is shared out to, each with its own part."""
+        return 1
+
     def fits(self, lead: Self) -> bool:
         """Whether it can run in one batch with ``lead``, an operation of the same class."""
         return False
@@ -45,10 +52,20 @@ class Operation(ABC):
 
 @dataclass(frozen=True)
 class Alone(Operation):
-    """Work that has no batched form: one call."""
+    """Work that has no batched form: one call, at most in another thread beside others."""
 
     name: ClassVar[str] = "alone"
     call: Callable[[], Any]
+    threads: int = 1
+
+    @property
+    def room(self) -> int:
+        """See ``Operation.room``."""
+        return self.threads
+
+    def fits(self, lead: Self) -> bool:
+        """See ``Operation.fits``."""
+        return self.room > 1
 
     @classmethod
     def run_together(cls, operations: Sequence[Self]) -> list[Any]:
@@ -63,9 +80,25 @@ Coroutine = Generator[Item | Operation, Any, T]
 def run_batch(operations: Sequence[Operation]) -> list[Any]:
     """Results of operations that fit together; an exception where one failed.
 
-    When a batch fails as a whole, its members are run one by one: only that whose fault it is
+    Operations share nothing that is written, so the parts of a batch can run in threads of their
+    own. When one fails as a whole, its members are run one by one: only that whose fault it is
     fails again.
     """
+    parts = min(operations[0].threads, len(operations))
+    if parts == 1:
+        return _run_part(operations)
+    shares = [operations[part::parts] for part in range(parts)]
+    others = [_threads(parts - 1).submit(_run_part, share) for share in shares[1:]]
+    outcomes = [_run_part(shares[0]), *(other.result() for other in others)]
+    return [outcomes[place % parts][place // parts] for place in range(len(operations))]
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "refine-share")
+
+
+def _run_part(operations: Sequence[Operation]) -> list[Any]:
     if len(operations) > 1:
         try:
             return type(operations[0]).run_together(operations)

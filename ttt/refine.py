@@ -77,14 +77,16 @@ def adapting(
     def unadapted(
         reason: str | None = None, steps: Sequence[StepReport] = ()
     ) -> Coroutine[StepReport, Adapted]:
-        adapted: Adapted = yield Alone(lambda: _unadapted(document, config, reason, steps))
+        adapted: Adapted = yield Alone(
+            lambda: _unadapted(document, config, reason, steps), model.threads
+        )
         return adapted
 
     if config.objective == "none" or config.steps == 0:
         return (yield from unadapted())
     if too_short(document, config):
         return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
-    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config, asked))
+    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config, asked), model.threads)
     if config.prefix == "local" and not loop.spans:
         return (yield from unadapted(guard.NOTHING_SIMILAR))
     if config.guard == "held_out" and loop.judge is None:
@@ -101,7 +103,7 @@ def adapting(
         if len(steps) < config.steps:
             late = config.max_seconds and time.monotonic() - started >= config.max_seconds
             stopped = "max_seconds" if late else should_stop()
-    adapted: Adapted = yield Alone(lambda: loop.end(steps, stopped))
+    adapted: Adapted = yield Alone(lambda: loop.end(steps, stopped), model.threads)
     return adapted
 
 
@@ -204,7 +206,7 @@ class Loop:
 
 
 MOST_TOKENS = 4096
-"""Tokens, padding included, in one batch of steps; more gain nothing and take memory."""
+"""Tokens, padding included, that one thread steps on at once; more gain nothing and take memory."""
 LONGEST_TO_SHORTEST = 1.25
 """How much longer than another a document may be: the rest is padding, computed for nothing."""
 SHAPE = (
@@ -227,8 +229,13 @@ class AdaptStep(Operation):
         """See ``Operation.room``. A full copy shares no product of matrices with another."""
         loop = self.loop
         if not loop.model.stacks_states or loop.config.targets == "all":
-            return 1
-        return max(1, int(MOST_TOKENS / LONGEST_TO_SHORTEST) // self._tokens)
+            return self.threads
+        return self.threads * max(1, int(MOST_TOKENS / LONGEST_TO_SHORTEST) // self._tokens)
+
+    @property
+    def threads(self) -> int:
+        """See ``Operation.threads``."""
+        return self.loop.model.threads
 
     @property
     def _tokens(self) -> int:

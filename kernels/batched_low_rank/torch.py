@@ -1,4 +1,8 @@
-"""Projection for all rows at once, low-rank deltas for all requests added to it in place."""
+"""Projection for all rows at once, low-rank deltas for all requests added to it in place.
+
+What is only ``rank`` wide is made rank-major, [R, rank, n]: a product whose result or whose inner
+dimension is a few numbers wide takes BLAS three to nine times as long the other way round.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,20 +41,25 @@ class _EqualRows(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None
     ) -> Tensor:
-        low = x @ a  # [R, n, rank]
+        low = _low(x, a)
         ctx.save_for_backward(x, weight, a, b, low)
-        return F.linear(x, weight, bias).baddbmm_(low, b)
+        return F.linear(x, weight, bias).baddbmm_(low.mT, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
         of_x, of_weight, _, _, of_bias = ctx.needs_input_grad
-        grad_low = grad @ b.mT
+        grad_low = b @ grad.mT  # [R, rank, n]
         return (
-            (grad @ weight).baddbmm_(grad_low, a.mT) if of_x else None,
+            (grad @ weight).baddbmm_(grad_low.mT, a.mT) if of_x else None,
             grad.flatten(0, 1).mT @ x.flatten(0, 1) if of_weight else None,
-            x.mT @ grad_low,
-            low.mT @ grad,
+            (grad_low @ x).mT,
+            low @ grad,
             grad.sum((0, 1)) if of_bias else None,
         )
+
+
+def _low(x: Tensor, a: Tensor) -> Tensor:
+    """(x A)^T: [R, rank, n]; with A transposed in memory it is fast and rounds least."""
+    return (x @ a.mT.contiguous().mT).mT

@@ -39,3 +39,8 @@ def delta_rule(
     states.append(S)
     o = torch.stack(outputs, dim=2) * K**-0.5
     return o.to(q.dtype), torch.stack(states, dim=2)
+
+
+def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
+    """The memory that ``delta_rule`` returns, where nothing is read from it."""
+    return delta_rule(k, k, v, beta, state)[1]

@@ -4,8 +4,9 @@ With M = (I + tril(beta K K^T, -1))^-1, a chunk has U = M beta V and W = M beta 
 
     D = U - W S        S' = S + K^T D        o = (Q S + tril(Q K^T) D) / sqrt(K)
 
-All but S is made for all chunks at once; S' = (I - K^T W) S + K^T U is one product a chunk. The
-backward pass is written out: autograd's own took twice the products, and a copy for each of them.
+D and S' are made chunk after chunk, all else for all chunks at once: to make S' a linear map of S
+first, for all chunks at once as well, would take twice the products. The backward pass is written
+out: autograd's own took twice the products again, and a copy for each of them.
 """
 
 from collections.abc import Callable
@@ -17,140 +18,154 @@ from torch.autograd.function import once_differentiable
 
 from refine_server.kernels.delta_rule import CHUNK
 
+SUBSTITUTED = 32
+"""Rows of a triangle that are solved by substitution."""
+
 
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See ``naive.delta_rule``: same arguments, same results."""
-    B, H, T, K = q.shape
-    V = v.shape[-1]
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    empty = q.new_zeros((), dtype=dtype)
-    S = (empty if state is None else state.to(dtype)).expand(B, H, K, V)
-    if T == 1:
-        qf, kf, vf, bf = (x.to(dtype) for x in (q, k, v, beta))
+    S = _start(k, v, state)
+    if k.shape[2] == 1:
+        qf, kf, vf, bf = (x.to(S.dtype) for x in (q, k, v, beta))
         return _step(qf, kf, vf, bf, S, q.dtype)
     apply: Callable[..., tuple[Tensor, Tensor]] = _DeltaRule.apply
     return apply(q, k, v, beta, S)
 
 
+def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
+    """See ``naive.delta_states``: same arguments, same results."""
+    apply: Callable[..., tuple[None, Tensor]] = _DeltaRule.apply
+    return apply(None, k, v, beta, _start(k, v, state))[1]
+
+
+def _start(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    S = k.new_zeros((), dtype=dtype) if state is None else state.to(dtype)
+    return S.expand(*k.shape[:2], k.shape[-1], v.shape[-1])
+
+
 class _DeltaRule(torch.autograd.Function):
-    """Inside, all G = sequences · N chunks are one batch: q, k [G, C, K], v [G, C, V]."""
+    """Inside, x[n] is chunk n of all L = B H sequences: x is [N, L, C, D].
+
+    q is None, and so is o, where only the memory is wanted.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        sizes, dtype = q.shape[:3], q.dtype
-        q, k, v, beta = (_chunks(x, state.dtype) for x in (q, k, v, beta[..., None]))
+        ctx: Any, q: Tensor | None, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        sizes, dtype, scale = k.shape[:3], k.dtype, k.shape[-1] ** -0.5
+        k, v, beta = (_chunks(x, state.dtype) for x in (k, v, beta[..., None]))
         bk = k * beta
-        eye = torch.eye(k.shape[1], dtype=k.dtype, device=k.device).expand(k.shape[0], -1, -1)
-        M = torch.linalg.solve_triangular(
-            torch.bmm(bk, k.mT).tril_(-1), eye, upper=False, unitriangular=True
-        )  # [G, C, C]
-        U, W = M @ (v * beta), M @ bk  # [G, C, V], [G, C, K]
-        states = _scan(_keep(k, W), k.mT @ U, state.flatten(0, 1))  # [sequences, N + 1, K, V]
-        before = states[:, :-1].reshape(-1, *states.shape[2:])  # [G, K, V]
-        D = torch.baddbmm(U, W, before, alpha=-1)
-        P = torch.bmm(q, k.mT).tril_()
-        o = torch.bmm(q, before).baddbmm_(P, D).mul_(q.shape[-1] ** -0.5)
-        ctx.save_for_backward(q, k, v, beta, M, U, W, D, states)
+        M = _inverse((bk @ k.mT).tril_(-1))  # [N, L, C, C]
+        U, W = M @ (v * beta), M @ bk  # [N, L, C, V], [N, L, C, K]
+        D, states = _scan(k, U, W, state.flatten(0, 1))  # [N, L, C, V], [N + 1, L, K, V]
+        o = P = None
+        if q is not None:
+            q = _chunks(q, state.dtype).mul_(scale)
+            P = (q @ k.mT).tril_()
+            o = (q @ states[:-1]).flatten(0, 1).baddbmm_(P.flatten(0, 1), D.flatten(0, 1))
+            o = _tokens(o.view_as(v), sizes).to(dtype)
+        ctx.save_for_backward(q, k, v, beta, M, U, W, D, P, states)
         ctx.set_materialize_grads(False)
-        ctx.sizes = sizes
-        return _tokens(o, sizes).to(dtype), states.unflatten(0, sizes[:2])
+        ctx.sizes, ctx.scale = sizes, scale
+        return o, states.transpose(0, 1).unflatten(0, sizes[:2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_o: Tensor | None, grad_states: Tensor | None) -> Any:
-        q, k, v, beta, M, U, W, D, states = ctx.saved_tensors
-        before = states[:, :-1].reshape(-1, *states.shape[2:])
-        grad_q, grad_k, grad_D, at_boundary = _backward_read(q, k, W, D, before, grad_o)
-        after, grad_state = _scan_backward(_keep(k, W), at_boundary, grad_states, states)
-        if grad_D is None:
-            grad_D, grad_k = k @ after, D @ after.mT
+        q, k, v, beta, M, U, W, D, P, states = ctx.saved_tensors
+        back = torch.zeros_like(states)  # what comes back to each boundary, from its branches …
+        if grad_states is not None:
+            back.copy_(grad_states.flatten(0, 1).transpose(0, 1))
+        if grad_o is None:
+            grad_q, grad_k, grad_D = None, torch.zeros_like(k), torch.zeros_like(D)
         else:
-            grad_D.baddbmm_(k, after)
-            grad_k.baddbmm_(D, after.mT)
-        grad_bv = M.mT @ grad_D
-        grad_bk = M.mT @ torch.bmm(grad_D, before.mT).neg_()
-        grad_A = torch.bmm(grad_bv, U.mT).baddbmm_(grad_bk, W.mT).tril_(-1)
-        grad_bk.baddbmm_(grad_A, k, alpha=-1)
-        grad_k.baddbmm_(grad_A.mT, k * beta, alpha=-1).addcmul_(grad_bk, beta)
-        grad_beta = torch.linalg.vecdot(grad_bk, k) + torch.linalg.vecdot(grad_bv, v)
+            grad_o = _chunks(grad_o, k.dtype)
+            grad_P = (grad_o @ D.mT).tril_()
+            grad_q = _added(grad_o @ states[:-1].mT, grad_P, k).mul_(ctx.scale)
+            grad_k, grad_D = grad_P.mT @ q, P.mT @ grad_o
+            _added(back[:-1], q.mT, grad_o)  # … its reads …
+        _scan_back(k, W, grad_D, back)  # … and the next chunk
+        _added(grad_k, D, back[1:].mT)
+        grad_bv, grad_bk = M.mT @ grad_D, M.mT @ (grad_D @ states[:-1].mT).neg_()
+        grad_A = _added(grad_bv @ U.mT, grad_bk, W.mT).tril_(-1)
+        _added(grad_bk, grad_A, k, alpha=-1)
+        _added(grad_k, grad_A.mT, k * beta, alpha=-1).addcmul_(grad_bk, beta)
+        grad_beta = torch.linalg.vecdot(grad_bk, k).add_(torch.linalg.vecdot(grad_bv, v))
         return (
             None if grad_q is None else _tokens(grad_q, ctx.sizes),
             _tokens(grad_k, ctx.sizes),
             _tokens(grad_bv.mul_(beta), ctx.sizes),
             _tokens(grad_beta[..., None], ctx.sizes)[..., 0],
-            grad_state.unflatten(0, ctx.sizes[:2]),
+            back[0].unflatten(0, ctx.sizes[:2]),
         )
 
 
 def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, D] -> [B H N, C, D], filled up with zeros: beta = 0 writes nothing."""
+    """[B, H, T, D] -> [N, B H, C, D], filled up with zeros: beta = 0 writes nothing."""
     B, H, T, D = x.shape
     C = min(CHUNK, T)
-    padded = torch.empty(B, H, -(-T // C) * C, D, dtype=dtype, device=x.device)
-    padded[:, :, :T] = x
-    padded[:, :, T:] = 0
-    return padded.view(-1, C, D)
+    N, rest = divmod(T, C)
+    count = N + (rest > 0)
+    chunks = torch.empty(count, B, H, C, D, dtype=dtype, device=x.device)
+    chunks[:N] = x[:, :, : N * C].unflatten(2, (N, C)).movedim(2, 0)
+    if rest:
+        chunks[N, :, :, :rest] = x[:, :, N * C :]
+        chunks[N, :, :, rest:] = 0
+    return chunks.view(count, B * H, C, D)
 
 
 def _tokens(x: Tensor, sizes: torch.Size) -> Tensor:
-    """Inverse of ``_chunks`` for sizes (B, H, T)."""
+    """Inverse of ``_chunks`` for sizes (B, H, T); in memory a token's heads lie side by side."""
     B, H, T = sizes
-    return x.view(B, H, -1, x.shape[-1])[:, :, :T]
+    N, _, C, D = x.shape
+    tokens = x.view(N, B, H, C, D).permute(1, 0, 3, 2, 4)
+    return tokens.reshape(B, N * C, H, D)[:, :T].transpose(1, 2)
 
 
-def _keep(k: Tensor, W: Tensor) -> Tensor:
-    """What a chunk leaves of the memory before it, I - K^T W: [G, K, K]."""
-    keep = torch.bmm(k.mT, W).neg_()
-    keep.diagonal(dim1=-2, dim2=-1).add_(1)
-    return keep
+def _inverse(A: Tensor) -> Tensor:
+    """(I + A)^-1 of A [N, L, C, C], strictly lower triangular.
 
-
-def _scan(keep: Tensor, write: Tensor, state: Tensor) -> Tensor:
-    """The memory before each chunk and after the last: [sequences, N + 1, K, V]."""
-    rows = state.shape[0]
-    keep, write = keep.unflatten(0, (rows, -1)), write.unflatten(0, (rows, -1))
-    states = [state]
-    for n in range(keep.shape[1]):
-        states.append(torch.baddbmm(write[:, n], keep[:, n], states[-1]))
-    return torch.stack(states, dim=1)
-
-
-def _backward_read(
-    q: Tensor, k: Tensor, W: Tensor, D: Tensor, before: Tensor, grad_o: Tensor | None
-) -> tuple[Any, Any, Any, Any]:
-    """What reads send back: to q, k and D, and to the memory before each chunk; None: nothing."""
-    if grad_o is None:
-        return None, None, None, None
-    grad_o = _chunks(grad_o, q.dtype).mul_(q.shape[-1] ** -0.5)
-    P = torch.bmm(q, k.mT).tril_()
-    grad_P = torch.bmm(grad_o, D.mT).tril_()
-    grad_q = torch.bmm(grad_o, before.mT).baddbmm_(grad_P, k)
-    at_boundary = torch.baddbmm(q, P, W, alpha=-1).mT @ grad_o
-    return grad_q, grad_P.mT @ q, P.mT @ grad_o, at_boundary
-
-
-def _scan_backward(
-    keep: Tensor, at_boundary: Tensor | None, grad_states: Tensor | None, states: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradient of the memory after each chunk, [G, K, V], and of the first [sequences, K, V].
-
-    Each is what came back to that boundary, from its reads and its branches, and what the next
-    chunk sends on.
+    By halves, because substitution is slow: [[X, 0], [-Y A21 X, Y]] with X and Y of the diagonal.
     """
-    rows, N = states.shape[0], states.shape[1] - 1
-    back = torch.zeros_like(states)
-    if grad_states is not None:
-        back.copy_(grad_states.flatten(0, 1))
-    if at_boundary is not None:
-        back[:, :-1] += at_boundary.unflatten(0, (rows, N))
-    keep = keep.mT.unflatten(0, (rows, N))
-    for n in reversed(range(N)):
-        back[:, n].baddbmm_(keep[:, n], back[:, n + 1])
-    return back[:, 1:].flatten(0, 1), back[:, 0]
+    half, odd = divmod(A.shape[-1], 2)
+    if odd or half < SUBSTITUTED:
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
+        solved: Tensor = torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True)
+        return solved
+    diagonal = torch.cat([A[..., :half, :half], A[..., half:, half:]])
+    X, Y = _inverse(diagonal).chunk(2)
+    inverse = torch.zeros_like(A)
+    inverse[..., :half, :half], inverse[..., half:, half:] = X, Y
+    inverse[..., half:, :half] = (Y @ (A[..., half:, :half] @ X)).neg_()
+    return inverse
+
+
+def _added(x: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1) -> Tensor:
+    """x += alpha a b, of [N, L, ..., ...] each, in place."""
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), alpha=alpha)
+    return x
+
+
+def _scan(k: Tensor, U: Tensor, W: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """D of each chunk, and the memory before each and after the last: [N + 1, L, K, V]."""
+    D, N = torch.empty_like(U), U.shape[0]
+    states = state.new_empty(N + 1, *state.shape)
+    states[0] = state
+    for n in range(N):
+        torch.baddbmm(U[n], W[n], states[n], alpha=-1, out=D[n])
+        torch.baddbmm(states[n], k[n].mT, D[n], out=states[n + 1])
+    return D, states
+
+
+def _scan_back(k: Tensor, W: Tensor, grad_D: Tensor, back: Tensor) -> None:
+    """Add to the gradients of D and of the memory at each boundary what later chunks send back."""
+    for n in reversed(range(k.shape[0])):
+        grad_D[n].baddbmm_(k[n], back[n + 1])
+        back[n].add_(back[n + 1]).baddbmm_(W[n].mT, grad_D[n], alpha=-1)
 
 
 def _step(

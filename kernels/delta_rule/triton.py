@@ -41,6 +41,11 @@ def delta_rule(
     return o, states
 
 
+def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
+    """See ``naive.delta_states``: same arguments, same results."""
+    return delta_rule(k, k, v, beta, state)[1]
+
+
 def _step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token for a batch of states: the decode path."""
     B, H, K, V = state.shape

@@ -44,5 +44,6 @@ class _ShortConv(torch.autograd.Function):
 
 
 def _taps(weight: Tensor) -> tuple[Tensor, ...]:
-    """W of [1, C], or of [B, 1, C] when every row has its own."""
-    return weight[..., None, :, :].unbind(-1)
+    """W of [C], or [B, 1, C] when every row has its own; each in one piece, or it is slow."""
+    taps = weight.movedim(-1, 0).contiguous()
+    return (taps if weight.ndim == 2 else taps[:, :, None]).unbind()

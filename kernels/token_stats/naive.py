@@ -28,5 +28,4 @@ def token_stats(
         log_probs.gather(-1, targets[:, None]).squeeze(-1),
         entropy.detach(),
         logits.logsumexp(-1).detach(),
-        logits.argmax(-1),
     )

@@ -37,13 +37,13 @@ class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         hidden, weight, targets = (x.contiguous() for x in (hidden, weight, targets))
-        log_prob, entropy, lse, argmax = _forward(hidden, weight, targets, 1 / temperature)
+        log_prob, entropy, lse = _forward(hidden, weight, targets, 1 / temperature)
         ctx.save_for_backward(hidden, weight, targets, lse)
         ctx.scale = 1 / temperature
-        ctx.mark_non_differentiable(entropy, lse, argmax)
-        return log_prob, entropy, lse, argmax
+        ctx.mark_non_differentiable(entropy, lse)
+        return log_prob, entropy, lse
 
     @staticmethod
     def backward(
@@ -84,7 +84,7 @@ def _tile(hidden: Tensor) -> dict[str, int]:
 
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     N, V = hidden.shape[0], weight.shape[0]
     tile = _tile(hidden)
     row_blocks, blocks = triton.cdiv(N, tile["BLOCK_N"]), triton.cdiv(V, BLOCK_V)
@@ -92,18 +92,16 @@ def _forward(
     per_share = triton.cdiv(blocks, shares)
     shares = triton.cdiv(blocks, per_share)  # none is empty
     partial = hidden.new_empty(4, shares, N, dtype=torch.float32)
-    likeliest = targets.new_empty(shares, N, dtype=torch.int32)
     log_prob, entropy, lse = hidden.new_empty(3, N, dtype=torch.float32).unbind()
-    argmax = targets.new_empty(N, dtype=torch.int64)
     if N == 0:
-        return log_prob, entropy, lse, argmax
+        return log_prob, entropy, lse
     _share_kernel[(row_blocks, shares)](
-        hidden, weight, targets, partial, likeliest, scale, N, V, per_share, **tile
+        hidden, weight, targets, partial, scale, N, V, per_share, **tile
     )
     _merge_kernel[(triton.cdiv(N, 64),)](
-        partial, likeliest, log_prob, entropy, lse, argmax, N, shares, BLOCK_N=64, num_warps=2
+        partial, log_prob, entropy, lse, N, shares, BLOCK_N=64, num_warps=2
     )
-    return log_prob, entropy, lse, argmax
+    return log_prob, entropy, lse
 
 
 def _slope(
@@ -145,7 +143,7 @@ def _logits(hidden, weight, rows, columns, N, V, D: tl.constexpr, BLOCK_D: tl.co
 
 @triton.jit
 def _share_kernel(
-    hidden, weight, targets, partial, likeliest, scale, N, V, per_share,
+    hidden, weight, targets, partial, scale, N, V, per_share,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -156,16 +154,13 @@ def _share_kernel(
     s = tl.zeros([BLOCK_N], dtype=tl.float32)
     w = tl.zeros([BLOCK_N], dtype=tl.float32)
     at_target = tl.zeros([BLOCK_N], dtype=tl.float32)
-    best = tl.zeros([BLOCK_N], dtype=tl.int32)
     for block in range(share * per_share, tl.minimum((share + 1) * per_share, tl.cdiv(V, BLOCK_V))):
         columns = block * BLOCK_V + tl.arange(0, BLOCK_V)
         logits = _logits(hidden, weight, rows, columns, N, V, D, BLOCK_D) * scale
         inside = columns[None, :] < V
         logits = tl.where(inside, logits, LOWEST)
         number = tl.where(logits == logits, logits, LOWEST)  # NaN goes into s, not into the search
-        top, at = tl.max(number, axis=1, return_indices=True)
-        best = tl.where(top > m, block * BLOCK_V + at, best)
-        higher = tl.maximum(m, top)
+        higher = tl.maximum(m, tl.max(number, axis=1))
         shrink = tl.exp(m - higher)
         gap = logits - higher[:, None]
         p = tl.where(inside, tl.exp(gap), 0.0)
@@ -179,13 +174,10 @@ def _share_kernel(
     tl.store(partial + size + out, s, mask=row_ok)
     tl.store(partial + 2 * size + out, w, mask=row_ok)
     tl.store(partial + 3 * size + out, at_target, mask=row_ok)
-    tl.store(likeliest + out, best, mask=row_ok)
 
 
 @triton.jit
-def _merge_kernel(
-    partial, likeliest, log_prob, entropy, lse, argmax, N, shares, BLOCK_N: tl.constexpr
-):
+def _merge_kernel(partial, log_prob, entropy, lse, N, shares, BLOCK_N: tl.constexpr):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ok = rows < N
     size = shares * N
@@ -193,14 +185,12 @@ def _merge_kernel(
     s = tl.zeros([BLOCK_N], dtype=tl.float32)
     w = tl.zeros([BLOCK_N], dtype=tl.float32)
     at_target = tl.zeros([BLOCK_N], dtype=tl.float32)
-    best = tl.zeros([BLOCK_N], dtype=tl.int32)
     for share in range(shares):
         at = share * N + rows
         m1 = tl.load(partial + at, mask=row_ok, other=0.0)
         s1 = tl.load(partial + size + at, mask=row_ok, other=1.0)
         w1 = tl.load(partial + 2 * size + at, mask=row_ok, other=0.0)
         at_target += tl.load(partial + 3 * size + at, mask=row_ok, other=0.0)
-        best = tl.where(m1 > m, tl.load(likeliest + at, mask=row_ok, other=0), best)
         higher = tl.maximum(m, m1)
         old, new = tl.exp(m - higher), tl.exp(m1 - higher)
         w = old * (w + (m - higher) * s) + new * (w1 + (m1 - higher) * s1)
@@ -210,7 +200,6 @@ def _merge_kernel(
     tl.store(log_prob + rows, at_target - total, mask=row_ok)
     tl.store(entropy + rows, tl.log(s) - w / s, mask=row_ok)
     tl.store(lse + rows, total, mask=row_ok)
-    tl.store(argmax + rows, best.to(tl.int64), mask=row_ok)
 
 
 @triton.jit

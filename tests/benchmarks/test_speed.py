@@ -6,7 +6,7 @@ import torch
 from refine_server.benchmarks.ask import AskBench
 from refine_server.benchmarks.generate import GenerateBench, row_by_row_chunks
 from refine_server.benchmarks.memory import measure
-from refine_server.benchmarks.refine_step import small_lact
+from refine_server.benchmarks.refine_step import StepBench, small_lact
 from refine_server.benchmarks.timing import medians
 from refine_server.kernels.delta_rule import naive
 
@@ -49,3 +49,13 @@ def test_ask_compares_documents_of_the_lengths_asked_for() -> None:
 def test_the_random_lact_says_something_finite() -> None:
     output = small_lact()(torch.arange(300)[None])
     assert output.logits.isfinite().all()
+
+
+def test_both_ways_through_a_step_have_one_gradient() -> None:
+    bench = StepBench("tiny", 96, chunks=2, rollouts=1, rollout_tokens=3)
+    result = bench.run(repeats=2, naive_repeats=1)
+    assert result["gradient_relative_error"] <= 1e-5
+    assert (result["repeats"], result["naive_repeats"]) == (2, 1)
+    assert result["speedup_vs_naive"] == pytest.approx(
+        result["naive_seconds"] / result["ours_seconds"]
+    )

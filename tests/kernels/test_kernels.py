@@ -59,6 +59,17 @@ def test_delta_rule(T: int, dtype: torch.dtype) -> None:
     )
 
 
+@DTYPES
+@pytest.mark.parametrize("T", [2, 64, 70])
+def test_delta_states(T: int, dtype: torch.dtype) -> None:
+    k = torch.nn.functional.normalize(random(2, 3, T, 16, dtype=dtype), dim=-1)
+    v, beta = random(2, 3, T, 8, dtype=dtype), torch.rand(2, 3, T, dtype=dtype)
+    inputs = [k, v, beta, random(2, 3, 16, 8, dtype=dtype)]
+    assert_same(
+        delta_rule_naive.delta_states, delta_rule_torch.delta_states, inputs, dtype, scale=10
+    )
+
+
 def test_delta_rule_states_lie_at_chunk_boundaries() -> None:
     T = CHUNK + 5
     q, k, v = (torch.randn(1, 2, T, 8, dtype=torch.float64) for _ in "qkv")
@@ -128,6 +139,7 @@ ATTENTION_CASES = [  # B, R (0: no prefix), T, S, window
     (2, 0, 7, 7, None),
     (2, 0, 1, 9, None),
     (2, 0, 3, 9, None),
+    (1, 0, 263, 263, None),
     (2, 0, 7, 7, 3),
     (1, 0, 16, 16, 4),
     (2, 0, 9, 9, 1),
@@ -161,3 +173,25 @@ def test_attention(B: int, R: int, T: int, S: int, window: int | None, dtype: to
 
     forms = attention_naive.attention, attention_torch.attention
     assert_same(run(forms[0]), run(forms[1]), inputs, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("B", "R", "T", "S"), [(1, 1, 1, 1), (1, 1, 3, 5), (6, 2, 1, 4), (6, 1, 3, 3)]
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["all of the prefix", "some of it"])
+def test_attention_over_prefix_and_tail(
+    monkeypatch, B: int, R: int, T: int, S: int, whole: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(attention_torch, "LONG_PREFIX", 1)
+    heads, kv_heads, D, P = 6, 2, 8, 11
+    q = random(B, heads, T, D, dtype=dtype)
+    k, v = (random(B, kv_heads, S, D, dtype=dtype) for _ in "kv")
+    prefix_k, prefix_v = (random(R, kv_heads, P, D, dtype=dtype) for _ in "kv")
+    length = torch.full((B,), P) if whole else torch.randint(0, P + 1, (B,))
+
+    def run(form):
+        return lambda *inputs: form(*inputs, length, 0.3)
+
+    forms = attention_naive.attention, attention_torch.attention
+    assert_same(run(forms[0]), run(forms[1]), [q, k, v, prefix_k, prefix_v], dtype)

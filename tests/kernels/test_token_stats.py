@@ -64,7 +64,6 @@ def test_a_row_of_nan_stays_its_own() -> None:
     poisoned = form.token_stats(hidden, weight, targets)
     others = torch.arange(70) != 5
     assert poisoned.log_prob[5].isnan()
-    assert 0 <= int(poisoned.argmax[5]) < 300
     for a, b in zip(clean, poisoned, strict=True):
         assert torch.equal(a[others], b[others])
 

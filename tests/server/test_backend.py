@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from refine_server.server.backend import open_backend
+from refine_server.server.backend import SELF_CHECK, open_backend
 from refine_server.server.settings import Settings
 
 
@@ -18,8 +18,11 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_a_small_model_runs_in_one_thread_unless_told_otherwise(threads: int) -> None:
-    open_backend(Settings(model="tiny", threads=threads))
-    assert torch.get_num_threads() == threads
-    open_backend(Settings(model="tiny"))
-    assert torch.get_num_threads() == 1
+def test_requests_to_a_small_model_share_the_threads_unless_told_otherwise(threads: int) -> None:
+    seen = []
+    for told in (1, threads, None):
+        torch.set_num_threads(threads)
+        backend = open_backend(Settings(model="tiny", threads=told))
+        first = next(backend.perform(SELF_CHECK, lambda: None))
+        seen.append((torch.get_num_threads(), first.threads))
+    assert seen == [(1, 1), (threads, 1), (1, threads)]

@@ -1,5 +1,7 @@
 """Steps of several requests at once: what each gets does not depend on the company."""
 
+import threading
+
 import pytest
 import torch
 
@@ -139,6 +141,33 @@ def test_a_member_that_fails_takes_none_with_it(families, tokens, monkeypatch) -
     for loop, other, (report, _) in zip(alone[:2], together[:2], (first, second), strict=True):
         assert loop.step(1)[0].loss == pytest.approx(report.loss, abs=1e-10)
         assert difference(loop, other) <= 1e-10
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_parts_of_a_batch_run_in_threads_of_their_own(
+    families, tokens, monkeypatch, threads
+) -> None:
+    """Results keep their order, and in a thread for itself each is bit for bit what it is alone."""
+    model = families["delta_net"](torch.float32)
+    monkeypatch.setattr(model, "threads", threads)
+    alone, together = loops_of(model, tokens), loops_of(model, tokens)
+    ran_in = []
+    monkeypatch.setattr(together[1], "update", lambda *_: ran_in.append(threading.get_ident()))
+    monkeypatch.setattr(together[2].rollout_reading, "starts", lambda *_: 1 / 0)
+    first, _, failed = run_batch(steps_of(together))
+    assert isinstance(failed, ZeroDivisionError)
+    assert ran_in != [threading.get_ident()]
+    expected, _ = alone[0].step(1)
+    assert first[0].loss == expected.loss
+    assert difference(alone[0], together[0]) == 0
+
+
+def test_lone_calls_run_beside_each_other() -> None:
+    """Each waits for the other: one after the other they would wait for ever."""
+    barrier = threading.Barrier(2, timeout=60)
+    lone = [Alone(barrier.wait, threads=2) for _ in range(2)]
+    assert lone[1].fits(lone[0])
+    assert sorted(run_batch(lone)) == [0, 1]
 
 
 def test_an_update_that_fails_takes_none_with_it(families, tokens, monkeypatch) -> None:

@@ -55,21 +55,30 @@ def attend_rows(
 def rotary_tables(
     position: Tensor, T: int, size: int, base: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for T tokens from position [B] on: [B, 1, T, size] each."""
+    """Cosines and sines for T tokens from position [B] on, as ``rotate`` takes them.
+
+    [B, 1, T, size] each.
+    """
     wide = torch.promote_types(dtype, torch.float32)
     power = torch.arange(0, size, 2, dtype=wide, device=position.device) / size
     at = position[:, None] + torch.arange(T, device=position.device)  # [B, T]
     angle = (at[..., None] * (1.0 / base**power)).repeat(1, 1, 2)[:, None]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    return angle.cos().to(dtype), signed(angle.sin()).to(dtype)
+
+
+def signed(sin: Tensor) -> Tensor:
+    """Sines [..., size] as ``rotate`` takes them: the first half negative."""
+    first, second = sin.chunk(2, dim=-1)
+    return torch.cat([-first, second], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding in the half-split layout of the first channels of x [B, H, T, D].
 
-    cos, sin: [B, 1, T, D_rotary]; channels beyond D_rotary stay as they are.
+    cos, sin (``signed``): [B, 1, T, D_rotary]; channels beyond D_rotary stay as they are.
     """
     size = cos.shape[-1]
-    turned, rest = x[..., :size], x[..., size:]
-    x1, x2 = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-x2, x1], dim=-1) * sin
-    return torch.cat([turned, rest], dim=-1) if size < x.shape[-1] else turned
+    if size < x.shape[-1]:
+        turned, rest = x.split([size, x.shape[-1] - size], dim=-1)
+        return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
+    return x * cos + x.roll(size // 2, -1) * sin

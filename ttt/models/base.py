@@ -117,6 +117,8 @@ class CausalLM(nn.Module, ABC):
         self.piece_tokens: int | None = None
         self.activation_budget: int | None = None
         """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
+        self.threads = 1
+        """Threads that work for different requests at once, each on ops of a single thread."""
 
     # -- what a family defines ------------------------------------------------------------------
 

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.attention import signed
 from refine_server.ttt.models.base import CausalLM, ModelError
-from refine_server.ttt.models.layers import linear, rms_norm
+from refine_server.ttt.models.layers import joint_linear, linear, rms_norm
+from refine_server.ttt.models.layout import Norm, join, join_projections
 from refine_server.ttt.models.state import LayerState, Trace
 
 MLP_PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 CHECKED_TOKENS = 24
 
 Rotary = tuple[Tensor, Tensor] | None
-"""Cosines and sines [B, 1, T, D_rotary], or None where positions are not encoded."""
+"""Cosines and ``signed`` sines [B, 1, T, D_rotary], or None where positions are not encoded."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
@@ -40,15 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 """Rotary types whose tables do not depend on the length of the sequence."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm that was recognised: its module, and whether the weight counts from 1 or from 0."""
-
-    module: Any
-    eps: float
-    zero_centred: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,19 @@ class HFCausalLM(CausalLM):
         self.norms = self._recognise_norms()
         self.norm_eps = self.norms["model.norm"].eps
         self.layouts = [_layout(layer) for layer in self.model.layers]
+        self.lay_out()
         self._check_parity(causal_lm)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Cast or move the weights, and lay them side by side again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.lay_out()
+        return self
+
+    def lay_out(self) -> None:
+        """Lay the weights as the forward reads them best; their values stay as they are."""
+        self.joined = join_projections(self.model.layers)
+        join([self.lm_head])
 
     @abstractmethod
     def required_parts(self) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ class HFCausalLM(CausalLM):
         tables: dict[str | None, Rotary] = {}
         for kind in kinds:
             cos, sin = rotary(x, at) if kind is None else rotary(x, at, kind)
-            tables[kind] = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+            tables[kind] = cos[:, None].to(x.dtype), signed(sin)[:, None].to(x.dtype)
         return tables
 
     def _rotary_kinds(self) -> set[str | None]:
@@ -131,7 +136,7 @@ class HFCausalLM(CausalLM):
         mixed, trace = self.mix(index, h, state, fast, context)
         x = x + self._maybe_norm(mixed, name, layout.after_mixer, fast)
         h = self._maybe_norm(x, name, layout.before_mlp, fast)
-        y = self._mlp(self.model.layers[index].mlp, h, fast, f"{name}.mlp")
+        y = self._mlp(index, h, fast)
         return x + self._maybe_norm(y, name, layout.after_mlp, fast), trace
 
     def norm(self, x: Tensor, name: str, fast: FastWeights) -> Tensor:
@@ -145,12 +150,20 @@ class HFCausalLM(CausalLM):
     def _maybe_norm(self, x: Tensor, layer: str, norm: str | None, fast: FastWeights) -> Tensor:
         return x if norm is None else self.norm(x, f"{layer}.{norm}", fast)
 
-    def _mlp(self, mlp: Any, h: Tensor, fast: FastWeights, name: str) -> Tensor:
+    def _mlp(self, index: int, h: Tensor, fast: FastWeights) -> Tensor:
+        mlp, name = self.model.layers[index].mlp, f"model.layers.{index}.mlp"
         if not hasattr(mlp, "gate_proj"):
             return _as_requests(mlp, h, fast, name)
-        gate = linear(h, mlp.gate_proj, fast, f"{name}.gate_proj")
-        up = linear(h, mlp.up_proj, fast, f"{name}.up_proj")
-        return linear(mlp.act_fn(gate) * up, mlp.down_proj, fast, f"{name}.down_proj")
+        gate, up = joint_linear(
+            h,
+            (mlp.gate_proj, mlp.up_proj),
+            self.joined[index].gate_up,
+            fast,
+            (f"{name}.gate_proj", f"{name}.up_proj"),
+        )
+        h = mlp.act_fn(gate)
+        h = h * up if h.requires_grad or up.requires_grad else h.mul_(up)
+        return linear(h, mlp.down_proj, fast, f"{name}.down_proj")
 
     # -- what is refused ------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.attention import attend_rows, rotate
 from refine_server.ttt.models.hf import HFCausalLM, Rotary
-from refine_server.ttt.models.layers import linear, per_row
+from refine_server.ttt.models.layers import joint_linear, linear, per_row
 from refine_server.ttt.models.state import KVRows, KVState, Trace
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -16,21 +16,22 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def attention(
     model: HFCausalLM,
-    attn: Any,
+    index: int,
     h: Tensor,
     state: KVState | KVRows | None,
     fast: FastWeights,
-    name: str,
     rotary: Rotary,
     window: int | None,
 ) -> tuple[Tensor, Trace]:
-    """Grouped-query attention over h [B, T, D].
+    """Grouped-query attention of layer ``index`` over h [B, T, D].
 
     Queries and keys may be normed, head by head or in their whole width, and the output may be
     gated by a second half of every query (Qwen3-Next).
     """
     B, T, _ = h.shape
-    q, k, v = (linear(h, getattr(attn, p), fast, f"{name}.{p}") for p in PROJECTIONS[:3])
+    attn, name = model.model.layers[index].self_attn, f"model.layers.{index}.self_attn"
+    modules, names = zip(*((getattr(attn, p), f"{name}.{p}") for p in PROJECTIONS[:3]), strict=True)
+    q, k, v = joint_linear(h, modules, model.joined[index].qkv, fast, names)
     gate = None
     if attn.q_proj.out_features == 2 * attn.o_proj.in_features:
         q, gate = q.view(B, T, -1, 2 * attn.head_dim).chunk(2, dim=-1)
@@ -38,6 +39,7 @@ def attention(
     q, k = (_heads(model, x, attn, n, fast, name) for x, n in ((q, "q_norm"), (k, "k_norm")))
     v = v.view(B, T, -1, attn.head_dim)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, Hq|H, T, D]
+    v = v.contiguous()  # the trace keeps it, but not the queries and keys that lie beside it
     if rotary is not None:
         q, k = rotate(q, *rotary), rotate(k, *rotary)
     o, trace = attend_rows(q, k, v, state, scale=attn.scaling, window=window)

@@ -63,10 +63,9 @@ class Hybrid(HFCausalLM):
         if self._is_delta(index):
             attn = getattr(layer, self.kind.module)
             return delta_attention(self.kind, attn, h, state, fast, f"{name}.{self.kind.module}")
-        attn, name = layer.self_attn, f"{name}.self_attn"
-        if hasattr(attn, "kv_lora_rank"):
-            return latent_attention(self, attn, h, state, fast, name)
-        return attention(self, attn, h, state, fast, name, context[None], None)
+        if hasattr(layer.self_attn, "kv_lora_rank"):
+            return latent_attention(self, layer.self_attn, h, state, fast, f"{name}.self_attn")
+        return attention(self, index, h, state, fast, context[None], None)
 
     def _is_delta(self, index: int) -> bool:
         return bool(self.config.layer_types[index] == "linear_attention")

@@ -1,5 +1,7 @@
 """Layers whose weights a request may own: each looks into the fast weights before the module."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,22 @@ def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor
     return y if module.bias is None else y + own_parameter(module.bias, fast, f"{name}.bias", x)
 
 
+def joint_linear(
+    x: Tensor,
+    modules: Sequence[nn.Linear],
+    joined: Tensor | None,
+    fast: FastWeights,
+    names: Sequence[str],
+) -> Sequence[Tensor]:
+    """Several projections of one x [N, T, in]: one product with ``joined`` where nobody owns any.
+
+    joined: [sum of out, in], the modules' weights one after the other (``layout.join``).
+    """
+    if joined is None or any(fast.changes(name) for name in names):
+        return [linear(x, m, fast, name) for m, name in zip(modules, names, strict=True)]
+    return torch.split(F.linear(x, joined), [m.out_features for m in modules], dim=-1)
+
+
 def rms_norm(
     x: Tensor,
     weight: Tensor,
@@ -56,10 +74,10 @@ def rms_norm(
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         weight = per_row(own, x.shape[0]).view(shape).to(x.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    normed = F.rms_norm(wide, x.shape[-1:], eps=eps)
     if zero_centred:
-        return (wide * scale * (1 + weight.to(wide.dtype))).to(x.dtype)
-    return (wide * scale).to(x.dtype) * weight
+        return (normed * (1 + weight.to(wide.dtype))).to(x.dtype)
+    return normed.to(x.dtype) * weight
 
 
 def logits(hidden: Tensor, head: Tensor) -> Tensor:

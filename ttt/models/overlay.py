@@ -7,13 +7,15 @@ In-Place TTT (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675).
 import hashlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import ModelError
 from refine_server.ttt.models.hf import MLP_PROJECTIONS, HFCausalLM, Rotary
 from refine_server.ttt.models.hf_attention import PROJECTIONS, attention
-from refine_server.ttt.models.state import Trace
+from refine_server.ttt.models.state import KVState, LayerState, Trace
+from refine_server.ttt.models.token import TokenLayer, token_layer
 
 ATTENTION_PROJECTIONS = tuple(f"self_attn.{p}" for p in PROJECTIONS)
 
@@ -46,6 +48,40 @@ class Overlay(HFCausalLM):
         parts = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS, "post_attention_layernorm")
         return ("model.rotary_emb", *(f"model.layers.0.{part}" for part in parts))
 
+    def lay_out(self) -> None:
+        """See ``HFCausalLM.lay_out``."""
+        super().lay_out()
+        self.token_layers = [self._token_layer(i) for i in range(self.num_layers)]
+
+    def block(
+        self,
+        index: int,
+        x: Tensor,
+        state: LayerState | None,
+        fast: FastWeights,
+        context: dict[str | None, Rotary],
+    ) -> tuple[Tensor, Trace]:
+        """See ``HFCausalLM.block``; one token of one sequence goes through ``TokenLayer``."""
+        layer, rotary = self.token_layers[index], self._rotary(index, context)
+        if (
+            (layer is None or self.limit is not None or index in fast.layers)
+            or (rotary is None or rotary[0].shape[-1] < layer.head_dim)
+            or (x.shape[:2] != (1, 1) or not isinstance(state, KVState) or torch.is_grad_enabled())
+        ):
+            return super().block(index, x, state, fast, context)
+        return layer.read(x, state, *rotary)
+
+    def _token_layer(self, index: int) -> TokenLayer | None:
+        layout, joined = self.layouts[index], self.joined[index]
+        names = layout.before_mixer, layout.before_mlp
+        others = layout.after_mixer, layout.after_mlp
+        if joined.qkv is None or None in names or others != (None, None):
+            return None
+        if self.window(index) is not None:
+            return None
+        first, second = (self.norms[f"model.layers.{index}.{name}"] for name in names)
+        return token_layer(self.model.layers[index], first, second, joined)
+
     def mix(
         self,
         index: int,
@@ -55,12 +91,14 @@ class Overlay(HFCausalLM):
         context: dict[str | None, Rotary],
     ) -> tuple[Tensor, Trace]:
         """See ``HFCausalLM.mix``."""
-        attn, name = self.model.layers[index].self_attn, f"model.layers.{index}.self_attn"
+        rotary = self._rotary(index, context)
+        return attention(self, index, h, state, fast, rotary, self.window(index))
+
+    def _rotary(self, index: int, context: dict[str | None, Rotary]) -> Rotary:
+        if not getattr(self.model.layers[index].self_attn, "use_rope", True):
+            return None
         kind = self.layer_type(index)
-        rotary = context[kind] if kind in context else context[None]
-        if not getattr(attn, "use_rope", True):
-            rotary = None
-        return attention(self, attn, h, state, fast, name, rotary, self.window(index))
+        return context[kind] if kind in context else context[None]
 
     def layer_type(self, index: int) -> str | None:
         """What the configuration calls the layer's attention, if it distinguishes."""

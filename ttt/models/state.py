@@ -196,7 +196,7 @@ class DeltaTrace:
         unread = unread.flatten(0, 1)[:, None]  # [RG, 1, CHUNK]
         beta = gather(self.beta).masked_fill(unread, 0.0)
         if self.g is None:
-            _, states = dispatch.delta_rule(k, k, v, beta, memory)
+            states = dispatch.delta_states(k, v, beta, memory)
         else:
             g = gather(self.g).masked_fill(unread[..., None], 0.0)
             _, states = dispatch.gated_delta_rule(k, k, v, g, beta, memory)
