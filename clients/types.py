@@ -198,6 +198,7 @@ class AdaptOptions(TypedDict, total=False):
     objective: Literal["refine", "ntp", "none"]
     prefix: Literal["full", "local"]
     ntp_on: Literal["document", "spans"] | None
+    spans_as: Literal["text", "answer"]
     span_tokens: int
     steps: int
     chunks: int
@@ -205,7 +206,7 @@ class AdaptOptions(TypedDict, total=False):
     rollout_tokens: int
     rollout_temperature: float
     demonstration: bool
-    selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+    selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin", "query"]
     reward: Literal["exact", "cosine", "hybrid"]
     grpo_coef: float
     ntp_coef: float

@@ -54,8 +54,7 @@ async def resolve(
         message = "ttt.document: the model is an adaptation already, to a document of its own"
         raise ApiError(422, message, "invalid_value", param="ttt.document")
     if ttt is not None and ttt.document is not None:
-        request = AdaptRequest(ttt.document, ttt.adapt or AdaptConfig(), owner)
-        adaptation = await _adapt(adaptations, request, request_id)
+        adaptation = await _adapt(adaptations, ttt.document, ttt.adapt, owner, request_id)
     if adaptation is None:
         yield Resolved()
         return
@@ -64,8 +63,15 @@ async def resolve(
         yield Resolved(adaptation, adapted)
 
 
-async def _adapt(adaptations: Adaptations, request: AdaptRequest, request_id: str) -> str:
+async def _adapt(
+    adaptations: Adaptations,
+    document: str,
+    adapt: AdaptConfig | None,
+    owner: str,
+    request_id: str,
+) -> str:
     try:
+        request = AdaptRequest(document, adapt or AdaptConfig(), owner)
         return (await adaptations.create(request, request_id=request_id)).id
     except RequestError as error:
         raise RequestError(str(error), f"ttt.{error.param}", error.code) from None

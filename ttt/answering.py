@@ -21,7 +21,7 @@ from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State, compact
 from refine_server.ttt.operations import Alone, Coroutine, convert, one_by_one
 from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
-from refine_server.ttt.reading import Reading
+from refine_server.ttt.reading import Asked, Reading
 from refine_server.ttt.refine import adapting
 from refine_server.ttt.types import (
     AdaptationEnded,
@@ -128,16 +128,21 @@ def adapting_to(
     """Adapt a fresh copy of the fast weights to a document. The base weights are never written.
 
     Raises:
-        RequestError: the document is empty or too long, before anything is computed.
+        RequestError: the document, or a query, is empty or too long, before anything is computed.
     """
     template = template or PromptTemplate(model.tokenizer)
-    prompt = template.encode_document(request.document, limits or Limits())
+    limits = limits or Limits()
+    prompt = template.encode_document(request.document, limits)
+    asked = None
+    if request.query is not None:
+        query = template.encode_query(request.query, limits)
+        asked = Asked(request.query, prompt.header + query)
     began = time.monotonic()
     whole = request.adapt.objective == "none"
     fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
     yield DocumentRead(len(prompt.document), time.monotonic() - began)
     tokens = len(prompt.document)
-    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
+    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
     yield DocumentAdapted(adapted)
 
 
@@ -203,8 +208,8 @@ def answering(
         clock.lap("base")
         yield BaseAnswered(base_answer)
 
-    tokens = len(prompt.document)
-    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop)
+    tokens, asked = len(prompt.document), Asked(request.query, prompt.header + query)
+    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer
 
@@ -286,9 +291,10 @@ def _adapted(
     fast: FastWeights,
     request: AdaptRequest | AnswerRequest,
     should_stop: ShouldStop,
+    asked: Asked | None,
 ) -> Coroutine[Event, AdaptedDocument]:
     began = time.monotonic()
-    steps = adapting(model, document, fast, request.adapt, should_stop)
+    steps = adapting(model, document, fast, request.adapt, should_stop, asked)
     result = yield from convert(steps, AdaptationStep)
     yield AdaptationEnded(result.report, time.monotonic() - began)
     return AdaptedDocument(

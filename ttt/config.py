@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Objective = Literal["refine", "ntp", "none"]
 Prefix = Literal["full", "local"]
-Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin", "query"]
 Reward = Literal["exact", "cosine", "hybrid"]
 Targets = Literal["fast_weights", "low_rank", "all"]
 
@@ -45,6 +45,11 @@ class AdaptConfig(BaseModel):
         description="What the next-token loss reads. Default: the document when prefix is full, "
         "the spans when it is local.",
     )
+    spans_as: Literal["text", "answer"] = Field(
+        "text",
+        description="text: each span is a sequence of its own; answer (with selection query): the "
+        "spans, best first, are the answer to the query, asked without the document.",
+    )
     span_tokens: int = Field(32, ge=8, le=512, description="Length of a local span, in tokens.")
     steps: int = Field(8, ge=0, le=256, description="Optimiser steps.")
     chunks: int = Field(
@@ -59,7 +64,12 @@ class AdaptConfig(BaseModel):
         "(not in the paper): it earns the full reward, so a group says something even where no "
         "rollout is right.",
     )
-    selection: Selection = Field("entropy", description="How rollout positions are chosen.")
+    selection: Selection = Field(
+        "entropy",
+        description="How rollout positions are chosen, or local spans. query: the spans most "
+        "similar to the query (BM25), at most ``chunks``, and in them positions by entropy; only "
+        "where the query is known when the document is adapted to.",
+    )
     reward: Reward = Field("exact", description="exact match, cosine of hidden states, or both.")
     grpo_coef: float = Field(0.4, ge=0.0, le=10.0)
     ntp_coef: float = Field(1.0, ge=0.0, le=10.0)
@@ -88,6 +98,10 @@ class AdaptConfig(BaseModel):
     def _spans_hold_rollouts(self) -> "AdaptConfig":
         if self.prefix == "full" and self.ntp_on == "spans":
             raise ValueError("ntp_on='spans' needs prefix='local'")
+        if self.selection == "query" and self.prefix != "local":
+            raise ValueError("selection='query' needs prefix='local'")
+        if self.spans_as == "answer" and self.selection != "query":
+            raise ValueError("spans_as='answer' needs selection='query'")
         if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
             raise ValueError("span_tokens must be at least twice rollout_tokens")
         if self.chunks * self.group > MAX_BRANCHES:

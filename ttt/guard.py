@@ -21,6 +21,8 @@ NON_FINITE_GRADIENT = "non_finite_gradient"
 NON_FINITE_WEIGHTS = "non_finite_weights"
 KEPT_BASE = "kept_base"
 DOCUMENT_TOO_SHORT = "document_too_short"
+NOTHING_SIMILAR = "nothing_similar"
+"""No word of the query occurs in the document: there is nothing to step on."""
 
 SPAN = 16
 """Tokens of a held-out span, and of the text before it that serves as its cue."""

@@ -13,6 +13,7 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
 from refine_server.ttt.models.state import State
 from refine_server.ttt.selection import select_spans
+from refine_server.ttt.similarity import similar_spans
 
 MIN_PREFIX = 20
 """Tokens that stand before a rollout at least, as in the paper's code."""
@@ -147,6 +148,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A query that is known when its document is adapted to.
+
+    prompt: tokens of the query asked without the document, up to where the answer begins.
+    """
+
+    text: str
+    prompt: list[int]
+
+
+@dataclass(frozen=True)
 class TrunkPart:
     """One request's part of a trunk. hidden: [S, T, D]. ``end`` gives the state after its tokens.
 
@@ -224,25 +236,34 @@ def too_short(document: Reading, config: AdaptConfig) -> bool:
 
 
 def informative_spans(
-    document: Reading, config: AdaptConfig, generator: torch.Generator
+    document: Reading, config: AdaptConfig, generator: torch.Generator, asked: Asked | None
 ) -> list[guard.Span]:
     """The most informative spans of a document: what ``prefix = local`` steps on.
 
-    With a guard some of a short document is left for it.
+    Those that a query asks about come best first; there may be none. With a guard some of a short
+    document is left for it.
     """
     tokens = document.tokens_learned
     room = tokens if config.guard == "none" else tokens * 3 // 4
-    with torch.no_grad():
-        stats = document.stats(document.base.hidden, BASE)
     length = min(config.span_tokens, tokens)
-    starts = select_spans(
-        stats.entropy[0],
-        -stats.log_prob[0],
-        config.selection,
-        count=min(config.chunks, max(1, room // length)),
-        length=length,
-        generator=generator,
-    )
+    count = min(config.chunks, max(1, room // length))
+    if config.selection == "query":
+        if asked is None:
+            raise ValueError("selection='query' needs a query")
+        ids = document.input_ids[0, document.first :].tolist()
+        tokenizer = document.model.tokenizer
+        starts = similar_spans(ids, asked.text, tokenizer, count=count, length=length)
+    else:
+        with torch.no_grad():
+            stats = document.stats(document.base.hidden, BASE)
+        starts = select_spans(
+            stats.entropy[0],
+            -stats.log_prob[0],
+            config.selection,
+            count=count,
+            length=length,
+            generator=generator,
+        )
     return [(document.first + start, document.first + start + length) for start in starts]
 
 
@@ -250,3 +271,16 @@ def span_reading(document: Reading, spans: Sequence[guard.Span], fast: FastWeigh
     """Spans of a document, all of one length, as short rows of their own."""
     rows = torch.stack([document.input_ids[0, start:end] for start, end in spans])
     return Reading(document.model, rows, fast, min_prefix=rows.shape[1] // 4)
+
+
+def answer_reading(
+    document: Reading, spans: Sequence[guard.Span], fast: FastWeights, asked: Asked
+) -> Reading:
+    """Spans of a document, one after the other, as the answer to a query: a single row."""
+    prompt = torch.tensor(asked.prompt, device=document.input_ids.device)
+    said = [document.input_ids[0, start:end] for start, end in spans]
+    row = torch.cat([prompt, *said])[None]
+    first = prompt.shape[0]
+    return Reading(
+        document.model, row, fast, first=first, positions=document.positions, min_prefix=first
+    )

@@ -22,8 +22,10 @@ from refine_server.ttt.models.state import State
 from refine_server.ttt.operations import Alone, Coroutine, Operation, one_by_one
 from refine_server.ttt.optimizers import FastWeightOptimizer
 from refine_server.ttt.reading import (
+    Asked,
     Reading,
     TrunkPart,
+    answer_reading,
     informative_spans,
     span_reading,
     too_short,
@@ -50,9 +52,10 @@ def adapt(
     fast: FastWeights,
     config: AdaptConfig,
     should_stop: Callable[[], str | None] = lambda: None,
+    asked: Asked | None = None,
 ) -> Generator[StepReport, None, Adapted]:
     """``adapting`` as a generator of step reports, each step done when it is asked for."""
-    return one_by_one(adapting(model, document, fast, config, should_stop))
+    return one_by_one(adapting(model, document, fast, config, should_stop, asked))
 
 
 def adapting(
@@ -61,12 +64,14 @@ def adapting(
     fast: FastWeights,
     config: AdaptConfig,
     should_stop: Callable[[], str | None] = lambda: None,
+    asked: Asked | None = None,
 ) -> Coroutine[StepReport, Adapted]:
     """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
 
     With a guard the answer comes from the step that did best on the held-out spans, without one
     from the last. The caller may close the generator between steps: nothing outside ``fast``
     was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
+    ``asked`` is the query that spans are chosen by, if they are.
     """
 
     def unadapted(
@@ -81,7 +86,9 @@ def adapting(
         return (yield from unadapted())
     if too_short(document, config):
         return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
-    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config), model.threads)
+    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config, asked), model.threads)
+    if config.prefix == "local" and not loop.spans:
+        return (yield from unadapted(guard.NOTHING_SIMILAR))
     if config.guard == "held_out" and loop.judge is None:
         return (yield from unadapted(guard.DOCUMENT_TOO_SHORT))
     started = time.monotonic()
@@ -104,22 +111,33 @@ class Loop:
     """What stays from step to step: the readings, the optimiser and the random numbers."""
 
     def __init__(
-        self, model: CausalLM, document: Reading, fast: FastWeights, config: AdaptConfig
+        self,
+        model: CausalLM,
+        document: Reading,
+        fast: FastWeights,
+        config: AdaptConfig,
+        asked: Asked | None = None,
     ) -> None:
         self.model, self.config = model, config
         self.fast = fast.requires_grad_()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = FastWeightOptimizer(config, fast)
         local = config.prefix == "local"
-        spans = informative_spans(document, config, self.generator) if local else []
-        self.judge = self._hold_out(document, spans) if config.guard == "held_out" else None
-        rows = span_reading(document, spans, fast) if local else document
+        self.spans = informative_spans(document, config, self.generator, asked) if local else []
+        self.judge = self._hold_out(document) if config.guard == "held_out" else None
+        rows = self._rows(document, asked) if self.spans else document
         self.document, self.rollout_reading = document, rows
         self.ntp_reading = document if config.ntp_on == "document" else rows
 
-    def _hold_out(self, document: Reading, spans: Sequence[guard.Span]) -> guard.Judge | None:
+    def _rows(self, document: Reading, asked: Asked | None) -> Reading:
+        """What is stepped on instead of the document."""
+        if self.config.spans_as == "answer" and asked is not None:
+            return answer_reading(document, self.spans, self.fast, asked)
+        return span_reading(document, self.spans, self.fast)
+
+    def _hold_out(self, document: Reading) -> guard.Judge | None:
         """Keep spans of the document out of the loss; None if there is no room for any."""
-        document.hold_out(spans, self.config.rollout_tokens, self.config.seed)
+        document.hold_out(self.spans, self.config.rollout_tokens, self.config.seed)
         if not document.held_out:
             return None
         return guard.Judge(self.model, document.input_ids, document.held_out, self.fast)

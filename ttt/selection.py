@@ -26,7 +26,7 @@ def select_positions(
         entropy, surprise: [R, T], of the next token and of the document's own next token.
         rule: ``entropy`` and ``surprise`` sample from the softmax of the smoothed score (the
             Gumbel-max way), ``uniform`` samples evenly, ``argmax`` and ``argmin`` take the extreme
-            of the smoothed entropy.
+            of the smoothed entropy. ``query`` has chosen the rows; in them it is ``entropy``.
         chunks: c; each chunk has T // c tokens.
         kernel: of the average pool, k in the paper.
         generator: the only source of randomness.

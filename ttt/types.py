@@ -59,11 +59,21 @@ class Message:
 
 @dataclass(frozen=True)
 class AdaptRequest:
-    """A document to adapt to, for an owner: whoever may use the result."""
+    """A document to adapt to, for an owner: whoever may use the result.
+
+    ``query`` is what it will be asked, where that is known. Without one, RequestError for settings
+    that choose by it.
+    """
 
     document: str
     adapt: AdaptConfig = AdaptConfig()
     owner: str = LOCAL
+    query: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.query is None and self.adapt.selection == "query":
+            message = "adapt.selection: 'query' needs a query, and adapting alone has none"
+            raise RequestError(message, "adapt.selection", "query_needed")
 
 
 @dataclass(frozen=True)

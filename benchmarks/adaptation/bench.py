@@ -1,4 +1,7 @@
-"""Adapts to each document once for each objective and asks in every regime; a line for each."""
+"""Adapts to each document for each objective and asks in every regime; a line for each.
+
+Once for all of a document's questions, or once for each when its spans are chosen by the question.
+"""
 
 import json
 import time
@@ -29,7 +32,8 @@ class Result:
 
     scores: by regime, 0 to 100, the mean over the document's questions. adapt_seconds and
     answer_seconds (by regime, for all questions) are wall time; peak_bytes is the process's, from
-    the adaptation's beginning to the last answer.
+    the adaptation's beginning to the last answer. accepted_step and guard are of the last
+    adaptation.
     """
 
     task: str
@@ -95,16 +99,22 @@ class AdaptationBench:
     def measure(self, item: Item, objective: Objective) -> Result:
         """Adapt to an item's document and answer its questions in every regime."""
         _reset_peak()
-        began = time.perf_counter()
-        adapted = self._adapt(item.before + item.context, objective)
-        adapt_seconds = time.perf_counter() - began
-        scores: dict[str, float] = {}
-        seconds: dict[str, float] = {}
-        for regime in self.regimes:
+        by_question = self.config.selection == "query"
+        groups = [(q,) for q in item.questions] if by_question else [item.questions]
+        adapt_seconds = 0.0
+        asked: dict[Regime, list[float]] = {regime: [] for regime in self.regimes}
+        seconds = dict.fromkeys(self.regimes, 0.0)
+        for questions in groups:
             began = time.perf_counter()
-            asked = [q.score(self._answer(adapted, item, q, regime)) for q in item.questions]
-            scores[regime] = sum(asked) / len(asked)
-            seconds[regime] = round(time.perf_counter() - began, 3)
+            query = questions[0].query if by_question else None
+            adapted = self._adapt(item.before + item.context, objective, query)
+            adapt_seconds += time.perf_counter() - began
+            for regime in self.regimes:
+                began = time.perf_counter()
+                for question in questions:
+                    said = self._answer(adapted, item, question, regime)
+                    asked[regime].append(question.score(said))
+                seconds[regime] += time.perf_counter() - began
         report = adapted.report
         return Result(
             item.task,
@@ -112,17 +122,19 @@ class AdaptationBench:
             item.id,
             objective,
             adapted.document_tokens,
-            scores,
+            {regime: sum(scores) / len(scores) for regime, scores in asked.items()},
             round(adapt_seconds, 3),
-            seconds,
+            {regime: round(spent, 3) for regime, spent in seconds.items()},
             _peak(),
             report.accepted_step,
             report.guard,
         )
 
-    def _adapt(self, document: str, objective: Objective) -> AdaptedDocument:
+    def _adapt(
+        self, document: str, objective: Objective, query: str | None = None
+    ) -> AdaptedDocument:
         config = self.config.model_copy(update={"objective": objective})
-        *_, last = adapt_document(self.model, AdaptRequest(document, config))
+        *_, last = adapt_document(self.model, AdaptRequest(document, config, query=query))
         assert isinstance(last, DocumentAdapted)
         return last.document
 

@@ -157,6 +157,20 @@ def test_the_memory_regime_sees_nothing_but_the_weights(tiny) -> None:
     assert answers["amber"][1] == answers["coral"][1]
 
 
+def test_spans_of_a_question_are_adapted_to_for_that_question(tiny) -> None:
+    settings = AdaptConfig(prefix="local", selection="query", spans_as="answer", steps=1, chunks=1)
+    bench = AdaptationBench(tiny, settings, ("context",), 128)
+    [item] = [i for i in tiny_items([160], 1, 0, "dev") if i.task == "niah_multikey"]
+    queries = []
+    adapt = bench._adapt
+    bench._adapt = lambda document, objective, query: (
+        queries.append(query) or adapt(document, objective, query)
+    )
+    bench.measure(item, "refine")
+    assert queries == [q.query for q in item.questions]
+    assert len(set(queries)) > 1
+
+
 def results() -> list[Result]:
     def one(number: int, objective: str, context: float, memory: float) -> Result:
         scores = {"context": context, "memory": memory}

@@ -129,6 +129,9 @@ def test_a_question_waits_for_an_adaptation_that_is_being_made(live, fake) -> No
     assert answer.json()["answer"] == "hold"
 
 
+BY_QUERY = {"prefix": "local", "selection": "query"}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -137,6 +140,7 @@ def test_a_question_waits_for_an_adaptation_that_is_being_made(live, fake) -> No
         ({"document": " \n"}, 422, "document"),
         ({"document": 5}, 422, "document"),
         ({"document": "x", "adapt": {"steps": -1}}, 422, "adapt.steps"),
+        ({"document": "x", "adapt": BY_QUERY}, 422, "adapt.selection"),
         ({"document": "x", "ttl_seconds": 0}, 422, "ttl_seconds"),
         ({"document": "x", "priority": 11}, 422, "priority"),
         ({"document": "x", "colour": "red"}, 422, "colour"),

@@ -202,6 +202,10 @@ def test_an_unknown_model_is_404(client: TestClient, model: str) -> None:
 def test_a_bad_document_is_refused_under_its_own_name(client: TestClient) -> None:
     body = {**CHAT, "ttt": {"document": "word " * 60}}
     assert error_of(client.post("/v1/chat/completions", json=body), 413)["param"] == "ttt.document"
+    by_query = {"prefix": "local", "selection": "query"}
+    body["ttt"] = {"document": "x", "adapt": by_query}
+    error = error_of(client.post("/v1/chat/completions", json=body), 422)
+    assert error["param"] == "ttt.adapt.selection"
 
 
 def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient) -> None:

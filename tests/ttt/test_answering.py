@@ -16,6 +16,7 @@ from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.types import (
     AdaptationEnded,
     AdaptationStep,
+    AdaptRequest,
     AnswerCompleted,
     AnswerDelta,
     AnswerRequest,
@@ -69,6 +70,28 @@ def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
         result = completed(answer(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
         assert result.adaptation.adapted is (objective != "none")
+
+
+@pytest.mark.parametrize("spans_as", ["text", "answer"])
+def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
+    document, questions = example("tiny_example")
+    settings = {"prefix": "local", "selection": "query", "spans_as": spans_as, "guard": "none"}
+    for question in questions[:2]:
+        asked = request(document, question["query"], **settings)
+        result = completed(answer(tiny, asked))
+        assert any(a.lower() in result.answer.lower() for a in question["answers"])
+        assert result.adaptation.accepted_step == 3
+        assert result.adaptation.final_ntp_loss < result.adaptation.first_ntp_loss
+    other = completed(answer(tiny, request(document, "zzz?", **settings)))
+    assert (other.adaptation.guard, other.adaptation.accepted_step) == ("nothing_similar", 0)
+
+
+def test_adapting_alone_has_no_query_to_choose_by() -> None:
+    settings = AdaptConfig(prefix="local", selection="query")
+    with pytest.raises(RequestError, match="selection") as refused:
+        AdaptRequest("a document", settings)
+    assert refused.value.param == "adapt.selection"
+    assert AdaptRequest("a document", settings, query="Which?").query == "Which?"
 
 
 def test_events_come_in_order(tiny) -> None:

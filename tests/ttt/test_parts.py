@@ -49,6 +49,15 @@ def test_extremes_are_taken_from_the_smoothed_entropy() -> None:
     assert select_positions(entropy, entropy, "argmin", **common).tolist() == [[0]]
 
 
+def test_spans_of_a_query_are_rolled_out_where_entropy_is_high() -> None:
+    entropy, surprise = torch.rand(2, 40, generator=seeded()), torch.zeros(2, 40)
+    queried, sampled = (
+        select_positions(entropy, surprise, rule, chunks=4, kernel=3, generator=seeded())
+        for rule in ("query", "entropy")
+    )
+    assert torch.equal(queried, sampled)
+
+
 def test_sampling_follows_the_softmax_of_the_smoothed_entropy() -> None:
     entropy = torch.tensor([[0.0, 1.0, 2.0, 0.5]]).expand(20_000, 4)
     index = select_positions(entropy, -entropy, "entropy", chunks=1, kernel=1, generator=seeded(3))
@@ -110,6 +119,8 @@ def test_fast_weights_refuse_what_does_not_fit() -> None:
         ({"reward": "luck"}, "reward"),
         ({"unknown": 1}, "unknown"),
         ({"prefix": "full", "ntp_on": "spans"}, "ntp_on"),
+        ({"selection": "query"}, "selection='query' needs prefix='local'"),
+        ({"prefix": "local", "spans_as": "answer"}, "spans_as='answer' needs selection"),
         ({"chunks": 128, "rollouts": 32}, "chunks"),
         ({"chunks": 128, "rollouts": 4, "demonstration": True}, "chunks"),
     ],

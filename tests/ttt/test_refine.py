@@ -8,7 +8,7 @@ import torch
 from refine_server.ttt import guard
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.naive import naive_gradient
-from refine_server.ttt.reading import Reading
+from refine_server.ttt.reading import Asked, Reading, answer_reading
 from refine_server.ttt.refine import Adapted, Loop, adapt
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -123,6 +123,22 @@ def test_a_header_is_context_only(model, tokens, perturbed) -> None:
     loop = Loop(model, document, fast, settings)
     assert document.starts(torch.tensor([[0, 100]]), 5).tolist() == [[30, 126]]
     assert loop.loss().entropy.shape == (1, 101)
+
+
+@DTYPES
+def test_gradient_equals_the_naive_loop_on_spans_as_an_answer(
+    model_in, dtype, tokens, perturbed
+) -> None:
+    model, settings = model_in(dtype), config()
+    fast = perturbed(model)
+    document = Reading(model, tokens(1, 131), fast, positions=4)
+    prompt = tokens(1, 23, seed=1)[0].tolist()
+    rows = answer_reading(document, [(90, 109), (3, 22)], fast, Asked("?", prompt))
+    ids, said = rows.input_ids[0], document.input_ids[0]
+    assert ids.tolist() == [*prompt, *said[90:109].tolist(), *said[3:22].tolist()]
+    assert rows.starts(torch.tensor([[0, 37]]), 5).tolist() == [[23, 56]]
+    loop = Loop(model, rows, fast, settings)
+    assert relative_error(loop, rows, fast, settings) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("objective", ["refine", "ntp"])

@@ -1,0 +1,51 @@
+"""Spans by their similarity to a query."""
+
+import pytest
+
+from refine_server.ttt.models.embedded import tiny
+from refine_server.ttt.similarity import similar_spans
+
+FILLER = "The old man walked along the path. It rained until late. The dogs barked at the moon. "
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny())
+
+
+def spans(tokenizer, text: str, query: str, count: int = 4, length: int = 12) -> list[str]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts = similar_spans(ids, query, tokenizer, count=count, length=length)
+    assert all(abs(a - b) >= length for n, a in enumerate(starts) for b in starts[:n])
+    assert all(0 <= start <= len(ids) - length for start in starts)
+    return [tokenizer.decode(ids[start : start + length]) for start in starts]
+
+
+def test_what_is_asked_about_comes_first_and_as_a_sentence(tokenizer) -> None:
+    text = FILLER * 5 + "The harbour code is amber. " + FILLER * 7
+    [found, *_] = spans(tokenizer, text, "What is the harbour code?")
+    assert "The harbour code is amber" in found
+    assert found.strip().startswith("The ")
+
+
+def test_text_about_something_else_is_left_out(tokenizer) -> None:
+    facts = "The harbour code is amber. ", "The garden code is coral. ", "The tower code is ivory. "
+    text = FILLER * 3 + facts[0] + FILLER * 4 + facts[1] + FILLER * 3 + facts[2] + FILLER
+    assert len(spans(tokenizer, text, "What is the garden code?")) == 1
+    both = spans(tokenizer, text, "What are the garden and harbour codes?")
+    assert {next(w for w in ("harbour", "garden") if w in s) for s in both} == {"harbour", "garden"}
+    assert len(spans(tokenizer, text, "the garden and harbour codes", count=1)) == 1
+
+
+@pytest.mark.parametrize("query", ["zebra", "?", "the"])
+def test_nothing_is_chosen_when_no_word_occurs(tokenizer, query) -> None:
+    assert spans(tokenizer, FILLER * 4, query) == []
+
+
+@pytest.mark.parametrize("length", [12, 21])
+def test_a_document_of_one_span(tokenizer, length) -> None:
+    ids = tokenizer(FILLER, add_special_tokens=False)["input_ids"][:length]
+    query = "Where did the old man go?"
+    assert similar_spans(ids, query, tokenizer, count=3, length=length) == [0]

@@ -1,0 +1,69 @@
+"""Which spans of a document a question asks about: BM25 over its windows (Robertson and Zaragoza,
+The Probabilistic Relevance Framework, 2009; the library is bm25s).
+"""
+
+import logging
+import re
+from typing import Any
+
+import bm25s
+import numpy as np
+
+STEP = 6
+"""Windows that begin within one length of a span."""
+SENTENCE_BONUS = 1.15
+"""Factor on the score of a window that begins a sentence: cut text is learned as cut text."""
+RELEVANT = 0.7
+"""Share of the best span's score below which a span is taken for something else."""
+ENDS = re.compile(r"[.!?;:]\s*$|\n\s*$")
+"""Text after which a sentence may begin."""
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells about every index
+
+
+def similar_spans(
+    ids: list[int], query: str, tokenizer: Any, *, count: int, length: int
+) -> list[int]:
+    """Starts of the windows most similar to the query, best first; they do not overlap.
+
+    Of equals the last comes first, as it begins closest to the words in common. There are
+    ``count`` at most, fewer when the others have less than ``RELEVANT`` of the best one's score,
+    none when no word of the query occurs. English stop words do not count, and words are what
+    stands between spaces and punctuation: not for scripts that write without them.
+
+    Args:
+        ids: a document's tokens, at least ``length``.
+        query: a text in the document's own words.
+        tokenizer: what the ids are of.
+        length: of a window, in tokens.
+    """
+    sentences = _sentences(ids, length, tokenizer)
+    last = len(ids) - length
+    starts = sorted({*range(0, last, max(1, length // STEP)), last, *sentences}, reverse=True)
+    asked = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]
+    windows = [tokenizer.decode(ids[start : start + length]) for start in starts]
+    words = bm25s.tokenize(windows, show_progress=False)
+    if not set(asked) & words.vocab.keys():
+        return []
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    scores = index.get_scores(asked)
+    scores *= np.where([start in sentences for start in starts], SENTENCE_BONUS, 1.0)
+    chosen: list[int] = []
+    for place in np.argsort(-scores, kind="stable").tolist():
+        if len(chosen) == count or scores[place] < RELEVANT * scores.max():
+            break
+        if all(abs(starts[place] - other) >= length for other in chosen):
+            chosen.append(starts[place])
+    return chosen
+
+
+def _sentences(ids: list[int], length: int, tokenizer: Any) -> set[int]:
+    """Starts of sentences that have room for a window."""
+    pieces = [tokenizer.decode([token]) for token in ids]
+    begins = {0}
+    for place in range(1, len(ids) - length + 1):
+        before, here = pieces[place - 1], pieces[place]
+        if ENDS.search(before) and (here[:1].isspace() or before[-1:].isspace()):
+            begins.add(place)
+    return begins
