@@ -297,13 +297,16 @@ def test_a_full_queue_refuses_before_anything_is_paid(make_client, fake) -> None
     assert client.post("/v1/answers", json={"query": "q", "adaptation": done}).is_success
 
 
-def test_running_adaptations_are_kept_as_they_are_at_shutdown(make_app, fake, tmp_path) -> None:
+def test_running_adaptations_are_kept_as_they_are_at_shutdown(
+    make_app, fake, wait_for, tmp_path
+) -> None:
     options = {"store": tmp_path.as_uri(), "shutdown_seconds": 2.0}
     with TestClient(make_app(**options)) as client:
-        client.app.state.engine.opened.result(10)  # type: ignore[attr-defined]
+        wait_for(lambda: client.get("/health/ready").is_success)
         made = create(client, "slow x", adapt={"steps": 200}).json()
+        wait_for(lambda: fake.turns)  # one that has not begun would be given up
     with TestClient(make_app(**options)) as client:
-        client.app.state.engine.opened.result(10)  # type: ignore[attr-defined]
+        wait_for(lambda: client.get("/health/ready").is_success)
         resource = until_ready(client, made["id"])
         assert (resource["status"], resource["stopped"]) == ("ready", "shutdown")
         assert 0 < len(resource["steps"]) < 200

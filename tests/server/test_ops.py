@@ -54,7 +54,9 @@ def test_two_apps_do_not_share_metrics(make_client: Callable[..., TestClient]) -
     assert "refine_queue_seconds_count 0.0" in second.get("/metrics").text
 
 
-def test_live_before_ready(make_app: Callable[..., FastAPI], fake: Any) -> None:
+def test_live_before_ready(
+    make_app: Callable[..., FastAPI], fake: Any, wait_for: Callable[..., None]
+) -> None:
     fake.open_gate.clear()
     app = make_app()
     with TestClient(app) as client:
@@ -68,7 +70,7 @@ def test_live_before_ready(make_app: Callable[..., FastAPI], fake: Any) -> None:
             assert response.json()["error"]["code"] == "loading"
             assert int(response.headers["retry-after"]) >= 1
         fake.open_gate.set()
-        app.state.engine.opened.result(10)
+        wait_for(lambda: client.get("/health/ready").is_success)
         assert client.get("/health/ready").json() == {"status": "ready"}
 
 
