@@ -23,7 +23,6 @@ Points = Mapping[int, float]
 MOST_REREAD = 70_000
 """Tokens that the naive loop may re-read for one point: what is beyond takes too long to draw."""
 
-
 X_LABELS = {
     "step_by_tokens": "a step, by tokens of the document",
     "step_by_rollouts": "a step, by rollouts (c · n)",

@@ -52,7 +52,7 @@ def measure(
         result[f"more_{percentile}_ms"] = statistics.median(o[at] - e[at] for o, e in rounds)
     for name in sides:
         result[f"{name}_one_client_p50_ms"] = statistics.median(alone[name])
-    return {k: float(v) if isinstance(v, float) else v for k, v in result.items()}
+    return result
 
 
 async def _load(url: str, clients: int, rate: float, requests: int) -> list[float]:
