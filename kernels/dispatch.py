@@ -28,6 +28,8 @@ from refine_server.kernels.gated_delta_rule import torch as gated_delta_rule_tor
 from refine_server.kernels.grpo_loss import naive as grpo_loss_naive
 from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
 from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
+from refine_server.kernels.rms_norm import naive as rms_norm_naive
+from refine_server.kernels.rms_norm import torch as rms_norm_torch
 from refine_server.kernels.rollout_reward import naive as rollout_reward_naive
 from refine_server.kernels.select_positions import naive as select_positions_naive
 from refine_server.kernels.short_conv import naive as short_conv_naive
@@ -114,11 +116,13 @@ gated_delta_rule = _choose(
     gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
 )
 grpo_loss = _choose(grpo_loss_naive.grpo_loss, triton=True)
+l2_norm = _choose(rms_norm_naive.l2_norm, rms_norm_torch.l2_norm)
 lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply, triton=True)
 lact_gradient = _choose(
     lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient, triton=True
 )
 lact_update = _choose(lact_swiglu_naive.lact_update, triton=True)
+rms_norm = _choose(rms_norm_naive.rms_norm, rms_norm_torch.rms_norm)
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
 short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)

@@ -1,5 +1,7 @@
 """Every fast form equals its definition: outputs and gradients, odd sizes, two dtypes."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.delta_rule import torch as delta_rule_torch
+from refine_server.kernels.rms_norm import naive as rms_norm_naive
+from refine_server.kernels.rms_norm import torch as rms_norm_torch
 from refine_server.kernels.short_conv import naive as short_conv_naive
 from refine_server.kernels.short_conv import torch as short_conv_torch
 from refine_server.kernels.token_stats import naive as token_stats_naive
@@ -102,6 +106,27 @@ def test_short_conv(T: int, own_taps: bool, dtype: torch.dtype) -> None:
     taps = random(B, C, W, dtype=dtype) if own_taps else random(C, W, dtype=dtype)
     inputs = [random(B, W - 1 + T, C, dtype=dtype), taps]
     assert_same(short_conv_naive.short_conv, short_conv_torch.short_conv, inputs, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 7), (2, 5, 3, 16), (3, 130, 33)])
+def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    own = shape[0], *(1,) * (len(shape) - 2), shape[-1]
+    x = random(*shape, dtype=dtype)
+    x[0, 0] = 0.0  # has no direction
+    for weight in (shape[-1:], own):
+        inputs = [x, random(*weight, dtype=dtype)]
+        forms = (partial(form.rms_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_torch))
+        assert_same(*forms, inputs, dtype)
+    forms = (partial(form.l2_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_torch))
+    assert_same(*forms, [x], dtype)
+
+
+def test_norms_of_bf16_round_as_their_definition() -> None:
+    x, weight = torch.randn(3, 9, 24).bfloat16(), torch.rand(24).bfloat16()
+    expected = rms_norm_naive.rms_norm(x, weight, 1e-5)
+    assert torch.equal(rms_norm_torch.rms_norm(x, weight, 1e-5), expected)
+    assert torch.equal(rms_norm_torch.l2_norm(x, 1e-5), rms_norm_naive.l2_norm(x, 1e-5))
 
 
 @DTYPES

@@ -12,7 +12,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.layers import own_parameter, per_row
 from refine_server.ttt.models.state import DeltaState, DeltaTrace, pad_conv
 
-L2_EPS = 1e-6  # fla's l2norm: x / sqrt(sum x² + eps)
+L2_EPS = 1e-6  # as in fla's l2norm
 
 
 def convolve(
@@ -61,7 +61,8 @@ def delta_rule(
     shared = v.shape[2] // k.shape[2]
     if shared > 1:
         q, k = (x.repeat_interleave(shared, 2) for x in (q, k))
-    q, k, v = (x.transpose(1, 2) for x in (_l2_norm(q), _l2_norm(k), v))
+    q, k = (dispatch.l2_norm(x, L2_EPS) for x in (q, k))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     beta = beta.mT
     memory = initial if state is None else state.memory
     if memory is not None:
@@ -86,7 +87,3 @@ def _taps(weight: Tensor, fast: FastWeights, name: str, rows: int) -> Tensor:
     """A convolution's taps: [C, W], or [rows, C, W] when the requests own them."""
     own = fast.get(f"{name}.weight")
     return weight[:, 0] if own is None else per_row(own[:, :, 0], rows)
-
-
-def _l2_norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)

@@ -73,11 +73,10 @@ def rms_norm(
     if own is not None:
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         weight = per_row(own, x.shape[0]).view(shape).to(x.dtype)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = F.rms_norm(wide, x.shape[-1:], eps=eps)
     if zero_centred:
-        return (normed * (1 + weight.to(wide.dtype))).to(x.dtype)
-    return normed.to(x.dtype) * weight
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return dispatch.rms_norm(wide, 1 + weight.to(wide.dtype), eps).to(x.dtype)
+    return dispatch.rms_norm(x, weight, eps)
 
 
 def logits(hidden: Tensor, head: Tensor) -> Tensor:
