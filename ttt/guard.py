@@ -23,6 +23,8 @@ KEPT_BASE = "kept_base"
 DOCUMENT_TOO_SHORT = "document_too_short"
 NOTHING_SIMILAR = "nothing_similar"
 """No word of the query occurs in the document: there is nothing to step on."""
+NO_IMPROVEMENT = "no_improvement"
+"""Why no more steps were made: ``PATIENCE`` judgements in a row brought no better copy."""
 
 SPAN = 16
 """Tokens of a held-out span, and of the text before it that serves as its cue."""
@@ -31,6 +33,10 @@ BLOCK = 128
 MAX_PROBES = 8
 MAX_JUDGEMENTS = 8
 """Most times that one adaptation is judged: in the local form each costs a reading."""
+PATIENCE = 3
+"""Judgements in a row that may bring no better copy before no more steps are made. Of 48
+adaptations of eight steps three keep the same copy as eight in all, two in 45
+(benchmarks/README.md)."""
 
 Span = tuple[int, int]
 """First token of a span and the one after its last, counted in the document's ``input_ids``."""
@@ -38,20 +44,19 @@ Span = tuple[int, int]
 
 def reject_step(loss: float, grad_norm: float) -> str | None:
     """Why the update that this loss and gradient ask for must not be made, or None."""
-    if not math.isfinite(loss):
-        return NON_FINITE_LOSS
-    if not math.isfinite(grad_norm):
+    if not math.isfinite(grad_norm) and math.isfinite(loss):
         return NON_FINITE_GRADIENT
-    return None
+    return reject_loss(loss)
 
 
-def reject_result(fast: FastWeights, final_loss: float) -> str | None:
+def reject_weights(fast: FastWeights) -> str | None:
     """Why the adapted weights must not be used, or None."""
-    if not fast.is_finite():
-        return NON_FINITE_WEIGHTS
-    if not math.isfinite(final_loss):
-        return NON_FINITE_LOSS
-    return None
+    return None if fast.is_finite() else NON_FINITE_WEIGHTS
+
+
+def reject_loss(loss: float) -> str | None:
+    """Why weights under which the next-token loss is this must not be used, or None."""
+    return None if math.isfinite(loss) else NON_FINITE_LOSS
 
 
 def hold_out(
@@ -116,19 +121,31 @@ class Judge:
         self.probes: Probes | None = None
         self.judgements: list[Judgement] = []
         self._kept: tuple[Judgement, FastWeights] | None = None
+        self._since_kept = 0
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether more steps are not to be expected to bring a better copy."""
+        return self._since_kept >= PATIENCE
 
     @torch.no_grad()
     def see(self, step: int, hidden: Tensor, state: State) -> None:
         """Judge the present weights, which ``step`` steps made, from the document read by them.
 
+        Once only: a step whose batch failed is tried again alone.
+
         Args:
             hidden: [1, T, D], of the document's tokens.
             state: after them.
         """
+        if self.judgements and self.judgements[-1].step == step:
+            return
         judgement = Judgement(step, self._loss(hidden), self._reward(state))
         self.judgements.append(judgement)
         if step and self._beats_base(judgement) and self._is_best(judgement):
-            self._kept = judgement, self.fast.clone()
+            self._kept, self._since_kept = (judgement, self.fast.clone()), 0
+        elif step:
+            self._since_kept += 1
 
     def _loss(self, hidden: Tensor) -> float:
         before = hidden[:, self.tokens - 1]

@@ -8,7 +8,7 @@ test compares the two) at about the price of next-token prediction.
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -68,9 +68,10 @@ def adapting(
 ) -> Coroutine[StepReport, Adapted]:
     """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
 
-    With a guard the answer comes from the step that did best on the held-out spans, without one
-    from the last. The caller may close the generator between steps: nothing outside ``fast``
-    was changed. ``should_stop`` is asked after every step and gives the reason to make no more.
+    With a guard the answer comes from the step that did best on the held-out spans, and no step is
+    made after several that did no better; without one it comes from the last. The caller may close
+    the generator between steps: nothing outside ``fast`` was changed. ``should_stop`` is asked
+    after every step and gives the reason to make no more.
     ``asked`` is the query that spans are chosen by, if they are.
     """
 
@@ -96,6 +97,9 @@ def adapting(
     stopped = None
     while len(steps) < config.steps and stopped is None:
         report, reason = yield AdaptStep(loop, len(steps) + 1)
+        if report is None:
+            stopped = reason
+            break
         steps.append(report)
         if reason is not None:
             return (yield from unadapted(reason, steps))
@@ -142,59 +146,68 @@ class Loop:
             return None
         return guard.Judge(self.model, document.input_ids, document.held_out, self.fast)
 
-    def step(self, number: int) -> tuple[StepReport, str | None]:
-        """One optimiser step. A reason instead of None means that no update was made."""
+    def step(self, number: int) -> "Outcome":
+        """One optimiser step, and why it was not made if it was not."""
         [outcome] = AdaptStep.run_together([AdaptStep(self, number)])
         if isinstance(outcome, Exception):
             raise outcome
-        report, reason = outcome
-        return report, reason
+        return Outcome(*outcome)
 
     def loss(self) -> StepLoss:
         """The loss under the present fast weights, with positions and rollouts drawn anew."""
         return losses([self])[0]
 
-    def update(self, number: int, loss: StepLoss, seconds: float) -> tuple[StepReport, str | None]:
+    def is_worth_stepping(self, number: int, loss: StepLoss) -> bool:
+        """Have the guard judge the present weights, which ``number`` - 1 steps made, if it is time.
+
+        ``loss`` is the next step's, not yet made: it has read the document by them.
+        """
+        if self.judge is None:
+            return True
+        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
+            self._judge(self.judge, number - 1, loss.trunk)
+        return not self.judge.out_of_patience
+
+    def update(self, number: int, loss: StepLoss, seconds: float) -> "Outcome":
         """Make the step that the gradient asks for, which took so many seconds to compute."""
         started = time.monotonic()
-        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
-            self._judge(number - 1, loss.trunk)
         grad_norm = float(self.optimizer.step(loss.total.detach().isfinite()))
         reason = guard.reject_step(float(loss.total.detach()), grad_norm)
-        return _report(number, loss, grad_norm, seconds + time.monotonic() - started), reason
+        seconds += time.monotonic() - started
+        return Outcome(_report(number, loss, grad_norm, seconds), reason)
 
     @torch.no_grad()
-    def _judge(self, step: int, trunk: TrunkPart) -> None:
-        """Have the guard judge the present weights; ``trunk`` is the next-token loss's."""
-        if self.judge is not None:
-            if self.ntp_reading is not self.document:
-                trunk = TrunkPart.whole(self.document.trunk(self.fast))
-            self.judge.see(step, trunk.hidden, trunk.end())
+    def _judge(self, judge: guard.Judge, step: int, trunk: TrunkPart) -> None:
+        """Have the present weights judged; ``trunk`` is the next-token loss's."""
+        if self.ntp_reading is not self.document:
+            trunk = TrunkPart.whole(self.document.trunk(self.fast))
+        judge.see(step, trunk.hidden, trunk.end())
 
     @torch.no_grad()
     def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
         """Choose the weights that the answer will use and read the document with them."""
-        rows = self.ntp_reading
-        trunk = rows.trunk(self.fast)
-        losses = [
-            *(step.ntp_loss for step in steps),
-            float(rows.stats(trunk.hidden, self.fast).loss),
-        ]
-        accepted = len(steps)
-        reason = guard.reject_result(self.fast, losses[accepted])
+        losses = [step.ntp_loss for step in steps]
+        rows, accepted, end = self.ntp_reading, len(steps), None
+        reason = guard.reject_weights(self.fast)
+        if stopped != guard.NO_IMPROVEMENT and reason is None:
+            trunk = rows.trunk(self.fast)
+            losses.append(float(rows.stats(trunk.hidden, self.fast).loss))
+            reason = guard.reject_loss(losses[-1])
+            if rows is self.document:
+                end = trunk.hidden[:, -1], trunk.state
+            if self.judge is not None and reason is None:
+                self._judge(self.judge, accepted, TrunkPart.whole(trunk))
         if self.judge is not None and reason is None:
-            self._judge(accepted, TrunkPart.whole(trunk))
             accepted = self.judge.restore()
             reason = None if accepted else guard.KEPT_BASE
         used = self.fast if reason is None else BASE
-        if used and accepted == len(steps) and rows is self.document:
-            end = trunk.hidden[:, -1], trunk.state  # they were read with the weights used
-        else:
-            end = self.document.end(used)
+        accepted = accepted if used else 0
+        if end is None or accepted < len(steps):
+            end = self.document.end(used)  # it was read with other weights, or only in spans
         report = AdaptationReport(
             objective=self.config.objective,
             steps=tuple(steps),
-            accepted_step=accepted if used else 0,
+            accepted_step=accepted,
             guard=reason,
             stopped=stopped,
             first_ntp_loss=losses[0],
@@ -203,6 +216,16 @@ class Loop:
             held_out=tuple(self.judge.judgements) if self.judge is not None else (),
         )
         return _ended(end, used, report)
+
+
+class Outcome(NamedTuple):
+    """A step's report, and why it was not made: None if it was.
+
+    There is no report of a step that was not even tried.
+    """
+
+    report: StepReport | None
+    reason: str | None = None
 
 
 MOST_TOKENS = 4096
@@ -218,7 +241,7 @@ SHAPE = (
 
 @dataclass(frozen=True)
 class AdaptStep(Operation):
-    """One optimiser step; the result is its report, and the reason if no update was made."""
+    """One optimiser step, if the guard finds it worth making; the result is an ``Outcome``."""
 
     name: ClassVar[str] = "adapt"
     loop: Loop
@@ -262,18 +285,32 @@ class AdaptStep(Operation):
         drawn_before = [loop.generator.get_state() for loop in loops]
         try:
             found = losses(loops)
-            for loop in loops:
-                loop.optimizer.zero_grad()
-            # Requests share no term and no weight that is a leaf: each gets its own gradient.
-            torch.stack([loss.total for loss in found]).sum().backward()
+            outcomes = [step._worth(loss) for step, loss in zip(operations, found, strict=True)]
+            made = [r for r, outcome in enumerate(outcomes) if outcome is None]
+            for r in made:
+                loops[r].optimizer.zero_grad()
+            if made:
+                # Requests share no term and no weight that is a leaf: each gets its own gradient.
+                torch.stack([found[r].total for r in made]).sum().backward()
         except Exception:
             for loop, state in zip(loops, drawn_before, strict=True):
                 loop.generator.set_state(state)
             raise
         seconds = (time.monotonic() - started) / len(loops)
-        return [step._update(loss, seconds) for step, loss in zip(operations, found, strict=True)]
+        for r in made:
+            outcomes[r] = operations[r]._update(found[r], seconds)
+        return outcomes
 
-    def _update(self, loss: StepLoss, seconds: float) -> tuple[StepReport, str | None] | Exception:
+    def _worth(self, loss: StepLoss) -> Outcome | Exception | None:
+        """None if the step is worth making."""
+        try:
+            if self.loop.is_worth_stepping(self.number, loss):
+                return None
+            return Outcome(None, guard.NO_IMPROVEMENT)
+        except Exception as error:
+            return error
+
+    def _update(self, loss: StepLoss, seconds: float) -> Outcome | Exception:
         try:
             return self.loop.update(self.number, loss, seconds)
         except Exception as error:

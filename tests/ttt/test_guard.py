@@ -10,7 +10,7 @@ from refine_server.ttt import guard
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.naive import naive_gradient
 from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Adapted, Loop, adapt
+from refine_server.ttt.refine import Adapted, AdaptStep, Loop, adapt
 
 
 @pytest.fixture(params=["delta_net", "overlay"])
@@ -28,13 +28,13 @@ def run(model, ids: Tensor, settings: AdaptConfig, accident=None) -> tuple[Adapt
     fast = model.new_fast_weights(settings.targets, 8, 0)
     document = Reading(model, ids, fast, positions=settings.chunks)
     loop = adapt(model, document, fast, settings)
-    for number in range(1, settings.steps + 1):
-        next(loop)
-        if accident is not None and number == 2:
+    while True:
+        try:
+            report = next(loop)
+        except StopIteration as end:
+            return end.value, document
+        if accident is not None and report.step == 2:
             accident(fast)
-    with pytest.raises(StopIteration) as end:
-        next(loop)
-    return end.value.value, document
 
 
 def repeating(tokens, period: int, length: int) -> Tensor:
@@ -159,11 +159,62 @@ def test_what_cannot_be_learned_is_answered_from_the_base(model, tokens, prefix)
     ids = tokens(1, 300)
     adapted, _ = run(model, ids, config(steps=10, learning_rate=0.5, prefix=prefix))
     report = adapted.report
-    assert [j.step for j in report.held_out] == [0, 2, 4, 6, 8, 10]
+    assert [j.step for j in report.held_out] == [0, 2, 4, 6]
+    assert len(report.steps) == 6
+    assert report.stopped == guard.NO_IMPROVEMENT
     assert report.guard == guard.KEPT_BASE
+    assert report.final_ntp_loss == report.first_ntp_loss
     assert report.accepted_step == report.fast_weight_bytes == 0
     assert not adapted.fast_weights
     assert torch.equal(adapted.hidden, model(ids).hidden[:, -1])
+
+
+def test_steps_end_three_judgements_after_the_best(model, tokens) -> None:
+    adapted, document = run(model, repeating(tokens, 40, 400), config(steps=8), accident=ruin)
+    report = adapted.report
+    assert report.accepted_step == 1
+    assert [j.step for j in report.held_out] == [0, 1, 2, 3, 4]
+    assert len(report.steps) == 4
+    assert report.stopped == guard.NO_IMPROVEMENT
+    assert report.guard is None
+    read = document.trunk(adapted.fast_weights)
+    assert torch.equal(adapted.hidden, read.hidden[:, -1])
+    assert report.final_ntp_loss == report.steps[1].ntp_loss
+
+
+def test_who_is_out_of_patience_leaves_a_batch_as_it_was(model, tokens) -> None:
+    """The others' gradients are theirs alone, and the weights of who leaves are not touched."""
+
+    def two() -> list[Loop]:
+        loops = []
+        for seed in range(2):
+            settings = config(targets="low_rank", seed=seed)
+            fast = model.new_fast_weights("low_rank", 8, seed)
+            document = Reading(model, ids[seed], fast, positions=settings.chunks)
+            loops.append(Loop(model, document, fast, settings))
+        loops[0].judge._since_kept = guard.PATIENCE
+        return loops
+
+    ids = [tokens(1, 200), tokens(1, 200)]
+    alone, together = two(), two()
+    before = [t.clone() for t in together[0].fast.parameters()]
+    expected = [loop.step(1) for loop in alone]
+    outcomes = AdaptStep.run_together([AdaptStep(loop, 1) for loop in together])
+    assert outcomes[0] == expected[0] == (None, guard.NO_IMPROVEMENT)
+    assert all(map(torch.equal, before, together[0].fast.parameters()))
+    assert outcomes[1].report.loss == pytest.approx(expected[1].report.loss, abs=1e-10)
+    for a, b in zip(alone[1].fast.parameters(), together[1].fast.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
+
+
+def test_a_step_is_judged_once(model, tokens) -> None:
+    fast = model.new_fast_weights("low_rank", 8, 0)
+    document = Reading(model, tokens(1, 200), fast)
+    document.hold_out([], 5, 0)
+    judge = guard.Judge(model, document.input_ids, document.held_out, fast)
+    for _ in range(2):
+        judge.see(0, document.base.hidden, document.base.state)
+    assert [j.step for j in judge.judgements] == [0]
 
 
 def test_a_lower_loss_is_not_enough(model, tokens) -> None:
