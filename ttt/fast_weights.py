@@ -30,6 +30,7 @@ class FastWeights:
     def __init__(self, tensors: dict[str, Tensor] | None = None, owner: str | None = None) -> None:
         self.tensors = dict(tensors or {})
         self.owner = owner
+        self._joint: dict[tuple[str, ...], tuple[Tensor, Tensor] | None] = {}
         sizes = {t.shape[0] for t in self.tensors.values()}
         if len(sizes) > 1:
             raise ValueError(f"fast weights disagree on the number of requests: {sorted(sizes)}")
@@ -50,6 +51,44 @@ class FastWeights:
     def changes(self, module: str) -> bool:
         """Whether requests own that linear module's weight, or a delta to it."""
         return f"{module}.lora_a" in self.tensors or f"{module}.weight" in self.tensors
+
+    def joint_delta(
+        self, modules: tuple[str, ...], sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The low-rank deltas of modules with one input as a single delta of all their outputs.
+
+        Made once, unless they want a gradient: an optimiser then changes them in place.
+
+        Args:
+            modules: names of linear modules.
+            sizes: of their outputs, which lie side by side.
+
+        Returns:
+            A [R, in, rank] and B [R, rank, sum of out], or None when no module has a delta.
+        """
+        if modules in self._joint:
+            return self._joint[modules]
+        a = {m: self.tensors[f"{m}.lora_a"] for m in modules if f"{m}.lora_a" in self.tensors}
+        joint = self._join_deltas(a, modules, sizes) if a else None
+        if not any(t.requires_grad for t in a.values()):
+            self._joint[modules] = joint
+        return joint
+
+    def _join_deltas(
+        self, a: dict[str, Tensor], modules: tuple[str, ...], sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        if len(modules) == 1:
+            return a[modules[0]], self.tensors[f"{modules[0]}.lora_b"]
+        joint_a = torch.cat(list(a.values()), dim=2)
+        joint_b = joint_a.new_zeros(joint_a.shape[0], joint_a.shape[2], sum(sizes))
+        rank = out = 0
+        for module, size in zip(modules, sizes, strict=True):
+            if module in a:
+                b = self.tensors[f"{module}.lora_b"]
+                joint_b[:, rank : rank + b.shape[1], out : out + size] = b
+                rank += b.shape[1]
+            out += size
+        return joint_a, joint_b
 
     @property
     def requests(self) -> int:
@@ -121,7 +160,7 @@ class FastWeights:
         owners = {r.owner for r in requests}
         return FastWeights(tensors, owners.pop() if len(owners) == 1 else None)
 
-    @property
+    @cached_property
     def is_delta(self) -> bool:
         """Whether all that counts once a sequence has begun are low-rank deltas."""
         return all(name.endswith((".lora_a", ".lora_b", ".state")) for name in self.tensors)

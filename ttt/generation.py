@@ -94,6 +94,7 @@ def decode(
 
     The given state is not changed: any number of queries can start from it.
     """
+    fast = fast.detach()  # what is made of it for this answer ends with the answer
 
     @torch.no_grad()
     def read() -> Next:
@@ -125,7 +126,7 @@ def write(
         top: how many of the likeliest tokens to tell beside each; None tells no log-probability.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
-    stops = StopStrings(sampling.stop)
+    stops, stop_ids = StopStrings(sampling.stop), model.stop_ids
     stream = _text_stream(model.tokenizer, context)
     pieces: list[str] = []
     finish, count, token = "length", 0, 0
@@ -134,7 +135,7 @@ def write(
             after = yield DecodeStep(model, token, after.state, fast)
         token = _sample(after.logits[0], sampling, generator)
         count += 1
-        ends = token in model.stop_ids and not sampling.ignore_eos
+        ends = token in stop_ids and not sampling.ignore_eos
         if ends:
             text, finish = "", "stop"
         else:

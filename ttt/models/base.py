@@ -120,6 +120,12 @@ class CausalLM(nn.Module, ABC):
         self.threads = 1
         """Threads that work for different requests at once, each on ops of a single thread."""
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Cast or move the weights, and lay them out again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.lay_out()
+        return self
+
     # -- what a family defines ------------------------------------------------------------------
 
     @abstractmethod
@@ -136,6 +142,9 @@ class CausalLM(nn.Module, ABC):
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         """One request's fresh copy, equal to the base model in effect."""
 
+    def lay_out(self) -> None:
+        """Lay the weights as the forward reads them best; their values stay as they are."""
+
     # -- forward --------------------------------------------------------------------------------
 
     def forward(
@@ -150,9 +159,23 @@ class CausalLM(nn.Module, ABC):
         fast = BASE if fast_weights is None else fast_weights
         x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
         position, layers = self._begin(input_ids, state, 0, self.num_layers)
-        x, traces = self.run_layers(x, layers, position, fast, 0, self.num_layers)
-        after = State(tuple(t.final() for t in traces), position + input_ids.shape[1])
-        return Output(self._final_norm(x, fast), after, self.head(fast))
+        hidden, after = self.read_on(x, layers, position, fast)
+        return Output(hidden, State(after, position + input_ids.shape[1]), self.head(fast))
+
+    def read_on(
+        self,
+        x: Tensor,
+        states: Sequence[LayerState | None],
+        position: Tensor,
+        fast: FastWeights,
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Hidden states of x [B, T, D] after all layers and the final norm, and the layers' states.
+
+        Every layer starts from its own of ``states``. No trace is kept, so a family can have a
+        shorter way for what it often reads.
+        """
+        x, traces = self.run_layers(x, states, position, fast, 0, self.num_layers)
+        return self._final_norm(x, fast), tuple(trace.final() for trace in traces)
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:

@@ -1,5 +1,6 @@
 """DeltaNet (arXiv 2406.06484) in the layout of flash-linear-attention: same config, same names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.delta_direct import DirectLayer, direct_layers, row_norm
 from refine_server.ttt.models.delta_layer import convolve, delta_rule
 from refine_server.ttt.models.fla import MLP_PROJECTIONS, FlaCausalLM, FlaConfig, RMSNorm
 from refine_server.ttt.models.layers import linear, rms_norm
-from refine_server.ttt.models.state import DeltaState, DeltaTrace
+from refine_server.ttt.models.layout import join
+from refine_server.ttt.models.state import DeltaState, DeltaTrace, LayerState
 
 FAST_PROJECTIONS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj")
 LOW_RANK_PROJECTIONS = (*FAST_PROJECTIONS, *MLP_PROJECTIONS)
@@ -88,8 +91,37 @@ class DeltaNet(FlaCausalLM):
     attention: ClassVar[type[nn.Module]] = DeltaNetAttention
     config: DeltaNetConfig
 
+    def __init__(self, config: DeltaNetConfig) -> None:
+        super().__init__(config)
+        self.direct: list[DirectLayer] | None = None
+
     def context(self, x: Tensor, position: Tensor) -> None:
         """Nothing: the delta rule knows no positions."""
+
+    def lay_out(self) -> None:
+        """See ``CausalLM.lay_out``."""
+        join([self.lm_head])
+        self.direct = direct_layers(self)
+        self.direct_norm = row_norm(self.model.norm, self.norm_eps)
+
+    def read_on(
+        self,
+        x: Tensor,
+        states: Sequence[LayerState | None],
+        position: Tensor,
+        fast: FastWeights,
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """See ``CausalLM.read_on``; without a graph, from states, through ``DirectLayer``."""
+        before = [state for state in states if isinstance(state, DeltaState)]
+        if (self.direct is None or torch.is_grad_enabled()) or (
+            not fast.is_delta or len(before) < len(states)
+        ):
+            return super().read_on(x, states, position, fast)
+        after = []
+        for layer, state in zip(self.direct, before, strict=True):
+            x, own = layer.read(x, state, fast)
+            after.append(own)
+        return self.direct_norm(x), tuple(after)
 
     def _mix(
         self,

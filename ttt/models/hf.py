@@ -75,14 +75,8 @@ class HFCausalLM(CausalLM):
         self.lay_out()
         self._check_parity(causal_lm)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Cast or move the weights, and lay them side by side again."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.lay_out()
-        return self
-
     def lay_out(self) -> None:
-        """Lay the weights as the forward reads them best; their values stay as they are."""
+        """See ``CausalLM.lay_out``."""
         self.joined = join_projections(self.model.layers)
         join([self.lm_head])
 

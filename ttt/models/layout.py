@@ -68,6 +68,15 @@ def join(modules: Sequence[Any]) -> Tensor | None:
     return joined
 
 
+def join_taps(convs: Sequence[Any]) -> Tensor:
+    """The taps of depthwise convolutions as one, [W, sum of C], of which their own become views."""
+    taps = torch.cat([conv.weight.detach()[:, 0].T for conv in convs], dim=1)
+    sizes = [conv.weight.shape[0] for conv in convs]
+    for conv, part in zip(convs, taps.split(sizes, dim=1), strict=True):
+        conv.weight.data = part.T[:, None]
+    return taps
+
+
 def _found(parent: Any, names: Sequence[str]) -> Sequence[Any]:
     modules = [getattr(parent, name, None) for name in names]
     return [] if None in modules else modules

@@ -249,5 +249,6 @@ def _with_weights(model: FlaCausalLM, weights: dict[str, Tensor]) -> FlaCausalLM
     if tied:
         model.lm_head.weight = model.embedding.weight
     model.requires_grad_(False)
+    model.lay_out()
     model.eval()
     return model

@@ -1,0 +1,51 @@
+"""Deltas of modules with one input, joined into one."""
+
+import torch
+
+from refine_server.ttt.fast_weights import BASE, FastWeights
+
+MODULES, SIZES = ("q", "k", "v"), (4, 3, 5)
+
+
+def deltas(requests: int = 2) -> FastWeights:
+    """Rank 2 on q and rank 3 on v, nothing on k."""
+    torch.manual_seed(0)
+    shapes = {
+        "q.lora_a": (6, 2),
+        "q.lora_b": (2, 4),
+        "v.lora_a": (6, 3),
+        "v.lora_b": (3, 5),
+    }
+    return FastWeights({n: torch.randn(requests, *shape) for n, shape in shapes.items()})
+
+
+def test_a_joint_delta_gives_what_the_modules_deltas_give() -> None:
+    fast, x = deltas(), torch.randn(2, 7, 6)
+    joint = fast.joint_delta(MODULES, SIZES)
+    assert joint is not None
+    a, b = joint
+    of_q = x @ fast["q.lora_a"] @ fast["q.lora_b"]
+    of_v = x @ fast["v.lora_a"] @ fast["v.lora_b"]
+    expected = torch.cat([of_q, torch.zeros(2, 7, 3), of_v], dim=2)
+    torch.testing.assert_close(x @ a @ b, expected)
+
+
+def test_modules_without_deltas_have_no_joint_one() -> None:
+    assert deltas().joint_delta(("k",), (3,)) is None
+    assert BASE.joint_delta(MODULES, SIZES) is None
+
+
+def test_a_joint_delta_is_made_once() -> None:
+    fast = deltas()
+    assert fast.joint_delta(MODULES, SIZES) is fast.joint_delta(MODULES, SIZES)
+
+
+def test_a_joint_delta_follows_deltas_that_are_learned() -> None:
+    fast = deltas().requires_grad_()
+    with torch.no_grad():
+        first = fast.joint_delta(MODULES, SIZES)
+        fast["q.lora_b"].add_(1.0)
+        second = fast.joint_delta(MODULES, SIZES)
+    assert first is not None
+    assert second is not None
+    torch.testing.assert_close(second[1][:, :2, :4], first[1][:, :2, :4] + 1.0)
