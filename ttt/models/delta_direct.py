@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
+from refine_server.kernels.delta_rule import CHUNK
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.delta_layer import L2_EPS, log_decay
 from refine_server.ttt.models.layout import join, join_taps
@@ -133,8 +134,8 @@ class DirectLayer:
         strength = beta.sigmoid() if s.beta else y.new_ones(B, T, s.heads)
         strength.mul_(s.strongest)
         g = None if self.log_decay is None else self.log_decay(decay, fast)
-        rule = _token if T == 1 else _tokens
-        o, memory = rule(q, k, v.view(B, T, s.heads, s.V), strength, g, state.memory)
+        v = v.view(B, T, s.heads, s.V)
+        o, memory = _delta_rule(q, k, v, strength, g, state.memory)
         o = self.o_norm(o).view(B * T, -1)
         if s.gate:
             o.mul_(F.silu(gate).reshape(o.shape))
@@ -153,31 +154,44 @@ class DirectLayer:
         return F.silu(y, inplace=True), inputs[:, T:].clone()
 
 
-def _token(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, memory: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One token of each row: as ``_tokens``, without the memory before it beside that after it."""
-    K, V = memory.shape[2:]
-    q, k, v = q.reshape(-1, 1, K), k.reshape(-1, 1, K), v.reshape(-1, 1, V)  # [B H, 1, ...]
-    S = memory.reshape(-1, K, V)
-    if g is not None:
-        S = S * g.exp().view(-1, 1, 1)
-    write = torch.baddbmm(v, k, S, alpha=-1).mul_(beta.view(-1, 1, 1))
-    S = torch.addcmul(S, k.mT, write)
-    o = torch.baddbmm(v, q, S, beta=0, alpha=K**-0.5)
-    return o, S.view(memory.shape)
-
-
-def _tokens(
+def _delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The rule over [B, T, H, ...] from a memory [B, H, K, V]: o, and the memory afterwards."""
+    B, T, H, _ = v.shape
+    if T == 1:
+        q, k, v = (x.flatten(0, 2).unsqueeze(1) for x in (q, k, v))  # [B H, 1, ...]
+        S = memory if g is None else memory * g.exp().view(B, H, 1, 1)
+        o, S = _one(q, k, v, beta.view(-1, 1, 1), S.flatten(0, 1))
+        return o, S.view(memory.shape)
+    if g is None and T <= CHUNK:
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # [B H, T, ...]
+        o, S = _few(q, k, v, beta.mT.reshape(-1, T, 1), memory.flatten(0, 1))
+        return o.view(B, H, T, -1).transpose(1, 2).contiguous(), S.view(memory.shape)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if g is None:
         o, states = dispatch.delta_rule(q, k, v, beta.mT, memory)
     else:
         o, states = dispatch.gated_delta_rule(q, k, v, g.transpose(1, 2), beta.mT, memory)
     return o.transpose(1, 2).contiguous(), states[:, :, -1].clone()
+
+
+def _one(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """One token of [L, 1, ...] and its memory [L, K, V]: the recurrence."""
+    write = torch.baddbmm(v, k, S, alpha=-1).mul_(beta)
+    after = torch.addcmul(S, k.mT, write)
+    return torch.baddbmm(v, q, after, beta=0, alpha=k.shape[2] ** -0.5), after
+
+
+def _few(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """A few tokens of [L, T, ...]: the chunk of ``kernels.delta_rule``, solved for D itself."""
+    scale = k.shape[2] ** -0.5
+    A = torch.bmm(k * beta, k.mT)  # of which only what is below the diagonal is read
+    D = torch.baddbmm(v, k, S, alpha=-1).mul_(beta)
+    D = torch.linalg.solve_triangular(A, D, upper=False, unitriangular=True)
+    P = torch.bmm(q, k.mT).tril_()
+    o = torch.bmm(q, S).baddbmm_(P, D, beta=scale, alpha=scale)
+    return o, torch.baddbmm(S, k.mT, D)
 
 
 def direct_layers(model: Any) -> list[DirectLayer] | None:
