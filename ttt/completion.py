@@ -106,7 +106,8 @@ class _Completer:
         self, model: CausalLM, request: CompletionRequest, token_bytes: TokenBytes
     ) -> None:
         self.model, self.request, self.token_bytes = model, request, token_bytes
-        self.fast = BASE if request.adapted is None else request.adapted.fast_weights
+        # Detached: what is made of them for the completion's tokens ends with the completion.
+        self.fast = BASE if request.adapted is None else request.adapted.fast_weights.detach()
         self.started = time.monotonic()
         self.first_token = 0.0  # seconds until then
         self.tokens = 0

@@ -49,3 +49,9 @@ def test_a_joint_delta_follows_deltas_that_are_learned() -> None:
     assert first is not None
     assert second is not None
     torch.testing.assert_close(second[1][:, :2, :4], first[1][:, :2, :4] + 1.0)
+
+
+def test_what_is_made_of_a_detached_copy_ends_with_it() -> None:
+    fast = deltas()
+    copy = fast.detach()
+    assert copy.joint_delta(MODULES, SIZES) is not fast.joint_delta(MODULES, SIZES)
