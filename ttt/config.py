@@ -91,7 +91,8 @@ class AdaptConfig(BaseModel):
         description="held_out: spans of the document are kept out of the loss; the answer comes "
         "from the step that did best on them, from the base weights if none did better than they, "
         "and steps end early when several in a row bring no better copy; none: all steps are made "
-        "and the answer comes from the last. Non-finite values always fall back to the base weights.",
+        "and the answer comes from the last. Non-finite values always fall back to the base "
+        "weights.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 

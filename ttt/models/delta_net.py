@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.delta_direct import DirectLayer, direct_layers, row_norm
 from refine_server.ttt.models.delta_layer import convolve, delta_rule
@@ -101,7 +102,7 @@ class DeltaNet(FlaCausalLM):
     def lay_out(self) -> None:
         """See ``CausalLM.lay_out``."""
         join([self.lm_head])
-        self.direct = direct_layers(self)
+        self.direct = None if dispatch.FORM == "naive" else direct_layers(self)
         self.direct_norm = row_norm(self.model.norm, self.norm_eps)
 
     def read_on(
