@@ -43,6 +43,11 @@ class Overlay(HFCausalLM):
             return own
         return hashlib.sha256(f"{own} window {self.limit}".encode()).hexdigest()
 
+    @property
+    def cuts_states(self) -> bool:
+        """See ``CausalLM.cuts_states``; what slid out of a window would be missing."""
+        return all(self.window(index) is None for index in range(self.num_layers))
+
     def required_parts(self) -> tuple[str, ...]:
         """See ``HFCausalLM.required_parts``."""
         parts = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS, "post_attention_layernorm")
