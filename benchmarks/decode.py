@@ -22,9 +22,7 @@ from refine_server.ttt.operations import Operation, resume, run_batch
 from refine_server.ttt.prompting import PromptTemplate
 from refine_server.ttt.types import Limits
 
-SIDES = ("ours", "without_drafts", "transformers", "transformers_lookup")
-LOOKUP = {"prompt_lookup_num_tokens": 5}
-"""transformers' own drafts from the prompt, as long as our longest."""
+SIDES = ("ours", "without_drafts", "transformers")
 
 
 @dataclass
@@ -121,15 +119,11 @@ class DecodeBench:
     # -- writing --------------------------------------------------------------------------------
 
     def _write(self, prompt: Prompt, side: str) -> Written:
-        match side:
-            case "transformers":
-                return self._write_theirs(prompt, {})
-            case "transformers_lookup":
-                return self._write_theirs(prompt, LOOKUP)
-            case _:
-                return self._write_ours(prompt, drafts=side == "ours")
+        if side == "transformers":
+            return self._write_theirs(prompt)
+        return self._write_ours(prompt, drafts=side == "ours")
 
-    def _write_theirs(self, prompt: Prompt, options: dict[str, Any]) -> Written:
+    def _write_theirs(self, prompt: Prompt) -> Written:
         ids = torch.tensor([prompt.ids])
         _keep(prompt.cache, len(prompt.ids) - 1)
         output = self.theirs.generate(
@@ -140,7 +134,6 @@ class DecodeBench:
             eos_token_id=list(self.ours.stop_ids),
             do_sample=False,
             pad_token_id=0,
-            **options,
         )
         return Written(output[0, len(prompt.ids) :].tolist())
 
@@ -158,17 +151,17 @@ class DecodeBench:
                 if isinstance(item, Operation):
                     [outcome] = run_batch([item])
                     if isinstance(item, DecodeStep):
-                        _count(written, item, outcome)
+                        _count(written, outcome)
                 else:
                     written.ids.append(item.id)
         except StopIteration:
             return written
 
 
-def _count(written: Written, step: DecodeStep, after: Next) -> None:
+def _count(written: Written, after: Next) -> None:
     written.steps += 1
-    written.drafted += len(step.draft)
-    written.accepted += len(after.logits) - 1
+    written.drafted += after.drafted
+    written.accepted += after.accepted
 
 
 def _keep(cache: DynamicCache, tokens: int) -> None:
@@ -189,7 +182,6 @@ def _speeds(seconds: dict[str, list[float]], tokens: int) -> dict[str, float]:
         **{f"{side}_tokens_per_second": tokens / total[side] for side in SIDES},
         "speedup_vs_transformers": total["transformers"] / total["ours"],
         "speedup_without_drafts": total["transformers"] / total["without_drafts"],
-        "speedup_of_transformers_lookup": total["transformers"] / total["transformers_lookup"],
         "speedup_median_answer": statistics.median(by_answer),
         "speedup_slowest_answer": min(by_answer),
     }

@@ -49,11 +49,17 @@ class Next(NamedTuple):
     """What follows the tokens read so far, and the state after all of them.
 
     logits: [N, V], of the next token and of those after each of N - 1 drafted tokens, which are
-    the likeliest in their places.
+    the likeliest in their places. drafted: how many were tried.
     """
 
     logits: Tensor
     state: State
+    drafted: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """How many drafted tokens are what greedy decoding would have written."""
+        return self.logits.shape[0] - 1
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,13 @@ class DecodeStep(Operation):
         ids = torch.tensor([[self.token, *self.draft]], device=self.model.device)
         output = self.model(ids, self.state, self.fast)
         logits = self.model.head_logits(output.hidden[0], self.fast)  # [1 + drafted, V]
-        if not self.draft:
+        drafted = len(self.draft)
+        if not drafted:
             return Next(logits, output.state)
         right = (logits[:-1].argmax(-1) == ids[0, 1:]).cumprod(0)
-        wrong = len(self.draft) - int(right.sum())
-        return Next(logits[: len(logits) - wrong], output.state.without_last(wrong))
+        accepted = int(right.sum())
+        state = output.state.without_last(drafted - accepted)
+        return Next(logits[: 1 + accepted], state, drafted)
 
 
 def decode(

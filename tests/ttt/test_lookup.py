@@ -114,7 +114,7 @@ class Written:
 
     @property
     def accepted(self) -> int:
-        return sum(len(result.logits) - 1 for result in self.results)
+        return sum(result.accepted for result in self.results)
 
 
 MakeDecode = Callable[..., Decode]
@@ -137,7 +137,8 @@ def test_drafts_change_no_token_and_no_log_probability(make: MakeDecode, dtype, 
     written = case.write(top=3)
     assert written.ids == case.plain
     assert len(written.steps) + written.accepted == TOKENS - 1
-    drafted = sum(len(step.draft) for step in written.steps)
+    drafted = sum(result.drafted for result in written.results)
+    assert drafted == sum(len(step.draft) for step in written.steps)
     assert TOKENS // 4 <= written.accepted < drafted
     close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
     for token, row in zip(written.tokens, case.log_probs, strict=True):
@@ -185,6 +186,7 @@ def test_drafts_are_for_those_who_decode_alone(make: MakeDecode, perturbed) -> N
         [alone] = run_batch([DecodeStep(case.model, step.token, step.state, step.fast)])
         torch.testing.assert_close(after.logits, alone.logits, atol=1e-9, rtol=0)
         assert after.state.position.tolist() == alone.state.position.tolist() == [22]
+        assert (after.drafted, after.accepted) == (0, 0)
 
 
 @pytest.mark.parametrize("most", range(1, 13))
