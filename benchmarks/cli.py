@@ -111,10 +111,12 @@ def decode(
     as_json: AsJson = False,
 ) -> None:
     """Greedy answers against transformers' generate; for tiny on a random Llama of its shape."""
+    from refine_server.benchmarks.console import told_plainly
     from refine_server.benchmarks.decode import DecodeBench
 
-    bench = DecodeBench(model, directory, questions, tokens, threads)
-    print_result(bench.run(repeats), as_json)
+    with told_plainly():
+        bench = DecodeBench(model, directory, questions, tokens, threads)
+        print_result(bench.run(repeats), as_json)
 
 
 @app.command()
@@ -185,9 +187,11 @@ def examples(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
     """Right answers about the example documents: unadapted, next-token and REFINE adaptation."""
+    from refine_server.benchmarks.console import told_plainly
     from refine_server.benchmarks.examples import ExamplesBench
 
-    print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
+    with told_plainly():
+        print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
 
 
 @app.command()

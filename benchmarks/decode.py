@@ -59,7 +59,8 @@ class DecodeBench:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.name, self.directory, self.questions = model, directory, questions
+        self.name, self.questions = model, questions
+        self.files = examples_for(directory, model)
         self.theirs, self.ours = load_both(model)
         self.ours.tokenizer = read_tokenizer(find(model))
         self.sampling = SamplingConfig(max_tokens=tokens)
@@ -100,7 +101,7 @@ class DecodeBench:
 
     def _prompts(self) -> Iterator[Prompt]:
         template = PromptTemplate(self.ours.tokenizer)
-        for file in examples_for(self.directory, self.name):
+        for file in self.files:
             example = json.loads(file.read_text())
             document = template.encode_document(
                 (file.parent / example["document"]).read_text(), Limits()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from refine_server.benchmarks.rows import DataError
 from refine_server.ttt.answering import AdaptedDocument, adapt_document, ask
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.models import load
@@ -75,7 +76,10 @@ class ExamplesBench:
 def examples_for(directory: Path, model: str) -> list[Path]:
     """A model's example files: tiny knows the words of its own only, which nobody else needs."""
     own = model == "tiny"
-    return [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
+    files = [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
+    if not files:
+        raise DataError(f"{directory} has no examples for {model}")
+    return files
 
 
 def _plain(text: str) -> str:
