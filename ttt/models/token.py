@@ -45,21 +45,19 @@ class TokenLayer:
     def read(self, x: Tensor, state: KVState, cos: Tensor, sin: Tensor) -> tuple[Tensor, KVTrace]:
         """x [1, T, D], T <= ``FEW``, after a state of one row; cos and sin as of ``rotate``."""
         (_, T, _), H, d = x.shape, self.kv_heads, self.head_dim
-        x = x[0]
-        q_k, v = (self._normed(x, self.norm) @ self.qkv).split([(self.heads + H) * d, H * d], dim=1)
-        q_k = q_k.view(T, -1, d)  # [T, Hq + H, d]
-        turned = q_k.view(T, -1, 2, d // 2).flip(2).view(T, -1, d)
-        q_k = torch.addcmul(q_k * cos.view(T, 1, d), turned, sin.view(T, 1, d))
-        q, k = q_k.split([self.heads, H], dim=1)
-        k = torch.cat([state.k, k.transpose(0, 1)[None]], dim=2)
-        v = torch.cat([state.v, v.view(T, H, d).transpose(0, 1)[None]], dim=2)
-        q = q.transpose(0, 1).reshape(1, H, -1, d)  # [1, H, Hq / H T, d]
-        o = self._attended(q, k, v, state, T)
-        o = o.reshape(-1, T, d).transpose(0, 1).reshape(T, -1)
-        x = torch.addmm(x, o, self.o)
+        x = x.view(T, -1)
+        heads = (self._normed(x, self.norm) @ self.qkv).view(T, -1, d).transpose(0, 1)
+        q_k, v = heads.split([self.heads + H, H])  # [Hq + H, T, d] and [H, T, d]
+        q_k = torch.addcmul(q_k * cos.view(T, d), q_k.roll(d // 2, -1), sin.view(T, d))
+        q, k = q_k.split([self.heads, H])
+        k = torch.cat([state.k, k.unsqueeze(0)], dim=2)
+        v = torch.cat([state.v, v.unsqueeze(0)], dim=2)
+        q = q.reshape(1, H, -1, d)  # [1, H, Hq / H T, d]
+        o = self._attended(q, k, v, state, T).view(-1, T, d)
+        x = torch.addmm(x, o.transpose(0, 1).reshape(T, -1), self.o)
         gate, up = (self._normed(x, self.mlp_norm) @ self.gate_up).chunk(2, dim=1)
         x = torch.addmm(x, self.activation(gate).mul_(up), self.down)
-        return x[None], KVTrace(k, v, state)
+        return x.unsqueeze(0), KVTrace(k, v, state)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, state: KVState, T: int) -> Tensor:
         """Attention of the last T tokens of k and v [1, H, S, d] to these and to the prefix."""
