@@ -103,16 +103,20 @@ def ask(
 @app.command()
 def decode(
     model: ModelName = "tiny",
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens before the first.")] = 64,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),
+    questions: Annotated[int, typer.Option(min=1, help="About each document.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Greedy decoding against transformers' generate; for tiny on a random Llama of its shape."""
-    from refine_server.benchmarks.generate import GenerateBench
+    """Greedy answers against transformers' generate; for tiny on a random Llama of its shape."""
+    from refine_server.benchmarks.console import told_plainly
+    from refine_server.benchmarks.decode import DecodeBench
 
-    print_result(GenerateBench(model, threads).decode(prompt_tokens, tokens, repeats), as_json)
+    with told_plainly():
+        bench = DecodeBench(model, directory, questions, tokens, threads)
+        print_result(bench.run(repeats), as_json)
 
 
 @app.command()
@@ -125,9 +129,9 @@ def prefill(
     as_json: AsJson = False,
 ) -> None:
     """Reading a prompt against transformers' forward, and the delta rule against plainer forms."""
-    from refine_server.benchmarks.generate import GenerateBench, delta_rule_prefill
+    from refine_server.benchmarks.generate import PrefillBench, delta_rule_prefill
 
-    result = GenerateBench(model, threads).prefill(tokens, repeats)
+    result = PrefillBench(model, threads).run(tokens, repeats)
     print_result(result | delta_rule_prefill(delta_tokens // 64 * 64, repeats), as_json)
 
 
@@ -183,9 +187,11 @@ def examples(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
 ) -> None:
     """Right answers about the example documents: unadapted, next-token and REFINE adaptation."""
+    from refine_server.benchmarks.console import told_plainly
     from refine_server.benchmarks.examples import ExamplesBench
 
-    print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
+    with told_plainly():
+        print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from refine_server.benchmarks.rows import DataError
 from refine_server.ttt.answering import AdaptedDocument, adapt_document, ask
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.models import load
@@ -33,7 +34,7 @@ class ExamplesBench:
         self.model = load(model)
         self.sampling = SamplingConfig(max_tokens=32)
         self.config = AdaptConfig(**overrides)
-        self.files = [p for p in sorted(directory.glob("*.json")) if _is_for(p, model)]
+        self.files = examples_for(directory, model)
 
     def run(self) -> dict[str, Any]:
         """Right answers by objective, and the seconds of every adaptation (one run each)."""
@@ -72,9 +73,13 @@ class ExamplesBench:
             yield any(_plain(answer) in _plain(last.answer) for answer in question["answers"])
 
 
-def _is_for(file: Path, model: str) -> bool:
-    """The tiny model knows the words of its own examples only, and nobody else needs those."""
-    return file.stem.startswith("tiny_") == (model == "tiny")
+def examples_for(directory: Path, model: str) -> list[Path]:
+    """A model's example files: tiny knows the words of its own only, which nobody else needs."""
+    own = model == "tiny"
+    files = [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
+    if not files:
+        raise DataError(f"{directory} has no examples for {model}")
+    return files
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading and decoding against transformers, and the delta rule against its plainer forms."""
+"""Reading against transformers, and the delta rule against its plainer forms."""
 
 import copy
 from typing import Any
@@ -25,50 +25,21 @@ STAND_IN = {
 """A random Llama of tiny's shape: transformers has no form of tiny itself."""
 
 
-class GenerateBench:
+class PrefillBench:
     """A transformers model as it is and as ours, with the same weights, in fp32."""
 
     def __init__(self, model: str, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.name, self.theirs = model, _transformers_model(model)
-        self.ours: CausalLM = wrap(copy.deepcopy(self.theirs))
+        self.name = model
+        self.theirs, self.ours = load_both(model)
 
     @torch.no_grad()
-    def decode(self, prompt_tokens: int, tokens: int, repeats: int) -> dict[str, Any]:
-        """Greedy decoding after a prompt, which both sides read as well."""
-        ids = self._ids(prompt_tokens)
-        written: dict[str, list[int]] = {}
-
-        def theirs() -> None:
-            output = self.theirs.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            written["theirs"] = output[0, prompt_tokens:].tolist()
-
-        def ours() -> None:
-            written["ours"] = self._write(ids, tokens)
-
-        at = medians({"ours": ours, "theirs": theirs}, repeats)
-        return {
-            **self._facts(),
-            "prompt_tokens": prompt_tokens,
-            "tokens": tokens,
-            "ours_tokens_per_second": tokens / at["ours"],
-            "transformers_tokens_per_second": tokens / at["theirs"],
-            "speedup_vs_transformers": at["theirs"] / at["ours"],
-            "tokens_equal": written["ours"] == written["theirs"],
-        }
-
-    @torch.no_grad()
-    def prefill(self, tokens: int, repeats: int) -> dict[str, Any]:
+    def run(self, tokens: int, repeats: int) -> dict[str, Any]:
         """Reading a prompt: the state after it and the logits of its last token."""
-        ids = self._ids(tokens)
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.ours.config.vocab_size
+        ids = torch.randint(0, vocabulary, (1, tokens), generator=generator)
 
         def ours() -> None:
             output = self.ours(ids)
@@ -79,31 +50,13 @@ class GenerateBench:
 
         at = medians({"ours": ours, "theirs": theirs}, repeats)
         return {
-            **self._facts(),
+            "model": self.name,
+            "against": f"transformers {type(self.theirs).__name__}",
+            "threads": torch.get_num_threads(),
             "tokens": tokens,
             "ours_tokens_per_second": tokens / at["ours"],
             "transformers_tokens_per_second": tokens / at["theirs"],
             "speedup_vs_transformers": at["theirs"] / at["ours"],
-        }
-
-    def _write(self, ids: Tensor, tokens: int) -> list[int]:
-        output = self.ours(ids)
-        written: list[int] = []
-        while True:
-            written.append(int(self.ours.head_logits(output.hidden[:, -1], BASE).argmax()))
-            if len(written) == tokens:
-                return written
-            output = self.ours(torch.tensor([written[-1:]]), output.state)
-
-    def _ids(self, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(0, self.ours.config.vocab_size, (1, count), generator=generator)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "model": self.name,
-            "against": f"transformers {type(self.theirs).__name__}",
-            "threads": torch.get_num_threads(),
         }
 
 
@@ -153,6 +106,12 @@ def row_by_row_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, size: int =
         o[:, :, n] = q[:, :, n] @ S + (q[:, :, n] @ kc[:, :, n].mT).tril() @ D
         S = S + kc[:, :, n].mT @ D
     return o.view(B, H, T, -1)
+
+
+def load_both(name: str) -> tuple[Any, CausalLM]:
+    """A transformers model as it is, and as ours with weights of its own; both in fp32."""
+    theirs = _transformers_model(name)
+    return theirs, wrap(copy.deepcopy(theirs))
 
 
 def _transformers_model(name: str) -> Any:

@@ -318,7 +318,9 @@ class Engine:
         """Results of the jobs' operations, or their failures; the seconds are split among them."""
         began = time.monotonic()
         try:
-            return run_batch([job.operation for job in batch if job.operation is not None])
+            outcomes = run_batch([job.operation for job in batch if job.operation is not None])
+            self._metrics.observe_drafts(outcomes)
+            return outcomes
         finally:
             self._metrics.batch_size.labels(name).observe(len(batch))
             share = (time.monotonic() - began) / len(batch)

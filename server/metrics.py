@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -79,6 +81,12 @@ class Metrics:
         self.document_tokens = Histogram(
             "refine_document_tokens", "Lengths of documents.", buckets=TOKENS, registry=registry
         )
+        self.drafted_tokens = counter(
+            "drafted_tokens_total", "Tokens that lone greedy decodings read ahead."
+        )
+        self.accepted_tokens = counter(
+            "accepted_tokens_total", "Drafted tokens that were what decoding would have written."
+        )
         self.generated_tokens = counter("generated_tokens_total", "Tokens of finished answers.")
         self.rollout_tokens = counter("rollout_tokens_total", "Tokens sampled in rollouts.")
         self.reward = Histogram(
@@ -128,6 +136,13 @@ class Metrics:
                 "device": backend.device,
             }
         )
+
+    def observe_drafts(self, outcomes: Iterable[Any]) -> None:
+        """Count the drafts of decoding steps; the outcomes of other operations have none."""
+        for outcome in outcomes:
+            if drafted := getattr(outcome, "drafted", 0):
+                self.drafted_tokens.inc(drafted)
+                self.accepted_tokens.inc(outcome.accepted)
 
     def observe(self, job: Job, event: Event) -> None:
         """Measure one event of a job."""

@@ -203,7 +203,9 @@ def answering(
 
     base_answer = None
     if request.compare_base:
-        decoding = decode(model, query, document.base_end[1], BASE, request.sampling)
+        decoding = decode(
+            model, query, document.base_end[1], BASE, request.sampling, document=prompt.document
+        )
         base_answer, _, _ = yield from convert(decoding, lambda _: None)
         clock.lap("base")
         yield BaseAnswered(base_answer)
@@ -214,7 +216,8 @@ def answering(
     del document  # its trunk and frozen layers are not needed to answer
 
     adapted.require_owner(request.owner)
-    decoding = decode(model, query, adapted.state, adapted.fast_weights, request.sampling)
+    fast = adapted.fast_weights
+    decoding = decode(model, query, adapted.state, fast, request.sampling, document=prompt.document)
     text, finish, count = yield from _deltas(decoding, clock)
     clock.lap("decode")
     rollout_tokens = sum(step.rollout_tokens for step in adapted.report.steps)

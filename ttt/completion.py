@@ -177,6 +177,7 @@ class _Completer:
             self.fast,
             sampling.model_copy(update={"seed": (sampling.seed + j) % 2**63}),
             context=self.request.prompts[number],
+            known=self.request.prompts[number],
             top=self.request.logprobs,
         )
 

@@ -1,5 +1,6 @@
 """Decoding an answer token by token from a state."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from refine_server.ttt.config import SamplingConfig
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.lookup import Lookup
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
 from refine_server.ttt.operations import Alone, Coroutine, Operation
@@ -44,21 +46,36 @@ MOST_DECODED = 64
 
 
 class Next(NamedTuple):
-    """What follows the tokens read so far: the next one's logits [1, V], and the state."""
+    """What follows the tokens read so far, and the state after all of them.
+
+    logits: [N, V], of the next token and of those after each of N - 1 drafted tokens, which are
+    the likeliest in their places. drafted: how many were tried.
+    """
 
     logits: Tensor
     state: State
+    drafted: int = 0
+
+    @property
+    def accepted(self) -> int:
+        """How many drafted tokens are what greedy decoding would have written."""
+        return self.logits.shape[0] - 1
 
 
 @dataclass(frozen=True)
 class DecodeStep(Operation):
-    """Read one token of one sequence and score the one after it; the result is a ``Next``."""
+    """Read one token of one sequence and score the one after it; the result is a ``Next``.
+
+    A step that runs alone reads the ``draft`` as well, and keeps what greedy decoding would have
+    written. In a batch the others' rows are what makes use of the weights.
+    """
 
     name: ClassVar[str] = "decode"
     model: CausalLM
     token: int
     state: State
     fast: FastWeights
+    draft: tuple[int, ...] = ()
 
     @property
     def room(self) -> int:
@@ -73,6 +90,8 @@ class DecodeStep(Operation):
     @torch.no_grad()
     def run_together(cls, operations: Sequence[Self]) -> list[Next]:
         """Every layer's projections and the head once for all rows, each with its own deltas."""
+        if len(operations) == 1:
+            return [operations[0]._run_alone()]
         model = operations[0].model
         fast = FastWeights.stack_deltas([step.fast for step in operations])
         state = State.stack([step.state for step in operations])
@@ -82,6 +101,18 @@ class DecodeStep(Operation):
         rows = zip(logits.split(1), output.state.split(), strict=True)
         return [Next(*row) for row in rows]
 
+    def _run_alone(self) -> Next:
+        ids = torch.tensor([[self.token, *self.draft]], device=self.model.device)
+        output = self.model(ids, self.state, self.fast)
+        logits = self.model.head_logits(output.hidden[0], self.fast)  # [1 + drafted, V]
+        drafted = len(self.draft)
+        if not drafted:
+            return Next(logits, output.state)
+        right = (logits[:-1].argmax(-1) == ids[0, 1:]).cumprod(0)
+        accepted = int(right.sum())
+        state = output.state.without_last(drafted - accepted)
+        return Next(logits[: 1 + accepted], state, drafted)
+
 
 def decode(
     model: CausalLM,
@@ -89,10 +120,13 @@ def decode(
     state: State,
     fast: FastWeights,
     sampling: SamplingConfig,
+    *,
+    document: Sequence[int] = (),
 ) -> Decoding:
     """Read the query from the document's state, then write the answer.
 
-    The given state is not changed: any number of queries can start from it.
+    The given state is not changed: any number of queries can start from it. The ``document``'s
+    tokens, where they are known, are what drafts are taken from, beside the query's.
     """
     fast = fast.detach()  # what is made of it for this answer ends with the answer
 
@@ -102,7 +136,7 @@ def decode(
         return Next(model.head_logits(output.hidden[:, -1], fast), output.state)
 
     after = yield Alone(read)
-    return (yield from write(model, after, fast, sampling))
+    return (yield from write(model, after, fast, sampling, known=(*document, *query)))
 
 
 def write(
@@ -112,6 +146,7 @@ def write(
     sampling: SamplingConfig,
     *,
     context: Sequence[int] = (),
+    known: Sequence[int] = (),
     top: int | None = None,
 ) -> Decoding:
     """Decode what follows the tokens that were read.
@@ -123,18 +158,26 @@ def write(
         sampling: how.
         context: the tokens that were read, for the first token's text: some tokenizers leave out
             the space before it otherwise.
+        known: the tokens that were read, or the last of them, to take drafts from (``Lookup``).
         top: how many of the likeliest tokens to tell beside each; None tells no log-probability.
     """
     generator = torch.Generator().manual_seed(sampling.seed)
     stops, stop_ids = StopStrings(sampling.stop), model.stop_ids
     stream = _text_stream(model.tokenizer, context)
+    lookup = Lookup(known) if sampling.temperature == 0 and model.cuts_states else None
     pieces: list[str] = []
     finish, count, token = "length", 0, 0
+    scored = deque(after.logits.split(1))
     while count < sampling.max_tokens and finish == "length":
-        if count > 0:
-            after = yield DecodeStep(model, token, after.state, fast)
-        token = _sample(after.logits[0], sampling, generator)
+        if not scored:
+            draft = lookup.draft(sampling.max_tokens - count - 1) if lookup else ()
+            after = yield DecodeStep(model, token, after.state, fast, draft)
+            scored += after.logits.split(1)
+        logits = scored.popleft()  # [1, V]
+        token = _sample(logits[0], sampling, generator)
         count += 1
+        if lookup:
+            lookup.append(token)
         ends = token in stop_ids and not sampling.ignore_eos
         if ends:
             text, finish = "", "stop"
@@ -147,7 +190,7 @@ def write(
         if top is None:
             yield Decoded(token, text, ends)
         else:
-            [score] = scores(after.logits, torch.tensor([token], device=model.device), top)
+            [score] = scores(logits, torch.tensor([token], device=model.device), top)
             yield Decoded(token, text, ends, *score)
     return "".join(pieces), finish, count
 

@@ -1,14 +1,21 @@
 """The speed benches compare sides that compute the same, and report what they say they do."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from refine_server.benchmarks.ask import AskBench
-from refine_server.benchmarks.generate import GenerateBench, row_by_row_chunks
+from refine_server.benchmarks.decode import DecodeBench
+from refine_server.benchmarks.generate import PrefillBench, row_by_row_chunks
 from refine_server.benchmarks.memory import measure
 from refine_server.benchmarks.refine_step import StepBench, small_lact
+from refine_server.benchmarks.rows import DataError
 from refine_server.benchmarks.timing import medians
 from refine_server.kernels.delta_rule import naive
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_row_by_row_chunks_are_the_delta_rule() -> None:
@@ -27,9 +34,26 @@ def test_sides_run_in_turn_and_the_first_round_is_not_counted() -> None:
     assert set(seconds) == {"a", "b"}
 
 
-def test_both_sides_decode_the_same_tokens() -> None:
-    result = GenerateBench("tiny").decode(prompt_tokens=9, tokens=6, repeats=1)
+def test_all_sides_write_the_same_answers(tmp_path: Path) -> None:
+    for name in ("tiny_example.json", "tiny_example.md"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    result = DecodeBench("tiny", tmp_path, questions=2, tokens=6).run(repeats=1)
     assert result["tokens_equal"]
+    assert result["answers"] == 2
+    assert result["accepted_tokens"] <= result["drafted_tokens"]
+    assert 1 <= result["tokens_per_step"] <= 6
+    assert result["speedup_vs_transformers"] == pytest.approx(
+        result["ours_tokens_per_second"] / result["transformers_tokens_per_second"]
+    )
+
+
+def test_a_folder_without_examples_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path} has no examples for tiny"):
+        DecodeBench("tiny", tmp_path, questions=1, tokens=1)
+
+
+def test_both_sides_read_a_prompt() -> None:
+    result = PrefillBench("tiny").run(tokens=9, repeats=1)
     assert result["speedup_vs_transformers"] == pytest.approx(
         result["ours_tokens_per_second"] / result["transformers_tokens_per_second"]
     )

@@ -6,13 +6,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import torch
 
+from refine_server.server import engine as engine_module
 from refine_server.server.engine import Engine
 from refine_server.server.errors import ApiError
 from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.generation import Next
+from refine_server.ttt.models.state import State
 from refine_server.ttt.types import AnswerCompleted, AnswerRequest, Event, Work
 
 
@@ -215,5 +219,19 @@ def test_a_step_that_takes_too_long_is_not_ready(fake: Any) -> None:
             await finish(engine, job)
             await until(lambda: engine._turn_began is None)
             engine.ready()
+
+    asyncio.run(scenario())
+
+
+def test_drafts_are_counted(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    after = Next(torch.zeros(3, 5), State((), torch.zeros(1)), drafted=4)
+    monkeypatch.setattr(engine_module, "run_batch", lambda operations: [after for _ in operations])
+
+    async def scenario() -> None:
+        async with running(fake) as engine:
+            await finish(engine, await submit(engine, request("1", steps=2), "r1"))
+            drafted = engine._metrics.drafted_tokens._value.get()
+            assert drafted > 0
+            assert engine._metrics.accepted_tokens._value.get() == drafted / 2
 
     asyncio.run(scenario())

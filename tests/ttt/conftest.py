@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, build
@@ -231,6 +232,21 @@ def make_model(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Causal
 @pytest.fixture
 def model(make_model: Callable[[torch.dtype], CausalLM]) -> CausalLM:
     return make_model(torch.float64)
+
+
+def spelled(model: CausalLM) -> CausalLM:
+    vocabulary = {chr(0x21 + n): n for n in range(model.embedding.num_embeddings)}
+    backend = Tokenizer(models.WordLevel(vocabulary, "!"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    return model
+
+
+@pytest.fixture(scope="session")
+def spell() -> Callable[[CausalLM], CausalLM]:
+    """Gives a model a tokenizer whose token n is spelled as the n-th character from a space."""
+    return spelled
 
 
 @pytest.fixture

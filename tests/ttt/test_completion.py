@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -41,14 +41,9 @@ def tiny() -> CausalLM:
 
 
 @pytest.fixture
-def with_tokenizer(model: CausalLM) -> CausalLM:
+def with_tokenizer(model: CausalLM, spell: Callable[[CausalLM], CausalLM]) -> CausalLM:
     """A small model of each family whose token n is spelled as the n-th character from a space."""
-    vocabulary = {chr(0x21 + n): n for n in range(model.embedding.num_embeddings)}
-    backend = Tokenizer(models.WordLevel(vocabulary, "!"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    return model
+    return spell(model)
 
 
 def run(model: CausalLM, request: CompletionRequest, **options: Any) -> list[Event]:

@@ -126,6 +126,11 @@ class CausalLM(nn.Module, ABC):
         self.lay_out()
         return self
 
+    @property
+    def cuts_states(self) -> bool:
+        """Whether a state can give up its last tokens (``State.without_last``)."""
+        return False
+
     # -- what a family defines ------------------------------------------------------------------
 
     @abstractmethod

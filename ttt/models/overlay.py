@@ -15,7 +15,7 @@ from refine_server.ttt.models.base import ModelError
 from refine_server.ttt.models.hf import MLP_PROJECTIONS, HFCausalLM, Rotary
 from refine_server.ttt.models.hf_attention import PROJECTIONS, attention
 from refine_server.ttt.models.state import KVState, LayerState, Trace
-from refine_server.ttt.models.token import TokenLayer, token_layer
+from refine_server.ttt.models.token import FEW, TokenLayer, token_layer
 
 ATTENTION_PROJECTIONS = tuple(f"self_attn.{p}" for p in PROJECTIONS)
 
@@ -43,6 +43,11 @@ class Overlay(HFCausalLM):
             return own
         return hashlib.sha256(f"{own} window {self.limit}".encode()).hexdigest()
 
+    @property
+    def cuts_states(self) -> bool:
+        """See ``CausalLM.cuts_states``; what slid out of a window would be missing."""
+        return all(self.window(index) is None for index in range(self.num_layers))
+
     def required_parts(self) -> tuple[str, ...]:
         """See ``HFCausalLM.required_parts``."""
         parts = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS, "post_attention_layernorm")
@@ -61,12 +66,13 @@ class Overlay(HFCausalLM):
         fast: FastWeights,
         context: dict[str | None, Rotary],
     ) -> tuple[Tensor, Trace]:
-        """See ``HFCausalLM.block``; one token of one sequence goes through ``TokenLayer``."""
+        """See ``HFCausalLM.block``; a few tokens of one sequence go through ``TokenLayer``."""
         layer, rotary = self.token_layers[index], self._rotary(index, context)
         if (
             (layer is None or self.limit is not None or index in fast.layers)
             or (rotary is None or rotary[0].shape[-1] < layer.head_dim)
-            or (x.shape[:2] != (1, 1) or not isinstance(state, KVState) or torch.is_grad_enabled())
+            or (x.shape[0] > 1 or x.shape[1] > FEW)
+            or (not isinstance(state, KVState) or torch.is_grad_enabled())
         ):
             return super().block(index, x, state, fast, context)
         return layer.read(x, state, *rotary)

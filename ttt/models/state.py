@@ -107,6 +107,15 @@ class State:
         """The same values outside any graph."""
         return State(tuple(layer.detach() for layer in self.layers), self.position)
 
+    def without_last(self, n: int) -> "State":
+        """As it was n tokens ago, where the model ``cuts_states`` and has read on from a state."""
+        if n == 0:
+            return self
+        kv = [layer for layer in self.layers if isinstance(layer, KVState)]
+        if len(kv) < len(self.layers):
+            raise TypeError("only keys and values can be taken back")
+        return State(tuple(layer.without_last(n) for layer in kv), self.position - n)
+
     @staticmethod
     def stack(states: Sequence["State"]) -> "State":
         """States of one row each as one of many rows; ``split`` takes it apart again."""
@@ -241,6 +250,13 @@ class KVState:
             self.k.detach(),
             self.v.detach(),
         )
+
+    def without_last(self, n: int) -> "KVState":
+        """As it was n tokens of the tail ago."""
+        S = self.k.shape[2] - n
+        if S < 0:
+            raise ValueError(f"the tail holds fewer than {n} tokens")
+        return replace(self, k=self.k[:, :, :S], v=self.v[:, :, :S])
 
     @property
     def nbytes(self) -> int:

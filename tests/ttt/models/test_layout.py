@@ -1,4 +1,4 @@
-"""Weights side by side, and one token through a layer: the same values, the same results."""
+"""Weights side by side, and a few tokens through a layer: the same values, the same results."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 from refine_server.ttt.models.layout import join
 from refine_server.ttt.models.loader import wrap
 from refine_server.ttt.models.state import KVState
+from refine_server.ttt.models.token import FEW
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -58,27 +59,28 @@ def test_a_cast_model_reads_with_its_new_weights(make_transformers, tokens) -> N
 
 @DTYPES
 @pytest.mark.parametrize("name", ["overlay", "window"])
-def test_one_token_equals_the_general_layer(families, dtype, tokens, name) -> None:
+def test_a_few_tokens_equal_the_general_layer(families, dtype, tokens, name) -> None:
     """With gradients enabled every layer takes the general way."""
     model, ids = families[name](dtype), tokens(1, 31)
     assert any(layer is not None for layer in model.token_layers) == (name == "overlay")
     state = model(ids).state
     general, short = state, state
-    for t in range(5):
-        token = tokens(1, 1, seed=t)
-        expected = model(token, general)
+    for T in (1, 1, 3, FEW, 1, 2, FEW + 1):
+        few = tokens(1, T, seed=T)
+        expected = model(few, general)
         with torch.no_grad():
-            output = model(token, short)
+            output = model(few, short)
         general, short = expected.state, output.state
         torch.testing.assert_close(
             output.hidden, expected.hidden, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
         )
-    assert short.position.tolist() == general.position.tolist() == [36]
+    assert short.position.tolist() == general.position.tolist() == [56]
 
 
+@pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
-def test_one_token_from_the_middle_of_a_document_under_fast_weights(
-    families, tokens, perturbed, targets
+def test_a_few_tokens_from_the_middle_of_a_document_under_fast_weights(
+    families, tokens, perturbed, targets, T
 ) -> None:
     model, ids = families["overlay"](torch.float64), tokens(1, 31)
     fast = perturbed(model, targets)
@@ -86,5 +88,5 @@ def test_one_token_from_the_middle_of_a_document_under_fast_weights(
         trunk = model.trunk(model.freeze(ids, fast), fast)
         state = trunk.state_at(torch.tensor([[17]]))
         assert isinstance(state.layers[0], KVState)
-        hidden = model(ids[:, 17:18], state, fast).hidden
-    torch.testing.assert_close(hidden, trunk.hidden[:, 17:18])
+        hidden = model(ids[:, 17 : 17 + T], state, fast).hidden
+    torch.testing.assert_close(hidden, trunk.hidden[:, 17 : 17 + T])
