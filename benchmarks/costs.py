@@ -20,6 +20,9 @@ from refine_server.ttt.refine import AdaptStep, Loop
 Points = Mapping[int, float]
 """Seconds, by what is on the x axis."""
 
+TOKENS = 32
+"""Decoded for one point of a token's cost: a single one takes so little that it is noise."""
+
 MOST_REREAD = 70_000
 """Tokens that the naive loop may re-read for one point: what is beyond takes too long to draw."""
 
@@ -62,6 +65,7 @@ class CostBench:
             rollouts: n, at c = 8 and a document of ``rollouts_tokens``.
             batches: requests at once, each on a document of ``batch_tokens``.
         """
+        single = self._medians({T: self._tokens(1, T) for T in lengths})
         by_n = {self.config.chunks * n: self._changed(rollouts=n) for n in rollouts}
         return {
             "step_by_tokens": self._series({T: (self._ids(T), self.config) for T in lengths}),
@@ -69,10 +73,10 @@ class CostBench:
                 {cn: (self._ids(rollouts_tokens), config) for cn, config in by_n.items()}
             ),
             "share_by_requests": {
-                "step": self._divided({b: self._batch(b, batch_tokens) for b in batches}),
-                "token": self._divided({b: self._tokens(b, batch_tokens) for b in batches}),
+                "step": self._shares({b: self._batch(b, batch_tokens) for b in batches}),
+                "token": self._shares({b: self._tokens(b, batch_tokens) for b in batches}, TOKENS),
             },
-            "token_by_tokens": {"token": self._medians({T: self._tokens(1, T) for T in lengths})},
+            "token_by_tokens": {"token": {T: s / TOKENS for T, s in single.items()}},
         }
 
     def _series(self, at: Mapping[int, tuple[torch.Tensor, AdaptConfig]]) -> dict[str, Points]:
@@ -102,12 +106,17 @@ class CostBench:
         return lambda: AdaptStep.run_together([AdaptStep(loop, 1) for loop in loops])
 
     def _tokens(self, requests: int, tokens: int) -> Callable[[], object]:
-        """Decode a token for each of some requests, from states after documents of T tokens."""
+        """Decode ``TOKENS`` for each of some requests, from states after documents of T tokens."""
         fasts = [self._fast() for _ in range(requests)]
         with torch.no_grad():
             states = [self.model(self._ids(tokens), None, fast).state for fast in fasts]
         pairs = list(zip(states, fasts, strict=True))
-        return lambda: DecodeStep.run_together([DecodeStep(self.model, 7, *p) for p in pairs])
+
+        def decode() -> None:
+            for _ in range(TOKENS):
+                DecodeStep.run_together([DecodeStep(self.model, 7, *pair) for pair in pairs])
+
+        return decode
 
     def _loop(self, ids: torch.Tensor, config: AdaptConfig) -> Loop:
         fast = self._fast()
@@ -128,8 +137,10 @@ class CostBench:
     def _medians(self, sides: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
         return medians(sides, self.repeats)
 
-    def _divided(self, sides: Mapping[int, Callable[[], object]]) -> Points:
-        return {size: seconds / size for size, seconds in self._medians(sides).items()}
+    def _shares(self, sides: Mapping[int, Callable[[], object]], parts: int = 1) -> Points:
+        """Seconds of each request of a batch, by its size; of one of so many ``parts``."""
+        found = self._medians(sides)
+        return {size: seconds / (size * parts) for size, seconds in found.items()}
 
 
 def draw(panels: Mapping[str, Mapping[str, Points]], out: Path) -> None:

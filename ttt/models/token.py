@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refine_server.kernels import dispatch
 from refine_server.kernels.attention.torch import on_both
 from refine_server.ttt.models.layout import Joined, Norm
 from refine_server.ttt.models.state import KVState, KVTrace
@@ -94,7 +95,7 @@ def token_layer(layer: Any, first: Norm, second: Norm, joined: Joined) -> TokenL
 
     first, second: its norms, before the attention and the MLP; it must have no others.
     """
-    if joined.qkv is None or joined.gate_up is None:
+    if joined.qkv is None or joined.gate_up is None or dispatch.FORM == "naive":
         return None
     attn, mlp = layer.self_attn, layer.mlp
     plain = all(type(m) is nn.Linear and m.bias is None for m in (attn.o_proj, mlp.down_proj))
