@@ -100,7 +100,7 @@ def _items(
     of = cast("Part", part)
     if data is not None:
         return items.in_turns(items.file_items(data, count, of))
-    if bench.model.name == "tiny":
+    if bench.model.name in ("tiny", "tiny-nested"):
         return items.in_turns(items.tiny_items(lengths, count, seed, of))
     return items.in_turns(items.prose_items(lengths, count, bench.tokenizer, seed, of))
 
