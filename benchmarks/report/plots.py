@@ -44,7 +44,8 @@ def bars(
     axes.set_xticks(at, labels, rotation=25 if slanted else 0, ha="right" if slanted else "center")
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
-    _legend(axes)
+    # Beneath the axes: bars leave no corner free.
+    figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
 
 
 def points(figure: Figure, series: Mapping[str, tuple[float, Interval]]) -> None:
