@@ -10,9 +10,12 @@ import bm25s
 import numpy as np
 
 STEP = 6
-"""Windows that begin within one length of a span."""
+"""Windows that begin within one length of a window."""
 SENTENCE_BONUS = 1.15
 """Factor on the score of a window that begins a sentence: cut text is learned as cut text."""
+SCORED = 2, 3
+"""Share of a span whose words are scored: what is said of them stands behind them, and a window
+that is scored whole may end before it."""
 RELEVANT = 0.7
 """Share of the best span's score below which a span is taken for something else."""
 ENDS = re.compile(r"[.!?;:]\s*$|\n\s*$")
@@ -24,7 +27,8 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells about every ind
 def similar_spans(
     ids: list[int], query: str, tokenizer: Any, *, count: int, length: int
 ) -> list[int]:
-    """Starts of the windows most similar to the query, best first; they do not overlap.
+    """Starts of the spans whose beginnings are most similar to the query, best first; they do not
+    overlap.
 
     Of equals the last comes first, as it begins closest to the words in common. There are
     ``count`` at most, fewer when the others have less than ``RELEVANT`` of the best one's score,
@@ -35,13 +39,13 @@ def similar_spans(
         ids: a document's tokens, at least ``length``.
         query: a text in the document's own words.
         tokenizer: what the ids are of.
-        length: of a window, in tokens.
+        length: of a span, in tokens.
     """
     sentences = _sentences(ids, length, tokenizer)
-    last = len(ids) - length
-    starts = sorted({*range(0, last, max(1, length // STEP)), last, *sentences}, reverse=True)
+    last, scored = len(ids) - length, length * SCORED[0] // SCORED[1]
+    starts = sorted({*range(0, last, max(1, scored // STEP)), last, *sentences}, reverse=True)
     asked = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]
-    windows = [tokenizer.decode(ids[start : start + length]) for start in starts]
+    windows = [tokenizer.decode(ids[start : start + scored]) for start in starts]
     words = bm25s.tokenize(windows, show_progress=False)
     if not set(asked) & words.vocab.keys():
         return []

@@ -5,23 +5,27 @@ Once for all of a document's questions, or once for each when its spans are chos
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from refine_server.benchmarks.adaptation.contexts import Regime, text_of
 from refine_server.benchmarks.adaptation.items import Item, Question
 from refine_server.benchmarks.rows import read_rows
-from refine_server.ttt.answering import AdaptedDocument, adapt_document
+from refine_server.ttt.answering import begin
 from refine_server.ttt.config import AdaptConfig, Objective, SamplingConfig
 from refine_server.ttt.generation import decode
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.operations import one_by_one
-from refine_server.ttt.prompting import PromptTemplate
-from refine_server.ttt.types import AdaptRequest, DocumentAdapted, Limits
+from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
+from refine_server.ttt.reading import Asked
+from refine_server.ttt.refine import Adapted, adapt
+from refine_server.ttt.types import AdaptRequest, Limits
+
+T = TypeVar("T")
 
 OBJECTIVES: tuple[Objective, ...] = ("none", "ntp", "refine")
 
@@ -106,8 +110,7 @@ class AdaptationBench:
         seconds = dict.fromkeys(self.regimes, 0.0)
         for questions in groups:
             began = time.perf_counter()
-            query = questions[0].query if by_question else None
-            adapted = self._adapt(item.before + item.context, objective, query)
+            adapted = self._adapt(item, objective, questions[0] if by_question else None)
             adapt_seconds += time.perf_counter() - began
             for regime in self.regimes:
                 began = time.perf_counter()
@@ -121,7 +124,7 @@ class AdaptationBench:
             item.length,
             item.id,
             objective,
-            adapted.document_tokens,
+            len(self.tokenizer.encode(item.context)),
             {regime: sum(scores) / len(scores) for regime, scores in asked.items()},
             round(adapt_seconds, 3),
             {regime: round(spent, 3) for regime, spent in seconds.items()},
@@ -130,17 +133,25 @@ class AdaptationBench:
             report.guard,
         )
 
-    def _adapt(
-        self, document: str, objective: Objective, query: str | None = None
-    ) -> AdaptedDocument:
-        config = self.config.model_copy(update={"objective": objective})
-        *_, last = adapt_document(self.model, AdaptRequest(document, config, query=query))
-        assert isinstance(last, DocumentAdapted)
-        return last.document
+    def _adapt(self, item: Item, objective: Objective, question: Question | None = None) -> Adapted:
+        """Adapt to an item's document, for one question if its spans are chosen by it.
 
-    def _answer(
-        self, adapted: AdaptedDocument, item: Item, question: Question, regime: Regime
-    ) -> str:
+        The instruction before the document is read, but neither learned nor chosen.
+        """
+        config = self.config.model_copy(update={"objective": objective})
+        template, limits = self.template, Limits()
+        prompt = template.encode_document(item.context, limits)
+        about, asked = None, None
+        if question is not None:
+            query = template.encode_query(question.query, limits)
+            about, asked = question.about, Asked(question.about, prompt.header + query)
+        request = AdaptRequest(item.context, config, query=about)
+        header = prompt.header + self.tokenizer.encode(item.before)
+        whole = DocumentPrompt(header, prompt.document)
+        fast, document = begin(self.model, whole, request, whole=objective == "none")
+        return _result_of(adapt(self.model, document, fast, config, asked=asked))
+
+    def _answer(self, adapted: Adapted, item: Item, question: Question, regime: Regime) -> str:
         query = self.template.encode_query(question.query, Limits())
         state = adapted.state
         if regime != "context":
@@ -151,16 +162,22 @@ class AdaptationBench:
             read = torch.tensor([ids], device=self.model.device)
             _, state = self.model.read(read, adapted.fast_weights)
         sampling = SamplingConfig(max_tokens=question.max_tokens)
-        decoding = one_by_one(decode(self.model, query, state, adapted.fast_weights, sampling))
-        while True:
-            try:
-                next(decoding)
-            except StopIteration as end:
-                return str(end.value[0])
+        decoding = decode(self.model, query, state, adapted.fast_weights, sampling)
+        return str(_result_of(one_by_one(decoding))[0])
 
     def _prompt(self, document: str | None) -> list[int]:
         prompt = self.template.encode_document(document or "-", Limits())
         return prompt.header + (prompt.document if document else [])
+
+
+def _result_of(work: Generator[Any, None, T]) -> T:
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def _reset_peak() -> None:

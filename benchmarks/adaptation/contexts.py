@@ -32,7 +32,7 @@ def text_of(
         around = len(tokenizer.encode(item.before)), 0
         return item.before + cut_middle(item.context, around, window, tokenizer)[0]
     room = window - len(tokenizer.encode(item.before))
-    return item.before + best_passages(item.context, question.query, room, tokenizer)
+    return item.before + best_passages(item.context, question.about, room, tokenizer)
 
 
 def best_passages(text: str, query: str, room: int, tokenizer: Tokenizer) -> str:

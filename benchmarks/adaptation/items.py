@@ -30,11 +30,15 @@ TINY_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """A query, how long its answer may be, and its score: 0 to 100."""
+    """A query, how long its answer may be, and its score: 0 to 100.
+
+    about: the query without the instruction that data sets repeat in it: what spans are chosen by.
+    """
 
     query: str
     max_tokens: int
     score: Callable[[str], float]
+    about: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def tiny_items(lengths: Sequence[int], count: int, seed: int, part: Part) -> Ite
                 stated = corpus.make_facts(rng, facts, twins=0.5)
                 document = corpus.make_document(rng, stated, length)
                 asked = corpus.make_questions(rng, stated, min(facts, TINY_QUESTIONS))
-                questions = tuple(Question(q.query, 12, _exactly(q.answer)) for q in asked)
+                questions = tuple(Question(q.query, 12, _exactly(q.answer), q.query) for q in asked)
                 yield Item(task, length, str(number), "", document.text, questions)
 
 
@@ -130,7 +134,7 @@ def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
 def _of_row(row: dict[str, object]) -> Item:
     if "outputs" in row:
         sample = Sample.parse({"task": "qa_1", **row})
-        return _of_sample(sample, 0, sample.max_tokens)
+        return _of_sample(sample, 0, sample.max_tokens, about=row.get("query"))
     from refine_server.benchmarks.longbench.data import Row
     from refine_server.benchmarks.longbench.score import score
 
@@ -140,13 +144,15 @@ def _of_row(row: dict[str, object]) -> Item:
         task.after(parsed.question).lstrip("\n"),
         task.max_tokens,
         lambda said: score(task, said, parsed.answers, parsed.classes),
+        parsed.question,
     )
     return Item(task.name, 0, parsed.id, task.before, parsed.context, (question,))
 
 
-def _of_sample(sample: Sample, length: int, max_tokens: int) -> Item:
+def _of_sample(sample: Sample, length: int, max_tokens: int, about: object = None) -> Item:
     query = sample.after.lstrip("\n") + sample.answer_prefix
-    question = Question(query, min(max_tokens, sample.max_tokens), sample.score)
+    longest = min(max_tokens, sample.max_tokens)
+    question = Question(query, longest, sample.score, str(about or query))
     return Item(sample.task, length, sample.index, sample.before, sample.context, (question,))
 
 

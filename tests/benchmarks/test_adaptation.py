@@ -21,6 +21,7 @@ from refine_server.benchmarks.adaptation.items import (
 from refine_server.benchmarks.adaptation.report import Summary
 from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError
+from refine_server.ttt import reading, refine
 from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, load
 
@@ -37,7 +38,7 @@ def tokenizer(tiny) -> ModelTokenizer:
 
 
 def question(query: str = "What is the harbour code?", answer: str = "amber") -> Question:
-    return Question(query, 4, lambda said: 100.0 * (said.strip() == answer))
+    return Question(query, 4, lambda said: 100.0 * (said.strip() == answer), query)
 
 
 def told(items) -> list[tuple]:
@@ -87,6 +88,7 @@ def test_rows_of_files_are_split_by_their_ids(tmp_path) -> None:
     assert [i.id for i in file_items(path, 3, "dev")] == dev[:3]
     [asked] = next(file_items(path, 1, "dev")).questions
     assert asked.score("In France, of course.") == 100.0
+    assert (asked.about, asked.query[:10]) == ("Where?", "Answer the")
 
     row = {"_id": "a1", "dataset": "qasper", "context": "It is so.", "input": "Is it?"}
     row |= {"answers": ["Yes"], "all_classes": None, "length": 3}
@@ -96,6 +98,7 @@ def test_rows_of_files_are_split_by_their_ids(tmp_path) -> None:
     [item] = file_items(longbench, 9, part)
     assert (item.task, item.context) == ("qasper", "It is so.")
     assert item.questions[0].score("Yes") == 100.0
+    assert item.questions[0].about == "Is it?"
     with pytest.raises(DataError, match=f"no row of the part {other}"):
         list(file_items(longbench, 9, other))
 
@@ -151,7 +154,7 @@ def test_the_memory_regime_sees_nothing_but_the_weights(tiny) -> None:
     for value in ("amber", "coral"):
         text = f"The harbour code is {value}. It rained until late. The dogs barked at the moon."
         item = Item("t", 0, value, "", text, (asked,))
-        adapted = bench._adapt(text, "none")
+        adapted = bench._adapt(item, "none")
         answers[value] = [bench._answer(adapted, item, asked, r) for r in ("context", "memory")]
     assert [a[0].strip() for a in answers.values()] == ["amber", "coral"]
     assert answers["amber"][1] == answers["coral"][1]
@@ -161,14 +164,40 @@ def test_spans_of_a_question_are_adapted_to_for_that_question(tiny) -> None:
     settings = AdaptConfig(prefix="local", selection="query", spans_as="answer", steps=1, chunks=1)
     bench = AdaptationBench(tiny, settings, ("context",), 128)
     [item] = [i for i in tiny_items([160], 1, 0, "dev") if i.task == "niah_multikey"]
-    queries = []
+    asked = []
     adapt = bench._adapt
-    bench._adapt = lambda document, objective, query: (
-        queries.append(query) or adapt(document, objective, query)
+    bench._adapt = lambda item, objective, question: (
+        asked.append(question) or adapt(item, objective, question)
     )
     bench.measure(item, "refine")
-    assert queries == [q.query for q in item.questions]
-    assert len(set(queries)) > 1
+    assert asked == list(item.questions)
+    assert len({question.query for question in asked}) > 1
+
+
+def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None:
+    """Neither the document's own, nor its repetition in the query, decides what is stepped on."""
+    before, repeated = "The harbour code, the harbour code! ", "Name the garden. The garden! "
+    filler = "The old man walked along the path. It rained until late. "
+    context = filler * 5 + "The harbour code is amber. The garden is old. " + filler * 5
+    about = "What is the harbour code?"
+    asked = Question(repeated + about, 4, lambda said: 0.0, about)
+    item = Item("t", 0, "1", before, context, (asked,))
+    settings = AdaptConfig(
+        prefix="local", selection="query", spans_as="answer", steps=1, chunks=1, span_tokens=10
+    )
+    bench = AdaptationBench(tiny, settings, ("context",), 128)
+    learned = []
+    original = reading.answer_reading
+
+    def answer_reading(document, spans, fast, asked):
+        rows = original(document, spans, fast, asked)
+        learned.append(tiny.tokenizer.decode(rows.input_ids[0].tolist()))
+        return rows
+
+    monkeypatch.setattr(refine, "answer_reading", answer_reading)
+    bench.measure(item, "ntp")
+    [row] = learned
+    assert row.count("harbour code is amber") == 1
 
 
 def results() -> list[Result]:

@@ -30,6 +30,12 @@ def test_what_is_asked_about_comes_first_and_as_a_sentence(tokenizer) -> None:
     assert found.strip().startswith("The ")
 
 
+def test_a_span_reaches_beyond_the_words_in_common(tokenizer) -> None:
+    text = FILLER * 5 + "The old man said that the code of the harbour gate is amber. " + FILLER * 7
+    [found, *_] = spans(tokenizer, text, "What is the code of the harbour gate?")
+    assert "code of the harbour gate is amber" in found
+
+
 def test_text_about_something_else_is_left_out(tokenizer) -> None:
     facts = "The harbour code is amber. ", "The garden code is coral. ", "The tower code is ivory. "
     text = FILLER * 3 + facts[0] + FILLER * 4 + facts[1] + FILLER * 3 + facts[2] + FILLER
