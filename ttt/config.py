@@ -48,7 +48,8 @@ class AdaptConfig(BaseModel):
     spans_as: Literal["text", "answer"] = Field(
         "text",
         description="text: each span is a sequence of its own; answer (with selection query): the "
-        "spans, best first, are the answer to the query, asked without the document.",
+        "spans, as whole sentences and in the document's order, are the answer to the query, asked "
+        "without the document.",
     )
     span_tokens: int = Field(32, ge=8, le=512, description="Length of a local span, in tokens.")
     steps: int = Field(8, ge=0, le=256, description="Optimiser steps.")

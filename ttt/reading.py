@@ -13,7 +13,7 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
 from refine_server.ttt.models.state import State
 from refine_server.ttt.selection import select_spans
-from refine_server.ttt.similarity import similar_spans
+from refine_server.ttt.similarity import similar_spans, whole_sentences
 
 MIN_PREFIX = 20
 """Tokens that stand before a rollout at least, as in the paper's code."""
@@ -240,8 +240,7 @@ def informative_spans(
 ) -> list[guard.Span]:
     """The most informative spans of a document: what ``prefix = local`` steps on.
 
-    Those that a query asks about come best first; there may be none. With a guard some of a short
-    document is left for it.
+    Those that a query asks about may be none. With a guard some of a short document is left for it.
     """
     tokens = document.tokens_learned
     room = tokens if config.guard == "none" else tokens * 3 // 4
@@ -250,21 +249,32 @@ def informative_spans(
     if config.selection == "query":
         if asked is None:
             raise ValueError("selection='query' needs a query")
-        ids = document.input_ids[0, document.first :].tolist()
-        tokenizer = document.model.tokenizer
-        starts = similar_spans(ids, asked.text, tokenizer, count=count, length=length)
-    else:
-        with torch.no_grad():
-            stats = document.stats(document.base.hidden, BASE)
-        starts = select_spans(
-            stats.entropy[0],
-            -stats.log_prob[0],
-            config.selection,
-            count=count,
-            length=length,
-            generator=generator,
-        )
+        return _asked_spans(document, config, asked, count, length)
+    with torch.no_grad():
+        stats = document.stats(document.base.hidden, BASE)
+    starts = select_spans(
+        stats.entropy[0],
+        -stats.log_prob[0],
+        config.selection,
+        count=count,
+        length=length,
+        generator=generator,
+    )
     return [(document.first + start, document.first + start + length) for start in starts]
+
+
+def _asked_spans(
+    document: Reading, config: AdaptConfig, asked: Asked, count: int, length: int
+) -> list[guard.Span]:
+    """The spans that a query asks about: best first; as an answer in the document's order, so that
+    the document, where it is in context, says the same.
+    """
+    ids, tokenizer = document.input_ids[0, document.first :].tolist(), document.model.tokenizer
+    starts = similar_spans(ids, asked.text, tokenizer, count=count, length=length)
+    spans = [(start, start + length) for start in starts]
+    if config.spans_as == "answer":
+        spans = sorted(whole_sentences(ids, *span, tokenizer) for span in spans)
+    return [(document.first + start, document.first + end) for start, end in spans]
 
 
 def span_reading(document: Reading, spans: Sequence[guard.Span], fast: FastWeights) -> Reading:

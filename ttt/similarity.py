@@ -62,6 +62,22 @@ def similar_spans(
     return chosen
 
 
+def whole_sentences(ids: list[int], start: int, end: int, tokenizer: Any) -> tuple[int, int]:
+    """Where a span begins and ends without the parts of other sentences at its edges.
+
+    Text that is cut off is learned as text that is cut off, and in context it is gone on with: the
+    document says how. At either edge only what is not scored by itself, a third, may be left out;
+    a span within one sentence stays as it is.
+    """
+    edge = (end - start) - (end - start) * SCORED[0] // SCORED[1]
+    begins = {start + place for place in _sentences(ids[start : end + 1], 1, tokenizer)}
+    if end == len(ids):
+        begins.add(end)
+    first = max(place for place in begins if place <= start + edge)
+    last = max((place for place in begins if place >= end - edge), default=end)
+    return first, last
+
+
 def _sentences(ids: list[int], length: int, tokenizer: Any) -> set[int]:
     """Starts of sentences that have room for a window."""
     pieces = [tokenizer.decode([token]) for token in ids]

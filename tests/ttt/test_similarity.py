@@ -3,7 +3,7 @@
 import pytest
 
 from refine_server.ttt.models.embedded import tiny
-from refine_server.ttt.similarity import similar_spans
+from refine_server.ttt.similarity import similar_spans, whole_sentences
 
 FILLER = "The old man walked along the path. It rained until late. The dogs barked at the moon. "
 
@@ -34,6 +34,32 @@ def test_a_span_reaches_beyond_the_words_in_common(tokenizer) -> None:
     text = FILLER * 5 + "The old man said that the code of the harbour gate is amber. " + FILLER * 7
     [found, *_] = spans(tokenizer, text, "What is the code of the harbour gate?")
     assert "code of the harbour gate is amber" in found
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "after", "kept"),
+    [
+        (
+            "It rained.",
+            " late. The harbour code is amber. The",
+            " dogs barked.",
+            "The harbour code is amber.",
+        ),
+        (
+            "It rained.",
+            " The harbour code is amber.",
+            " The dogs barked.",
+            "The harbour code is amber.",
+        ),
+        ("The harbour", " code is amber and the garden code is", " coral.", None),
+        ("It rained.", " The harbour code is amber", "", "The harbour code is amber"),
+    ],
+)
+def test_a_span_is_cut_to_whole_sentences(tokenizer, before, text, after, kept) -> None:
+    parts = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in (before, text, after)]
+    ids, start = [*parts[0], *parts[1], *parts[2]], len(parts[0])
+    first, last = whole_sentences(ids, start, start + len(parts[1]), tokenizer)
+    assert tokenizer.decode(ids[first:last]).strip() == (kept or text.strip())
 
 
 def test_text_about_something_else_is_left_out(tokenizer) -> None:
