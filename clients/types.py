@@ -198,7 +198,7 @@ class AdaptOptions(TypedDict, total=False):
     objective: Literal["refine", "ntp", "none"]
     prefix: Literal["full", "local"]
     ntp_on: Literal["document", "spans"] | None
-    spans_as: Literal["text", "answer"]
+    spans_as: Literal["text", "answer", "answer_in_context"]
     span_tokens: int
     steps: int
     chunks: int

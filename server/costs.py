@@ -78,8 +78,9 @@ def step_tokens(config: AdaptConfig, tokens: int) -> int:
         return 0
     spans = config.prefix == "local"
     read = min(config.chunks * config.span_tokens, tokens) if spans else tokens
-    if spans and config.ntp_on == "document":
-        read += tokens
+    if spans:
+        read += tokens * (config.ntp_on == "document")
+        read += tokens * (config.spans_as == "answer_in_context")
     if config.objective == "ntp":
         return read
     sampled = config.chunks * config.rollouts * config.rollout_tokens

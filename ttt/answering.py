@@ -136,7 +136,7 @@ def adapting_to(
     asked = None
     if request.query is not None:
         query = template.encode_query(request.query, limits)
-        asked = Asked(request.query, prompt.header + query)
+        asked = Asked(request.query, prompt.header, query)
     began = time.monotonic()
     whole = request.adapt.objective == "none"
     fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
@@ -210,7 +210,7 @@ def answering(
         clock.lap("base")
         yield BaseAnswered(base_answer)
 
-    tokens, asked = len(prompt.document), Asked(request.query, prompt.header + query)
+    tokens, asked = len(prompt.document), Asked(request.query, prompt.header, query)
     adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer

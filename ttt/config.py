@@ -45,11 +45,12 @@ class AdaptConfig(BaseModel):
         description="What the next-token loss reads. Default: the document when prefix is full, "
         "the spans when it is local.",
     )
-    spans_as: Literal["text", "answer"] = Field(
+    spans_as: Literal["text", "answer", "answer_in_context"] = Field(
         "text",
         description="text: each span is a sequence of its own; answer (with selection query): the "
         "spans, as whole sentences and in the document's order, are the answer to the query, asked "
-        "without the document.",
+        "without the document; answer_in_context: the same, asked after the document, so that a "
+        "step reads all of it.",
     )
     span_tokens: int = Field(32, ge=8, le=512, description="Length of a local span, in tokens.")
     steps: int = Field(8, ge=0, le=256, description="Optimiser steps.")
@@ -103,8 +104,8 @@ class AdaptConfig(BaseModel):
             raise ValueError("ntp_on='spans' needs prefix='local'")
         if self.selection == "query" and self.prefix != "local":
             raise ValueError("selection='query' needs prefix='local'")
-        if self.spans_as == "answer" and self.selection != "query":
-            raise ValueError("spans_as='answer' needs selection='query'")
+        if self.spans_as != "text" and self.selection != "query":
+            raise ValueError(f"spans_as={self.spans_as!r} needs selection='query'")
         if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
             raise ValueError("span_tokens must be at least twice rollout_tokens")
         if self.chunks * self.group > MAX_BRANCHES:

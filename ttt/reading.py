@@ -151,11 +151,13 @@ class Reading:
 class Asked:
     """A query that is known when its document is adapted to.
 
-    prompt: tokens of the query asked without the document, up to where the answer begins.
+    header, query: tokens of the prompt before the document and from its end on, up to where the
+    answer begins.
     """
 
     text: str
-    prompt: list[int]
+    header: list[int]
+    query: list[int]
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _asked_spans(
     ids, tokenizer = document.input_ids[0, document.first :].tolist(), document.model.tokenizer
     starts = similar_spans(ids, asked.text, tokenizer, count=count, length=length)
     spans = [(start, start + length) for start in starts]
-    if config.spans_as == "answer":
+    if config.spans_as != "text":
         spans = sorted(whole_sentences(ids, *span, tokenizer) for span in spans)
     return [(document.first + start, document.first + end) for start, end in spans]
 
@@ -284,13 +286,26 @@ def span_reading(document: Reading, spans: Sequence[guard.Span], fast: FastWeigh
 
 
 def answer_reading(
-    document: Reading, spans: Sequence[guard.Span], fast: FastWeights, asked: Asked
+    document: Reading,
+    spans: Sequence[guard.Span],
+    fast: FastWeights,
+    asked: Asked,
+    in_context: bool,
 ) -> Reading:
-    """Spans of a document, one after the other, as the answer to a query: a single row."""
-    prompt = torch.tensor(asked.prompt, device=document.input_ids.device)
-    said = [document.input_ids[0, start:end] for start, end in spans]
-    row = torch.cat([prompt, *said])[None]
-    first = prompt.shape[0]
+    """Spans of a document, one after the other, as the answer to a query: a single row.
+
+    The query is asked without the document, or ``in_context`` after it.
+    """
+    ids = document.input_ids[0]
+    header, query = (ids.new_tensor(part) for part in (asked.header, asked.query))
+    row = [ids if in_context else header, query]
+    first = sum(part.shape[0] for part in row)
+    row += [ids[start:end] for start, end in spans]
     return Reading(
-        document.model, row, fast, first=first, positions=document.positions, min_prefix=first
+        document.model,
+        torch.cat(row)[None],
+        fast,
+        first=first,
+        positions=document.positions,
+        min_prefix=first,
     )

@@ -135,8 +135,10 @@ class Loop:
 
     def _rows(self, document: Reading, asked: Asked | None) -> Reading:
         """What is stepped on instead of the document."""
-        if self.config.spans_as == "answer" and asked is not None:
-            return answer_reading(document, self.spans, self.fast, asked)
+        spans_as = self.config.spans_as
+        if spans_as != "text" and asked is not None:
+            in_context = spans_as == "answer_in_context"
+            return answer_reading(document, self.spans, self.fast, asked, in_context)
         return span_reading(document, self.spans, self.fast)
 
     def _hold_out(self, document: Reading) -> guard.Judge | None:

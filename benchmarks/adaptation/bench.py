@@ -144,7 +144,7 @@ class AdaptationBench:
         about, asked = None, None
         if question is not None:
             query = template.encode_query(question.query, limits)
-            about, asked = question.about, Asked(question.about, prompt.header + query)
+            about, asked = question.about, Asked(question.about, prompt.header, query)
         request = AdaptRequest(item.context, config, query=about)
         header = prompt.header + self.tokenizer.encode(item.before)
         whole = DocumentPrompt(header, prompt.document)

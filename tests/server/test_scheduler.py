@@ -232,6 +232,8 @@ def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
 def test_a_step_on_spans_does_not_grow_with_the_document() -> None:
     local = AdaptConfig(prefix="local", chunks=8, span_tokens=32, objective="ntp")
     assert step_tokens(local, 1000) == step_tokens(local, 100_000) == 256
+    asked = local.model_copy(update={"selection": "query", "spans_as": "answer_in_context"})
+    assert step_tokens(asked, 1000) == 1256
     whole = AdaptConfig(prefix="full", objective="ntp")
     assert step_tokens(whole, 1000) == 1000
     assert step_tokens(AdaptConfig(objective="none"), 1000) == 0

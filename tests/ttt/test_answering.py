@@ -72,10 +72,11 @@ def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
         assert result.adaptation.adapted is (objective != "none")
 
 
-@pytest.mark.parametrize("spans_as", ["text", "answer"])
+@pytest.mark.parametrize("spans_as", ["text", "answer", "answer_in_context"])
 def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
     document, questions = example("tiny_example")
     settings = {"prefix": "local", "selection": "query", "spans_as": spans_as, "guard": "none"}
+    settings["learning_rate"] = 2e-3
     for question in questions[:2]:
         asked = request(document, question["query"], **settings)
         result = completed(answer(tiny, asked))

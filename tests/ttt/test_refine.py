@@ -130,17 +130,21 @@ def test_a_header_is_context_only(model, tokens, perturbed) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("in_context", [False, True])
 def test_gradient_equals_the_naive_loop_on_spans_as_an_answer(
-    model_in, dtype, tokens, perturbed
+    model_in, dtype, tokens, perturbed, in_context
 ) -> None:
     model, settings = model_in(dtype), config()
     fast = perturbed(model)
     document = Reading(model, tokens(1, 131), fast, positions=4)
-    prompt = tokens(1, 23, seed=1)[0].tolist()
-    rows = answer_reading(document, [(90, 109), (3, 22)], fast, Asked("?", prompt))
-    ids, said = rows.input_ids[0], document.input_ids[0]
-    assert ids.tolist() == [*prompt, *said[90:109].tolist(), *said[3:22].tolist()]
-    assert rows.starts(torch.tensor([[0, 37]]), 5).tolist() == [[23, 56]]
+    header, query = tokens(1, 23, seed=1)[0].split([9, 14])
+    asked = Asked("?", header.tolist(), query.tolist())
+    rows = answer_reading(document, [(3, 22), (90, 107)], fast, asked, in_context)
+    text = document.input_ids[0]
+    prompt = torch.cat([text if in_context else header, query])
+    assert rows.input_ids[0].tolist() == torch.cat([prompt, text[3:22], text[90:107]]).tolist()
+    first = len(prompt)
+    assert rows.starts(torch.tensor([[0, 35]]), 5).tolist() == [[first, first + 31]]
     loop = Loop(model, rows, fast, settings)
     assert relative_error(loop, rows, fast, settings) <= TOLERANCE[dtype]
 
