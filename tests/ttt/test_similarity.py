@@ -1,8 +1,13 @@
 """Spans by their similarity to a query."""
 
 import pytest
+import torch
 
+from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.models import load
 from refine_server.ttt.models.embedded import tiny
+from refine_server.ttt.reading import Asked, Reading, informative_spans
 from refine_server.ttt.similarity import similar_spans, whole_sentences
 
 FILLER = "The old man walked along the path. It rained until late. The dogs barked at the moon. "
@@ -81,3 +86,21 @@ def test_a_document_of_one_span(tokenizer, length) -> None:
     ids = tokenizer(FILLER, add_special_tokens=False)["input_ids"][:length]
     query = "Where did the old man go?"
     assert similar_spans(ids, query, tokenizer, count=3, length=length) == [0]
+
+
+def test_an_answer_is_learned_in_the_documents_order() -> None:
+    model = load("tiny")
+    facts = "The harbour code is amber. ", "The harbour code is coral. "
+    text = FILLER * 2 + facts[0] + FILLER * 3 + facts[1] + FILLER * 2
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    document = Reading(model, torch.tensor([ids]), BASE)
+    found = {}
+    for spans_as in ("text", "answer"):
+        config = AdaptConfig(
+            prefix="local", selection="query", spans_as=spans_as, span_tokens=12, guard="none"
+        )
+        asked = Asked("What are the harbour codes? The harbour code", [], [])
+        spans = informative_spans(document, config, torch.Generator(), asked)
+        found[spans_as] = [model.tokenizer.decode(ids[start:end]).strip() for start, end in spans]
+    for order, told in (("text", facts[::-1]), ("answer", facts)):
+        assert all(f.strip() in span for f, span in zip(told, found[order], strict=True))
