@@ -25,7 +25,8 @@ class AdaptConfig(BaseModel):
     The loop's defaults (c, n, k, temperature, reward, coefficients) are the paper's test-time
     setting; targets, rank, steps and learning rate were chosen by trying them on the embedded
     model (benchmarks/README.md). On held-out questions they answer no better than the unadapted
-    model; with the guard, hardly worse (benchmarks/results/adaptation.md).
+    model; with the guard, hardly worse. What gains on it needs the query and is no default: spans
+    chosen by it and learned as its answer (benchmarks/results/adaptation.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
