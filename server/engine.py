@@ -22,8 +22,9 @@ from refine_server.server.jobs import Job
 from refine_server.server.metrics import Metrics
 from refine_server.server.scheduler import QueueLimits, Scheduler
 from refine_server.server.settings import Settings
+from refine_server.ttt.errors import IsolationError
 from refine_server.ttt.operations import Operation, resume, run_batch
-from refine_server.ttt.types import AdaptationStep, Event, IsolationError, Last, RequestError
+from refine_server.ttt.types import AdaptationStep, Event, Last, RequestError
 
 if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.prompting import PromptTemplate

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.completion import completing
+from refine_server.ttt.errors import IsolationError
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.generation import Decoded, Decoding, decode
 from refine_server.ttt.models.base import CausalLM
@@ -37,7 +38,6 @@ from refine_server.ttt.types import (
     DocumentAdapted,
     DocumentRead,
     Event,
-    IsolationError,
     Limits,
     Timings,
     Usage,

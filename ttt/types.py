@@ -21,10 +21,6 @@ class RequestError(ValueError):
         self.code = code
 
 
-class IsolationError(RuntimeError):
-    """Weights or a state were about to be used for somebody who does not own them."""
-
-
 class DamagedError(ValueError):
     """Stored bytes that are no adapted document of this format; the message says what is wrong."""
 

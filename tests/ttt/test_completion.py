@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from refine_server.ttt.answering import AdaptedDocument, perform
 from refine_server.ttt.completion import SCORED_AT_ONCE, check_prompts
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.errors import IsolationError
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.token_bytes import TokenBytes
@@ -26,7 +27,6 @@ from refine_server.ttt.types import (
     CompletionRequest,
     DocumentAdapted,
     Event,
-    IsolationError,
     Limits,
     PromptRead,
     RequestError,

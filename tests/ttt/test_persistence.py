@@ -7,6 +7,7 @@ import torch
 
 from refine_server.ttt.answering import AdaptedDocument, adapt_document, ask
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.errors import IsolationError
 from refine_server.ttt.models import load
 from refine_server.ttt.models.state import compact
 from refine_server.ttt.persistence import dump, restore
@@ -18,7 +19,6 @@ from refine_server.ttt.types import (
     AskRequest,
     DamagedError,
     DocumentAdapted,
-    IsolationError,
 )
 
 CPU = torch.device("cpu")
