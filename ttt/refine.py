@@ -150,10 +150,11 @@ class Loop:
 
     def step(self, number: int) -> "Outcome":
         """One optimiser step, and why it was not made if it was not."""
+        outcome: Outcome | Exception
         [outcome] = AdaptStep.run_together([AdaptStep(self, number)])
         if isinstance(outcome, Exception):
             raise outcome
-        return Outcome(*outcome)
+        return outcome
 
     def loss(self) -> StepLoss:
         """The loss under the present fast weights, with positions and rollouts drawn anew."""
