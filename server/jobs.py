@@ -41,6 +41,7 @@ class Job:
         self.tokens = 0
         self.estimate = 0.0
         self.attained = 0.0  # the scheduler's: weighted seconds of turns
+        self.longest_turn = 0.0  # of them
         self.start_tag = 0.0  # and its owner's service when it was admitted
         self.queue_seconds = 0.0
         self.worked_seconds = 0.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from refine_server.server import errors
 from refine_server.server.jobs import Job
+from refine_server.ttt.operations import Alone
 
 LONGEST_WAIT_SECONDS = 3600
 SHORTEST_TURN = 1e-3
@@ -83,7 +84,25 @@ class Scheduler:
         if not self.active:
             return None
         cancelled = next((job for job in self.active if job.cancelled is not None), None)
-        return cancelled or min(self.active, key=lambda job: job.attained)
+        if cancelled is not None:
+            return cancelled
+        lead = min(self.active, key=lambda job: job.attained)
+        if lead.operation is not None and lead.operation.gathers:
+            return min(self._before(lead), key=lambda job: job.attained, default=lead)
+        return lead
+
+    def _before(self, lead: Job) -> list[Job]:
+        """Jobs that ``lead`` lets go first, as they may join its batches afterwards.
+
+        They are no more than a turn ahead of it, and so are not served more than without this.
+        """
+        turn = max(job.longest_turn for job in self.active)
+        return [
+            job
+            for job in self.active
+            if (job.operation is None or isinstance(job.operation, Alone))
+            and job.attained <= lead.attained + turn
+        ]
 
     def companions(self, lead: Job, most: int) -> list[Job]:
         """Up to ``most`` active jobs whose operations can run with that of ``lead``, the first one.
@@ -121,7 +140,9 @@ class Scheduler:
         job.worked_seconds += seconds
         self._served[job.owner] += seconds
         own = sum(j.owner == job.owner for j in self.active)
-        job.attained += max(seconds, SHORTEST_TURN) * own * PRIORITY_STEP**job.priority
+        turn = max(seconds, SHORTEST_TURN) * own * PRIORITY_STEP**job.priority
+        job.attained += turn
+        job.longest_turn = max(job.longest_turn, turn)
 
     def withdraw(self, job: Job) -> bool:
         """Take back a job that still waits; False when it is active or unknown."""

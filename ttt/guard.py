@@ -6,7 +6,7 @@ keeps spans of the document out of the loss and judges the copy on them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,17 +85,6 @@ def hold_out(
     return spans
 
 
-@dataclass(frozen=True)
-class Probes:
-    """Held-out spans to be repeated after the document, each behind the text that stood before it.
-
-    ids: [P, 2 SPAN]. frozen: their reading below all fast weights, after the document.
-    """
-
-    ids: Tensor
-    frozen: Frozen
-
-
 class Judge:
     """Judges a copy on the document's held-out spans, and keeps the best.
 
@@ -117,8 +106,8 @@ class Judge:
         self.tokens = torch.cat(at)
         every = -(-len(spans) // MAX_PROBES)
         cues = [input_ids[0, start - SPAN : end] for start, end in spans[::every]]
-        self.probe_ids = torch.stack(cues)
-        self.probes: Probes | None = None
+        self.probe_ids = torch.stack(cues)  # [P, 2 SPAN]
+        self.below: Tensor | None = None  # [P, 2 SPAN, D], read below all fast weights
         self.judgements: list[Judgement] = []
         self._kept: tuple[Judgement, FastWeights] | None = None
         self._since_kept = 0
@@ -128,39 +117,27 @@ class Judge:
         """Whether more steps are not to be expected to bring a better copy."""
         return self._since_kept >= PATIENCE
 
-    @torch.no_grad()
     def see(self, step: int, hidden: Tensor, state: State) -> None:
         """Judge the present weights, which ``step`` steps made, from the document read by them.
-
-        Once only: a step whose batch failed is tried again alone.
 
         Args:
             hidden: [1, T, D], of the document's tokens.
             state: after them.
         """
-        if self.judgements and self.judgements[-1].step == step:
+        see_together([self], [step], hidden, state)
+
+    def note(self, judgement: Judgement) -> None:
+        """Keep a copy of the weights that were judged if none was better.
+
+        Once only: a step whose batch failed is tried again alone.
+        """
+        if self.judgements and self.judgements[-1].step == judgement.step:
             return
-        judgement = Judgement(step, self._loss(hidden), self._reward(state))
         self.judgements.append(judgement)
-        if step and self._beats_base(judgement) and self._is_best(judgement):
+        if judgement.step and self._beats_base(judgement) and self._is_best(judgement):
             self._kept, self._since_kept = (judgement, self.fast.clone()), 0
-        elif step:
+        elif judgement.step:
             self._since_kept += 1
-
-    def _loss(self, hidden: Tensor) -> float:
-        before = hidden[:, self.tokens - 1]
-        log_prob, _ = self.model.token_stats(before, self.input_ids[:, self.tokens], self.fast)
-        return -float(log_prob.mean())
-
-    def _reward(self, state: State) -> float:
-        state = state.detach().repeat(self.probe_ids.shape[0])
-        if self.probes is None:
-            self.probes = Probes(
-                self.probe_ids, self.model.freeze(self.probe_ids, self.fast, state)
-            )
-        hidden = self.model.trunk(self.probes.frozen, self.fast, state).hidden
-        said = self.model.head_logits(hidden[:, SPAN - 1 : -1].flatten(0, 1), self.fast).argmax(-1)
-        return float((said == self.probe_ids[:, SPAN:].flatten()).float().mean())
 
     def _beats_base(self, judgement: Judgement) -> bool:
         base = self.judgements[0]
@@ -178,3 +155,67 @@ class Judge:
         for own, values in zip(self.fast.parameters(), kept.parameters(), strict=True):
             own.copy_(values)
         return judgement.step
+
+
+@torch.no_grad()
+def see_together(
+    judges: Sequence[Judge], steps: Sequence[int], hidden: Tensor, state: State
+) -> None:
+    """Have every judge judge its copy, which so many steps made, all in one reading.
+
+    Args:
+        hidden: [R, T, D], a row for each judge's document, padded at the end to the longest.
+        state: R rows, each after its document's own last token.
+    """
+    fast = FastWeights.stack([judge.fast for judge in judges])
+    losses, rewards = _losses(judges, hidden, fast), _rewards(judges, state.detach(), fast)
+    for judge, step, loss, reward in zip(judges, steps, losses, rewards, strict=True):
+        judge.note(Judgement(step, loss, reward))
+
+
+def _losses(judges: Sequence[Judge], hidden: Tensor, fast: FastWeights) -> list[float]:
+    """Mean next-token loss of every document's held-out tokens, in their places."""
+    counts = [judge.tokens.shape[0] for judge in judges]
+    at = torch.stack([_filled(judge.tokens, max(counts)) for judge in judges])  # [R, N]
+    targets = [judge.input_ids[0, judge.tokens] for judge in judges]
+    row = torch.arange(len(judges), device=at.device)[:, None]
+    log_prob, _ = judges[0].model.token_stats(
+        hidden[row, at - 1], torch.stack([_filled(t, max(counts)) for t in targets]), fast
+    )
+    return [-float(own[:count].mean()) for own, count in zip(log_prob, counts, strict=True)]
+
+
+def _rewards(judges: Sequence[Judge], state: State, fast: FastWeights) -> list[float]:
+    """Share of the held-out tokens that are repeated rightly after every document, behind cues."""
+    model, counts = judges[0].model, [judge.probe_ids.shape[0] for judge in judges]
+    state = state.repeat(max(counts))
+    frozen = _probes(judges, max(counts), state, fast)
+    hidden = model.trunk(frozen, fast, state).hidden
+    said = model.head_logits(hidden[:, SPAN - 1 : -1].flatten(0, 1), fast).argmax(-1)
+    right = (said == frozen.input_ids[:, SPAN:].flatten()).float()
+    return [
+        float(own.view(-1, SPAN)[:count].mean())
+        for own, count in zip(right.chunk(len(judges)), counts, strict=True)
+    ]
+
+
+def _probes(judges: Sequence[Judge], rows: int, state: State, fast: FastWeights) -> Frozen:
+    """So many rows of probes of every judge, read after its document; below all fast weights once.
+
+    What that leaves behind is not kept: nothing is read after a probe.
+    """
+    ids = torch.cat([_filled(judge.probe_ids, rows) for judge in judges])
+    known = [_filled(judge.below, rows) for judge in judges if judge.below is not None]
+    if len(known) == len(judges):
+        return Frozen(ids, torch.cat(known), (), fast.first_layer or 0)
+    frozen = judges[0].model.freeze(ids, fast, state)
+    if frozen.hidden is not None:
+        for judge, below in zip(judges, frozen.hidden.chunk(len(judges)), strict=True):
+            judge.below = below[: judge.probe_ids.shape[0]].clone()  # no other request's rows
+    return replace(frozen, traces=())
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """``count`` rows, what is missing filled up with the last one."""
+    missing = count - rows.shape[0]
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows

@@ -25,6 +25,8 @@ class Operation(ABC):
 
     name: ClassVar[str]
     """What metrics call it."""
+    gathers: ClassVar[bool] = False
+    """Whether it gains enough from company to let work go first that company may come from."""
 
     @property
     def room(self) -> int:

@@ -1,8 +1,8 @@
 """A document as the loop sees it, and the sequences that its steps read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -160,20 +160,64 @@ class Asked:
     query: list[int]
 
 
-@dataclass(frozen=True)
-class TrunkPart:
-    """One request's part of a trunk. hidden: [S, T, D]. ``end`` gives the state after its tokens.
+class TrunkBatch:
+    """A trunk over the rows of several requests, S of each, padded at the end to the longest.
 
-    That state is made when it is asked for: a batch has it only at the end of its longest row.
+    Args:
+        trunk: over all rows.
+        lengths: of each request's rows, in tokens.
+        rows: S.
     """
 
-    hidden: Tensor
-    end: Callable[[], State]
+    def __init__(self, trunk: Trunk, lengths: Sequence[int], rows: int) -> None:
+        self.trunk, self.lengths, self.rows = trunk, lengths, rows
+
+    @cached_property
+    def ends(self) -> State:
+        """After the last token of every row, R S of them, made when it is asked for.
+
+        A batch has it only at the end of its longest row: others' is the state before the padding.
+        """
+        if len(self.lengths) == 1:
+            return self.trunk.state
+        device = self.trunk.hidden.device
+        ends = torch.tensor(self.lengths, device=device).repeat_interleave(self.rows)
+        with torch.no_grad():
+            return self.trunk.state_at(ends[:, None])
+
+    @cached_property
+    def _ends_of_rows(self) -> list[State]:
+        return self.ends.split()
+
+
+@dataclass(frozen=True)
+class TrunkPart:
+    """Request ``r``'s part of a batch's trunk."""
+
+    batch: TrunkBatch
+    r: int = 0
 
     @staticmethod
     def whole(trunk: Trunk) -> "TrunkPart":
         """A trunk that is all one request's."""
-        return TrunkPart(trunk.hidden, lambda: trunk.state)
+        R, T, _ = trunk.hidden.shape
+        return TrunkPart(TrunkBatch(trunk, [T], R))
+
+    @property
+    def hidden(self) -> Tensor:
+        """[S, T, D], of its own tokens."""
+        return self.batch.trunk.hidden[self._own, : self.batch.lengths[self.r]]
+
+    def end(self) -> State:
+        """After its last tokens."""
+        if len(self.batch.lengths) == 1:
+            return self.batch.ends
+        return State.stack(self.batch._ends_of_rows[self._own])
+
+    @property
+    def _own(self) -> slice:
+        rows = self.batch.rows
+        return slice(self.r * rows, (self.r + 1) * rows)
 
 
 class Readings:
@@ -204,28 +248,11 @@ class Readings:
             stats.append(TokenStats(log_prob[own], entropy[own], reading.learned))
         return stats
 
-    def parts(self, trunk: Trunk) -> list["TrunkPart"]:
+    def parts(self, trunk: Trunk) -> list[TrunkPart]:
         """Every request's part of a trunk over all rows."""
-        if len(self.readings) == 1:
-            return [TrunkPart.whole(trunk)]
-        lengths = [[own.input_ids.shape[1]] for own in self.readings for _ in range(self.rows)]
-
-        @cache
-        @torch.no_grad()
-        def states() -> list[State]:
-            """Before what would be the first token of padding; of one row each."""
-            ends = torch.tensor(lengths, device=trunk.hidden.device)  # [R S, 1]
-            return trunk.state_at(ends).split()
-
-        def end(rows: slice) -> State:
-            return State.stack(states()[rows])
-
-        parts = []
-        for r, own in enumerate(self.readings):
-            rows = self.rows_of(r)
-            hidden = trunk.hidden[rows, : own.input_ids.shape[1]]
-            parts.append(TrunkPart(hidden, partial(end, rows)))
-        return parts
+        lengths = [own.input_ids.shape[1] for own in self.readings]
+        batch = TrunkBatch(trunk, lengths, self.rows)
+        return [TrunkPart(batch, r) for r in range(len(lengths))]
 
     def rows_of(self, r: int) -> slice:
         """Request r's rows."""

@@ -160,16 +160,10 @@ class Loop:
         """The loss under the present fast weights, with positions and rollouts drawn anew."""
         return losses([self])[0]
 
-    def is_worth_stepping(self, number: int, loss: StepLoss) -> bool:
-        """Have the guard judge the present weights, which ``number`` - 1 steps made, if it is time.
-
-        ``loss`` is the next step's, not yet made: it has read the document by them.
-        """
-        if self.judge is None:
-            return True
-        if (number - 1) % -(-self.config.steps // guard.MAX_JUDGEMENTS) == 0:
-            self._judge(self.judge, number - 1, loss.trunk)
-        return not self.judge.out_of_patience
+    def is_due(self, number: int) -> bool:
+        """Whether the guard is to judge the present weights before step ``number`` is made."""
+        every = -(-self.config.steps // guard.MAX_JUDGEMENTS)
+        return self.judge is not None and (number - 1) % every == 0
 
     def update(self, number: int, loss: StepLoss, seconds: float) -> "Outcome":
         """Make the step that the gradient asks for, which took so many seconds to compute."""
@@ -180,11 +174,13 @@ class Loop:
         return Outcome(_report(number, loss, grad_norm, seconds), reason)
 
     @torch.no_grad()
-    def _judge(self, judge: guard.Judge, step: int, trunk: TrunkPart) -> None:
-        """Have the present weights judged; ``trunk`` is the next-token loss's."""
+    def look(self, step: int, trunk: TrunkPart) -> None:
+        """Have the present weights judged; ``trunk`` is the next-token loss's under them."""
+        if self.judge is None:
+            return
         if self.ntp_reading is not self.document:
             trunk = TrunkPart.whole(self.document.trunk(self.fast))
-        judge.see(step, trunk.hidden, trunk.end())
+        self.judge.see(step, trunk.hidden, trunk.end())
 
     @torch.no_grad()
     def end(self, steps: list[StepReport], stopped: str | None) -> Adapted:
@@ -198,8 +194,8 @@ class Loop:
             reason = guard.reject_loss(losses[-1])
             if rows is self.document:
                 end = trunk.hidden[:, -1], trunk.state
-            if self.judge is not None and reason is None:
-                self._judge(self.judge, accepted, TrunkPart.whole(trunk))
+            if reason is None:
+                self.look(accepted, TrunkPart.whole(trunk))
         if self.judge is not None and reason is None:
             accepted = self.judge.restore()
             reason = None if accepted else guard.KEPT_BASE
@@ -247,6 +243,7 @@ class AdaptStep(Operation):
     """One optimiser step, if the guard finds it worth making; the result is an ``Outcome``."""
 
     name: ClassVar[str] = "adapt"
+    gathers: ClassVar[bool] = True
     loop: Loop
     number: int
 
@@ -288,7 +285,8 @@ class AdaptStep(Operation):
         drawn_before = [loop.generator.get_state() for loop in loops]
         try:
             found = losses(loops)
-            outcomes = [step._worth(loss) for step, loss in zip(operations, found, strict=True)]
+            judged = _judge_together(operations, found)
+            outcomes = [s._verdict(f, judged) for s, f in zip(operations, found, strict=True)]
             made = [r for r, outcome in enumerate(outcomes) if outcome is None]
             for r in made:
                 loops[r].optimizer.zero_grad()
@@ -304,20 +302,38 @@ class AdaptStep(Operation):
             outcomes[r] = operations[r]._update(found[r], seconds)
         return outcomes
 
-    def _worth(self, loss: StepLoss) -> Outcome | Exception | None:
-        """None if the step is worth making."""
+    def _verdict(self, loss: StepLoss, judged: bool) -> Outcome | Exception | None:
+        """None if the step is worth making; has the weights judged if that is due and not done."""
+        loop = self.loop
         try:
-            if self.loop.is_worth_stepping(self.number, loss):
-                return None
-            return Outcome(None, guard.NO_IMPROVEMENT)
+            if not judged and loop.is_due(self.number):
+                loop.look(self.number - 1, loss.trunk)
         except Exception as error:
             return error
+        if loop.judge is not None and loop.judge.out_of_patience:
+            return Outcome(None, guard.NO_IMPROVEMENT)
+        return None
 
     def _update(self, loss: StepLoss, seconds: float) -> Outcome | Exception:
         try:
             return self.loop.update(self.number, loss, seconds)
         except Exception as error:
             return error
+
+
+def _judge_together(steps: Sequence[AdaptStep], found: Sequence[StepLoss]) -> bool:
+    """Have all guards judge in one reading, if the documents were read in one and all are due.
+
+    Theirs are the losses that were found, of steps not made yet: read by the weights to be judged.
+    """
+    loops = [step.loop for step in steps if step.loop.ntp_reading is step.loop.document]
+    judges = [loop.judge for loop in loops if loop.judge is not None]
+    if not len(judges) == len(steps) > 1 or not all(s.loop.is_due(s.number) for s in steps):
+        return False
+    batch = found[0].trunk.batch
+    numbers = [step.number - 1 for step in steps]
+    guard.see_together(judges, numbers, batch.trunk.hidden, batch.ends)
+    return True
 
 
 def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> StepReport:

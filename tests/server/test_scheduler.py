@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from refine_server.server.errors import ApiError
 from refine_server.server.jobs import Job
 from refine_server.server.scheduler import QueueLimits, Scheduler
 from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.operations import Alone, Operation
 from refine_server.ttt.types import (
     AdaptationStep,
     AdaptRequest,
@@ -130,6 +131,68 @@ def test_short_turns_pass_between_long_ones(make_job) -> None:
         scheduler.add(job)
     order = served(scheduler, 40, lambda job: 1.0 if job is long else 0.1)
     assert 8 <= order.count(short) / max(order.count(long), 1) <= 12
+
+
+class Step(Operation):
+    """A step that gains by company."""
+
+    name, gathers, room = "step", True, 8
+
+    def fits(self, lead: Self) -> bool:
+        return True
+
+    @classmethod
+    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
+        raise NotImplementedError
+
+
+def active_with(make_job, *operations: Operation | None) -> tuple[Scheduler, list[Job]]:
+    """A scheduler in which every operation is what an active job waits for, all served alike."""
+    scheduler = Scheduler(QueueLimits(active=8, jobs=8, tokens=1000, seconds=100.0))
+    jobs = [make_job() for _ in operations]
+    for job in jobs:
+        scheduler.add(job)
+    scheduler.next()
+    for job, operation in zip(jobs, operations, strict=True):
+        job.operation = operation
+        scheduler.charge(job, 1.0)
+    return scheduler, jobs
+
+
+def test_a_step_lets_those_go_first_that_may_join_it(make_job) -> None:
+    """Without that the first to have read its document would step alone, and so would the next."""
+    reading = Alone(lambda: None)
+    scheduler, jobs = active_with(make_job, Step(), reading, reading)
+    scheduler.charge(jobs[1], 0.1)  # they have had a little more than the one that steps
+    scheduler.charge(jobs[2], 0.2)
+    for job in jobs[1:]:
+        assert scheduler.next() is job
+        job.operation = Step()
+        scheduler.charge(job, 0.1)
+    assert scheduler.next() is jobs[0]
+    assert scheduler.companions(jobs[0], 8) == jobs
+
+
+def test_a_step_lets_nobody_go_first_who_is_more_than_a_turn_ahead(make_job) -> None:
+    scheduler, jobs = active_with(make_job, Step(), Alone(lambda: None))
+    scheduler.charge(jobs[1], 1.0)
+    assert scheduler.next() is jobs[1]
+    scheduler.charge(jobs[1], 0.01)
+    assert scheduler.next() is jobs[0]
+
+
+def test_a_newcomer_begins_before_a_step(make_job) -> None:
+    scheduler, jobs = active_with(make_job, Step(), None)
+    assert scheduler.next() is jobs[1]
+
+
+def test_nobody_waits_for_what_does_not_gather(make_job) -> None:
+    """A decoded token is short, and would wait for the reading of a document."""
+    scheduler, jobs = active_with(make_job, Alone(lambda: None), Alone(lambda: None))
+    scheduler.charge(jobs[0], 0.1)
+    assert scheduler.next() is jobs[1]
+    scheduler.charge(jobs[1], 0.2)
+    assert scheduler.next() is jobs[0]
 
 
 def test_owners_share_evenly_whatever_they_submit(make_job) -> None:

@@ -11,6 +11,7 @@ from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.naive import naive_gradient
 from refine_server.ttt.reading import Reading
 from refine_server.ttt.refine import Adapted, AdaptStep, Loop, adapt
+from refine_server.ttt.types import Judgement
 
 
 @pytest.fixture(params=["delta_net", "overlay"])
@@ -131,6 +132,33 @@ def test_judging_equals_reading_the_document_and_its_cues_again(model, tokens, p
     assert judge.judgements[0].reward == pytest.approx(sum(right) / len(right))
 
 
+def test_guards_judge_in_company_as_alone(model, tokens) -> None:
+    """Documents with 3, 2 and 3 spans: rows and tokens of the others are filled up."""
+
+    def three() -> list[Loop]:
+        loops = []
+        for seed, ids in enumerate(documents):
+            settings = config(targets="low_rank", seed=seed)
+            fast = model.new_fast_weights("low_rank", 8, seed)
+            document = Reading(model, ids, fast, positions=settings.chunks)
+            loops.append(Loop(model, document, fast, settings))
+        return loops
+
+    documents = [tokens(1, 331), tokens(1, 270), tokens(1, 317)]
+    alone, together = three(), three()
+    assert [loop.judge.probe_ids.shape[0] for loop in alone] == [3, 2, 3]
+    for number in (1, 2, 3):
+        for loop in alone:
+            loop.step(number)
+        AdaptStep.run_together([AdaptStep(loop, number) for loop in together])
+    for a, b in zip(alone, together, strict=True):
+        assert [j.step for j in b.judge.judgements] == [0, 1, 2]
+        assert b.judge.judgements[0].loss != b.judge.judgements[2].loss
+        for x, y in zip(a.judge.judgements, b.judge.judgements, strict=True):
+            assert y.loss == pytest.approx(x.loss, abs=1e-10)
+            assert y.reward == x.reward
+
+
 def test_what_can_be_learned_is_accepted(model, tokens) -> None:
     adapted, document = run(model, repeating(tokens, 40, 400), config(steps=6))
     report = adapted.report
@@ -222,13 +250,11 @@ def test_a_lower_loss_is_not_enough(model, tokens) -> None:
     document = Reading(model, tokens(1, 200), fast)
     document.hold_out([], 5, 0)
     judge = guard.Judge(model, document.input_ids, document.held_out, fast)
-    judgements = iter([(2.0, 0.5), (1.0, 0.4), (1.5, 0.5), (1.4, 0.9), (1.6, 1.0)])
-    for step in range(5):
-        loss, reward = next(judgements)
-        judge._loss, judge._reward = lambda _, x=loss: x, lambda _, x=reward: x
+    judged = [(2.0, 0.5), (1.0, 0.4), (1.5, 0.5), (1.4, 0.9), (1.6, 1.0)]
+    for step, (loss, reward) in enumerate(judged):
         for tensor in fast.parameters():
             tensor.fill_(step)
-        judge.see(step, document.base.hidden, document.base.state)
+        judge.note(Judgement(step, loss, reward))
     assert judge.restore() == 3
     assert all(bool((t == 3).all()) for t in fast.parameters())
 
