@@ -1,9 +1,14 @@
-"""AdamW and SGD for all requests of a tensor at once."""
+"""AdamW and SGD for all requests of a tensor at once, and for many tensors in one call."""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from refine_server.kernels.fast_weight_optim.naive import BETAS, CLIP_EPS, EPS, OptimState, Rule
+
+GROUP_BYTES = 16 * 2**20
+"""Parameters that are stepped on together: a few temporaries as large are alive at once."""
 
 
 @torch.no_grad()
@@ -18,7 +23,8 @@ def fast_weight_optim(
     momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """See ``naive.fast_weight_optim``: same arguments, same results."""
-    norm = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()  # [R]
+    norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in grads]
+    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # [R]
     stepped = active & norm.isfinite()
     rows = stepped.nonzero()[:, 0]
     if rows.numel() == 0:
@@ -31,23 +37,45 @@ def fast_weight_optim(
         rate = rate / (1 - BETAS[0] ** steps)
     widen = (1 - BETAS[1] ** steps).rsqrt()
     everyone = rows.numel() == params[0].shape[0]
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        kept = [param, state.first[i], *state.second[i : i + 1]]
-        own = kept if everyone else [t[rows] for t in kept]
-
-        def spread(factor: Tensor, like: Tensor = param) -> Tensor:  # [rows] -> [rows, 1, ...]
-            return factor.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
-
-        g = (grad if everyone else grad[rows]) * spread(clip)
+    for group in _groups(params):
+        kept = [tensors[group] for tensors in (params, state.first, state.second)]
+        own = kept if everyone else [[t[rows] for t in tensors] for tensors in kept]
+        p, m, v = own
+        g = grads[group] if everyone else [t[rows] for t in grads[group]]
+        g = torch._foreach_mul(g, _spread(clip, g))
         if rule == "adamw":
-            own[1].mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
-            own[2].mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
-            spreads = own[2].sqrt().mul_(spread(widen)).add_(EPS)
-            own[0].addcdiv_(own[1] * spread(-rate), spreads)
+            torch._foreach_mul_(m, BETAS[0])
+            torch._foreach_add_(m, g, alpha=1 - BETAS[0])
+            torch._foreach_mul_(v, BETAS[1])
+            torch._foreach_addcmul_(v, g, g, 1 - BETAS[1])
+            spreads = torch._foreach_sqrt(v)
+            torch._foreach_mul_(spreads, _spread(widen, v))
+            torch._foreach_add_(spreads, EPS)
+            torch._foreach_addcdiv_(p, torch._foreach_mul(m, _spread(-rate, m)), spreads)
         else:
-            own[1].mul_(momentum).add_(g)
-            own[0].addcmul_(own[1], spread(-rate))
+            torch._foreach_mul_(m, momentum)
+            torch._foreach_add_(m, g)
+            torch._foreach_addcmul_(p, m, _spread(-rate, m))
         if not everyone:
-            for tensor, rows_of in zip(kept, own, strict=True):
-                tensor[rows] = rows_of
+            for tensors, rows_of in zip(kept, own, strict=True):
+                for tensor, new in zip(tensors, rows_of, strict=True):
+                    tensor[rows] = new
     return norm, stepped
+
+
+def _groups(params: list[Tensor]) -> Iterator[slice]:
+    """Consecutive tensors of ``GROUP_BYTES`` together, or a larger one alone."""
+    start, size = 0, 0
+    for i, param in enumerate(params):
+        if size and size + param.nbytes > GROUP_BYTES:
+            yield slice(start, i)
+            start, size = i, 0
+        size += param.nbytes
+    yield slice(start, len(params))
+
+
+def _spread(factor: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """One factor of every request [R], as [R, 1, ...] for every tensor."""
+    shapes = {(t.dtype, t.ndim) for t in like}
+    made = {(d, n): factor.to(d).view(-1, *(1,) * (n - 1)) for d, n in shapes}
+    return [made[t.dtype, t.ndim] for t in like]
