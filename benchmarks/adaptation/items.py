@@ -23,8 +23,6 @@ Part = Literal["dev", "heldout"]
 
 TINY_TASKS = ("niah_single", "niah_multikey")
 PROSE_TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
-ANSWER_TOKENS, TOKENS_PER_VALUE = 32, 16
-"""Small models say the question once more before they answer; a value's 7 digits are 7 tokens."""
 TINY_QUESTIONS = 8
 
 
@@ -99,8 +97,7 @@ def prose_items(
     own = crc32(f"{part}/{seed}".encode())
     for length in lengths:
         for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
-            longest = ANSWER_TOKENS + TOKENS_PER_VALUE * len(sample.outputs)
-            yield _of_sample(sample, length, longest)
+            yield _of_sample(sample, length)
 
 
 def in_turns(items: Iterable[Item]) -> list[Item]:
@@ -134,7 +131,7 @@ def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
 def _of_row(row: dict[str, object]) -> Item:
     if "outputs" in row:
         sample = Sample.parse({"task": "qa_1", **row})
-        return _of_sample(sample, 0, sample.max_tokens, about=row.get("query"))
+        return _of_sample(sample, 0, about=row.get("query"))
     from refine_server.benchmarks.longbench.data import Row
     from refine_server.benchmarks.longbench.score import score
 
@@ -149,10 +146,9 @@ def _of_row(row: dict[str, object]) -> Item:
     return Item(task.name, 0, parsed.id, task.before, parsed.context, (question,))
 
 
-def _of_sample(sample: Sample, length: int, max_tokens: int, about: object = None) -> Item:
+def _of_sample(sample: Sample, length: int, about: object = None) -> Item:
     query = sample.after.lstrip("\n") + sample.answer_prefix
-    longest = min(max_tokens, sample.max_tokens)
-    question = Question(query, longest, sample.score, str(about or query))
+    question = Question(query, sample.max_tokens, sample.score, str(about or query))
     return Item(sample.task, length, sample.index, sample.before, sample.context, (question,))
 
 
