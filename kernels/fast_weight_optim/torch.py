@@ -42,7 +42,7 @@ def fast_weight_optim(
         own = kept if everyone else [[t[rows] for t in tensors] for tensors in kept]
         p, m, v = own
         g = grads[group] if everyone else [t[rows] for t in grads[group]]
-        g = torch._foreach_mul(g, _spread(clip, g))
+        g = list(torch._foreach_mul(g, _spread(clip, g)))
         if rule == "adamw":
             torch._foreach_mul_(m, BETAS[0])
             torch._foreach_add_(m, g, alpha=1 - BETAS[0])
