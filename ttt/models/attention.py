@@ -81,4 +81,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if size < x.shape[-1]:
         turned, rest = x.split([size, x.shape[-1] - size], dim=-1)
         return torch.cat([rotate(turned, cos, sin), rest], dim=-1)
-    return x * cos + x.roll(size // 2, -1) * sin
+    if x.requires_grad:
+        return x * cos + x.roll(size // 2, -1) * sin
+    half, turned = size // 2, x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half])  # without a copy of x
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
