@@ -186,38 +186,35 @@ class TrunkBatch:
             return self.trunk.state_at(ends[:, None])
 
     @cached_property
-    def _ends_of_rows(self) -> list[State]:
+    def ends_of_rows(self) -> list[State]:
+        """``ends``, every row's by itself."""
         return self.ends.split()
 
 
 @dataclass(frozen=True)
 class TrunkPart:
-    """Request ``r``'s part of a batch's trunk."""
+    """One request's part of a batch's trunk: its rows, and their length without padding."""
 
     batch: TrunkBatch
-    r: int = 0
+    rows: slice
+    length: int
 
     @staticmethod
     def whole(trunk: Trunk) -> "TrunkPart":
         """A trunk that is all one request's."""
         R, T, _ = trunk.hidden.shape
-        return TrunkPart(TrunkBatch(trunk, [T], R))
+        return TrunkPart(TrunkBatch(trunk, [T], R), slice(R), T)
 
     @property
     def hidden(self) -> Tensor:
         """[S, T, D], of its own tokens."""
-        return self.batch.trunk.hidden[self._own, : self.batch.lengths[self.r]]
+        return self.batch.trunk.hidden[self.rows, : self.length]
 
     def end(self) -> State:
         """After its last tokens."""
         if len(self.batch.lengths) == 1:
             return self.batch.ends
-        return State.stack(self.batch._ends_of_rows[self._own])
-
-    @property
-    def _own(self) -> slice:
-        rows = self.batch.rows
-        return slice(self.r * rows, (self.r + 1) * rows)
+        return State.stack(self.batch.ends_of_rows[self.rows])
 
 
 class Readings:
@@ -252,7 +249,7 @@ class Readings:
         """Every request's part of a trunk over all rows."""
         lengths = [own.input_ids.shape[1] for own in self.readings]
         batch = TrunkBatch(trunk, lengths, self.rows)
-        return [TrunkPart(batch, r) for r in range(len(lengths))]
+        return [TrunkPart(batch, self.rows_of(r), length) for r, length in enumerate(lengths)]
 
     def rows_of(self, r: int) -> slice:
         """Request r's rows."""

@@ -1,4 +1,7 @@
-"""AdamW and SGD for all requests of a tensor at once, and for many tensors in one call."""
+"""AdamW and SGD for all requests of a tensor at once, and for many tensors in one call.
+
+The calls are those that torch's own optimisers are made of.
+"""
 
 from collections.abc import Iterator
 
