@@ -5,16 +5,12 @@ from typing import Any
 import torch
 
 from refine_server.benchmarks.timing import medians
-from refine_server.ttt.answering import AdaptedDocument, adapt_document, answer, ask
-from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.document import AdaptedDocument
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.events import DocumentAdapted
+from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, AskRequest, Limits
 from refine_server.ttt.models import load
-from refine_server.ttt.types import (
-    AdaptRequest,
-    AnswerRequest,
-    AskRequest,
-    DocumentAdapted,
-    Limits,
-)
+from refine_server.ttt.programs.answer import adapt_document, answer, ask
 
 SENTENCE = "The keeper of the north light wrote down what the sea had brought that day.\n"
 QUERY = "What did the keeper write down?"

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from refine_server.benchmarks.report.plots import lines
 from refine_server.benchmarks.timing import medians
-from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.decoding.decode import DecodeStep
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.generation import DecodeStep
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.naive import naive_gradient
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import AdaptStep, Loop
+from refine_server.ttt.refine.loop import AdaptStep, Loop
+from refine_server.ttt.refine.naive import naive_gradient
+from refine_server.ttt.refine.rows import Reading
 
 Points = Mapping[int, float]
 """Seconds, by what is on the x axis."""

@@ -13,14 +13,14 @@ from transformers import DynamicCache
 from refine_server.benchmarks.examples import examples_for
 from refine_server.benchmarks.generate import load_both
 from refine_server.benchmarks.timing import medians
-from refine_server.ttt.config import SamplingConfig
+from refine_server.ttt.batching import Operation, resume, run_batch
+from refine_server.ttt.decoding.decode import DecodeStep, Next, decode
+from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.generation import DecodeStep, Next, decode
-from refine_server.ttt.models.loader import find, read_tokenizer
+from refine_server.ttt.interface.config import SamplingConfig
+from refine_server.ttt.interface.requests import Limits
+from refine_server.ttt.models.loading.loader import find, read_tokenizer
 from refine_server.ttt.models.state import State
-from refine_server.ttt.operations import Operation, resume, run_batch
-from refine_server.ttt.prompting import PromptTemplate
-from refine_server.ttt.types import Limits
 
 SIDES = ("ours", "without_drafts", "transformers")
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from refine_server.benchmarks.rows import DataError
-from refine_server.ttt.answering import AdaptedDocument, adapt_document, ask
-from refine_server.ttt.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.document import AdaptedDocument
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
+from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import load
-from refine_server.ttt.types import AdaptRequest, AnswerCompleted, AskRequest, DocumentAdapted
+from refine_server.ttt.programs.answer import adapt_document, ask
 
 OBJECTIVES = ("none", "ntp", "refine")
 

@@ -11,7 +11,7 @@ from refine_server.kernels.delta_rule import naive as recurrence
 from refine_server.kernels.delta_rule import torch as chunked
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.models.loader import find, from_transformers, wrap
+from refine_server.ttt.models.loading.loader import find, from_transformers, wrap
 
 STAND_IN = {
     "hidden_size": 128,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Loop
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.rows import Reading
 
 KIB = 1024
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.losses import Drawn
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, build, load
-from refine_server.ttt.models.lact import LaCT, LaCTConfig
-from refine_server.ttt.naive import naive_gradient
-from refine_server.ttt.optimizers import FastWeightOptimizer
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Loop
+from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.loss import Drawn
+from refine_server.ttt.refine.naive import naive_gradient
+from refine_server.ttt.refine.optimizer import FastWeightOptimizer
+from refine_server.ttt.refine.rows import Reading
 
 
 class StepBench:

@@ -12,16 +12,17 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from refine_server.server import errors
-from refine_server.server.adaptations import Adaptations
-from refine_server.server.auth import Keyring
-from refine_server.server.backend import Backend, open_backend
-from refine_server.server.engine import Engine
+from refine_server.server.access.keys import Keyring
+from refine_server.server.access.quotas import QuotaKeeper
+from refine_server.server.adaptations.registry import Adaptations
+from refine_server.server.api import adaptations as adaptation_routes
+from refine_server.server.api import answers, health, models, tokenizer
+from refine_server.server.api.openai import routes as openai
+from refine_server.server.engine.backend import Backend, open_backend
+from refine_server.server.engine.engine import Engine
+from refine_server.server.http import errors
+from refine_server.server.http.middleware import Authentication, BodyLimit, RequestContext
 from refine_server.server.metrics import Metrics
-from refine_server.server.middleware import Authentication, BodyLimit, RequestContext
-from refine_server.server.quotas import QuotaKeeper
-from refine_server.server.routes import adaptations as adaptation_routes
-from refine_server.server.routes import answers, models, openai, ops, tokenizer
 from refine_server.server.settings import Settings
 
 DESCRIPTION = """
@@ -92,7 +93,7 @@ def create_app(
         RequestContext, metrics=metrics, max_send_seconds=settings.client_timeout_seconds
     )
     errors.install(app)
-    for routes in (answers, adaptation_routes, openai, models, tokenizer, ops):
+    for routes in (answers, adaptation_routes, openai, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

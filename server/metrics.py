@@ -15,21 +15,21 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from refine_server.server.backend import Backend
-from refine_server.server.jobs import Job
-from refine_server.ttt.types import (
+from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.job import Job
+from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
     CompletionDelta,
     CompletionEnded,
-    CompletionRequest,
     DocumentRead,
     Event,
     PromptRead,
-    Timings,
 )
+from refine_server.ttt.interface.reports import Timings
+from refine_server.ttt.interface.requests import CompletionRequest
 
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

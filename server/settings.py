@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from refine_server.ttt.types import Limits
+from refine_server.ttt.interface.requests import Limits
 
 ENV_PREFIX = "REFINE_"
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refine_server.ttt.errors import IsolationError
+from refine_server.ttt.interface.errors import IsolationError
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 

@@ -15,15 +15,15 @@ import torch
 from refine_server.benchmarks.adaptation.contexts import Regime, text_of
 from refine_server.benchmarks.adaptation.items import Item, Question
 from refine_server.benchmarks.rows import read_rows
-from refine_server.ttt.answering import begin
-from refine_server.ttt.config import AdaptConfig, Objective, SamplingConfig
-from refine_server.ttt.generation import decode
+from refine_server.ttt.batching import one_by_one
+from refine_server.ttt.decoding.decode import decode
+from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
+from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.operations import one_by_one
-from refine_server.ttt.prompting import DocumentPrompt, PromptTemplate
-from refine_server.ttt.reading import Asked
-from refine_server.ttt.refine import Adapted, adapt
-from refine_server.ttt.types import AdaptRequest, Limits
+from refine_server.ttt.programs.answer import begin
+from refine_server.ttt.refine.loop import Adapted, adapt
+from refine_server.ttt.refine.rows import Asked
 
 T = TypeVar("T")
 

@@ -59,7 +59,7 @@ def adaptation(
         from refine_server.benchmarks.adaptation.bench import AdaptationBench
         from refine_server.benchmarks.adaptation.contexts import regimes_of
         from refine_server.benchmarks.adaptation.report import Summary
-        from refine_server.ttt.config import AdaptConfig
+        from refine_server.ttt.interface.config import AdaptConfig
         from refine_server.ttt.models import load
 
         if part not in ("dev", "heldout"):

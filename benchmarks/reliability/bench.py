@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from refine_server.benchmarks.reliability.book import OWNERS, SAMPLING, Kept, Tally, make_subjects
+from refine_server.benchmarks.reliability.ledger import OWNERS, SAMPLING, Kept, Tally, make_subjects
 from refine_server.benchmarks.reliability.process import ServerProcess
 from refine_server.benchmarks.reliability.store import damaged_entries
 from refine_server.benchmarks.reliability.traffic import Traffic

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from refine_server.benchmarks.reliability.bench import ReliabilityBench
-from refine_server.benchmarks.reliability.book import SAMPLING, Kept
+from refine_server.benchmarks.reliability.ledger import SAMPLING, Kept
 from refine_server.benchmarks.reliability.process import ServerProcess
 from refine_server.benchmarks.reliability.store import damaged_entries, entries
 

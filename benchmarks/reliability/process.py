@@ -39,7 +39,7 @@ class ServerProcess:
     def start(self) -> float:
         """Start it and wait until it is ready; the seconds that took."""
         # -P keeps the working directory off sys.path, where `kernels` would shadow a package.
-        command = [sys.executable, "-P", "-m", "refine_server.server.cli", "serve"]
+        command = [sys.executable, "-P", "-m", "refine_server.server.cli.main", "serve"]
         for name, value in self._options.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         self._output = self._log.open("ab")

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from refine_server.benchmarks.reliability.book import SAMPLING, Kept, Subject, Tally
+from refine_server.benchmarks.reliability.ledger import SAMPLING, Kept, Subject, Tally
 from refine_server.clients import sse
 
 PATIENCE = httpx.Timeout(120.0)

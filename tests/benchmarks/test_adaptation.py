@@ -21,9 +21,9 @@ from refine_server.benchmarks.adaptation.items import (
 from refine_server.benchmarks.adaptation.report import Summary
 from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError
-from refine_server.ttt import reading, refine
-from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, load
+from refine_server.ttt.refine import loop, rows
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +187,14 @@ def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None
     )
     bench = AdaptationBench(tiny, settings, ("context",), 128)
     learned = []
-    original = reading.answer_reading
+    original = rows.answer_reading
 
     def answer_reading(*arguments):
         rows = original(*arguments)
         learned.append(tiny.tokenizer.decode(rows.input_ids[0].tolist()))
         return rows
 
-    monkeypatch.setattr(refine, "answer_reading", answer_reading)
+    monkeypatch.setattr(loop, "answer_reading", answer_reading)
     bench.measure(item, "ntp")
     [row] = learned
     assert row.count("harbour code is amber") == 1

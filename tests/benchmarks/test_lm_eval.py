@@ -12,7 +12,7 @@ from refine_server.benchmarks.ruler.samples import templates
 lm_eval = pytest.importorskip("lm_eval", reason="`make harness` installs it")
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "lm_eval_tasks"
-TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "tiny")
+TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from refine_server.benchmarks.serving.drive import Driver
 from refine_server.benchmarks.serving.workload import Mix, Request
 from refine_server.benchmarks.tokens import FileTokenizer
 
-TINY = str(Path(__file__).parents[2] / "ttt" / "models" / "tiny")
+TINY = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
 ONE = [Request("a document", "a question", 10, repeated=False)]
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.longbench.score import score_file
 
-TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "tiny")
+TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
 SECRET = "Alphonse the Unquotable"
 
 

@@ -168,7 +168,7 @@ def test_what_is_missing_is_told(sources: Sources) -> None:
 
 
 def test_a_file_of_samples_is_read_as_it_was_written(tmp_path: Path, sources: Sources) -> None:
-    tokenizer = Path(__file__).parents[2] / "ttt" / "models" / "tiny"
+    tokenizer = Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny"
     file = tmp_path / "samples.jsonl"
     command = ["ruler-make", "--out", str(file), "--tokenizer", str(tokenizer), "--json"]
     options = ["--tasks", "niah_single_1,niah_multikey_2", "--lengths", "600,900", "--samples", "2"]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from refine_server.clients import types as sdk
 from refine_server.server.app import create_app
 from refine_server.server.settings import Settings
-from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "Step": sdk.Step,

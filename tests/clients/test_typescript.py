@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from refine_server.server.demo import running_server
+from refine_server.server.cli.demo import running_server
 
 CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
 

@@ -13,44 +13,42 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from refine_server.server.app import create_app
-from refine_server.server.backend import SELF_CHECK, Backend, ShouldStop
-from refine_server.server.serving import Server, listen
+from refine_server.server.engine.backend import SELF_CHECK, Backend, ShouldStop
+from refine_server.server.process import Server, listen
 from refine_server.server.settings import Settings
-from refine_server.ttt.answering import AdaptedDocument
-from refine_server.ttt.completion import check_prompts
+from refine_server.ttt.batching import Alone, Coroutine
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.token_bytes import _BYTES
+from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.models.state import DeltaState, State
-from refine_server.ttt.operations import Alone, Coroutine
-from refine_server.ttt.persistence import dump, restore
-from refine_server.ttt.prompting import PromptTemplate
-from refine_server.ttt.token_bytes import _BYTES
-from refine_server.ttt.types import (
+from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.events import (
     AdaptationEnded,
-    AdaptationReport,
     AdaptationStep,
-    AdaptRequest,
     AnswerCompleted,
     AnswerDelta,
-    AnswerRequest,
-    AskRequest,
     BaseAnswered,
     ChoiceEnded,
     CompletionDelta,
     CompletionEnded,
-    CompletionRequest,
     DocumentAdapted,
     DocumentRead,
     Event,
-    Limits,
     PromptRead,
-    RequestError,
     ScoredToken,
-    StepReport,
-    Timings,
-    Usage,
+)
+from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
+from refine_server.ttt.interface.requests import (
+    AdaptRequest,
+    AnswerRequest,
+    AskRequest,
+    CompletionRequest,
+    Limits,
     Work,
 )
+from refine_server.ttt.models import CausalLM, load
+from refine_server.ttt.models.state import DeltaState, State
+from refine_server.ttt.programs.complete import check_prompts
 
 LONGEST_DOCUMENT = 50
 

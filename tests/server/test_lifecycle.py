@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.clients import ClientError, RefineClient, sse
-from refine_server.server.serving import serve
+from refine_server.server.process import serve
 from refine_server.server.settings import Settings, SettingsError
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
@@ -238,7 +238,7 @@ def test_an_open_server_that_others_can_reach_warns(
     keys: str | None,
     warns: bool,
 ) -> None:
-    from refine_server.server.serving import _warn_when_open
+    from refine_server.server.process import _warn_when_open
 
     _warn_when_open(make_app(api_keys=keys).state.keyring, host)
     assert ("no API keys" in caplog.text) == warns

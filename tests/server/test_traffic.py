@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from refine_server.benchmarks.reliability.book import OWNERS, Kept, Subject, Tally, make_subjects
+from refine_server.benchmarks.reliability.ledger import OWNERS, Kept, Subject, Tally, make_subjects
 from refine_server.benchmarks.reliability.store import damaged_entries, entries
 from refine_server.benchmarks.reliability.traffic import Traffic
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, build
-from refine_server.ttt.models.loader import wrap
+from refine_server.ttt.models.loading.loader import wrap
 
 VOCABULARY = 96
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.checkpointing import run_checkpointed
-from refine_server.ttt.models.layers import embedding, logits, rms_norm
+from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
 from refine_server.ttt.models.state import LayerState, State, Trace, cat_padded, stack_traces
 
 

@@ -81,7 +81,7 @@ def nested(
     in the same weights. The last line is a JSON object with the unadapted model's share of exactly
     right answers for each document length.
     """
-    from refine_server.ttt.models.loader import find, load
+    from refine_server.ttt.models.loading.loader import find, load
     from refine_server.ttt.training import evaluate
     from refine_server.ttt.training.nested import RECIPES, Trainer
 
@@ -117,7 +117,7 @@ def mid(
     A killed run continues with --resume and ends in the same weights. The last line is a JSON
     object.
     """
-    from refine_server.ttt.models.loader import find, load
+    from refine_server.ttt.models.loading.loader import find, load
     from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
@@ -153,8 +153,8 @@ def compare(
     Exact match (0-100) from memory and in context, with 95 % intervals over documents; the last
     line is a JSON object.
     """
-    from refine_server.ttt.config import AdaptConfig
-    from refine_server.ttt.models.loader import load
+    from refine_server.ttt.interface.config import AdaptConfig
+    from refine_server.ttt.models.loading.loader import load
     from refine_server.ttt.training.compare import compare
     from refine_server.ttt.training.nested import BEST
 

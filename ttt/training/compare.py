@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.training.nested import Episode, adapt_copies, ask, make_episode
 

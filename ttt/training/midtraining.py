@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Loop
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.rows import Reading
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 

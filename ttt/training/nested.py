@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.state import State
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Loop
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.rows import Reading
 from refine_server.ttt.training import corpus, tiny
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from refine_server.ttt.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import Loop
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.rows import Reading
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.reading import Reading
+from refine_server.ttt.refine.rows import Reading
 from refine_server.ttt.training import corpus
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus

@@ -8,12 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from refine_server.ttt.config import AdaptConfig
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.models.embedded import tiny_nested
-from refine_server.ttt.reading import Reading
-from refine_server.ttt.refine import adapt
+from refine_server.ttt.models.bundled import tiny_nested
+from refine_server.ttt.refine.loop import adapt
+from refine_server.ttt.refine.rows import Reading
 from refine_server.ttt.training import corpus, evaluate, nested, run
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.compare import compare

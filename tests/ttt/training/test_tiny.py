@@ -9,14 +9,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from refine_server.ttt.decoding.prompt import PLAIN_PROMPT, PromptTemplate
+from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import load
-from refine_server.ttt.models.embedded import tiny as shipped_directory
-from refine_server.ttt.prompting import PLAIN_PROMPT, PromptTemplate
+from refine_server.ttt.models.bundled import tiny as shipped_directory
 from refine_server.ttt.training import corpus, evaluate
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.run import CHECKPOINT
 from refine_server.ttt.training.tiny import Recipe, Trainer, make_batch
-from refine_server.ttt.types import Limits
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SMALL = Recipe(

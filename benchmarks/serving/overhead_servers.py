@@ -1,0 +1,96 @@
+"""``refine-server bench overhead``: what the server costs when its model does no work.
+
+Two processes of uvicorn: this server, all of it but the model's work, and a bare FastAPI echo. The
+clients, and what is made of their times, are in ``benchmarks.serving.overhead``.
+"""
+
+import logging
+import multiprocessing
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from refine_server.benchmarks.serving.overhead import measure
+from refine_server.clients import RefineClient
+from refine_server.server.app import create_app
+from refine_server.server.engine.backend import Backend, ShouldStop, open_backend
+from refine_server.server.process import Server, listen, settle
+from refine_server.server.settings import Settings
+from refine_server.ttt.batching import Alone, Coroutine
+from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta, Event
+from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
+from refine_server.ttt.interface.requests import Work
+
+HOST = "127.0.0.1"
+STOP_SECONDS = 10.0
+
+
+def run(clients: int, rate: float, requests: int, repeats: int) -> dict[str, Any]:
+    """See ``benchmarks.serving.overhead.measure``."""
+    with ExitStack() as stack:
+        ours, echo = (stack.enter_context(_serving(side)) for side in (_serve_ours, _serve_echo))
+        sides = {"ours": f"{ours}/v1/answers", "echo": f"{echo}/v1/answers"}
+        return measure(sides, clients, rate, requests, repeats)
+
+
+@contextmanager
+def _serving(serve: Callable[[int], None]) -> Iterator[str]:
+    """A process that serves on a port of its own, ready; it is stopped at the end."""
+    with socket.create_server((HOST, 0)) as probe:
+        port = probe.getsockname()[1]
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(port,), daemon=True)
+    process.start()
+    try:
+        with RefineClient(f"http://{HOST}:{port}") as client:
+            for _ in client.wait_until_ready():
+                if not process.is_alive():
+                    raise RuntimeError(f"a server ended with status {process.exitcode}")
+        yield f"http://{HOST}:{port}"
+    finally:
+        process.terminate()
+        process.join(STOP_SECONDS)
+
+
+def _serve_ours(port: int) -> None:
+    settings = Settings(model="tiny", host=HOST, port=port, store="none")
+    logging.disable()
+    server = Server(create_app(settings, _open_idle), settings)
+    server.engine.opened.add_done_callback(settle)
+    server.run(sockets=[listen(HOST, port)])
+
+
+def _serve_echo(port: int) -> None:
+    app = FastAPI()
+
+    @app.get("/health/ready")
+    async def ready() -> None: ...
+
+    @app.post("/v1/answers")
+    async def echo(body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
+    uvicorn.run(app, host=HOST, port=port, access_log=False, log_level="critical")
+
+
+def _open_idle(settings: Settings) -> Backend:
+    """The embedded tiny model with its tokenizer and checks, but no work is done."""
+    return replace(open_backend(settings), perform=_answer_at_once)
+
+
+def _answer_at_once(work: Work, should_stop: ShouldStop) -> Coroutine[Event, None]:
+    """One turn of the engine, one token and the end of the answer."""
+    yield Alone(lambda: None)
+    yield AnswerDelta("nothing")
+    yield AnswerCompleted(
+        answer="nothing",
+        base_answer=None,
+        finish_reason="stop",
+        adaptation=AdaptationReport("none", (), 0, None, None, None, None, 0),
+        usage=Usage(1, 1, 1, 0),
+        timings=Timings(0.0, 0.0, 0.0, 0.0),
+    )

@@ -1,0 +1,1 @@
+"""API keys, owners and their quotas."""

@@ -1,0 +1,1 @@
+"""Adapted documents as resources: the registry, its memory budget and its durable store."""

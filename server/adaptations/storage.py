@@ -1,0 +1,158 @@
+"""Between adaptations and the store: what is written, what comes back, what a failure means."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from refine_server.server.adaptations.adaptation import Adaptation, Status
+from refine_server.server.adaptations.store import Manifest, Store, StoreError, describe_data
+from refine_server.server.engine.backend import Backend
+from refine_server.server.metrics import Metrics
+from refine_server.server.settings import Settings
+from refine_server.ttt.interface.errors import DamagedError
+from refine_server.ttt.interface.reports import AdaptationReport
+
+if TYPE_CHECKING:  # it would import torch
+    from refine_server.ttt.document import AdaptedDocument
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Vault:
+    """The store behind the event loop: in a thread, with a time limit, and its failures counted.
+
+    A store that fails never fails an adaptation: what cannot be written stays in memory only.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._url = settings.store
+        self._timeout = settings.store_timeout_seconds
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, "refine-store")
+        self._store: Store | None = None
+        self._backend: Backend | None = None
+
+    async def open(self, backend: Backend) -> list[Manifest]:
+        """Open the store of a backend's model; what it has. Nothing when it cannot be reached."""
+        self._backend = backend
+        if self._url == "none":
+            return []
+        url = self._url or _default_url()
+        try:
+            self._store = await self._run(lambda: Store(url, backend.fingerprint))
+            return await self._run(self._store.manifests)
+        except StoreError as error:
+            self._failed("open", error)
+            return []
+
+    async def close(self) -> None:
+        """Wait for what is being written."""
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
+    async def save(self, adaptation: Adaptation, document: "AdaptedDocument") -> bool:
+        """Write a document; whether it is safe now."""
+        store, backend = self._store, self._backend
+        if store is None or backend is None:
+            return False
+
+        def write() -> None:
+            data, description = backend.dump(document)
+            size, checksum = describe_data(data)
+            manifest = Manifest(
+                id=adaptation.id,
+                owner=adaptation.owner,
+                key=adaptation.key,
+                created_at=adaptation.created_at,
+                expires_at=time.time() + adaptation.ttl_seconds,
+                ttl_seconds=adaptation.ttl_seconds,
+                fingerprint=backend.fingerprint,
+                config=adaptation.config,
+                nbytes=document.nbytes,
+                description=description,
+                data_bytes=size,
+                data_sha256=checksum,
+            )
+            store.save(manifest, data)
+
+        try:
+            await self._run(write)
+        except StoreError as error:
+            self._failed("save", error)
+            return False
+        return True
+
+    async def load(self, adaptation_id: str) -> "AdaptedDocument":
+        """A document from the store; raises StoreError, DamagedEntryError for one that is bad."""
+        store, backend = self._store, self._backend
+        if store is None or backend is None:
+            raise StoreError("there is no store")
+
+        def read() -> "AdaptedDocument":
+            manifest, data = store.load(adaptation_id)
+            try:
+                document = backend.restore(data, manifest.description)
+            except DamagedError as error:
+                store.quarantine(adaptation_id)
+                raise StoreError(f"the stored adaptation is refused: {error}") from error
+            document.require_owner(manifest.owner)
+            return document
+
+        try:
+            return await self._run(read)
+        except StoreError as error:
+            self._failed("load", error)
+            raise
+
+    async def delete(self, adaptation: Adaptation) -> None:
+        """Remove a document from the store; a failure is logged, and expiry removes it later."""
+        store = self._store
+        if store is None or not adaptation.stored:
+            return
+        try:
+            await self._run(lambda: store.delete(adaptation.id))
+        except StoreError as error:
+            self._failed("delete", error)
+
+    def revive(self, manifest: Manifest) -> Adaptation | None:
+        """An adaptation that was ready before a restart; None when it cannot be."""
+        try:
+            report = AdaptationReport.from_dict(manifest.description["report"])
+            tokens = int(manifest.description["document_tokens"])
+        except (KeyError, TypeError, ValueError) as error:
+            logger.error("the stored adaptation %s is refused: %r", manifest.id, error)
+            return None
+        owner, config = manifest.owner, manifest.config
+        adaptation = Adaptation(manifest.id, owner, manifest.key, config, manifest.ttl_seconds)
+        adaptation.created_at = manifest.created_at
+        adaptation.report, adaptation.steps = report, list(report.steps)
+        adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
+        adaptation.stored = True
+        adaptation.admitted.set_result(None)
+        adaptation.change(Status.READY)
+        # The wall clock may have jumped: never more than a whole time to live is left.
+        left = min(max(manifest.expires_at - time.time(), 0.0), manifest.ttl_seconds)
+        adaptation.expires = time.monotonic() + left
+        return adaptation
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await loop.run_in_executor(self._thread, work)
+        except TimeoutError:
+            raise StoreError(f"the store took longer than {self._timeout:g} s") from None
+
+    def _failed(self, operation: str, error: StoreError) -> None:
+        logger.error("%s", error)
+        self._metrics.store_errors.labels(operation).inc()
+
+
+def _default_url() -> str:
+    from refine_server.ttt.models.bundled import cache_directory  # the backend is open: no delay
+
+    return (cache_directory() / "adaptations").absolute().as_uri()

@@ -1,0 +1,64 @@
+"""Which models can be asked: the served one, and what was adapted from it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+
+from refine_server.server.adaptations.adaptation import Adaptation, Status
+from refine_server.server.api.answers_schema import Model, ModelList
+from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.http.errors import ApiError, documented
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+ModelId = Annotated[str, Path(max_length=512, description="As it is listed.")]
+
+
+@router.get("", responses=documented(503))
+async def list_models(
+    request: Request,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
+) -> ModelList:
+    """The served model and one's own adaptations that are ready, in OpenAI's list form."""
+    backend = engine.ready()
+    adaptations.require_open()
+    served = Model(
+        id=backend.name,
+        created=request.app.state.started,
+        family=backend.family,
+        parameters=backend.parameters,
+        max_model_len=settings.limits.prompt_tokens,
+        fingerprint=backend.fingerprint,
+    )
+    ready = [a for a in adaptations.list(owner) if a.status is Status.READY]
+    return ModelList(data=[served, *(_adapted(served, a, settings) for a in ready)])
+
+
+@router.get("/{model:path}", responses=documented(404, 422, 503))
+async def get_model(
+    model: ModelId,
+    request: Request,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+    settings: SettingsDep,
+) -> Model:
+    """One of the listed models."""
+    listed = await list_models(request, owner, engine, adaptations, settings)
+    for known in listed.data:
+        if known.id == model:
+            return known
+    raise ApiError(404, f"There is no model {model!r} here.", "model_not_found", param="model")
+
+
+def _adapted(served: Model, adaptation: Adaptation, settings: SettingsDep) -> Model:
+    changed = {
+        "id": adaptation.id,
+        "created": int(adaptation.created_at),
+        "parent": served.id,
+        "max_model_len": settings.limits.query_tokens,
+    }
+    return served.model_copy(update=changed)

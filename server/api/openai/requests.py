@@ -1,0 +1,302 @@
+"""What requests to the OpenAI-compatible routes may say.
+
+Every field of OpenAI's is known here. One that changes nothing is taken and left alone, one that
+asks for something that this server does not do is refused by name, and so is an unknown one.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from refine_server.server.api.answers_schema import StopStrings, holds_text
+from refine_server.server.http.errors import ApiError
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.requests import Message
+
+MAX_PROMPTS = 128
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+MAX_MESSAGES = 1024
+COMPLETION_TOKENS = 16
+CHAT_TOKENS = 512
+"""Longest completion and chat answer when a request does not say; the former is OpenAI's."""
+
+Ignored = Annotated[Any, WithJsonSchema({"description": "Taken, and changes nothing."})]
+
+
+NEUTRAL: dict[str | None, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_calls": ([],),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+"""What a field that is not supported may say, beside null."""
+
+
+def _changes_nothing(value: object, info: ValidationInfo) -> object:
+    if value is not None and value not in NEUTRAL.get(info.field_name, ()):
+        raise PydanticCustomError("unsupported", "this server does not support it")
+    return value
+
+
+Unsupported = Annotated[
+    Any,
+    AfterValidator(_changes_nothing),
+    WithJsonSchema({"type": "null", "description": "Not supported, unless it changes nothing."}),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Body):
+    """What a stream tells beside the tokens."""
+
+    include_usage: bool | None = Field(None, description="A last chunk with the token counts.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: the token counts so far in every chunk (as vLLM)."
+    )
+    include_obfuscation: Ignored = None
+
+
+class TttOptions(_Body):
+    """This server's extension: adapt to a document first."""
+
+    document: Annotated[str | None, AfterValidator(holds_text)] = Field(
+        None, min_length=1, description="The text to adapt to; what follows is asked about it."
+    )
+    adapt: AdaptConfig | None = Field(None, description="How, as in /v1/adaptations.")
+
+    @field_validator("adapt")
+    @classmethod
+    def _needs_a_document(
+        cls, value: AdaptConfig | None, info: ValidationInfo
+    ) -> AdaptConfig | None:
+        if value is not None and info.data.get("document") is None:
+            raise ValueError("needs document")
+        return value
+
+
+class GenerationBody(_Body):
+    """What completions and chat completions have in common."""
+
+    model: str | None = Field(
+        None, description="The served model's id, or that of an adaptation to continue from."
+    )
+    ttt: TttOptions | None = None
+    max_tokens: int | None = Field(None, ge=0, le=4096)
+    temperature: float | None = Field(
+        None, ge=0.0, le=4.0, description="Default 1, as OpenAI's; 0 decodes greedily."
+    )
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Choices for each prompt.")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Of the first choice; the next has one more."
+    )
+    stop: StopStrings | None = Field(None, description="A choice ends before any of these.")
+    ignore_eos: bool = Field(False, description="Go on after the end-of-text token (as vLLM).")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Unsupported = None
+    presence_penalty: Unsupported = None
+    repetition_penalty: Unsupported = None
+    logit_bias: Unsupported = None
+    metadata: Ignored = None
+    service_tier: Ignored = None
+    user: Ignored = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_a_stream(
+        cls, value: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("needs stream")
+        return value
+
+    @property
+    def choices(self) -> int:
+        """Choices for each prompt."""
+        return self.n or 1
+
+    def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
+        """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
+        if max_tokens is not None and max_tokens > longest:
+            message = f"max_tokens: this server allows {longest} at most"
+            raise ApiError(422, message, "invalid_value", param="max_tokens")
+        seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
+        return SamplingConfig(
+            max_tokens=min(default, longest) if max_tokens is None else max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=tuple(self.stop or ()),
+            ignore_eos=self.ignore_eos,
+            seed=seed,
+        )
+
+
+def _as_prompts(value: object) -> object:
+    """One prompt or many, texts or tokens, as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(type(item) is int for item in value):
+            return [value]
+        if all(isinstance(item, str) for item in value) or all(
+            isinstance(item, list) and all(type(id) is int for id in item) for item in value
+        ):
+            return value
+    raise PydanticCustomError(
+        "prompt", "must be a string, a list of strings, a list of tokens or a list of such lists"
+    )
+
+
+Prompts = Annotated[
+    list[str | list[int]],
+    BeforeValidator(
+        _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+    ),
+    Field(max_length=MAX_PROMPTS),
+]
+
+
+class CompletionBody(GenerationBody):
+    """Prompts to continue as they are, in text or in tokens."""
+
+    model_config = ConfigDict(title="CompletionRequest")
+
+    prompt: Prompts
+    echo: bool | None = Field(None, description="Give the prompt back before its continuation.")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities, and so many likeliest tokens."
+    )
+    best_of: Unsupported = None
+    suffix: Unsupported = None
+
+    def to_sampling(self, longest: int) -> SamplingConfig:
+        """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
+        return self.sampling(self.max_tokens, COMPLETION_TOKENS, longest)
+
+
+class TextPart(_Body):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _supported_parts(value: object) -> object:
+    if isinstance(value, list):
+        for part in value:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError("unsupported", "this server reads parts of text only")
+    return value
+
+
+class ChatMessage(_Body):
+    """A turn of a conversation; what assistants' turns hold beside text must be empty."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str | list[TextPart], BeforeValidator(_supported_parts)]
+    name: Ignored = None
+    refusal: Ignored = None
+    annotations: Unsupported = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    tool_calls: Unsupported = None
+
+    def to_message(self) -> Message:
+        """The turn as a prompt has it."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatBody(GenerationBody):
+    """A conversation to answer."""
+
+    model_config = ConfigDict(title="ChatCompletionRequest")
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=0, le=4096)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    modalities: Unsupported = None
+    prediction: Unsupported = None
+    response_format: Unsupported = None
+    tool_choice: Unsupported = None
+    tools: Unsupported = None
+    web_search_options: Unsupported = None
+    parallel_tool_calls: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    reasoning_effort: Ignored = None
+    safety_identifier: Ignored = None
+    store: Ignored = None
+    verbosity: Ignored = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs")
+        return value
+
+    def to_sampling(self, longest: int) -> SamplingConfig:
+        """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
+        asked = self.max_completion_tokens
+        return self.sampling(self.max_tokens if asked is None else asked, CHAT_TOKENS, longest)
+
+
+class TokenizeBody(_Body):
+    """A text or a conversation to cut into tokens (as vLLM)."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, validate_default=True
+    )
+    add_special_tokens: bool | None = Field(None, description="Default: true.")
+    return_token_strs: bool | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _or_a_prompt(
+        cls, value: list[ChatMessage] | None, info: ValidationInfo
+    ) -> list[ChatMessage] | None:
+        if (value is None) == (info.data.get("prompt") is None):
+            raise ValueError("either messages or prompt must be there")
+        return value
+
+
+class DetokenizeBody(_Body):
+    """Tokens to join into a text (as vLLM)."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]

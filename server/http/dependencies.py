@@ -1,0 +1,46 @@
+"""What routes ask for: the parts that the app was made of.
+
+All are ``async``, or FastAPI would call each in a thread of its pool, at half a millisecond a time.
+"""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from refine_server.server.adaptations.registry import Adaptations
+from refine_server.server.engine.engine import Engine
+from refine_server.server.metrics import Metrics
+from refine_server.server.settings import Settings
+from refine_server.ttt.interface.requests import LOCAL
+
+
+async def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+async def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+async def _adaptations(request: Request) -> Adaptations:
+    adaptations: Adaptations = request.app.state.adaptations
+    return adaptations
+
+
+async def _owner(request: Request) -> str:
+    owner: str = getattr(request.state, "owner", LOCAL)
+    return owner
+
+
+AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
+OwnerDep = Annotated[str, Depends(_owner)]
+EngineDep = Annotated[Engine, Depends(_engine)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
+SettingsDep = Annotated[Settings, Depends(_settings)]

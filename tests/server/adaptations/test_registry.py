@@ -1,0 +1,334 @@
+"""Adapt once, ask many: the life of adaptations over HTTP, on the scripted model."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from refine_server.server.adaptations.adaptation import Adaptation
+from refine_server.server.adaptations.storage import Vault
+
+DOCUMENT = "alpha text"
+
+
+def create(client: TestClient, document: str = DOCUMENT, **fields: Any) -> Any:
+    return client.post("/v1/adaptations", json={"document": document, **fields})
+
+
+def until_ready(client: TestClient, adaptation_id: str) -> dict[str, Any]:
+    for _ in range(1000):
+        resource = client.get(f"/v1/adaptations/{adaptation_id}").json()
+        if resource["status"] not in ("queued", "adapting"):
+            return resource
+        time.sleep(0.005)
+    raise AssertionError("it did not end")
+
+
+def ready(client: TestClient, document: str = DOCUMENT, **fields: Any) -> dict[str, Any]:
+    made = create(client, document, **fields)
+    assert made.status_code in (200, 202), made.text
+    return until_ready(client, made.json()["id"])
+
+
+def events(client: TestClient, adaptation_id: str) -> list[tuple[str, dict[str, Any]]]:
+    text = client.get(f"/v1/adaptations/{adaptation_id}/events").text
+    blocks = [b.splitlines() for b in text.replace("\r\n", "\n").split("\n\n") if "event:" in b]
+    return [(b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks]
+
+
+def metric(client: TestClient, name: str) -> float:
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[-1])
+    raise AssertionError(name)
+
+
+def test_a_document_is_adapted_to_once_and_asked_many_times(client, fake) -> None:
+    made = create(client, adapt={"steps": 3})
+    assert made.status_code == 202
+    resource = until_ready(client, made.json()["id"])
+    assert made.headers["location"] == f"/v1/adaptations/{resource['id']}"
+    assert (resource["status"], resource["accepted_step"], len(resource["steps"])) == (
+        "ready",
+        3,
+        3,
+    )
+    assert resource["in_memory"]
+    assert resource["bytes"] >= 4000
+    assert 3500 < resource["expires_at"] - time.time() <= 3600
+    for field in ({"adaptation": resource["id"]}, {"model": resource["id"]}):
+        answer = client.post("/v1/answers", json={"query": "who?", **field}).json()
+        assert answer["answer"] == "alpha"
+        assert answer["adaptation"]["id"] == resource["id"]
+        assert answer["adapted"]
+    assert fake.turns.count("alpha") == 3
+    listed = client.get("/v1/adaptations").json()["data"]
+    assert [r["id"] for r in listed] == [resource["id"]]
+
+
+def test_a_streamed_answer_comes_from_the_adaptation(client) -> None:
+    resource = ready(client)
+    body = {"query": "who?", "adaptation": resource["id"], "stream": True}
+    text = client.post("/v1/answers", json=body).text
+    assert text.count("event: answer.delta") == 5
+    assert '"answer":"alpha"' in text
+
+
+def test_events_tell_every_step_and_then_the_end(client) -> None:
+    resource = ready(client, adapt={"steps": 4})
+    told = events(client, resource["id"])
+    assert [name for name, _ in told] == ["adaptation.step"] * 4 + ["adaptation.ready"]
+    assert told[-1][1]["id"] == resource["id"]
+
+
+def test_the_same_document_joins_and_another_configuration_does_not(client, fake) -> None:
+    first = create(client, "hold text", adapt={"steps": 2}).json()
+    second = create(client, "hold text", adapt={"steps": 2}).json()
+    other = create(client, "hold text", adapt={"steps": 2, "seed": 1}).json()
+    assert first["id"] == second["id"] != other["id"]
+    fake.gate.set()
+    until_ready(client, other["id"])
+    again = create(client, "hold text", adapt={"steps": 2})
+    assert (again.status_code, again.json()["id"]) == (200, first["id"])
+    assert fake.closed.count("hold") == 2
+    assert metric(client, "refine_adaptation_cache_hits_total") == 2
+    assert metric(client, "refine_adaptation_cache_misses_total") == 2
+
+
+def test_deleting_a_running_adaptation_cancels_it(client, fake, wait_for) -> None:
+    running = create(client, "hold text", adapt={"steps": 9}).json()
+    wait_for(lambda: fake.turns == ["hold"])
+    deleted = client.delete(f"/v1/adaptations/{running['id']}")
+    assert deleted.json() == {
+        "id": running["id"],
+        "object": "adaptation.deleted",
+        "deleted": True,
+    }
+    fake.gate.set()
+    wait_for(lambda: fake.closed == ["hold"])
+    assert fake.turns == ["hold"]
+    assert client.get(f"/v1/adaptations/{running['id']}").status_code == 404
+    wait_for(lambda: metric(client, 'refine_wasted_seconds_total{reason="deleted"}') > 0)
+
+
+def test_a_question_waits_for_an_adaptation_that_is_being_made(live, fake) -> None:
+    import threading
+
+    import httpx
+
+    url = live()
+    made = httpx.post(f"{url}/v1/adaptations", json={"document": "hold text"}).json()
+    threading.Timer(0.2, fake.gate.set).start()
+    answer = httpx.post(f"{url}/v1/answers", json={"query": "q", "adaptation": made["id"]})
+    assert answer.json()["answer"] == "hold"
+
+
+BY_QUERY = {"prefix": "local", "selection": "query"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 422, "document"),
+        ({"document": ""}, 422, "document"),
+        ({"document": " \n"}, 422, "document"),
+        ({"document": 5}, 422, "document"),
+        ({"document": "x", "adapt": {"steps": -1}}, 422, "adapt.steps"),
+        ({"document": "x", "adapt": BY_QUERY}, 422, "adapt.selection"),
+        ({"document": "x", "ttl_seconds": 0}, 422, "ttl_seconds"),
+        ({"document": "x", "priority": 11}, 422, "priority"),
+        ({"document": "x", "colour": "red"}, 422, "colour"),
+        ({"document": "x", "model": "other"}, 404, "model"),
+        ({"document": "w " * 60}, 413, "document"),
+    ],
+)
+def test_bad_input_names_the_field_and_leaves_nothing(client, body, status, param) -> None:
+    refused = client.post("/v1/adaptations", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
+    assert client.get("/v1/adaptations").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"query": "q"}, 422, "document"),
+        ({"query": "q", "adaptation": "adapt-0"}, 404, "adaptation"),
+        ({"query": "q", "model": "adapt-0"}, 404, "adaptation"),
+        ({"query": "q", "adaptation": "{id}", "document": "x"}, 422, "document"),
+        ({"query": "q", "adaptation": "{id}", "adapt": {"steps": 1}}, 422, "adapt"),
+        ({"query": "q", "adaptation": "{id}", "compare_base": True}, 422, "compare_base"),
+        ({"query": "q", "adaptation": "{id}", "model": "other"}, 404, "model"),
+    ],
+)
+def test_a_question_needs_one_document(client, body, status, param) -> None:
+    made = ready(client)["id"]
+    body = {k: v.format(id=made) if isinstance(v, str) else v for k, v in body.items()}
+    refused = client.post("/v1/answers", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
+
+
+def test_a_failed_adaptation_says_so_and_may_be_tried_again(client, fake) -> None:
+    resource = ready(client, "crash text")
+    assert resource["status"] == "failed"
+    assert resource["error"]["code"] == "internal_error"
+    assert "secret" not in json.dumps(resource)
+    assert events(client, resource["id"])[-1][0] == "adaptation.failed"
+    refused = client.post("/v1/answers", json={"query": "q", "adaptation": resource["id"]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adaptation_failed")
+    assert ready(client, "crash text")["id"] != resource["id"]
+
+
+def test_what_is_not_used_expires(make_client: Callable[..., TestClient], wait_for) -> None:
+    client = make_client()
+    brief = ready(client, ttl_seconds=0.2)["id"]
+    kept = ready(client, "beta text")["id"]
+    wait_for(lambda: client.get(f"/v1/adaptations/{brief}").status_code == 404)
+    assert [r["id"] for r in client.get("/v1/adaptations").json()["data"]] == [kept]
+
+
+def test_memory_goes_to_the_most_recently_used(make_client: Callable[..., TestClient]) -> None:
+    client = make_client(adaptation_memory_bytes=9000)  # two documents of 4,000 bytes and some
+    first, second = ready(client, "alpha x")["id"], ready(client, "beta x")["id"]
+    client.post("/v1/answers", json={"query": "q", "adaptation": first})
+    third = ready(client, "gamma x")["id"]
+    assert client.get(f"/v1/adaptations/{second}").status_code == 404  # there is no store
+    assert {r["id"] for r in client.get("/v1/adaptations").json()["data"]} == {first, third}
+    assert metric(client, "refine_adaptation_cache_evictions_total") == 1
+    assert 0 < metric(client, "refine_adaptation_bytes") <= 9000
+
+
+def test_what_the_store_has_comes_back(
+    make_client: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    options = {"store": tmp_path.as_uri(), "adaptation_memory_bytes": 9000}
+    client = make_client(**options)
+    made = [ready(client, f"{name} x")["id"] for name in ("alpha", "beta", "gamma")]
+    assert all(client.get(f"/v1/adaptations/{i}").json()["stored"] for i in made)
+    for again in (client, make_client(**options)):  # evicted; and by another process
+        listed = again.get("/v1/adaptations").json()["data"]
+        assert {r["id"] for r in listed} == set(made)
+        for adaptation_id, name in zip(made, ("alpha", "beta", "gamma"), strict=True):
+            body = {"query": "q", "adaptation": adaptation_id}
+            assert again.post("/v1/answers", json=body).json()["answer"] == name
+    joined = create(again, "beta x")
+    assert (joined.status_code, joined.json()["id"]) == (200, made[1])
+    again.delete(f"/v1/adaptations/{made[1]}")
+    assert {r["id"] for r in make_client(**options).get("/v1/adaptations").json()["data"]} == {
+        made[0],
+        made[2],
+    }
+
+
+def test_what_is_being_stored_stays_in_memory(
+    make_client: Callable[..., TestClient], tmp_path: Path, monkeypatch, wait_for
+) -> None:
+    gates = [threading.Event(), threading.Event()]
+    saving: list[str] = []
+    save = Vault.save
+
+    async def held(self: Vault, adaptation: Adaptation, document: Any) -> bool:
+        saving.append(adaptation.id)
+        await asyncio.to_thread(gates[len(saving) - 1].wait, 10)
+        return await save(self, adaptation, document)
+
+    monkeypatch.setattr(Vault, "save", held)
+    client = make_client(store=tmp_path.as_uri(), adaptation_memory_bytes=5000)
+    first = create(client, "alpha x").json()["id"]
+    wait_for(lambda: saving == [first])
+    second = create(client, "beta x").json()["id"]
+    wait_for(lambda: saving == [first, second])
+    gates[0].set()  # with the first one ready there is one too many in memory
+    until_ready(client, first)
+    gates[1].set()
+    assert until_ready(client, second)["stored"]
+
+
+def test_a_damaged_entry_is_refused_with_a_reason(
+    make_client: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    made = ready(make_client(store=tmp_path.as_uri()))["id"]
+    (data,) = tmp_path.rglob("document.safetensors")
+    data.write_bytes(data.read_bytes()[:-1])
+    client = make_client(store=tmp_path.as_uri())
+    refused = client.post("/v1/answers", json={"query": "q", "adaptation": made})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adaptation_lost")
+    assert "checksum" in refused.json()["error"]["message"]
+    assert client.get(f"/v1/adaptations/{made}").status_code == 404
+    assert metric(client, 'refine_store_errors_total{operation="load"}') == 1
+
+
+def test_a_store_that_fails_costs_durability_only(
+    make_client: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    client = make_client(store=(tmp_path / "file").as_uri())
+    resource = ready(client)
+    assert (resource["status"], resource["stored"]) == ("ready", False)
+    assert client.post("/v1/answers", json={"query": "q", "adaptation": resource["id"]}).is_success
+    assert metric(client, 'refine_store_errors_total{operation="save"}') == 1
+
+
+def test_no_more_than_so_many_are_kept(make_client: Callable[..., TestClient]) -> None:
+    client = make_client(max_adaptations=2)
+    ready(client, "alpha x")
+    ready(client, "beta x")
+    refused = create(client, "gamma x")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_adaptations")
+    assert create(client, "alpha x").status_code == 200
+
+
+def test_a_full_queue_refuses_before_anything_is_paid(make_client, fake) -> None:
+    client = make_client(max_active=1, max_queue=1)
+    done = ready(client, "alpha x")["id"]
+    create(client, "hold x")
+    create(client, "beta x")
+    refused = create(client, "gamma x")
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    statuses = [r["status"] for r in client.get("/v1/adaptations").json()["data"]]
+    assert len(statuses) == 3
+    fake.gate.set()
+    assert client.post("/v1/answers", json={"query": "q", "adaptation": done}).is_success
+
+
+def test_running_adaptations_are_kept_as_they_are_at_shutdown(
+    make_app, fake, wait_for, tmp_path
+) -> None:
+    options = {"store": tmp_path.as_uri(), "shutdown_seconds": 2.0}
+    with TestClient(make_app(**options)) as client:
+        wait_for(lambda: client.get("/health/ready").is_success)
+        made = create(client, "slow x", adapt={"steps": 200}).json()
+        wait_for(lambda: fake.turns)  # one that has not begun would be given up
+    with TestClient(make_app(**options)) as client:
+        wait_for(lambda: client.get("/health/ready").is_success)
+        resource = until_ready(client, made["id"])
+        assert (resource["status"], resource["stopped"]) == ("ready", "shutdown")
+        assert 0 < len(resource["steps"]) < 200
+        assert create(client, "slow x", adapt={"steps": 200}).json()["id"] != made["id"]
+
+
+def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> None:
+    body = {"document": "hold x", "query": "q", "timeout_seconds": 0.1}
+    late = client.post("/v1/answers", json=body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    made = create(client, "hold y", timeout_seconds=0.1).json()
+    ended = until_ready(client, made["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "timeout")
+    fake.gate.set()
+
+
+def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:
+    client = make_client(max_active=1)
+    create(client, "hold x")
+    wait_for(lambda: fake.turns == ["hold"])
+    for name, priority in (("patient", 5), ("plain", 0), ("urgent", -5)):
+        create(client, f"{name} x", priority=priority)
+    fake.gate.set()
+    wait_for(lambda: len(fake.closed) == 4)
+    assert fake.closed == ["hold", "urgent", "plain", "patient"]

@@ -1,0 +1,150 @@
+"""``refine-server models`` on directories as their authors write them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from refine_server.server.cli.main import app
+from refine_server.ttt.models import bundled, load
+from refine_server.ttt.models.loading.footprint import measure
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, ["models", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fla_directory(name: str, target: Path, **changes: int) -> Path:
+    """As fla's own save_pretrained writes it, with the tiny model's tokenizer."""
+    from safetensors import safe_open
+
+    target.mkdir()
+    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+        names = [n for n in file.keys() if n.startswith("weights.")]  # noqa: SIM118
+        weights = {n.removeprefix("weights."): file.get_tensor(n) for n in names}
+        config = json.loads(file.metadata()["config"]) | changes
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    add_tokenizer(target)
+    return target
+
+
+def add_tokenizer(target: Path) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundled.tiny() / file, target / file)
+
+
+def hybrid_directory(target: Path) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "qwen3_next",
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=96,
+        head_dim=16,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(target)
+    add_tokenizer(target)
+    return target
+
+
+def test_list_names_every_family() -> None:
+    shown = run("list")
+    for word in ("smollm2", "delta_net", "gated_deltanet", "lact_swiglu", "qwen3_next", "overlay"):
+        assert word in shown
+    families = json.loads(run("list", "--json"))["families"]
+    assert families["lact"] == ["lact_swiglu"]
+    assert families["hybrid"] == [
+        "kimi_linear", "olmo_hybrid", "qwen3_5", "qwen3_5_text", "qwen3_next"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["delta_net", "gated_delta_net", "lact_760m_style", "qwen3_next"])
+@pytest.mark.parametrize("targets", ["fast_weights", "all"])
+def test_inspect_says_what_a_loaded_model_has(tmp_path: Path, name: str, targets: str) -> None:
+    path = tmp_path / name
+    if name == "qwen3_next":
+        hybrid_directory(path)
+    else:  # LaCT's chunks as long as real ones are to a document, or there are hundreds of them
+        fla_directory(name, path, lact_chunk_size=1024, window_size=1024)
+    shown = json.loads(run("inspect", path, "--json", "--targets", targets, "--memory", "1GiB"))
+    model = load(path)
+    assert shown["family"] == model.family
+    assert shown["parameters"] == model.num_parameters
+    assert shown["weight_bytes"] == sum(p.nbytes for p in model.parameters())
+    assert shown["fast_weight_bytes"] == model.new_fast_weights(targets, 8, 0).nbytes
+    with torch.no_grad():
+        state = model(torch.zeros(1, 4096, dtype=torch.int64)).state
+    assert shown["state_bytes"]["4096"] == state.nbytes
+    assert shown["longest_document"] > 0
+
+
+def test_inspect_reads_no_weights(tmp_path: Path) -> None:
+    path = fla_directory("delta_net", tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    assert "delta_net" in run("inspect", path)
+
+
+def test_the_longest_document_fits_the_memory() -> None:
+    """Twice the bytes a token for twice the length, so what is left decides."""
+    small, large = (measure("tiny", memory_bytes=m * 2**30) for m in (1, 2))
+    assert small.longest_document is not None
+    assert large.longest_document is not None
+    per_token = (small.step_bytes[8192] - small.step_bytes[4096]) / 4096
+    gained = large.longest_document - small.longest_document
+    assert gained == pytest.approx(2**30 / per_token, rel=1e-3)
+    used = small.weight_bytes + 4 * small.fast_weight_bytes + small.longest_document * per_token
+    assert used == pytest.approx(2**30, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gated_delta_net", "qwen3_next"])
+def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    hybrid_directory(path) if name == "qwen3_next" else fla_directory(name, path)
+    run("convert", path, tmp_path / "half", "--dtype", "bfloat16")
+    model, half = load(path), load(tmp_path / "half")
+    assert half.dtype == torch.bfloat16
+    assert measure(str(tmp_path / "half")).dtype == "bfloat16"
+    ids = torch.arange(40)[None]
+    difference = (model(ids).logits - half(ids).logits).abs().mean()
+    assert difference <= 0.05 * model(ids).logits.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "no/where/at/all"), "no directory"),
+        (("inspect", "tiny", "--memory", "much"), "KiB"),
+        (("convert", "tiny", "."), "exists"),
+        (("convert", "missing.gguf", "somewhere"), "missing.gguf"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["models", *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(tmp_path.iterdir())

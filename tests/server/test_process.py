@@ -1,0 +1,90 @@
+"""``refine-server serve`` as a process of its own: signals, ports, models that are not there."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refine_server.clients import ClientError, RefineClient
+from refine_server.server.process import StartError, serve
+from refine_server.server.settings import Settings
+
+SCRIPT = """
+import runpy, sys
+from functools import partial
+from refine_server.server import serving
+from refine_server.server.settings import Settings
+
+fake = runpy.run_path(sys.argv[1])["FakeModel"]()
+serving.create_app = partial(serving.create_app, open_backend=fake.open)
+serving.serve(Settings(model="fake", port=int(sys.argv[2]), shutdown_seconds=1.0))
+"""
+
+
+@pytest.fixture
+def process() -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A served scripted model: the process and its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    conftest = Path(__file__).with_name("conftest.py")
+    process = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT, str(conftest), str(port)])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for waited in RefineClient(url).wait_until_ready():
+            assert process.poll() is None
+            assert waited < 30
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_lets_running_requests_end_first(
+    process: tuple["subprocess.Popen[bytes]", str],
+) -> None:
+    server, url = process
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 25})
+    next(events)
+    server.send_signal(signal.SIGTERM)
+    assert [event.name for event in events][-1] == "answer.completed"
+    assert server.wait(10) == 0
+
+
+def test_sigterm_gives_long_streams_a_final_error_event(
+    process: tuple["subprocess.Popen[bytes]", str],
+) -> None:
+    server, url = process
+    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 250})
+    next(events)
+    server.send_signal(signal.SIGTERM)
+    with pytest.raises(ClientError) as stopped:
+        list(events)
+    assert stopped.value.code == "shutting_down"
+    assert server.wait(10) == 0
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=f"127.0.0.1:{port}: Address already in use"):
+            serve(Settings(port=port))
+
+
+def test_a_model_that_is_not_there_ends_the_process() -> None:
+    command = [sys.executable, "-P", "-m", "refine_server.server.cli.main", "serve", "--port", "0"]
+    ended = subprocess.run(
+        [*command, "--model", "no-such-model"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "cannot serve no-such-model" in ended.stderr
+    assert "Traceback" not in ended.stderr

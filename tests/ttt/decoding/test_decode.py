@@ -1,0 +1,48 @@
+"""Decoding: stop strings in pieces, sampling, and states that are not used up."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refine_server.ttt.decoding.decode import StopStrings, _sample
+from refine_server.ttt.interface.config import SamplingConfig
+
+
+@given(
+    text=st.text(alphabet="ab#", max_size=40),
+    cuts=st.lists(st.integers(0, 40), max_size=8),
+    stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, cuts, stops) -> None:
+    expected = text
+    ends = [text.find(s) for s in stops if s in text]
+    # A stop is seen as soon as it is complete, so the first to be completed ends the text.
+    edges = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
+    whole = StopStrings(stops)
+    one_by_one = "".join(whole.feed(c) for c in text if not whole.hit)
+    expected = one_by_one + whole.rest()
+    seen = StopStrings(stops)
+    pieces = [seen.feed(text[a:b]) for a, b in itertools.pairwise(edges) if not seen.hit]
+    result = "".join(pieces) + seen.rest()
+    assert seen.hit is bool(ends) is whole.hit
+    assert not any(s in result for s in stops)
+    assert text.startswith(result)
+    if not ends:
+        assert result == expected == text
+
+
+def test_greedy_takes_the_best_token() -> None:
+    logits = torch.tensor([0.0, 3.0, 1.0])
+    assert _sample(logits, SamplingConfig(temperature=0.0), torch.Generator()) == 1
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.6, 1.0])
+def test_top_p_keeps_the_smallest_set_of_that_mass(top_p: float) -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    sampling = SamplingConfig(temperature=1.0, top_p=top_p)
+    drawn = {_sample(logits, sampling, generator) for _ in range(300)}
+    assert drawn == {0.1: {0}, 0.6: {0, 1}, 1.0: {0, 1, 2, 3}}[top_p]

@@ -1,0 +1,179 @@
+"""From document to answer on the shipped tiny model: events, isolation, falling back."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.events import (
+    AdaptationEnded,
+    AdaptationStep,
+    AnswerCompleted,
+    AnswerDelta,
+    BaseAnswered,
+    DocumentRead,
+    Event,
+)
+from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, Limits
+from refine_server.ttt.models import CausalLM, load
+from refine_server.ttt.programs.answer import answer
+from refine_server.ttt.refine import held_out
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+SHORT = SamplingConfig(max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> CausalLM:
+    return load("tiny")
+
+
+def example(name: str) -> tuple[str, list[dict]]:
+    spec = json.loads((EXAMPLES / f"{name}.json").read_text())
+    return (EXAMPLES / spec["document"]).read_text(), spec["questions"]
+
+
+def request(document: str, query: str, *, compare_base: bool = False, **adapt) -> AnswerRequest:
+    settings = AdaptConfig(**({"steps": 3, "chunks": 4} | adapt))
+    return AnswerRequest(document, query, settings, SHORT, compare_base)
+
+
+def completed(events: Iterator[Event]) -> AnswerCompleted:
+    *_, last = events
+    assert isinstance(last, AnswerCompleted)
+    return last
+
+
+def base_hash(model: CausalLM) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("objective", ["refine", "ntp", "none"])
+@pytest.mark.parametrize("prefix", ["full", "local"])
+def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
+    document, questions = example("tiny_example")
+    for question in questions:
+        settings = {"objective": objective, "prefix": prefix, "guard": "none"}
+        asked = request(document, question["query"], **settings)
+        result = completed(answer(tiny, asked))
+        assert any(a.lower() in result.answer.lower() for a in question["answers"])
+        assert result.adaptation.adapted is (objective != "none")
+
+
+@pytest.mark.parametrize("spans_as", ["text", "answer", "answer_in_context"])
+def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
+    document, questions = example("tiny_example")
+    settings = {"prefix": "local", "selection": "query", "spans_as": spans_as, "guard": "none"}
+    settings["learning_rate"] = 2e-3
+    for question in questions[:2]:
+        asked = request(document, question["query"], **settings)
+        result = completed(answer(tiny, asked))
+        assert any(a.lower() in result.answer.lower() for a in question["answers"])
+        assert result.adaptation.accepted_step == 3
+        assert result.adaptation.final_ntp_loss < result.adaptation.first_ntp_loss
+    other = completed(answer(tiny, request(document, "zzz?", **settings)))
+    assert (other.adaptation.guard, other.adaptation.accepted_step) == ("nothing_similar", 0)
+
+
+def test_adapting_alone_has_no_query_to_choose_by() -> None:
+    settings = AdaptConfig(prefix="local", selection="query")
+    with pytest.raises(RequestError, match="selection") as refused:
+        AdaptRequest("a document", settings)
+    assert refused.value.param == "adapt.selection"
+    assert AdaptRequest("a document", settings, query="Which?").query == "Which?"
+
+
+def test_events_come_in_order(tiny) -> None:
+    document, questions = example("tiny_example")
+    asked = request(document, questions[0]["query"], compare_base=True)
+    events = list(answer(tiny, asked))
+    kinds = [kind for kind, _ in itertools.groupby(type(e) for e in events)]
+    assert kinds == [
+        DocumentRead,
+        BaseAnswered,
+        AdaptationStep,
+        AdaptationEnded,
+        AnswerDelta,
+        AnswerCompleted,
+    ]
+    last = events[-1]
+    assert "".join(e.text for e in events if isinstance(e, AnswerDelta)) == last.answer
+    assert last.base_answer == next(e.text for e in events if isinstance(e, BaseAnswered))
+    assert [s.step for s in last.adaptation.steps] == [1, 2, 3]
+    assert last.usage.rollout_tokens == sum(s.rollout_tokens for s in last.adaptation.steps) > 0
+    assert last.usage.document_tokens == events[0].document_tokens
+    timings = last.timings
+    assert timings.time_to_first_token_seconds >= timings.prefill_seconds + timings.adapt_seconds
+
+
+def test_documents_do_not_see_each_other(tiny) -> None:
+    document, questions = example("tiny_example")
+    other, other_questions = example("tiny_long")
+    first = request(document, questions[0]["query"], learning_rate=0.02)
+    second = request(other, other_questions[0]["query"], learning_rate=0.02, seed=7)
+
+    def results(*order: AnswerRequest) -> list[tuple]:
+        return [signature(completed(answer(tiny, r))) for r in order]
+
+    alone = results(first) + results(second)
+    assert results(first, second) == alone
+    assert results(second, first) == alone[::-1]
+    assert [signature(r) for r in taking_turns(tiny, first, second)] == alone
+
+
+def taking_turns(model: CausalLM, *requests: AnswerRequest) -> list[AnswerCompleted]:
+    runs = [answer(model, r) for r in requests]
+    ended: dict[int, AnswerCompleted] = {}
+    while len(ended) < len(runs):
+        for i, run in enumerate(runs):
+            event = next(run, None)
+            if isinstance(event, AnswerCompleted):
+                ended[i] = event
+    return [ended[i] for i in range(len(runs))]
+
+
+def signature(result: AnswerCompleted) -> tuple:
+    """All of a result that must not depend on what else the model did."""
+    steps = [(s.loss, s.grpo_loss, s.reward_mean, s.grad_norm) for s in result.adaptation.steps]
+    return (result.answer, steps, result.adaptation.final_ntp_loss)
+
+
+def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
+    document, questions = example("tiny_example")
+    before = base_hash(tiny)
+    for targets in ("fast_weights", "low_rank", "all"):
+        completed(answer(tiny, request(document, questions[0]["query"], targets=targets)))
+    cancelled = answer(tiny, request(document, questions[0]["query"]))
+    while not isinstance(next(cancelled), AdaptationStep):
+        pass
+    cancelled.close()
+    with pytest.raises(RequestError):
+        next(answer(tiny, request("", "What?")))
+    monkeypatch.setattr(held_out, "reject_step", lambda *_: held_out.NON_FINITE_LOSS)
+    completed(answer(tiny, request(document, questions[0]["query"])))
+    assert base_hash(tiny) == before
+
+
+def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
+    document, questions = example("tiny_example")
+    asked = request(document, questions[0]["query"], learning_rate=10.0, steps=4, compare_base=True)
+    result = completed(answer(tiny, asked))
+    assert result.adaptation.guard in (held_out.KEPT_BASE, held_out.NON_FINITE_LOSS)
+    assert not result.adaptation.adapted
+    assert result.answer == result.base_answer
+
+
+def test_limits_hold_before_anything_is_computed(tiny) -> None:
+    with pytest.raises(RequestError, match="at most 5") as error:
+        next(answer(tiny, request("word " * 10, "What?"), limits=Limits(document_tokens=5)))
+    assert error.value.code == "document_too_long"

@@ -1,0 +1,43 @@
+"""A whole step through the Triton forms, in the interpreter: loss, gradient and update."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from refine_server.kernels import dispatch
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.rows import Reading
+
+SETTINGS = AdaptConfig(
+    prefix="full", chunks=1, rollouts=2, rollout_tokens=3, reward="hybrid", kl_coef=0.1
+)
+
+
+def test_a_step_is_the_same(make_model, tokens, perturbed, monkeypatch) -> None:
+    model = make_model(torch.float32)
+
+    def step():
+        fast = perturbed(model)
+        loop = Loop(model, Reading(model, tokens(1, 30), fast), fast, SETTINGS)
+        report, reason = loop.step(1)
+        assert reason is None
+        return report, fast
+
+    expected, expected_fast = step()
+    for name, op in list(vars(dispatch).items()):
+        if name[0] != "_" and hasattr(op, "__wrapped__"):  # an op that has a Triton form
+            monkeypatch.setattr(dispatch, name, dispatch._triton_form(op.__wrapped__))
+    actual, actual_fast = step()
+    fields = ("loss", "ntp_loss", "kl", "reward_mean", "entropy_mean", "grad_norm")
+    for field in fields:  # kl is a small difference of numbers around 1, so fp32 keeps 1e-7 of it
+        near = pytest.approx(getattr(expected, field), rel=1e-4, abs=1e-7)
+        assert getattr(actual, field) == near, field
+    moved = 0.0
+    for name in expected_fast:
+        gradient, other = expected_fast[name].grad, actual_fast[name].grad
+        size = gradient.abs().max().clamp_min(1e-3)
+        assert float((gradient - other).abs().max() / size) < 1e-3, name
+        moved += float((actual_fast[name] - perturbed(model)[name]).detach().abs().max())
+    assert moved > 0

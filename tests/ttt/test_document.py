@@ -1,0 +1,120 @@
+"""Adapted documents survive being written and read, bit for bit, in every family."""
+
+import json
+
+import pytest
+import torch
+
+from refine_server.ttt.document import AdaptedDocument, dump, restore
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.errors import DamagedError, IsolationError
+from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
+from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
+from refine_server.ttt.models import load
+from refine_server.ttt.models.state import compact
+from refine_server.ttt.programs.answer import adapt_document, ask
+from refine_server.ttt.refine.loop import adapt
+from refine_server.ttt.refine.rows import Reading
+
+CPU = torch.device("cpu")
+TEXT = "The harbour code is amber. It rained until late. The castle animal is falcon. " * 3
+
+
+def adapted(model, ids, owner: str = "a") -> AdaptedDocument:
+    fast = model.new_fast_weights("fast_weights", 4, 0)
+    fast.owner = owner
+    loop = adapt(model, Reading(model, ids, fast, positions=2), fast, AdaptConfig(steps=2))
+    try:
+        while True:
+            next(loop)
+    except StopIteration as end:
+        result = end.value
+    state, hidden = compact(result.state), compact(result.hidden)
+    tokens = ids.shape[1]
+    return AdaptedDocument(owner, result.fast_weights, state, hidden, result.report, tokens)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny")
+
+
+def test_a_restored_document_is_the_same_in_every_bit(model, tokens) -> None:
+    document = adapted(model, tokens(1, 90))
+    data, form = dump(document)
+    again = restore(data, json.loads(json.dumps(form)), CPU)
+    assert again.report == document.report
+    assert (again.owner, again.fast_weights.owner) == ("a", "a")
+    assert again.nbytes == document.nbytes
+    more = tokens(1, 7, seed=2)
+    one = model(more, document.state, document.fast_weights)
+    two = model(more, again.state, again.fast_weights)
+    assert torch.equal(one.hidden, two.hidden)
+
+
+def test_a_kept_state_holds_no_more_memory_than_it_says(model, tokens) -> None:
+    document = adapted(model, tokens(1, 200))
+    storages = {}
+
+    def visit(value) -> None:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(item)
+        elif hasattr(value, "__dataclass_fields__"):
+            for name in value.__dataclass_fields__:
+                visit(getattr(value, name))
+
+    visit(document.state)
+    small = 64 * len(document.state.layers) + 64  # positions and lengths
+    assert sum(storages.values()) <= document.state.nbytes + small
+
+
+def test_damaged_bytes_are_refused(model, tokens) -> None:
+    data, form = dump(adapted(model, tokens(1, 60)))
+    bad = [
+        (data[:100], form),
+        (b"", form),
+        (data, {**form, "format": 99}),
+        (data, {}),
+        (data, {**form, "state": {"kind": "os.system", "fields": {}}}),
+        (data, {**form, "state": {"tensor": "none"}}),
+        (data, {**form, "report": {"steps": [{}]}}),
+    ]
+    for broken, described in bad:
+        with pytest.raises(DamagedError):
+            restore(broken, described, CPU)
+
+
+def question(document: AdaptedDocument, owner: str) -> AskRequest:
+    return AskRequest(document, "What is the harbour code?", SamplingConfig(max_tokens=4), owner)
+
+
+def make(tiny, owner: str) -> AdaptedDocument:
+    *_, last = adapt_document(tiny, AdaptRequest(TEXT, AdaptConfig(steps=2), owner))
+    assert isinstance(last, DocumentAdapted)
+    return last.document
+
+
+def test_many_questions_leave_the_document_as_it_is(tiny) -> None:
+    document = make(tiny, "a")
+    answers = set()
+    for _ in range(3):
+        *_, last = ask(tiny, question(document, "a"))
+        assert isinstance(last, AnswerCompleted)
+        answers.add(last.answer.strip())
+    assert answers == {"amber"}
+    assert last.usage.document_tokens == document.document_tokens > 50
+
+
+def test_a_document_answers_its_owner_alone(tiny) -> None:
+    document = make(tiny, "a")
+    with pytest.raises(IsolationError):
+        next(ask(tiny, question(document, "b")))
+    mixed = AdaptedDocument(
+        "b", document.fast_weights, document.state, document.hidden, document.report, 1
+    )
+    with pytest.raises(IsolationError):
+        next(ask(tiny, question(mixed, "b")))

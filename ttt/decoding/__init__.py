@@ -1,0 +1,1 @@
+"""From an adapted state to text: prompts, sampling and stop strings."""

@@ -1,0 +1,120 @@
+"""Adapted documents as bytes and back: safetensors, and a description in JSON. Never pickle."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.errors import DamagedError, IsolationError
+from refine_server.ttt.interface.reports import AdaptationReport
+from refine_server.ttt.models.state import STORABLE, State, field_names
+
+FORMAT = 1
+FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
+
+
+@dataclass(frozen=True)
+class AdaptedDocument:
+    """What any number of queries can be asked: the fast weights φ and the state after the document.
+
+    hidden: [1, D], of the document's last token. ``owner`` is the only one who may use it.
+    """
+
+    owner: str
+    fast_weights: FastWeights
+    state: State
+    hidden: Tensor
+    report: AdaptationReport
+    document_tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return self.fast_weights.nbytes + self.state.nbytes + self.hidden.nbytes
+
+    def require_owner(self, owner: str) -> None:
+        """Raise IsolationError unless the document and its fast weights are this owner's."""
+        if self.owner != owner:
+            raise IsolationError(f"a document of {self.owner!r} was asked for by {owner!r}")
+        self.fast_weights.require_owner(owner)
+
+
+def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
+    """Tensors as safetensors bytes, and everything else as what JSON can hold."""
+    tensors = {FAST + name: document.fast_weights[name] for name in document.fast_weights}
+    tensors[HIDDEN] = document.hidden
+    state = _describe(document.state, tensors, STATE)
+    description = {
+        "format": FORMAT,
+        "owner": document.owner,
+        "document_tokens": document.document_tokens,
+        "report": dataclasses.asdict(document.report),
+        "state": state,
+    }
+    return save({name: t.contiguous().cpu() for name, t in tensors.items()}), description
+
+
+def restore(data: bytes, description: dict[str, Any], device: torch.device) -> AdaptedDocument:
+    """What ``dump`` gave, as an adapted document.
+
+    Raises:
+        DamagedError: the bytes or the description are not whole, or of another format.
+    """
+    try:
+        if description["format"] != FORMAT:
+            raise DamagedError(f"format {description['format']!r} is not {FORMAT}")
+        tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
+        state = _build(description["state"], tensors)
+        if not isinstance(state, State):
+            raise DamagedError("its state is no state")
+        owner = description["owner"]
+        fast = {n.removeprefix(FAST): t for n, t in tensors.items() if n.startswith(FAST)}
+        return AdaptedDocument(
+            owner=owner,
+            fast_weights=FastWeights(fast, owner),
+            state=state,
+            hidden=tensors[HIDDEN],
+            report=AdaptationReport.from_dict(description["report"]),
+            document_tokens=description["document_tokens"],
+        )
+    except DamagedError:
+        raise
+    except (KeyError, TypeError, ValueError, SafetensorError, json.JSONDecodeError) as error:
+        raise DamagedError(f"it cannot be read: {error!r}") from error
+
+
+def _describe(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """A JSON form of states: dataclasses by their name, tensors by theirs."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    kind = type(value).__name__
+    if STORABLE.get(kind) is type(value):
+        fields = {
+            field: _describe(getattr(value, field), tensors, f"{name}.{field}")
+            for field in field_names(type(value))
+        }
+        return {"kind": kind, "fields": fields}
+    if isinstance(value, tuple):
+        return [_describe(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} holds a {kind}, which is not registered as storable")
+
+
+def _build(form: Any, tensors: dict[str, Tensor]) -> Any:
+    match form:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"kind": kind, "fields": fields}:
+            return STORABLE[kind](**{n: _build(value, tensors) for n, value in fields.items()})
+        case list():
+            return tuple(_build(item, tensors) for item in form)
+        case _:
+            return form

@@ -1,0 +1,1 @@
+"""What callers exchange with this package: configuration, requests, events, reports and errors."""

@@ -1,0 +1,145 @@
+"""Events of one piece of work, in the order in which they happen."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
+
+if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
+    from refine_server.ttt.document import AdaptedDocument
+
+
+@dataclass(frozen=True)
+class DocumentRead:
+    """The document was tokenised and its frozen part computed."""
+
+    document_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdaptationStep:
+    """One step of the adaptation ended."""
+
+    report: StepReport
+
+
+@dataclass(frozen=True)
+class BaseAnswered:
+    """``compare_base``: what the unadapted model answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AdaptationEnded:
+    """The loop is over; what follows is decoded from its result."""
+
+    report: AdaptationReport
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AnswerDelta:
+    """One more decoded token. ``text`` may be empty while a character is incomplete."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerCompleted:
+    """The whole answer. The last event of a question."""
+
+    answer: str
+    base_answer: str | None
+    finish_reason: str
+    adaptation: AdaptationReport
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class DocumentAdapted:
+    """The document is ready for questions. The last event of an adaptation."""
+
+    document: "AdaptedDocument"
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token as bytes, which need not be whole characters, and its log-probability in nats.
+
+    ``log_prob`` is None where nothing was there to predict the token, or where it was not asked
+    for. ``top`` holds the likeliest tokens in its place, best first.
+    """
+
+    data: bytes
+    log_prob: float | None = None
+    top: tuple["ScoredToken", ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The token as text; bytes that are no characters are spelled out, as OpenAI does."""
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.data)
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """A prompt was read. ``echo`` holds its own tokens if they were asked for."""
+
+    prompt: int
+    tokens: int
+    seconds: float
+    echo: tuple[ScoredToken, ...]
+
+
+@dataclass(frozen=True)
+class CompletionDelta:
+    """One more token of a choice: what it adds, and whether it is a token that ends answers.
+
+    ``text`` may be empty while a character is incomplete or a stop string may have begun.
+    """
+
+    choice: int
+    text: str
+    token: ScoredToken
+    ends: bool
+
+
+@dataclass(frozen=True)
+class ChoiceEnded:
+    """A choice is complete: "stop" or "length"."""
+
+    choice: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class CompletionEnded:
+    """All choices are complete. The last event of a completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+Event = (
+    DocumentRead
+    | AdaptationStep
+    | BaseAnswered
+    | AdaptationEnded
+    | AnswerDelta
+    | AnswerCompleted
+    | DocumentAdapted
+    | PromptRead
+    | CompletionDelta
+    | ChoiceEnded
+    | CompletionEnded
+)
+
+
+Last = AnswerCompleted | DocumentAdapted | CompletionEnded
+"""One of these ends every piece of work."""

@@ -1,0 +1,1 @@
+"""Delta-rule models in the layout of flash-linear-attention."""

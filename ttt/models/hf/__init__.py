@@ -1,0 +1,1 @@
+"""Models of the transformers library: the overlay on attention models, and delta-rule hybrids."""

@@ -1,0 +1,270 @@
+"""From a name to a model that can be served: embedded models, a directory, or a hub id."""
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from refine_server.ttt.models import bundled
+from refine_server.ttt.models.base import CausalLM, ModelError
+from refine_server.ttt.models.fla.base import FlaCausalLM, FlaConfig
+from refine_server.ttt.models.fla.delta_net import DeltaNet, DeltaNetConfig
+from refine_server.ttt.models.fla.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
+from refine_server.ttt.models.hf.base import HFCausalLM
+from refine_server.ttt.models.hf.hybrid import KINDS, Hybrid
+from refine_server.ttt.models.hf.overlay import Overlay
+from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
+from refine_server.ttt.models.loading.host_memory import require_memory
+
+FLA_LAYOUT: dict[str, tuple[type[FlaCausalLM], type[FlaConfig]]] = {
+    "delta_net": (DeltaNet, DeltaNetConfig),
+    "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
+    "lact_swiglu": (LaCT, LaCTConfig),
+}
+"""Model types that transformers does not know, with the family and the configuration of each."""
+
+
+def build(config: dict[str, Any], weights: dict[str, Tensor]) -> FlaCausalLM:
+    """A model in fla's layout from its configuration and its state dict.
+
+    Args:
+        config: the configuration, ``model_type`` included.
+        weights: tensors by state-dict name. Their dtype becomes the model's.
+
+    Raises:
+        ModelError: a configuration that cannot be computed, or weights that do not fit it.
+    """
+    model_type = model_type_of(config)
+    if model_type not in FLA_LAYOUT:
+        raise ModelError(f"model_type {model_type!r} is not in fla's layout")
+    family, parse = FLA_LAYOUT[model_type]
+    with torch.device("meta"):
+        model = family(parse.from_dict(config)).to(_common_dtype(weights))
+    return _with_weights(model, weights)
+
+
+def wrap(causal_lm: Any) -> HFCausalLM:
+    """A model of transformers as one of ours; it gives up its modules.
+
+    Raises:
+        ModelError: its architecture would be computed wrongly.
+    """
+    causal_lm.eval()
+    kind = Hybrid if causal_lm.config.model_type in KINDS else Overlay
+    return kind(causal_lm)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collections: what transformers' import makes lives on, so that they find
+    nothing and take a tenth of the time."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+@_uncollected()
+def load(
+    path_or_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    window: int | None = None,
+) -> CausalLM:
+    """A model with its tokenizer: a name (``bundled.MODELS``), an HF directory or a hub id.
+
+    Only safetensors are read and no code from a checkpoint is ever run.
+
+    Args:
+        path_or_id: what to load.
+        dtype: of the base weights; None keeps the checkpoint's.
+        device: where to put them.
+        window: the most tokens that attention sees (``Overlay.limit_window``); None: all.
+
+    Raises:
+        ModelError: it does not exist, cannot be read, or is of no supported family.
+    """
+    directory = find(str(path_or_id))
+    config = read_config(directory)
+    files = _weight_files(directory)
+    require_memory(files, dtype)
+    model: CausalLM
+    if model_type_of(config) in FLA_LAYOUT:
+        weights = _read_weights(files)
+        if dtype is not None:
+            weights = {name: w.to(dtype) for name, w in weights.items()}
+        model = build(config, weights).to(device)
+    else:
+        model = wrap(from_transformers(directory, dtype, device))
+    if window is not None:
+        _limit_window(model, window)
+    model.name = str(path_or_id)
+    model.tokenizer = read_tokenizer(directory)
+    return model
+
+
+def _limit_window(model: CausalLM, tokens: int) -> None:
+    if not isinstance(model, Overlay):
+        raise ModelError(f"window: models of the family {model.family} have none to set")
+    model.limit_window(tokens)
+
+
+def model_type_of(config: dict[str, Any]) -> str:
+    """The model type that a configuration names."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError("the configuration names no model_type")
+    return model_type
+
+
+def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -> Any:
+    """transformers' own model, which knows how each checkpoint's tensors map to its modules."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises many kinds; each means: not to be had
+        raise ModelError(f"cannot load a model from {directory}: {error}") from error
+    if found["missing_keys"] or found["mismatched_keys"]:
+        missing, odd = sorted(found["missing_keys"])[:3], sorted(found["mismatched_keys"])[:3]
+        raise ModelError(
+            f"the weights do not fit the configuration: missing {missing}, of another shape {odd}"
+        )
+    return model.to(device)
+
+
+def find(name: str, *, weights: bool = True) -> Path:
+    """The directory of a model: an embedded one, a path, or what the hub has under an id.
+
+    Without ``weights`` only the hub's JSON files are fetched.
+    """
+    if name in bundled.MODELS:
+        return bundled.MODELS[name]()
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join(bundled.MODELS)
+        raise ModelError(
+            f"{name!r} is no directory, no hub id (owner/name) and not one of: {known}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model"] if weights else ["*.json"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises many kinds; each means: not to be had
+        raise ModelError(f"cannot fetch {name!r} from the hub: {error}") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration as it lies in the directory."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{directory} holds no config.json") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return config
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a model, all of them there."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [directory / name for name in names]
+    else:
+        files = [directory / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{directory} lacks {file.name} (only safetensors are read)")
+    return files
+
+
+def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except Exception as error:
+            raise ModelError(f"cannot read {file}: {error}") from error
+    return weights
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """The tokenizer that lies in the directory."""
+    try:
+        if _plain_tokenizer(directory):
+            # What AutoTokenizer would choose, without its import of every model's configuration.
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        from transformers import AutoTokenizer, PreTrainedConfig
+
+        # A configuration of its own keeps transformers from guessing at a model type that it does
+        # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
+        own = PreTrainedConfig() if read_config(directory)["model_type"] in FLA_LAYOUT else None
+        return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
+
+
+def _plain_tokenizer(directory: Path) -> bool:
+    """Whether ``tokenizer.json`` is all there is: no class that changes what it does."""
+    path = directory / "tokenizer_config.json"
+    if not path.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    config = json.loads(path.read_text())
+    plain = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return config.get("tokenizer_class") in plain and "auto_map" not in config
+
+
+def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
+    if not weights:
+        raise ModelError("there are no weights")
+    dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
+    return max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.float32
+
+
+def _with_weights(model: FlaCausalLM, weights: dict[str, Tensor]) -> FlaCausalLM:
+    """Hand the tensors to the module without copying; every parameter must be there."""
+    incomplete = model.load_state_dict(
+        {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")},
+        strict=False,
+        assign=True,
+    )
+    tied = model.config.tie_word_embeddings
+    missing = [n for n in incomplete.missing_keys if not (tied and n == "lm_head.weight")]
+    if missing or incomplete.unexpected_keys:
+        raise ModelError(
+            f"the weights do not fit the configuration: missing {missing[:3]}, "
+            f"unexpected {incomplete.unexpected_keys[:3]}"
+        )
+    if tied:
+        model.lm_head.weight = model.embedding.weight
+    model.requires_grad_(False)
+    model.lay_out()
+    model.eval()
+    return model
