@@ -10,7 +10,7 @@ from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, AskRequest, Limits
 from refine_server.ttt.models import load
-from refine_server.ttt.programs.answer import adapt_document, answer, ask
+from refine_server.ttt.programs.start import perform
 
 SENTENCE = "The keeper of the north light wrote down what the sea had brought that day.\n"
 QUERY = "What did the keeper write down?"
@@ -68,12 +68,12 @@ class AskBench:
 
     def _adapted(self, text: str, config: AdaptConfig) -> AdaptedDocument:
         request = AdaptRequest(text, config)
-        *_, last = adapt_document(self.model, request, limits=Limits(document_tokens=10**6))
+        *_, last = perform(self.model, request, limits=Limits(document_tokens=10**6))
         assert isinstance(last, DocumentAdapted)
         return last.document
 
     def _ask(self, document: AdaptedDocument) -> None:
-        for _ in ask(self.model, AskRequest(document, QUERY, self.sampling)):
+        for _ in perform(self.model, AskRequest(document, QUERY, self.sampling)):
             pass
 
     def _once(self, text: str, queries: int) -> None:
@@ -83,5 +83,5 @@ class AskBench:
 
     def _each(self, text: str, queries: int) -> None:
         for _ in range(queries):
-            for _ in answer(self.model, AnswerRequest(text, QUERY, sampling=self.sampling)):
+            for _ in perform(self.model, AnswerRequest(text, QUERY, sampling=self.sampling)):
                 pass

@@ -103,7 +103,7 @@ class CostBench:
 
     def _batch(self, requests: int, tokens: int) -> Callable[[], object]:
         loops = [self._loop(self._ids(tokens), self.config) for _ in range(requests)]
-        return lambda: AdaptStep.run_together([AdaptStep(loop, 1) for loop in loops])
+        return lambda: AdaptStep.run_batch([AdaptStep(loop, 1) for loop in loops])
 
     def _tokens(self, requests: int, tokens: int) -> Callable[[], object]:
         """Decode ``TOKENS`` for each of some requests, from states after documents of T tokens."""
@@ -114,7 +114,7 @@ class CostBench:
 
         def decode() -> None:
             for _ in range(TOKENS):
-                DecodeStep.run_together([DecodeStep(self.model, 7, *pair) for pair in pairs])
+                DecodeStep.run_batch([DecodeStep(self.model, 7, *pair) for pair in pairs])
 
         return decode
 

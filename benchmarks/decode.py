@@ -13,8 +13,9 @@ from transformers import DynamicCache
 from refine_server.benchmarks.examples import examples_for
 from refine_server.benchmarks.generate import load_both
 from refine_server.benchmarks.timing import medians
-from refine_server.ttt.batching import Operation, resume, run_batch
-from refine_server.ttt.decoding.decode import DecodeStep, Next, decode
+from refine_server.ttt.batching import resume, run_batch
+from refine_server.ttt.decoding.decode import DecodeStep, Prediction
+from refine_server.ttt.decoding.decoder import decode
 from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.config import SamplingConfig
@@ -140,29 +141,33 @@ class DecodeBench:
 
     def _write_ours(self, prompt: Prompt, *, drafts: bool) -> Written:
         *read, last = prompt.ids
-        decoding = decode(self.ours, [last], prompt.state, BASE, self.sampling, document=read)
         written = Written([], steps=1)
+        program = decode(
+            self.ours,
+            [last],
+            prompt.state,
+            BASE,
+            self.sampling,
+            document=read,
+            on_token=lambda token: written.ids.append(token.id),
+        )
         outcome: Any = None
-        try:
-            while True:
-                item = resume(decoding, outcome)
-                outcome = None
-                if isinstance(item, DecodeStep) and not drafts:
-                    item = replace(item, draft=())
-                if isinstance(item, Operation):
-                    [outcome] = run_batch([item])
-                    if isinstance(item, DecodeStep):
-                        _count(written, outcome)
-                else:
-                    written.ids.append(item.id)
-        except StopIteration:
-            return written
+        while True:
+            try:
+                operation = resume(program, outcome)
+            except StopIteration:
+                return written
+            if isinstance(operation, DecodeStep) and not drafts:
+                operation = replace(operation, draft=())
+            [outcome] = run_batch([operation])
+            if isinstance(operation, DecodeStep):
+                _count(written, outcome)
 
 
-def _count(written: Written, after: Next) -> None:
+def _count(written: Written, prediction: Prediction) -> None:
     written.steps += 1
-    written.drafted += after.drafted
-    written.accepted += after.accepted
+    written.drafted += prediction.drafted
+    written.accepted += prediction.accepted
 
 
 def _keep(cache: DynamicCache, tokens: int) -> None:

@@ -18,7 +18,7 @@ from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import load
-from refine_server.ttt.programs.answer import adapt_document, ask
+from refine_server.ttt.programs.start import perform
 
 OBJECTIVES = ("none", "ntp", "refine")
 
@@ -64,13 +64,13 @@ class ExamplesBench:
         }
 
     def _adapt(self, document: str, config: AdaptConfig) -> AdaptedDocument:
-        *_, last = adapt_document(self.model, AdaptRequest(document, config))
+        *_, last = perform(self.model, AdaptRequest(document, config))
         assert isinstance(last, DocumentAdapted)
         return last.document
 
     def _answers(self, adapted: AdaptedDocument, questions: list[dict[str, Any]]) -> Iterator[bool]:
         for question in questions:
-            *_, last = ask(self.model, AskRequest(adapted, question["query"], self.sampling))
+            *_, last = perform(self.model, AskRequest(adapted, question["query"], self.sampling))
             assert isinstance(last, AnswerCompleted)
             yield any(_plain(answer) in _plain(last.answer) for answer in question["answers"])
 

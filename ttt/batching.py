@@ -1,156 +1,177 @@
-"""Heavy work as something that a request's coroutine asks for, so that many can be served at once.
+"""Heavy work as operations that a request's program awaits, so that many requests can share it.
 
-A coroutine yields events and operations. It is sent the result of an operation, or has its failure
-raised at that place; between two operations it does next to nothing. Whoever drives coroutines
-chooses whose operation runs next and which others run with it in one batch.
+A program is an ``async def`` that awaits operations and nothing else: no event loop runs it.
+Awaiting an operation suspends the program, and whoever drives the program runs the operation and
+resumes the program with the result, or raises the failure at that place. Between two operations a
+program does next to nothing, so the driver decides at every operation whose work comes next and
+which operations of different requests run as one batch.
 """
 
 import functools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Item = TypeVar("Item")
+R = TypeVar("R")
 Event = TypeVar("Event")
 
 
-class Operation(ABC):
-    """One piece of heavy work of one request."""
+class Operation(ABC, Generic[R]):
+    """One piece of heavy work of one request; awaiting it gives its result of type R."""
 
     name: ClassVar[str]
-    """What metrics call it."""
-    gathers: ClassVar[bool] = False
-    """Whether it gains enough from company to let work go first that company may come from."""
+    """Label of the operation in metrics."""
+    waits_for_peers: ClassVar[bool] = False
+    """Whether the scheduler should first run pending reads of other requests, whose operations
+    could then join this one's batch."""
 
     @property
-    def room(self) -> int:
-        """The most operations of its kind and size that are worth one batch."""
+    def max_batch_size(self) -> int:
+        """The largest batch of operations like this one that still gains throughput."""
         return 1
 
     @property
     def threads(self) -> int:
-        """The most threads that a batch of its kind is shared out to, each with its own part."""
+        """Number of threads that may share a batch, each running a part of it."""
         return 1
 
-    def fits(self, lead: Self) -> bool:
-        """Whether it can run in one batch with ``lead``, an operation of the same class."""
+    def can_batch_with(self, head: Self) -> bool:
+        """Return whether this operation can run in a batch that starts with ``head``."""
         return False
 
     @classmethod
     @abstractmethod
-    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
-        """The results, in order; an exception stands for the result of one that failed by itself.
+    def run_batch(cls, operations: Sequence[Self]) -> Sequence[R | Exception]:
+        """Return the results in order, an exception in place of the result of one that failed.
 
         Raises:
-            Exception: the batch failed as a whole, and nothing was changed.
+            Exception: if the batch failed as a whole; nothing was changed then.
         """
+
+    def __await__(self) -> Generator["Operation[Any]", R, R]:
+        """Suspend the program until its driver sends the result."""
+        return (yield self)
 
 
 @dataclass(frozen=True)
-class Alone(Operation):
-    """Work that has no batched form: one call, at most in another thread beside others."""
+class Call(Operation[R]):
+    """A call without a batched form; several can run beside each other in threads."""
 
-    name: ClassVar[str] = "alone"
-    call: Callable[[], Any]
+    name: ClassVar[str] = "call"
+    call: Callable[[], R]
     threads: int = 1
 
     @property
-    def room(self) -> int:
-        """See ``Operation.room``."""
+    @override
+    def max_batch_size(self) -> int:
         return self.threads
 
-    def fits(self, lead: Self) -> bool:
-        """See ``Operation.fits``."""
-        return self.room > 1
+    @override
+    def can_batch_with(self, head: Self) -> bool:
+        return self.threads > 1
 
     @classmethod
-    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
-        """See ``Operation.run_together``."""
+    @override
+    def run_batch(cls, operations: Sequence[Self]) -> Sequence[R | Exception]:
         return [operation.call() for operation in operations]
 
 
-Coroutine = Generator[Item | Operation, Any, T]
-"""A coroutine that yields items and operations, and returns a T."""
+Program = Coroutine[Operation[Any], Any, R]
+"""A coroutine that awaits operations and other programs only, and returns an R."""
 
 
-def run_batch(operations: Sequence[Operation]) -> list[Any]:
-    """Results of operations that fit together; an exception where one failed.
+def run_batch(operations: Sequence[Operation[Any]]) -> list[Any]:
+    """Run operations that can batch with each other; return results, an exception where one failed.
 
     Operations share nothing that is written, so the parts of a batch can run in threads of their
-    own. When one fails as a whole, its members are run one by one: only that whose fault it is
-    fails again.
+    own. A part that fails as a whole is run again one operation at a time, so that only the
+    operation at fault fails.
     """
     parts = min(operations[0].threads, len(operations))
     if parts == 1:
         return _run_part(operations)
     shares = [operations[part::parts] for part in range(parts)]
-    others = [_threads(parts - 1).submit(_run_part, share) for share in shares[1:]]
+    others = [_pool(parts - 1).submit(_run_part, share) for share in shares[1:]]
     outcomes = [_run_part(shares[0]), *(other.result() for other in others)]
     return [outcomes[place % parts][place // parts] for place in range(len(operations))]
 
 
 @functools.cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "refine-share")
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "refine-batch")
 
 
-def _run_part(operations: Sequence[Operation]) -> list[Any]:
+def _run_part(operations: Sequence[Operation[Any]]) -> list[Any]:
     if len(operations) > 1:
         try:
-            return type(operations[0]).run_together(operations)
+            return list(type(operations[0]).run_batch(operations))
         except Exception:
             logger.warning("a batch of %d failed; one by one", len(operations), exc_info=True)
-    outcomes = []
+    outcomes: list[Any] = []
     for operation in operations:
         try:
-            outcomes += type(operation).run_together([operation])
+            outcomes += type(operation).run_batch([operation])
         except Exception as error:
             outcomes.append(error)
     return outcomes
 
 
-def resume(work: Coroutine[Item, Any], outcome: Any) -> Item | Operation:
-    """Go on with an operation's result or failure (None after an item); the next thing yielded."""
+def resume(program: Program[Any], outcome: object = None) -> Operation[Any]:
+    """Resume a program with its operation's result or failure; return the next operation.
+
+    Args:
+        program: the program to resume, or to start.
+        outcome: the result, or the exception, of the operation that the program awaits; None to
+            start the program.
+
+    Raises:
+        StopIteration: the program has returned; ``value`` is its result.
+        Exception: whatever the program itself raises.
+    """
     if isinstance(outcome, Exception):
-        return work.throw(outcome)
-    return work.send(outcome)
+        return program.throw(outcome)
+    return program.send(outcome)
 
 
-def one_by_one(work: Coroutine[Item, T]) -> Generator[Item, None, T]:
-    """The items of a coroutine, its operations done as they come: no batches, no turns."""
-    outcome = None
+def run(program: Program[R]) -> R:
+    """Run a program to its end, each operation alone as it comes, and return its result."""
+    outcome: object = None
     try:
         while True:
-            item = resume(work, outcome)
-            outcome = None
-            if isinstance(item, Operation):
-                [outcome] = run_batch([item])
-            else:
-                yield item
+            [outcome] = run_batch([resume(program, outcome)])
     except StopIteration as end:
-        value: T = end.value
-        return value
+        result: R = end.value
+        return result
     finally:
-        work.close()
+        program.close()
 
 
-def convert(work: Coroutine[Item, T], to: Callable[[Item], Event | None]) -> Coroutine[Event, T]:
-    """The same coroutine with other items; None leaves one out. Operations pass through."""
-    outcome = None
-    while True:
-        try:
-            item = work.send(outcome)
-        except StopIteration as end:
-            value: T = end.value
-            return value
-        outcome = None
-        if isinstance(item, Operation):
-            outcome = yield item
-        elif (event := to(item)) is not None:
-            yield event
+def stream(start: Callable[[Callable[[Event], None]], Program[Any]]) -> Iterator[Event]:
+    """Run a program as ``run`` does; yield its events as they are emitted.
+
+    Args:
+        start: makes the program, given the function to which it emits its events.
+    """
+    events: deque[Event] = deque()
+    program = start(events.append)
+    outcome: object = None
+    try:
+        while True:
+            try:
+                operation = resume(program, outcome)
+            finally:
+                while events:
+                    yield events.popleft()
+            [outcome] = run_batch([operation])
+    except StopIteration:
+        return
+    finally:
+        program.close()

@@ -5,7 +5,7 @@ Once for all of a document's questions, or once for each when its spans are chos
 
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +15,13 @@ import torch
 from refine_server.benchmarks.adaptation.contexts import Regime, text_of
 from refine_server.benchmarks.adaptation.items import Item, Question
 from refine_server.benchmarks.rows import read_rows
-from refine_server.ttt.batching import one_by_one
-from refine_server.ttt.decoding.decode import decode
+from refine_server.ttt.batching import run
+from refine_server.ttt.decoding.decoder import decode
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.programs.answer import begin
+from refine_server.ttt.programs.answer import new_fast_weights, read_document
 from refine_server.ttt.refine.loop import Adapted, adapt
 from refine_server.ttt.refine.rows import Asked
 
@@ -148,8 +148,9 @@ class AdaptationBench:
         request = AdaptRequest(item.context, config, query=about)
         header = prompt.header + self.tokenizer.encode(item.before)
         whole = DocumentPrompt(header, prompt.document)
-        fast, document = begin(self.model, whole, request, whole=objective == "none")
-        return _result_of(adapt(self.model, document, fast, config, asked=asked))
+        fast = new_fast_weights(self.model, request)
+        document = read_document(self.model, whole, request, fast)
+        return run(adapt(self.model, document, fast, config, asked=asked))
 
     def _answer(self, adapted: Adapted, item: Item, question: Question, regime: Regime) -> str:
         query = self.template.encode_query(question.query, Limits())
@@ -163,21 +164,11 @@ class AdaptationBench:
             _, state = self.model.read(read, adapted.fast_weights)
         sampling = SamplingConfig(max_tokens=question.max_tokens)
         decoding = decode(self.model, query, state, adapted.fast_weights, sampling)
-        return str(_result_of(one_by_one(decoding))[0])
+        return run(decoding).text
 
     def _prompt(self, document: str | None) -> list[int]:
         prompt = self.template.encode_document(document or "-", Limits())
         return prompt.header + (prompt.document if document else [])
-
-
-def _result_of(work: Generator[Any, None, T]) -> T:
-    """What a generator returns."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
 
 def _reset_peak() -> None:

@@ -18,13 +18,13 @@ from fastapi import FastAPI
 from refine_server.benchmarks.serving.overhead import measure
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend import Backend, ShouldStop, open_backend
+from refine_server.server.engine.backend import Backend, Emit, ShouldStop, open_backend
 from refine_server.server.process import Server, listen, settle
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import Alone, Coroutine
-from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta, Event
+from refine_server.ttt.batching import Call
+from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
 from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
-from refine_server.ttt.interface.requests import Work
+from refine_server.ttt.programs.encode import EncodedWork
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
@@ -79,18 +79,20 @@ def _serve_echo(port: int) -> None:
 
 def _open_idle(settings: Settings) -> Backend:
     """The embedded tiny model with its tokenizer and checks, but no work is done."""
-    return replace(open_backend(settings), perform=_answer_at_once)
+    return replace(open_backend(settings), start=_answer_at_once)
 
 
-def _answer_at_once(work: Work, should_stop: ShouldStop) -> Coroutine[Event, None]:
-    """One turn of the engine, one token and the end of the answer."""
-    yield Alone(lambda: None)
-    yield AnswerDelta("nothing")
-    yield AnswerCompleted(
-        answer="nothing",
-        base_answer=None,
-        finish_reason="stop",
-        adaptation=AdaptationReport("none", (), 0, None, None, None, None, 0),
-        usage=Usage(1, 1, 1, 0),
-        timings=Timings(0.0, 0.0, 0.0, 0.0),
+async def _answer_at_once(work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> None:
+    """Take one turn of the engine, then emit one token and the end of the answer."""
+    await Call(lambda: None)
+    emit(AnswerDelta("nothing"))
+    emit(
+        AnswerCompleted(
+            answer="nothing",
+            base_answer=None,
+            finish_reason="stop",
+            adaptation=AdaptationReport("none", (), 0, None, None, None, None, 0),
+            usage=Usage(1, 1, 1, 0),
+            timings=Timings(0.0, 0.0, 0.0, 0.0),
+        )
     )

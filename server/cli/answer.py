@@ -14,7 +14,7 @@ from refine_server.server.api.answers_schema import AnswerBody, Origin, wire_eve
 from refine_server.server.engine.backend import open_backend
 from refine_server.server.http.errors import invalid_body
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import one_by_one
+from refine_server.ttt.batching import stream
 from refine_server.ttt.interface.events import Event
 
 WireEvent = tuple[str, dict[str, Any]]
@@ -52,8 +52,8 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
     except ModelError as error:
         raise InputError(str(error)) from None
     origin = Origin(secrets.token_hex(16), backend.name)
-    work = backend.perform(body.to_work(settings.max_tokens), lambda: None)
-    events: Iterator[Event] = one_by_one(work)
+    encoded = backend.encode(body.to_work(settings.max_tokens))
+    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in events:
         told = wire_event(event, origin)
         if told is not None:

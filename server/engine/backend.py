@@ -1,28 +1,24 @@
 """What the engine serves: a model's facts, and how it checks and does a piece of work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import Coroutine, one_by_one
+from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
-from refine_server.ttt.interface.requests import (
-    AnswerRequest,
-    AskRequest,
-    CompletionRequest,
-    Limits,
-    Work,
-)
+from refine_server.ttt.interface.requests import AnswerRequest, Work
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch
     from refine_server.ttt.decoding.prompt import PromptTemplate
     from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.programs.encode import EncodedWork
 
 SMALL_MODEL = 10_000_000
 """Parameters below which an op is so short that a second CPU thread costs more than it gives."""
 
+Emit = Callable[[Event], None]
 ShouldStop = Callable[[], str | None]
 
 
@@ -30,11 +26,11 @@ ShouldStop = Callable[[], str | None]
 class Backend:
     """A model that does work.
 
-    ``check`` counts the tokens that work will read and raises RequestError for what cannot be
-    served; it may run in another thread than ``perform``, whose coroutines are those of
-    ``ttt.answering``. Closing one cancels its work. ``fingerprint`` is the hash of the
-    base weights as they were loaded, ``measure`` takes it anew. ``template`` and its tokenizer are
-    the checking thread's. ``dump`` and ``restore`` turn adapted documents into bytes and back; they
+    ``encode`` turns the texts of a request into token ids and raises RequestError for what cannot
+    be served; it may run in another thread than ``start``, whose programs are those of
+    ``ttt.programs``. Closing a program cancels its work. ``fingerprint`` is the hash of the base
+    weights as they were loaded, ``measure`` takes it anew. ``template`` and its tokenizer are the
+    encoding thread's. ``dump`` and ``restore`` turn adapted documents into bytes and back; they
     may run in a third thread.
     """
 
@@ -46,8 +42,8 @@ class Backend:
     fingerprint: str
     measure: Callable[[], str]
     template: "PromptTemplate"
-    check: Callable[[Work], int]
-    perform: Callable[[Work, ShouldStop], Coroutine[Event, Any]]
+    encode: Callable[[Work], "EncodedWork"]
+    start: Callable[["EncodedWork", Emit, ShouldStop], Program[None]]
     dump: Callable[["AdaptedDocument"], tuple[bytes, dict[str, Any]]]
     restore: Callable[[bytes, dict[str, Any]], "AdaptedDocument"]
 
@@ -67,7 +63,8 @@ def open_backend(settings: Settings) -> Backend:
     from refine_server.ttt.decoding.prompt import PromptTemplate
     from refine_server.ttt.document import dump, restore
     from refine_server.ttt.models import ModelError, load
-    from refine_server.ttt.programs.answer import working
+    from refine_server.ttt.programs.encode import encode
+    from refine_server.ttt.programs.start import start
 
     try:
         torch.empty(0, device=settings.device)
@@ -85,10 +82,9 @@ def open_backend(settings: Settings) -> Backend:
         template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
     except ValueError as error:
         raise ModelError(f"the options --prompt and --chat do not fit: {error}") from None
-    # A tokenizer is not for two threads at once, so the checking side has its own.
-    checking = copy.copy(template)
-    checking.tokenizer = copy.deepcopy(model.tokenizer)
-    limits = settings.limits
+    # A tokenizer is not for two threads at once, and programs spell tokens with the model's own.
+    template.tokenizer = copy.deepcopy(model.tokenizer)
+    vocabulary = model.embedding.num_embeddings
     return Backend(
         name=model.name,
         family=model.family,
@@ -97,27 +93,12 @@ def open_backend(settings: Settings) -> Backend:
         device=str(model.device),
         fingerprint=model.fingerprint(),
         measure=model.fingerprint,
-        template=checking,
-        check=partial(_check, checking, limits, model.embedding.num_embeddings),
-        perform=lambda work, should_stop: working(
-            model, work, limits=limits, template=template, should_stop=should_stop
-        ),
+        template=template,
+        encode=lambda work: encode(work, template, settings.limits, vocabulary),
+        start=partial(start, model),
         dump=dump,
         restore=lambda data, description: restore(data, description, model.device),
     )
-
-
-def _check(template: "PromptTemplate", limits: Limits, vocabulary: int, work: Work) -> int:
-    """Tokens of the document, or of what needs none; raise for what is unfit."""
-    if isinstance(work, CompletionRequest):
-        from refine_server.ttt.programs.complete import check_prompts
-
-        return check_prompts(work, limits, vocabulary)
-    if isinstance(work, AskRequest):
-        return len(template.encode_query(work.query, limits))
-    if isinstance(work, AnswerRequest):
-        template.encode_query(work.query, limits)
-    return len(template.encode_document(work.document, limits).document)
 
 
 SELF_CHECK = AnswerRequest(
@@ -135,7 +116,9 @@ def self_check(backend: Backend) -> None:
     Raises:
         RuntimeError: the model adapts to something that is not finite, or changes its base weights.
     """
-    for event in one_by_one(backend.perform(SELF_CHECK, lambda: None)):
+    encoded = backend.encode(SELF_CHECK)
+    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
+    for event in events:
         if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
             raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
     if backend.measure() != backend.fingerprint:

@@ -22,7 +22,7 @@ from refine_server.server.engine.scheduler import QueueLimits, Scheduler
 from refine_server.server.http import errors
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import Operation, resume, run_batch
+from refine_server.ttt.batching import resume, run_batch
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import AdaptationStep, Event, Last
 
@@ -95,7 +95,8 @@ class Engine:
         with self._changed:
             self._scheduler.check_room(paid_for=job.is_paid_for)
         loop = asyncio.get_running_loop()
-        job.tokens = await loop.run_in_executor(self._checking, backend.check, job.work)
+        job.encoded = await loop.run_in_executor(self._checking, backend.encode, job.work)
+        job.tokens = job.encoded.tokens
         with self._changed:
             if self._ended or self._draining:
                 raise self._ended or errors.shutting_down()
@@ -310,7 +311,10 @@ class Engine:
         job.queue_seconds = time.monotonic() - job.submitted
         self._metrics.queue_seconds.observe(job.queue_seconds)
         try:
-            job.coroutine = backend.perform(job.work, lambda: job.stop_reason)
+            assert job.encoded is not None
+            job.program = backend.start(
+                job.encoded, lambda event: self._tell(job, event), lambda: job.stop_reason
+            )
         except Exception as error:
             return error
         return None
@@ -345,16 +349,12 @@ class Engine:
         """Take a job to its next operation; how it ended when there will be no more."""
         began = time.monotonic()
         try:
-            if job.coroutine is None:
+            if job.program is None:
                 raise outcome
-            item: Event | Operation = resume(job.coroutine, outcome)
-            while not isinstance(item, Operation):
-                self._tell(job, item)
-                if isinstance(item, Last):
-                    return COMPLETED
-                item = resume(job.coroutine, None)
-            job.operation = item
+            job.operation = resume(job.program, outcome)
             return None
+        except StopIteration:
+            return COMPLETED
         except RequestError as error:
             job.deliver(error)
             return "refused"

@@ -3,11 +3,14 @@
 import asyncio
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refine_server.ttt.batching import Coroutine, Operation
+from refine_server.ttt.batching import Operation, Program
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import AskRequest, CompletionRequest, Work
+
+if TYPE_CHECKING:  # it would import torch
+    from refine_server.ttt.programs.encode import EncodedWork
 
 
 class Job:
@@ -37,8 +40,9 @@ class Job:
         self.deadline = self._loop.time() + timeout_seconds
         self.cancelled: str | None = None
         self.stop_reason: str | None = None
-        self.coroutine: Coroutine[Event, Any] | None = None
-        self.operation: Operation | None = None  # what the coroutine waits for
+        self.encoded: EncodedWork | None = None
+        self.program: Program[None] | None = None
+        self.operation: Operation[Any] | None = None  # what the program awaits
         self.tokens = 0
         self.estimate = 0.0
         self.attained = 0.0  # the scheduler's: weighted seconds of turns
@@ -78,7 +82,7 @@ class Job:
             self.cancelled = "disconnect"
 
     def close(self) -> None:
-        """Free everything that the coroutine holds."""
-        coroutine, self.coroutine, self.operation = self.coroutine, None, None
-        if coroutine is not None:
-            coroutine.close()
+        """Free everything that the program holds."""
+        program, self.program, self.operation = self.program, None, None
+        if program is not None:
+            program.close()

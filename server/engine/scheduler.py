@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from refine_server.server.engine.job import Job
 from refine_server.server.http import errors
-from refine_server.ttt.batching import Alone
+from refine_server.ttt.batching import Call
 
 LONGEST_WAIT_SECONDS = 3600
 SHORTEST_TURN = 1e-3
@@ -87,7 +87,7 @@ class Scheduler:
         if cancelled is not None:
             return cancelled
         lead = min(self.active, key=lambda job: job.attained)
-        if lead.operation is not None and lead.operation.gathers:
+        if lead.operation is not None and lead.operation.waits_for_peers:
             return min(self._before(lead), key=lambda job: job.attained, default=lead)
         return lead
 
@@ -100,7 +100,7 @@ class Scheduler:
         return [
             job
             for job in self.active
-            if (job.operation is None or isinstance(job.operation, Alone))
+            if (job.operation is None or isinstance(job.operation, Call))
             and job.attained <= lead.attained + turn
         ]
 
@@ -118,10 +118,10 @@ class Scheduler:
             if job is not lead
             and job.cancelled is None
             and type(job.operation) is type(operation)
-            and job.operation.fits(operation)
+            and job.operation.can_batch_with(operation)
         ]
         others.sort(key=lambda job: job.attained)
-        return [lead, *others[: min(most, operation.room) - 1]]
+        return [lead, *others[: min(most, operation.max_batch_size) - 1]]
 
     def _rank(self, job: Job) -> tuple[int, float, int]:
         """Priority first, then the owner that got least; ``min`` keeps the order of arrival."""

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend import SELF_CHECK, Backend, ShouldStop
+from refine_server.server.engine.backend import SELF_CHECK, Backend, Emit, ShouldStop
 from refine_server.server.process import Server, listen
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import Alone, Coroutine
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.batching import Call, Program
+from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.decoding.token_bytes import _BYTES
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.fast_weights import FastWeights
@@ -33,7 +33,6 @@ from refine_server.ttt.interface.events import (
     CompletionEnded,
     DocumentAdapted,
     DocumentRead,
-    Event,
     PromptRead,
     ScoredToken,
 )
@@ -48,7 +47,14 @@ from refine_server.ttt.interface.requests import (
 )
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.models.state import DeltaState, State
-from refine_server.ttt.programs.complete import check_prompts
+from refine_server.ttt.programs.encode import (
+    EncodedAdapt,
+    EncodedAnswer,
+    EncodedAsk,
+    EncodedCompletion,
+    EncodedWork,
+    encode,
+)
 
 LONGEST_DOCUMENT = 50
 
@@ -82,125 +88,142 @@ class FakeModel:
             device="cpu",
             fingerprint="as loaded",
             measure=lambda: self.measured,
-            check=self.check,
+            encode=self.encode,
             template=PromptTemplate(byte_tokenizer()),
-            perform=self.perform,
+            start=self.start,
             dump=dump,
             restore=lambda data, form: restore(data, form, torch.device("cpu")),
         )
 
-    def check(self, work: Work) -> int:
-        if isinstance(work, CompletionRequest):
-            return check_prompts(work, Limits(LONGEST_DOCUMENT, LONGEST_DOCUMENT), 260)
-        words = len((work.query if isinstance(work, AskRequest) else work.document).split())
+    def encode(self, work: Work) -> EncodedWork:
+        """A word of a document or a query is one token."""
+        match work:
+            case CompletionRequest():
+                limits = Limits(LONGEST_DOCUMENT, LONGEST_DOCUMENT)
+                return encode(work, PromptTemplate(byte_tokenizer()), limits, 260)
+            case AskRequest():
+                return EncodedAsk(request=work, query=self._words(work.query))
+            case AnswerRequest():
+                prompt = DocumentPrompt([], self._words(work.document))
+                return EncodedAnswer(request=work, prompt=prompt, query=[0])
+            case AdaptRequest():
+                prompt = DocumentPrompt([], self._words(work.document))
+                return EncodedAdapt(request=work, prompt=prompt, query=None)
+
+    def _words(self, text: str) -> list[int]:
+        words = len(text.split())
         if words > LONGEST_DOCUMENT:
             raise RequestError("document is too long", "document", "document_too_long")
-        return words
+        return [0] * words
 
-    def perform(self, work: Work, should_stop: ShouldStop) -> Coroutine[Event, None]:
+    def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
         match work:
-            case AnswerRequest():
-                return self.answer(work)
-            case AdaptRequest():
-                return self.adapt(work, should_stop)
-            case AskRequest():
-                return self.ask(work)
-            case CompletionRequest():
-                return self.complete(work)
+            case EncodedAnswer():
+                return self.answer(work.request, emit)
+            case EncodedAdapt():
+                return self.adapt(work.request, emit, should_stop)
+            case EncodedAsk():
+                return self.ask(work.request, emit)
+            case EncodedCompletion():
+                return self.complete(work, emit)
 
-    def adapt(self, work: AdaptRequest, should_stop: ShouldStop) -> Coroutine[Event, None]:
+    async def adapt(self, work: AdaptRequest, emit: Emit, should_stop: ShouldStop) -> None:
         """The document's first word is the name in ``turns`` and ``closed``."""
         words = work.document.split()
         name = words[0]
         try:
-            yield DocumentRead(len(words), 0.01)
+            emit(DocumentRead(len(words), 0.01))
             steps: list[StepReport] = []
             stopped = None
             while len(steps) < work.adapt.steps and stopped is None:
-                yield from self._work(name, words)
+                await self._work(name, words)
                 number = len(steps) + 1
                 steps.append(StepReport(number, 2.0, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
-                yield AdaptationStep(steps[-1])
+                emit(AdaptationStep(steps[-1]))
                 stopped = should_stop()
             report = AdaptationReport(
                 "refine", tuple(steps), len(steps), None, stopped, 2.0, 1.5, 1024
             )
-            yield AdaptationEnded(report, 0.02)
-            yield DocumentAdapted(fake_document(work, report, len(words)))
+            emit(AdaptationEnded(report, 0.02))
+            emit(DocumentAdapted(fake_document(work, report, len(words))))
         finally:
             self.closed.append(name)
 
-    def ask(self, work: AskRequest) -> Coroutine[Event, None]:
+    async def ask(self, work: AskRequest, emit: Emit) -> None:
         """Answers with what the document's fast weights hold."""
         work.adapted.require_owner(work.owner)
         said = "".join(map(chr, work.adapted.fast_weights["model.norm.weight"][0].int().tolist()))
         for letter in said:
-            yield AnswerDelta(letter)
-        yield AnswerCompleted(
-            answer=said,
-            base_answer=None,
-            finish_reason="stop",
-            adaptation=work.adapted.report,
-            usage=Usage(work.adapted.document_tokens, 1, len(said), 0),
-            timings=Timings(0.0, 0.0, 0.03, 0.01),
+            emit(AnswerDelta(letter))
+        emit(
+            AnswerCompleted(
+                answer=said,
+                base_answer=None,
+                finish_reason="stop",
+                adaptation=work.adapted.report,
+                usage=Usage(work.adapted.document_tokens, 1, len(said), 0),
+                timings=Timings(0.0, 0.0, 0.03, 0.01),
+            )
         )
 
-    def complete(self, work: CompletionRequest) -> Coroutine[Event, None]:
+    async def complete(self, encoded: EncodedCompletion, emit: Emit) -> None:
         """Says each prompt's first word, which is its name in ``turns`` and ``closed``."""
-        name, tokens = "", 0
+        work, name, tokens = encoded.request, "", 0
         try:
-            for number, prompt in enumerate(work.prompts):
+            for number, prompt in enumerate(encoded.prompts):
                 words = bytes(id for id in prompt if id < 256).decode(errors="replace").split()
                 name = words[0] if words else "nothing"
                 echo = tuple(ScoredToken(bytes([id])) for id in prompt if work.echo and id < 256)
-                yield PromptRead(number, len(prompt), 0.01, echo)
+                emit(PromptRead(number, len(prompt), 0.01, echo))
                 for choice in range(number * work.n, (number + 1) * work.n):
                     for letter in name[: work.sampling.max_tokens]:
-                        yield from self._work(name, words)
+                        await self._work(name, words)
                         tokens += 1
                         score = None if work.logprobs is None else -0.5
                         token = ScoredToken(letter.encode(errors="replace"), score)
-                        yield CompletionDelta(choice, letter, token, False)
-                    yield ChoiceEnded(choice, "stop")
+                        emit(CompletionDelta(choice, letter, token, False))
+                    emit(ChoiceEnded(choice, "stop"))
             timings = Timings(0.01, 0.0, 0.03, 0.04)
-            yield CompletionEnded(sum(map(len, work.prompts)), tokens, timings)
+            emit(CompletionEnded(encoded.tokens, tokens, timings))
         finally:
             self.closed.append(name)
 
-    def answer(self, request: AnswerRequest) -> Coroutine[Event, None]:
+    async def answer(self, request: AnswerRequest, emit: Emit) -> None:
         if request is SELF_CHECK:
             return
         name, words = request.query, request.document.split()
         try:
-            yield DocumentRead(len(words), 0.01)
+            emit(DocumentRead(len(words), 0.01))
             if request.compare_base:
-                yield BaseAnswered("base says no")
+                emit(BaseAnswered("base says no"))
             steps = []
             for number in range(1, request.adapt.steps + 1):
-                yield from self._work(name, words)
+                await self._work(name, words)
                 loss = float("nan") if "nan" in words else 2.0 / number
                 steps.append(StepReport(number, loss, 2.0, 0.1, 0.5, 0.1, 3.0, 0.0, 1.0, 0.001, 10))
-                yield AdaptationStep(steps[-1])
+                emit(AdaptationStep(steps[-1]))
             guard = "kept_base" if "worse" in words else None
             accepted = 0 if guard else len(steps)
             report = AdaptationReport("refine", tuple(steps), accepted, guard, None, 2.0, 1.5, 1024)
-            yield AdaptationEnded(report, 0.02)
+            emit(AdaptationEnded(report, 0.02))
             for letter in name[: request.sampling.max_tokens]:
-                yield Alone(lambda: self.turns.append(name))
-                yield AnswerDelta(letter)
-            yield AnswerCompleted(
-                answer=name[: request.sampling.max_tokens],
-                base_answer="base says no" if request.compare_base else None,
-                finish_reason="stop",
-                adaptation=report,
-                usage=Usage(len(words), 1, len(name), 10 * len(steps)),
-                timings=Timings(0.01, 0.02, 0.03, 0.04),
+                await Call(lambda: self.turns.append(name))
+                emit(AnswerDelta(letter))
+            emit(
+                AnswerCompleted(
+                    answer=name[: request.sampling.max_tokens],
+                    base_answer="base says no" if request.compare_base else None,
+                    finish_reason="stop",
+                    adaptation=report,
+                    usage=Usage(len(words), 1, len(name), 10 * len(steps)),
+                    timings=Timings(0.01, 0.02, 0.03, 0.04),
+                )
             )
         finally:
             self.closed.append(name)
 
-    def _work(self, name: str, words: list[str]) -> Coroutine[Event, None]:
-        yield Alone(lambda: self._do(name, words))
+    async def _work(self, name: str, words: list[str]) -> None:
+        await Call(lambda: self._do(name, words))
 
     def _do(self, name: str, words: list[str]) -> None:
         self.turns.append(name)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from refine_server.ttt.batching import run
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
@@ -12,7 +13,7 @@ from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import load
 from refine_server.ttt.models.state import compact
-from refine_server.ttt.programs.answer import adapt_document, ask
+from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.loop import adapt
 from refine_server.ttt.refine.rows import Reading
 
@@ -23,12 +24,8 @@ TEXT = "The harbour code is amber. It rained until late. The castle animal is fa
 def adapted(model, ids, owner: str = "a") -> AdaptedDocument:
     fast = model.new_fast_weights("fast_weights", 4, 0)
     fast.owner = owner
-    loop = adapt(model, Reading(model, ids, fast, positions=2), fast, AdaptConfig(steps=2))
-    try:
-        while True:
-            next(loop)
-    except StopIteration as end:
-        result = end.value
+    rows = Reading(model, ids, fast, positions=2)
+    result = run(adapt(model, rows, fast, AdaptConfig(steps=2)))
     state, hidden = compact(result.state), compact(result.hidden)
     tokens = ids.shape[1]
     return AdaptedDocument(owner, result.fast_weights, state, hidden, result.report, tokens)
@@ -93,7 +90,7 @@ def question(document: AdaptedDocument, owner: str) -> AskRequest:
 
 
 def make(tiny, owner: str) -> AdaptedDocument:
-    *_, last = adapt_document(tiny, AdaptRequest(TEXT, AdaptConfig(steps=2), owner))
+    *_, last = perform(tiny, AdaptRequest(TEXT, AdaptConfig(steps=2), owner))
     assert isinstance(last, DocumentAdapted)
     return last.document
 
@@ -102,7 +99,7 @@ def test_many_questions_leave_the_document_as_it_is(tiny) -> None:
     document = make(tiny, "a")
     answers = set()
     for _ in range(3):
-        *_, last = ask(tiny, question(document, "a"))
+        *_, last = perform(tiny, question(document, "a"))
         assert isinstance(last, AnswerCompleted)
         answers.add(last.answer.strip())
     assert answers == {"amber"}
@@ -112,9 +109,9 @@ def test_many_questions_leave_the_document_as_it_is(tiny) -> None:
 def test_a_document_answers_its_owner_alone(tiny) -> None:
     document = make(tiny, "a")
     with pytest.raises(IsolationError):
-        next(ask(tiny, question(document, "b")))
+        next(perform(tiny, question(document, "b")))
     mixed = AdaptedDocument(
         "b", document.fast_weights, document.state, document.hidden, document.report, 1
     )
     with pytest.raises(IsolationError):
-        next(ask(tiny, question(mixed, "b")))
+        next(perform(tiny, question(mixed, "b")))

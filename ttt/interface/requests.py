@@ -1,4 +1,4 @@
-"""What the model can be asked to do: requests, with nothing that needs torch."""
+"""What the model can be asked to do: requests as values that import no torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Literal
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.errors import RequestError
 
-if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
+if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
 
 LOCAL = "local"
-"""The owner where there is only one, such as a process of one's own."""
+"""The owner where there is only one, for example in a process without a server."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest document and query that are accepted, in tokens."""
+    """The longest document and the longest query that are accepted, in tokens."""
 
     document_tokens: int = 32_768
     query_tokens: int = 4_096
 
     @property
     def prompt_tokens(self) -> int:
-        """The longest prompt that brings its own document."""
+        """The longest prompt that contains its own document."""
         return self.document_tokens + self.query_tokens
 
 
@@ -35,17 +35,29 @@ class Message:
 
 
 @dataclass(frozen=True)
-class AdaptRequest:
-    """A document to adapt to, for an owner: whoever may use the result.
+class Conversation:
+    """Turns of a conversation, to be continued by the assistant."""
 
-    ``query`` is what it will be asked, where that is known. Without one, RequestError for settings
-    that choose by it.
+    messages: tuple[Message, ...]
+
+
+Prompt = str | tuple[int, ...] | Conversation
+"""A text, its token ids, or a conversation."""
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """Adapt to a document, for the owner who alone may use the result.
+
+    Raises:
+        RequestError: if the settings choose spans by the query and there is no query.
     """
 
     document: str
     adapt: AdaptConfig = AdaptConfig()
     owner: str = LOCAL
     query: str | None = None
+    """What will be asked, where that is known when the document is adapted to."""
 
     def __post_init__(self) -> None:
         if self.query is None and self.adapt.selection == "query":
@@ -55,7 +67,7 @@ class AdaptRequest:
 
 @dataclass(frozen=True)
 class AskRequest:
-    """A question for a document that was adapted to before."""
+    """Answer a query from a document that was adapted to before."""
 
     adapted: "AdaptedDocument"
     query: str
@@ -65,32 +77,31 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """A question about a document, with how to adapt and how to decode."""
+    """Adapt to a document for one query, and answer the query."""
 
     document: str
     query: str
     adapt: AdaptConfig = AdaptConfig()
     sampling: SamplingConfig = SamplingConfig()
     compare_base: bool = False
+    """Whether the unadapted model answers as well."""
     owner: str = LOCAL
 
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """Prompts, in tokens, to continue ``n`` times each.
+    """Continue each prompt ``n`` times. Choice j of a prompt is sampled with the seed plus j."""
 
-    ``logprobs`` is how many of the likeliest tokens are told beside each token, None to tell no
-    log-probability at all; with ``echo`` the prompts' own tokens are told as well. ``adapted`` is
-    the document whose state every prompt continues from, under its fast weights; without one the
-    base model begins anew. Choice j of a prompt is sampled with the seed plus j.
-    """
-
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: tuple[Prompt, ...]
     sampling: SamplingConfig = SamplingConfig()
     n: int = 1
     logprobs: int | None = None
+    """Number of most likely tokens reported beside each token; None reports no log-probability."""
     echo: bool = False
+    """Whether the prompts' own tokens are reported as well."""
     adapted: "AdaptedDocument | None" = None
+    """The document whose state every prompt continues, under its fast weights; None starts from
+    the empty state of the base model."""
     owner: str = LOCAL
 
 

@@ -1,1 +1,1 @@
-"""What the model is asked to do, from a request to its events."""
+"""Programs: what the model is asked to do, as coroutines that await operations and emit events."""

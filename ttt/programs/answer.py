@@ -1,20 +1,17 @@
-"""From document to adapted document, and from adapted document to answers, as events.
+"""Programs that adapt to a document and answer from it.
 
-Every kind of work is a coroutine of events and operations (``operations``): one reading, one
-adaptation step, one decoded token. Whoever drives it can take turns between requests at any
-operation, run those of several in one batch, and stop one by closing it. ``perform``, ``answer``,
-``ask`` and ``adapt_document`` are such drivers for one request: they give the events alone.
+``adapt`` makes an adapted document, ``ask`` answers one question from it, and ``answer`` does both
+for one request. The base weights are never written; the fast weights are the request's own copy.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-from refine_server.ttt.batching import Alone, Coroutine, convert, one_by_one
-from refine_server.ttt.decoding.decode import Decoded, Decoding, decode
-from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.batching import Call
+from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
+from refine_server.ttt.decoding.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.events import (
@@ -28,198 +25,137 @@ from refine_server.ttt.interface.events import (
     Event,
 )
 from refine_server.ttt.interface.reports import Timings, Usage
-from refine_server.ttt.interface.requests import (
-    AdaptRequest,
-    AnswerRequest,
-    AskRequest,
-    CompletionRequest,
-    Limits,
-    Work,
-)
+from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import compact
-from refine_server.ttt.programs.complete import completing
-from refine_server.ttt.refine.loop import adapting
+from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, EncodedAsk
+from refine_server.ttt.refine.loop import adapt as refine
 from refine_server.ttt.refine.rows import Asked, Reading
 
+Emit = Callable[[Event], None]
+"""Receives a program's events while it runs."""
 ShouldStop = Callable[[], str | None]
-"""Asked after every step; a reason to make no more."""
+"""Asked after every step; returns the reason to make no more steps, or None to go on."""
 
 
-def working(
-    model: CausalLM,
-    work: Work,
-    *,
-    limits: Limits | None = None,
-    template: PromptTemplate | None = None,
-    should_stop: ShouldStop = lambda: None,
-) -> Coroutine[Event, None]:
-    """Any piece of work as a coroutine; its last event is a ``Last``."""
-    match work:
-        case AnswerRequest():
-            return answering(model, work, limits=limits, template=template, should_stop=should_stop)
-        case AdaptRequest():
-            return adapting_to(
-                model, work, limits=limits, template=template, should_stop=should_stop
-            )
-        case AskRequest():
-            return asking(model, work, limits=limits, template=template)
-        case CompletionRequest():
-            return completing(model, work, limits=limits)
+async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:
+    """Adapt a fresh copy of the fast weights to a document; the last event is DocumentAdapted."""
+    request = work.request
+    query = None
+    if request.query is not None and work.query is not None:
+        query = Asked(request.query, work.prompt.header, work.query)
+    clock = Clock()
+    fast, document = await _prefill(model, work.prompt, request)
+    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    adapted = await _adapt(model, document, fast, work, emit, should_stop, query)
+    emit(DocumentAdapted(adapted))
 
 
-def perform(model: CausalLM, work: Work, **options: Any) -> Iterator[Event]:
-    """Do any piece of work here and now; options as of ``working``."""
-    return one_by_one(working(model, work, **options))
-
-
-def adapt_document(model: CausalLM, request: AdaptRequest, **options: Any) -> Iterator[Event]:
-    """Do ``adapting_to`` here and now."""
-    return one_by_one(adapting_to(model, request, **options))
-
-
-def ask(model: CausalLM, request: AskRequest, **options: Any) -> Iterator[Event]:
-    """Do ``asking`` here and now."""
-    return one_by_one(asking(model, request, **options))
-
-
-def answer(model: CausalLM, request: AnswerRequest, **options: Any) -> Iterator[Event]:
-    """Do ``answering`` here and now."""
-    return one_by_one(answering(model, request, **options))
-
-
-def adapting_to(
-    model: CausalLM,
-    request: AdaptRequest,
-    *,
-    limits: Limits | None = None,
-    template: PromptTemplate | None = None,
-    should_stop: ShouldStop = lambda: None,
-) -> Coroutine[Event, None]:
-    """Adapt a fresh copy of the fast weights to a document. The base weights are never written.
+async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
+    """Answer a query from an adapted document, which stays as it is for the next query.
 
     Raises:
-        RequestError: the document, or a query, is empty or too long, before anything is computed.
+        IsolationError: the document belongs to another owner.
     """
-    template = template or PromptTemplate(model.tokenizer)
-    limits = limits or Limits()
-    prompt = template.encode_document(request.document, limits)
-    asked = None
-    if request.query is not None:
-        query = template.encode_query(request.query, limits)
-        asked = Asked(request.query, prompt.header, query)
-    began = time.monotonic()
-    whole = request.adapt.objective == "none"
-    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
-    yield DocumentRead(len(prompt.document), time.monotonic() - began)
-    tokens = len(prompt.document)
-    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
-    yield DocumentAdapted(adapted)
-
-
-def asking(
-    model: CausalLM,
-    request: AskRequest,
-    *,
-    limits: Limits | None = None,
-    template: PromptTemplate | None = None,
-) -> Coroutine[Event, None]:
-    """Answer a question from an adapted document, which stays as it is for the next one.
-
-    Raises:
-        RequestError: the query is empty or too long, before anything is computed.
-        IsolationError: the document is not the asking owner's.
-    """
-    adapted = request.adapted
+    request, adapted = work.request, work.request.adapted
     adapted.require_owner(request.owner)
-    template = template or PromptTemplate(model.tokenizer)
-    query = template.encode_query(request.query, limits or Limits())
     clock = Clock()
-    decoding = decode(model, query, adapted.state, adapted.fast_weights, request.sampling)
-    text, finish, count = yield from _deltas(decoding, clock)
-    clock.lap("decode")
-    yield AnswerCompleted(
-        answer=text,
-        base_answer=None,
-        finish_reason=finish,
-        adaptation=adapted.report,
-        usage=Usage(adapted.document_tokens, len(query), count, 0),
-        timings=Timings(0.0, 0.0, clock.laps["decode"], clock.first_token),
+    decoded = await decode(
+        model,
+        work.query,
+        adapted.state,
+        adapted.fast_weights,
+        request.sampling,
+        on_token=_answer_deltas(emit, clock),
     )
+    clock.lap("decode")
+    usage = Usage(adapted.document_tokens, len(work.query), decoded.tokens, 0)
+    emit(_completed(adapted, decoded, usage, clock))
 
 
-def answering(
-    model: CausalLM,
-    request: AnswerRequest,
-    *,
-    limits: Limits | None = None,
-    template: PromptTemplate | None = None,
-    should_stop: ShouldStop = lambda: None,
-) -> Coroutine[Event, None]:
-    """Answer a question about a document from a copy of the fast weights adapted on it.
-
-    The base weights are never written; the copy ends with the coroutine.
-
-    Raises:
-        RequestError: the document or the query is empty or too long, before anything is computed.
-    """
-    clock = Clock()
-    template, limits = template or PromptTemplate(model.tokenizer), limits or Limits()
-    prompt = template.encode_document(request.document, limits)
-    query = template.encode_query(request.query, limits)
-    whole = request.compare_base or request.adapt.objective == "none"
-    fast, document = yield Alone(lambda: begin(model, prompt, request, whole=whole), model.threads)
-    clock.lap("prefill")
-    yield DocumentRead(len(prompt.document), clock.laps["prefill"])
+async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop) -> None:
+    """Adapt to a document for one query, then answer it; the copy ends with the program."""
+    request, clock = work.request, Clock()
+    known = work.prompt.document
+    fast, document = await _prefill(model, work.prompt, request)
+    emit(DocumentRead(work.tokens, clock.lap("prefill")))
 
     base_answer = None
     if request.compare_base:
-        decoding = decode(
-            model, query, document.base_end[1], BASE, request.sampling, document=prompt.document
-        )
-        base_answer, _, _ = yield from convert(decoding, lambda _: None)
+        state = document.base_end[1]
+        base = await decode(model, work.query, state, BASE, request.sampling, document=known)
+        base_answer = base.text
         clock.lap("base")
-        yield BaseAnswered(base_answer)
+        emit(BaseAnswered(base_answer))
 
-    tokens, asked = len(prompt.document), Asked(request.query, prompt.header, query)
-    adapted = yield from _adapted(model, document, tokens, fast, request, should_stop, asked)
+    query = Asked(request.query, work.prompt.header, work.query)
+    adapted = await _adapt(model, document, fast, work, emit, should_stop, query)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer
 
     adapted.require_owner(request.owner)
-    fast = adapted.fast_weights
-    decoding = decode(model, query, adapted.state, fast, request.sampling, document=prompt.document)
-    text, finish, count = yield from _deltas(decoding, clock)
+    decoded = await decode(
+        model,
+        work.query,
+        adapted.state,
+        adapted.fast_weights,
+        request.sampling,
+        document=known,
+        on_token=_answer_deltas(emit, clock),
+    )
     clock.lap("decode")
     rollout_tokens = sum(step.rollout_tokens for step in adapted.report.steps)
-    yield AnswerCompleted(
-        answer=text,
-        base_answer=base_answer,
-        finish_reason=finish,
-        adaptation=adapted.report,
-        usage=Usage(tokens, len(query), count, rollout_tokens),
-        timings=Timings(
-            clock.laps["prefill"], clock.laps["adapt"], clock.laps["decode"], clock.first_token
-        ),
+    usage = Usage(work.tokens, len(work.query), decoded.tokens, rollout_tokens)
+    emit(_completed(adapted, decoded, usage, clock, base_answer))
+
+
+class Clock:
+    """Measures the seconds of each phase, and until the first token."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.started = self._last = time.monotonic()
+        self.first_token = 0.0
+
+    def lap(self, phase: str) -> float:
+        """End a phase that began when the last one ended, and return its seconds."""
+        now = time.monotonic()
+        seconds = self.laps[phase] = now - self._last
+        self._last = now
+        return seconds
+
+    def record_token(self) -> None:
+        """Record the time of the first token, if it is the first."""
+        self.first_token = self.first_token or time.monotonic() - self.started
+
+    def timings(self) -> Timings:
+        """Return the phases' seconds; zero for a phase that did not run."""
+        self.record_token()  # there may have been no token
+        prefill, adapt, decode = (self.laps.get(p, 0.0) for p in ("prefill", "adapt", "decode"))
+        return Timings(prefill, adapt, decode, self.first_token)
+
+
+async def _prefill(
+    model: CausalLM, prompt: DocumentPrompt, request: AdaptRequest | AnswerRequest
+) -> tuple[FastWeights, Reading]:
+    """Make the request's copy of the fast weights and read the layers that it does not change."""
+    is_base_needed = request.adapt.objective == "none" or (
+        isinstance(request, AnswerRequest) and request.compare_base
     )
 
+    def prefill() -> tuple[FastWeights, Reading]:
+        fast = new_fast_weights(model, request)
+        document = read_document(model, prompt, request, fast)
+        if is_base_needed:
+            _ = document.base_end  # the base model's reading of all layers
+        return fast, document
 
-def begin(
-    model: CausalLM, prompt: DocumentPrompt, request: AdaptRequest | AnswerRequest, *, whole: bool
-) -> tuple[FastWeights, Reading]:
-    """The copy that the request will own, and the document as far as no copy changes it.
-
-    ``whole``: the base model's reading of all layers belongs to it.
-    """
-    fast = new_fast_weights(model, request)
-    document = read(model, prompt, request, fast)
-    if whole:
-        _ = document.base_end
-    return fast, document
+    call = Call(prefill, model.threads)
+    return await call
 
 
 def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> FastWeights:
-    """The copy that the request will own; nothing when it does not adapt."""
+    """Make the copy that the request will own; the base weights when it does not adapt."""
     config = request.adapt
     if config.objective == "none" or config.steps == 0:
         return BASE
@@ -227,65 +163,68 @@ def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> 
     return FastWeights(fast.tensors, request.owner)
 
 
-def read(
+def read_document(
     model: CausalLM,
     prompt: DocumentPrompt,
     request: AdaptRequest | AnswerRequest,
     fast: FastWeights,
 ) -> Reading:
-    """The prompt up to the end of the document, its frozen layers computed."""
-    ids = torch.tensor([prompt.header + prompt.document], device=model.device)
+    """Prepare the prompt up to the end of the document, with its frozen layers computed."""
+    ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     first = len(prompt.header)
     return Reading(model, ids, fast, first=first, positions=request.adapt.chunks)
 
 
-class Clock:
-    """Seconds of each phase, and until the first token."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.started = self._last = time.monotonic()
-        self.first_token = 0.0
-
-    def lap(self, phase: str) -> None:
-        """End a phase that began when the last one ended."""
-        now = time.monotonic()
-        self.laps[phase] = now - self._last
-        self._last = now
-
-    def see_token(self) -> None:
-        """Note the time of the first token, if none was seen yet."""
-        self.first_token = self.first_token or time.monotonic() - self.started
-
-
-def _adapted(
+async def _adapt(
     model: CausalLM,
     document: Reading,
-    document_tokens: int,
     fast: FastWeights,
-    request: AdaptRequest | AnswerRequest,
+    work: EncodedAdapt | EncodedAnswer,
+    emit: Emit,
     should_stop: ShouldStop,
-    asked: Asked | None,
-) -> Coroutine[Event, AdaptedDocument]:
+    query: Asked | None,
+) -> AdaptedDocument:
     began = time.monotonic()
-    steps = adapting(model, document, fast, request.adapt, should_stop, asked)
-    result = yield from convert(steps, AdaptationStep)
-    yield AdaptationEnded(result.report, time.monotonic() - began)
+    result = await refine(
+        model,
+        document,
+        fast,
+        work.request.adapt,
+        on_step=lambda report: emit(AdaptationStep(report)),
+        should_stop=should_stop,
+        asked=query,
+    )
+    emit(AdaptationEnded(result.report, time.monotonic() - began))
     return AdaptedDocument(
-        request.owner,
-        result.fast_weights,
-        compact(result.state),  # it may be kept for long
-        compact(result.hidden),
-        result.report,
-        document_tokens,
+        owner=work.request.owner,
+        fast_weights=result.fast_weights,
+        state=compact(result.state),  # it may be kept for long
+        hidden=compact(result.hidden),
+        report=result.report,
+        document_tokens=work.tokens,
     )
 
 
-def _deltas(decoding: Decoding, clock: Clock) -> Coroutine[Event, tuple[str, str, int]]:
-    def delta(token: Decoded) -> AnswerDelta:
-        clock.see_token()
-        return AnswerDelta(token.text)
+def _answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
+    def on_token(token: DecodedToken) -> None:
+        clock.record_token()
+        emit(AnswerDelta(token.text))
 
-    result = yield from convert(decoding, delta)
-    clock.see_token()  # there may have been none
-    return result
+    return on_token
+
+
+def _completed(
+    adapted: AdaptedDocument,
+    decoded: DecodedText,
+    usage: Usage,
+    clock: Clock,
+    base_answer: str | None = None,
+) -> AnswerCompleted:
+    return AnswerCompleted(
+        answer=decoded.text,
+        base_answer=base_answer,
+        finish_reason=decoded.finish_reason,
+        adaptation=adapted.report,
+        usage=usage,
+        timings=clock.timings(),
+    )

@@ -1,18 +1,19 @@
-"""Prompts continued as they are: what OpenAI's API calls a completion."""
+"""The program that continues prompts: what OpenAI's API calls completions and chat completions."""
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from refine_server.ttt.batching import Alone, Coroutine, Operation
-from refine_server.ttt.decoding.decode import Decoding, Likeliest, Next, scores, write
+from refine_server.ttt.batching import Call
+from refine_server.ttt.decoding.decode import Prediction
+from refine_server.ttt.decoding.decoder import DecodedToken, Decoder
+from refine_server.ttt.decoding.sampling import TopTokens, score
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
@@ -22,101 +23,64 @@ from refine_server.ttt.interface.events import (
     ScoredToken,
 )
 from refine_server.ttt.interface.reports import Timings
-from refine_server.ttt.interface.requests import CompletionRequest, Limits
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.encode import EncodedCompletion
 
 SCORED_AT_ONCE = 128
-"""Prompt tokens whose logits are held together: all of a long prompt's would fill the memory."""
-
-MOST_TOLD = 1_000_000
-"""Log-probabilities in one response: its memory, and that of the client, is bounded."""
+"""Prompt tokens whose logits are held together; all of a long prompt's would fill the memory."""
 
 
-def check_prompts(request: CompletionRequest, limits: Limits, vocabulary: int) -> int:
-    """Tokens of all prompts together; RequestError when one cannot be read."""
-    longest = limits.prompt_tokens if request.adapted is None else limits.query_tokens
-    for prompt in request.prompts:
-        if not prompt and request.adapted is None:
-            raise RequestError("prompt holds no token", "prompt", "empty")
-        if len(prompt) > longest:
-            raise RequestError(
-                f"prompt has {len(prompt)} tokens; at most {longest} are accepted",
-                "prompt",
-                TOO_LONG,
-            )
-        unknown = [id for id in prompt if not 0 <= id < vocabulary]
-        if unknown:
-            raise RequestError(
-                f"prompt holds token {unknown[0]}; the model knows 0 to {vocabulary - 1}",
-                "prompt",
-                "unknown_token",
-            )
-    tokens = sum(map(len, request.prompts))
-    _check_told(request, tokens)
-    return tokens
+async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Event], None]) -> None:
+    """Continue every prompt; choice n p + j is the j-th continuation of prompt p.
 
-
-def _check_told(request: CompletionRequest, prompt_tokens: int) -> None:
-    if request.logprobs is None:
-        return
-    told = len(request.prompts) * request.n * request.sampling.max_tokens
-    told += prompt_tokens * request.n if request.echo else 0
-    if told * (1 + request.logprobs) > MOST_TOLD:
-        raise RequestError(
-            f"logprobs: up to {told} tokens with {request.logprobs} likeliest each are more than "
-            f"the {MOST_TOLD} log-probabilities of one response; ask in smaller batches",
-            "logprobs",
-            "too_many_logprobs",
-        )
-
-
-def completing(
-    model: CausalLM, request: CompletionRequest, *, limits: Limits | None = None
-) -> Coroutine[Event, None]:
-    """Continue every prompt, choice n p + j being the j-th of prompt p.
-
-    A prompt is read once for all its choices, which then take turns.
+    A prompt is read once for all its choices, which are then decoded in turns, one token each.
 
     Raises:
-        RequestError: a prompt is empty, too long or holds unknown tokens, before anything is
-            computed.
-        IsolationError: the adapted document is not the asking owner's.
+        IsolationError: the adapted document belongs to another owner.
     """
+    request = work.request
     if request.adapted is not None:
         request.adapted.require_owner(request.owner)
-    prompt_tokens = check_prompts(request, limits or Limits(), model.embedding.num_embeddings)
-    completer = _Completer(model, request, TokenBytes(model.tokenizer))
+    completer = _Completer(model, work, emit)
     read_seconds, decode_seconds = 0.0, 0.0
-    for number, prompt in enumerate(request.prompts):
+    for number, prompt in enumerate(work.prompts):
         began = time.monotonic()
-        after, echo = yield Alone(partial(completer.read, prompt))
+        prefill = Call(partial(completer.prefill, prompt))
+        prediction, echo = await prefill
         read_seconds += (seconds := time.monotonic() - began)
-        yield PromptRead(number, len(prompt), seconds, echo)
+        emit(PromptRead(number, len(prompt), seconds, echo))
         began = time.monotonic()
-        yield from completer.choices(number, after)
+        await completer.decode_choices(number, prediction)
         decode_seconds += time.monotonic() - began
     timings = Timings(read_seconds, 0.0, decode_seconds, completer.first_token)
-    yield CompletionEnded(prompt_tokens, completer.tokens, timings)
+    emit(CompletionEnded(work.tokens, completer.tokens, timings))
 
 
 class _Completer:
+    """What all prompts of one request share."""
+
     def __init__(
-        self, model: CausalLM, request: CompletionRequest, token_bytes: TokenBytes
+        self, model: CausalLM, work: EncodedCompletion, emit: Callable[[Event], None]
     ) -> None:
-        self.model, self.request, self.token_bytes = model, request, token_bytes
-        # Detached: what is made of them for the completion's tokens ends with the completion.
-        self.fast = BASE if request.adapted is None else request.adapted.fast_weights.detach()
+        self.model, self.prompts, self.request = model, work.prompts, work.request
+        self.emit = emit
+        self.token_bytes = TokenBytes(model.tokenizer)
+        adapted = self.request.adapted
+        # Detached: what is derived from it for these completions ends with them.
+        self.fast = BASE if adapted is None else adapted.fast_weights.detach()
         self.started = time.monotonic()
-        self.first_token = 0.0  # seconds until then
+        self.first_token = 0.0
+        """Seconds until the first token; 0 before it."""
         self.tokens = 0
 
     @torch.no_grad()
-    def read(self, prompt: tuple[int, ...]) -> tuple[Next, tuple[ScoredToken, ...]]:
-        """What follows a prompt, and its tokens if they are asked for."""
+    def prefill(self, prompt: tuple[int, ...]) -> tuple[Prediction, tuple[ScoredToken, ...]]:
+        """Read a prompt; return the prediction after it, and its own tokens if they are echoed."""
         adapted, echo = self.request.adapted, tuple[ScoredToken, ...]()
         if not prompt:
-            assert adapted is not None  # as checked
-            return Next(self.model.head_logits(adapted.hidden, self.fast), adapted.state), echo
+            assert adapted is not None  # an empty prompt is refused without a document
+            logits = self.model.head_logits(adapted.hidden, self.fast)
+            return Prediction(logits, adapted.state), echo
         ids = torch.tensor([prompt], device=self.model.device)
         output = self.model(ids, None if adapted is None else adapted.state, self.fast)
         if self.request.echo:
@@ -125,10 +89,10 @@ class _Completer:
                 predicting = torch.cat([adapted.hidden, predicting])
             echo = tuple(self._echo(prompt, predicting))
         logits = self.model.head_logits(output.hidden[:, -1], self.fast)
-        return Next(logits, output.state), echo
+        return Prediction(logits, output.state), echo
 
     def _echo(self, prompt: tuple[int, ...], predicting: Tensor) -> Iterator[ScoredToken]:
-        """The prompt's tokens, the last of which were predicted from hidden states [N, D]."""
+        """Yield the prompt's tokens; the last N were predicted from hidden states [N, D]."""
         top = self.request.logprobs
         unscored = len(prompt) if top is None else len(prompt) - len(predicting)
         for id in prompt[:unscored]:
@@ -139,46 +103,42 @@ class _Completer:
         for at in range(0, len(targets), SCORED_AT_ONCE):
             hidden, ids = (x[at : at + SCORED_AT_ONCE] for x in (predicting, targets))
             logits = self.model.head_logits(hidden, self.fast)
-            for id, score in zip(ids.tolist(), scores(logits, ids, top), strict=True):
-                yield self._told(id, *score)
+            for id, scores in zip(ids.tolist(), score(logits, ids, top), strict=True):
+                yield self._scored(id, *scores)
 
-    def choices(self, number: int, after: Next) -> Coroutine[Event, None]:
-        """Decode a prompt's choices in turns, a token each."""
-        request = self.request
-        waiting = deque(
-            (number * request.n + j, self._write(number, j, after)) for j in range(request.n)
-        )
+    async def decode_choices(self, number: int, prediction: Prediction) -> None:
+        """Decode a prompt's choices in turns, one token each."""
+        n = self.request.n
+        waiting = deque((number * n + j, self._decoder(number, j, prediction)) for j in range(n))
         while waiting:
-            choice, decoding = waiting.popleft()
-            outcome = None
-            try:
-                while isinstance(token := decoding.send(outcome), Operation):
-                    outcome = yield token
-            except StopIteration as end:
-                _, finish, _ = end.value
-                yield ChoiceEnded(choice, finish)
+            choice, decoder = waiting.popleft()
+            token = await decoder.next_token()
+            if token is None:
+                assert decoder.finish_reason is not None
+                self.emit(ChoiceEnded(choice, decoder.finish_reason))
                 continue
             self.tokens += 1
             self.first_token = self.first_token or time.monotonic() - self.started
-            if token.log_prob is None:
-                told = ScoredToken(self.token_bytes(token.id))
-            else:
-                told = self._told(token.id, token.log_prob, token.top)
-            yield CompletionDelta(choice, token.text, told, token.ends)
-            waiting.append((choice, decoding))
+            self.emit(CompletionDelta(choice, token.text, self._reported(token), token.is_end))
+            waiting.append((choice, decoder))
 
-    def _write(self, number: int, j: int, after: Next) -> Decoding:
+    def _decoder(self, number: int, j: int, prediction: Prediction) -> Decoder:
         sampling = self.request.sampling
-        return write(
+        return Decoder(
             self.model,
-            after,
+            prediction,
             self.fast,
             sampling.model_copy(update={"seed": (sampling.seed + j) % 2**63}),
-            context=self.request.prompts[number],
-            known=self.request.prompts[number],
+            context=self.prompts[number],
+            known=self.prompts[number],
             top=self.request.logprobs,
         )
 
-    def _told(self, id: int, log_prob: float, top: Likeliest) -> ScoredToken:
+    def _reported(self, token: DecodedToken) -> ScoredToken:
+        if token.log_prob is None:
+            return ScoredToken(self.token_bytes(token.id))
+        return self._scored(token.id, token.log_prob, token.top)
+
+    def _scored(self, id: int, log_prob: float, top: TopTokens) -> ScoredToken:
         best = tuple(ScoredToken(self.token_bytes(i), p) for i, p in top)
         return ScoredToken(self.token_bytes(id), log_prob, best)

@@ -6,14 +6,14 @@ test compares the two) at about the price of next-token prediction.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from refine_server.ttt.batching import Alone, Coroutine, Operation, one_by_one
+from refine_server.ttt.batching import Call, Operation
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
@@ -46,69 +46,62 @@ class Adapted:
     report: AdaptationReport
 
 
-def adapt(
+async def adapt(
     model: CausalLM,
     document: Reading,
     fast: FastWeights,
     config: AdaptConfig,
+    *,
+    on_step: Callable[[StepReport], None] = lambda report: None,
     should_stop: Callable[[], str | None] = lambda: None,
     asked: Asked | None = None,
-) -> Generator[StepReport, None, Adapted]:
-    """``adapting`` as a generator of step reports, each step done when it is asked for."""
-    return one_by_one(adapting(model, document, fast, config, should_stop, asked))
-
-
-def adapting(
-    model: CausalLM,
-    document: Reading,
-    fast: FastWeights,
-    config: AdaptConfig,
-    should_stop: Callable[[], str | None] = lambda: None,
-    asked: Asked | None = None,
-) -> Coroutine[StepReport, Adapted]:
-    """Adapt ``fast`` on a document in place; yield after every step, return the adapted document.
+) -> Adapted:
+    """Adapt ``fast`` to a document in place and return the adapted document.
 
     With a guard the answer comes from the step that did best on the held-out spans, and no step is
-    made after several that did no better; without one it comes from the last. The caller may close
-    the generator between steps: nothing outside ``fast`` was changed. ``should_stop`` is asked
-    after every step and gives the reason to make no more.
-    ``asked`` is the query that spans are chosen by, if they are.
+    made after several that did no better; without one it comes from the last step. The program may
+    be closed between steps: nothing outside ``fast`` was changed.
+
+    Args:
+        model: the base model; its weights are not written.
+        document: the document's tokens, with the layers below all fast weights computed.
+        fast: the request's own copy of the fast weights.
+        config: the settings of the adaptation.
+        on_step: called with the report of every step.
+        should_stop: called after every step; returns the reason to make no more steps, or None.
+        asked: the query by which spans are chosen, if they are.
     """
 
-    def unadapted(
-        reason: str | None = None, steps: Sequence[StepReport] = ()
-    ) -> Coroutine[StepReport, Adapted]:
-        adapted: Adapted = yield Alone(
-            lambda: _unadapted(document, config, reason, steps), model.threads
-        )
-        return adapted
+    async def unadapted(reason: str | None = None, steps: Sequence[StepReport] = ()) -> Adapted:
+        end = Call(lambda: _unadapted(document, config, reason, steps), model.threads)
+        return await end
 
     if config.objective == "none" or config.steps == 0:
-        return (yield from unadapted())
+        return await unadapted()
     if too_short(document, config):
-        return (yield from unadapted(held_out.DOCUMENT_TOO_SHORT))
-    loop: Loop = yield Alone(lambda: Loop(model, document, fast, config, asked), model.threads)
+        return await unadapted(held_out.DOCUMENT_TOO_SHORT)
+    loop = await Call(lambda: Loop(model, document, fast, config, asked), model.threads)
     if config.prefix == "local" and not loop.spans:
-        return (yield from unadapted(held_out.NOTHING_SIMILAR))
+        return await unadapted(held_out.NOTHING_SIMILAR)
     if config.guard == "held_out" and loop.judge is None:
-        return (yield from unadapted(held_out.DOCUMENT_TOO_SHORT))
+        return await unadapted(held_out.DOCUMENT_TOO_SHORT)
     started = time.monotonic()
     steps: list[StepReport] = []
     stopped = None
     while len(steps) < config.steps and stopped is None:
-        report, reason = yield AdaptStep(loop, len(steps) + 1)
+        report, reason = await AdaptStep(loop, len(steps) + 1)
         if report is None:
             stopped = reason
             break
         steps.append(report)
         if reason is not None:
-            return (yield from unadapted(reason, steps))
-        yield report
+            return await unadapted(reason, steps)
+        on_step(report)
         if len(steps) < config.steps:
             late = config.max_seconds and time.monotonic() - started >= config.max_seconds
             stopped = "max_seconds" if late else should_stop()
-    adapted: Adapted = yield Alone(lambda: loop.end(steps, stopped), model.threads)
-    return adapted
+    end = Call(lambda: loop.end(steps, stopped), model.threads)
+    return await end
 
 
 class Loop:
@@ -151,7 +144,7 @@ class Loop:
     def step(self, number: int) -> "Outcome":
         """One optimiser step, and why it was not made if it was not."""
         outcome: Outcome | Exception
-        [outcome] = AdaptStep.run_together([AdaptStep(self, number)])
+        [outcome] = AdaptStep.run_batch([AdaptStep(self, number)])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -239,17 +232,17 @@ SHAPE = (
 
 
 @dataclass(frozen=True)
-class AdaptStep(Operation):
+class AdaptStep(Operation["Outcome"]):
     """One optimiser step, if the guard finds it worth making; the result is an ``Outcome``."""
 
     name: ClassVar[str] = "adapt"
-    gathers: ClassVar[bool] = True
+    waits_for_peers: ClassVar[bool] = True
     loop: Loop
     number: int
 
     @property
-    def room(self) -> int:
-        """See ``Operation.room``. A full copy shares no product of matrices with another."""
+    def max_batch_size(self) -> int:
+        """See ``Operation.max_batch_size``; full copies share no matrix product."""
         loop = self.loop
         if not loop.model.stacks_states or loop.config.targets == "all":
             return self.threads
@@ -270,15 +263,15 @@ class AdaptStep(Operation):
         starts = rows.input_ids.shape[0], min(rows.positions, rows.tokens_learned)
         return (*starts, *(getattr(self.loop.config, field) for field in SHAPE))
 
-    def fits(self, lead: Self) -> bool:
+    def can_batch_with(self, head: Self) -> bool:
         """Steps of one shape on documents of similar length."""
-        if self.loop.model is not lead.loop.model or self._shape != lead._shape:
+        if self.loop.model is not head.loop.model or self._shape != head._shape:
             return False
-        longer, shorter = sorted((self._tokens, lead._tokens), reverse=True)
-        return self.room > 1 and longer <= LONGEST_TO_SHORTEST * shorter
+        longer, shorter = sorted((self._tokens, head._tokens), reverse=True)
+        return self.max_batch_size > 1 and longer <= LONGEST_TO_SHORTEST * shorter
 
     @classmethod
-    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
+    def run_batch(cls, operations: Sequence[Self]) -> Sequence[Outcome | Exception]:
         """One forward and one backward pass for all; every update is its request's own."""
         started = time.monotonic()
         loops = [step.loop for step in operations]
@@ -286,8 +279,8 @@ class AdaptStep(Operation):
         try:
             found = losses(loops)
             judged = _judge_together(operations, found)
-            outcomes = [s._verdict(f, judged) for s, f in zip(operations, found, strict=True)]
-            made = [r for r, outcome in enumerate(outcomes) if outcome is None]
+            verdicts = [s._verdict(f, judged) for s, f in zip(operations, found, strict=True)]
+            made = [r for r, verdict in enumerate(verdicts) if verdict is None]
             for r in made:
                 loops[r].optimizer.zero_grad()
             if made:
@@ -298,9 +291,10 @@ class AdaptStep(Operation):
                 loop.generator.set_state(state)
             raise
         seconds = (time.monotonic() - started) / len(loops)
-        for r in made:
-            outcomes[r] = operations[r]._update(found[r], seconds)
-        return outcomes
+        return [
+            step._update(loss, seconds) if verdict is None else verdict
+            for step, loss, verdict in zip(operations, found, verdicts, strict=True)
+        ]
 
     def _verdict(self, loss: StepLoss, judged: bool) -> Outcome | Exception | None:
         """None if the step is worth making; has the weights judged if that is due and not done."""

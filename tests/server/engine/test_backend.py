@@ -7,6 +7,7 @@ import torch
 
 from refine_server.server.engine.backend import SELF_CHECK, open_backend
 from refine_server.server.settings import Settings
+from refine_server.ttt.batching import resume
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def test_requests_to_a_small_model_share_the_threads_unless_told_otherwise(threa
     for told in (1, threads, None):
         torch.set_num_threads(threads)
         backend = open_backend(Settings(model="tiny", threads=told))
-        first = next(backend.perform(SELF_CHECK, lambda: None))
+        encoded = backend.encode(SELF_CHECK)
+        first = resume(backend.start(encoded, lambda event: None, lambda: None))
         seen.append((torch.get_num_threads(), first.threads))
     assert seen == [(1, 1), (threads, 1), (1, threads)]

@@ -17,7 +17,7 @@ from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AdaptationStep, AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.programs.answer import perform
+from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine import held_out
 from refine_server.ttt.refine.loop import Loop
 

@@ -13,7 +13,7 @@ from refine_server.server.engine.job import Job
 from refine_server.server.http.errors import ApiError
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
-from refine_server.ttt.decoding.decode import Next
+from refine_server.ttt.decoding.decode import Prediction
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import AnswerRequest, Work
@@ -224,7 +224,7 @@ def test_a_step_that_takes_too_long_is_not_ready(fake: Any) -> None:
 
 
 def test_drafts_are_counted(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    after = Next(torch.zeros(3, 5), State((), torch.zeros(1)), drafted=4)
+    after = Prediction(torch.zeros(3, 5), State((), torch.zeros(1)), drafted=4)
     monkeypatch.setattr(
         f"{Engine.__module__}.run_batch", lambda operations: [after for _ in operations]
     )

@@ -11,7 +11,7 @@ from refine_server.server.engine.cost_model import CostModel, Rate, step_tokens
 from refine_server.server.engine.job import Job
 from refine_server.server.engine.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.batching import Alone, Operation
+from refine_server.ttt.batching import Call, Operation
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import (
     AdaptationStep,
@@ -133,20 +133,20 @@ def test_short_turns_pass_between_long_ones(make_job) -> None:
 class Step(Operation):
     """A step that gains by company."""
 
-    name, gathers, room = "step", True, 8
+    name, waits_for_peers, max_batch_size = "step", True, 8
 
-    def fits(self, lead: Self) -> bool:
+    def can_batch_with(self, head: Self) -> bool:
         return True
 
     @classmethod
-    def run_together(cls, operations: Sequence[Self]) -> list[Any]:
+    def run_batch(cls, operations: Sequence[Self]) -> list[Any]:
         return [None for _ in operations]
 
 
 class Token(Step):
     """A short step, for which nothing is to wait."""
 
-    name, gathers = "token", False
+    name, waits_for_peers = "token", False
 
 
 def active_with(make_job, *operations: Operation | None) -> tuple[Scheduler, list[Job]]:
@@ -164,7 +164,7 @@ def active_with(make_job, *operations: Operation | None) -> tuple[Scheduler, lis
 
 def test_a_step_lets_those_go_first_that_may_join_it(make_job) -> None:
     """Without that the first to have read its document would step alone, and so would the next."""
-    reading = Alone(lambda: None)
+    reading = Call(lambda: None)
     scheduler, jobs = active_with(make_job, Step(), reading, reading)
     scheduler.charge(jobs[1], 0.1)  # they have had a little more than the one that steps
     scheduler.charge(jobs[2], 0.2)
@@ -177,7 +177,7 @@ def test_a_step_lets_those_go_first_that_may_join_it(make_job) -> None:
 
 
 def test_a_step_lets_nobody_go_first_who_is_more_than_a_turn_ahead(make_job) -> None:
-    scheduler, jobs = active_with(make_job, Step(), Alone(lambda: None))
+    scheduler, jobs = active_with(make_job, Step(), Call(lambda: None))
     scheduler.charge(jobs[1], 1.0)
     assert scheduler.next() is jobs[1]
     scheduler.charge(jobs[1], 0.01)
@@ -191,7 +191,7 @@ def test_a_newcomer_begins_before_a_step(make_job) -> None:
 
 def test_a_token_lets_nobody_go_first(make_job) -> None:
     """It is short, and would wait for the reading of a document."""
-    scheduler, jobs = active_with(make_job, Token(), Alone(lambda: None), None)
+    scheduler, jobs = active_with(make_job, Token(), Call(lambda: None), None)
     scheduler.charge(jobs[1], 0.1)
     scheduler.charge(jobs[2], 0.1)
     assert scheduler.next() is jobs[0]

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_server.ttt.decoding.decode import StopStrings, _sample
+from refine_server.ttt.decoding.sampling import sample
+from refine_server.ttt.decoding.stop_strings import StopStrings
 from refine_server.ttt.interface.config import SamplingConfig
 
 
@@ -36,7 +37,7 @@ def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, cuts, stops) ->
 
 def test_greedy_takes_the_best_token() -> None:
     logits = torch.tensor([0.0, 3.0, 1.0])
-    assert _sample(logits, SamplingConfig(temperature=0.0), torch.Generator()) == 1
+    assert sample(logits, SamplingConfig(temperature=0.0), torch.Generator()) == 1
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.6, 1.0])
@@ -44,5 +45,5 @@ def test_top_p_keeps_the_smallest_set_of_that_mass(top_p: float) -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
     sampling = SamplingConfig(temperature=1.0, top_p=top_p)
-    drawn = {_sample(logits, sampling, generator) for _ in range(300)}
+    drawn = {sample(logits, sampling, generator) for _ in range(300)}
     assert drawn == {0.1: {0}, 0.6: {0, 1}, 1.0: {0, 1, 2, 3}}[top_p]

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine_server.ttt.batching import Coroutine, Operation, resume, run_batch
-from refine_server.ttt.decoding.decode import Decoded, DecodeStep, Next, decode, write
+from refine_server.ttt.batching import Program, resume, run_batch
+from refine_server.ttt.decoding.decode import DecodeStep, Prediction
+from refine_server.ttt.decoding.decoder import DecodedToken, Decoder, decode
+from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.decoding.prompt_lookup import LONGEST, Lookup
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
-from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest
+from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest, Limits, Work
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.programs.answer import answer, working
-from refine_server.ttt.programs.complete import completing
+from refine_server.ttt.programs.encode import encode
+from refine_server.ttt.programs.start import perform, start
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -72,7 +74,7 @@ class Decode:
                 logits = model.head_logits(output.hidden[0], fast)  # [T, V]
                 sequence.append(int(logits[-1].argmax()))
             output = model(torch.tensor([prompt]), fast_weights=fast)
-            self.after = Next(model.head_logits(output.hidden[:, -1], fast), output.state)
+            self.after = Prediction(model.head_logits(output.hidden[:, -1], fast), output.state)
         self.plain = sequence[len(prompt) :]
         self.log_probs = logits[len(prompt) - 1 :].log_softmax(-1)  # [TOKENS, V]
 
@@ -84,30 +86,39 @@ class Decode:
 
     def write(self, sampling: SamplingConfig = GREEDY, **options: Any) -> "Written":
         options = {"known": self.nearly, **options}
-        return Written(write(self.model, self.after, self.fast, sampling, **options))
+        written = Written()
+        decoder = Decoder(self.model, self.after, self.fast, sampling, **options)
+
+        async def write() -> None:
+            while (token := await decoder.next_token()) is not None:
+                written.tokens.append(token)
+
+        written.run(write())
+        written.text, written.ended = decoder.text, (decoder.finish_reason, decoder.tokens)
+        return written
 
 
 class Written:
     """A decoding done to its end: its tokens, its steps, and what each step gave."""
 
-    def __init__(self, decoding: Coroutine[Any, Any]) -> None:
-        self.tokens: list[Decoded] = []
+    def __init__(self) -> None:
+        self.tokens: list[DecodedToken] = []
         self.steps: list[DecodeStep] = []
-        self.results: list[Next] = []
+        self.results: list[Prediction] = []
+        self.text = ""
+        self.ended: tuple[str | None, int] = (None, 0)
+
+    def run(self, program: Program[Any]) -> Self:
         outcome = None
-        try:
-            while True:
-                item = resume(decoding, outcome)
-                outcome = None
-                if isinstance(item, Operation):
-                    [outcome] = run_batch([item])
-                if isinstance(item, DecodeStep):
-                    self.steps.append(item)
-                    self.results.append(outcome)
-                elif isinstance(item, Decoded):
-                    self.tokens.append(item)
-        except StopIteration as end:
-            self.returned = end.value
+        while True:
+            try:
+                operation = resume(program, outcome)
+            except StopIteration:
+                return self
+            [outcome] = run_batch([operation])
+            if isinstance(operation, DecodeStep):
+                self.steps.append(operation)
+                self.results.append(outcome)
 
     @property
     def ids(self) -> list[int]:
@@ -195,7 +206,7 @@ def test_no_token_beyond_the_last_is_read(make: MakeDecode, most: int) -> None:
     case = make()
     written = case.write(SamplingConfig(max_tokens=most))
     assert written.ids == case.plain[:most]
-    assert written.returned[1:] == ("length", most)
+    assert written.ended == ("length", most)
     assert sum(1 + len(step.draft) for step in written.steps[-1:]) <= most
     assert len(written.steps) + written.accepted == most - 1
 
@@ -207,8 +218,9 @@ def test_a_token_that_ends_answers_ends_them_within_a_draft(make: MakeDecode, la
     case.model.tokenizer.eos_token = text(case, case.plain[last : last + 1])
     written = case.write()
     assert written.ids == case.plain[: first + 1]
-    assert [token.ends for token in written.tokens] == [False] * first + [True]
-    assert written.returned == (text(case, case.plain[:first]), "stop", first + 1)
+    assert [token.is_end for token in written.tokens] == [False] * first + [True]
+    assert written.text == text(case, case.plain[:first])
+    assert written.ended == ("stop", first + 1)
 
 
 @pytest.mark.parametrize("last", range(2, 9))
@@ -218,8 +230,9 @@ def test_a_stop_string_ends_an_answer_within_a_draft(make: MakeDecode, last: int
     end = next(n for n, pair in enumerate(pairwise(case.plain)) if text(case, pair) == stop)
     written = case.write(SamplingConfig(max_tokens=TOKENS, stop=(stop,)))
     assert written.ids == case.plain[: end + 2]
-    assert written.returned == (text(case, case.plain[:end]), "stop", end + 2)
-    assert "".join(token.text for token in written.tokens) == written.returned[0]
+    assert written.text == text(case, case.plain[:end])
+    assert written.ended == ("stop", end + 2)
+    assert "".join(token.text for token in written.tokens) == written.text
 
 
 def text(case: Decode, ids: Sequence[int]) -> str:
@@ -248,9 +261,14 @@ def test_a_window_and_a_temperature_have_no_drafts(make: MakeDecode) -> None:
 def test_a_query_is_answered_with_drafts_from_the_document(make: MakeDecode) -> None:
     case = make()
     state, query = case.after.state, [3, 4]
-    alone = Written(decode(case.model, query, state, BASE, GREEDY))
-    document = [*query, *alone.ids]
-    written = Written(decode(case.model, query, state, BASE, GREEDY, document=document))
+
+    def answer(document: Sequence[int] = ()) -> Written:
+        written = Written()
+        options = {"document": document, "on_token": written.tokens.append}
+        return written.run(decode(case.model, query, state, BASE, GREEDY, **options))
+
+    alone = answer()
+    written = answer([*query, *alone.ids])
     assert written.ids == alone.ids
     assert written.steps[0].draft == tuple(alone.ids[1:4])  # after the query and the first token
 
@@ -258,13 +276,18 @@ def test_a_query_is_answered_with_drafts_from_the_document(make: MakeDecode) -> 
 def test_answers_and_completions_draft_from_their_own_texts(make: MakeDecode) -> None:
     case = make()
     model, prompt = case.model, tuple(case.nearly)
-    completion = Written(completing(model, CompletionRequest((prompt,), GREEDY)))
+
+    def write(work: Work) -> Written:
+        encoded = encode(work, PromptTemplate(model.tokenizer), Limits(), 96)
+        return Written().run(start(model, encoded, lambda event: None))
+
+    completion = write(CompletionRequest((prompt,), GREEDY))
     assert set(completion.steps[0].draft) <= set(prompt)
     assert any(step.draft for step in completion.steps)
     document, query = text(case, prompt), text(case, case.prompt[:3])
     request = AnswerRequest(document, query, AdaptConfig(objective="none"), GREEDY, True)
-    answered = Written(working(model, request))
+    answered = write(request)
     assert any(step.draft for step in answered.steps)
-    *_, last = answer(model, request)
+    *_, last = perform(model, request)
     assert isinstance(last, AnswerCompleted)
     assert last.answer == last.base_answer

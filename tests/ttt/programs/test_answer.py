@@ -22,7 +22,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.programs.answer import answer
+from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine import held_out
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -65,7 +65,7 @@ def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
     for question in questions:
         settings = {"objective": objective, "prefix": prefix, "guard": "none"}
         asked = request(document, question["query"], **settings)
-        result = completed(answer(tiny, asked))
+        result = completed(perform(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
         assert result.adaptation.adapted is (objective != "none")
 
@@ -77,11 +77,11 @@ def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
     settings["learning_rate"] = 2e-3
     for question in questions[:2]:
         asked = request(document, question["query"], **settings)
-        result = completed(answer(tiny, asked))
+        result = completed(perform(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
         assert result.adaptation.accepted_step == 3
         assert result.adaptation.final_ntp_loss < result.adaptation.first_ntp_loss
-    other = completed(answer(tiny, request(document, "zzz?", **settings)))
+    other = completed(perform(tiny, request(document, "zzz?", **settings)))
     assert (other.adaptation.guard, other.adaptation.accepted_step) == ("nothing_similar", 0)
 
 
@@ -96,7 +96,7 @@ def test_adapting_alone_has_no_query_to_choose_by() -> None:
 def test_events_come_in_order(tiny) -> None:
     document, questions = example("tiny_example")
     asked = request(document, questions[0]["query"], compare_base=True)
-    events = list(answer(tiny, asked))
+    events = list(perform(tiny, asked))
     kinds = [kind for kind, _ in itertools.groupby(type(e) for e in events)]
     assert kinds == [
         DocumentRead,
@@ -123,7 +123,7 @@ def test_documents_do_not_see_each_other(tiny) -> None:
     second = request(other, other_questions[0]["query"], learning_rate=0.02, seed=7)
 
     def results(*order: AnswerRequest) -> list[tuple]:
-        return [signature(completed(answer(tiny, r))) for r in order]
+        return [signature(completed(perform(tiny, r))) for r in order]
 
     alone = results(first) + results(second)
     assert results(first, second) == alone
@@ -132,7 +132,7 @@ def test_documents_do_not_see_each_other(tiny) -> None:
 
 
 def taking_turns(model: CausalLM, *requests: AnswerRequest) -> list[AnswerCompleted]:
-    runs = [answer(model, r) for r in requests]
+    runs = [perform(model, r) for r in requests]
     ended: dict[int, AnswerCompleted] = {}
     while len(ended) < len(runs):
         for i, run in enumerate(runs):
@@ -152,22 +152,22 @@ def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
     document, questions = example("tiny_example")
     before = base_hash(tiny)
     for targets in ("fast_weights", "low_rank", "all"):
-        completed(answer(tiny, request(document, questions[0]["query"], targets=targets)))
-    cancelled = answer(tiny, request(document, questions[0]["query"]))
+        completed(perform(tiny, request(document, questions[0]["query"], targets=targets)))
+    cancelled = perform(tiny, request(document, questions[0]["query"]))
     while not isinstance(next(cancelled), AdaptationStep):
         pass
     cancelled.close()
     with pytest.raises(RequestError):
-        next(answer(tiny, request("", "What?")))
+        next(perform(tiny, request("", "What?")))
     monkeypatch.setattr(held_out, "reject_step", lambda *_: held_out.NON_FINITE_LOSS)
-    completed(answer(tiny, request(document, questions[0]["query"])))
+    completed(perform(tiny, request(document, questions[0]["query"])))
     assert base_hash(tiny) == before
 
 
 def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
     document, questions = example("tiny_example")
     asked = request(document, questions[0]["query"], learning_rate=10.0, steps=4, compare_base=True)
-    result = completed(answer(tiny, asked))
+    result = completed(perform(tiny, asked))
     assert result.adaptation.guard in (held_out.KEPT_BASE, held_out.NON_FINITE_LOSS)
     assert not result.adaptation.adapted
     assert result.answer == result.base_answer
@@ -175,5 +175,5 @@ def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
 
 def test_limits_hold_before_anything_is_computed(tiny) -> None:
     with pytest.raises(RequestError, match="at most 5") as error:
-        next(answer(tiny, request("word " * 10, "What?"), limits=Limits(document_tokens=5)))
+        next(perform(tiny, request("word " * 10, "What?"), limits=Limits(document_tokens=5)))
     assert error.value.code == "document_too_long"

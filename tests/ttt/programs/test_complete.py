@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
@@ -26,8 +27,9 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.reports import AdaptationReport
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest, CompletionRequest, Limits
 from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.programs.answer import perform
-from refine_server.ttt.programs.complete import SCORED_AT_ONCE, check_prompts
+from refine_server.ttt.programs.complete import SCORED_AT_ONCE
+from refine_server.ttt.programs.encode import encode
+from refine_server.ttt.programs.start import perform
 
 GREEDY = SamplingConfig(max_tokens=4)
 
@@ -192,13 +194,14 @@ def test_unfit_prompts_are_refused(
     assert (error.value.param, error.value.code) == ("prompt", code)
 
 
-def test_a_response_holds_so_many_log_probabilities() -> None:
+def test_a_response_holds_so_many_log_probabilities(tiny: CausalLM) -> None:
     request = CompletionRequest(((1,) * 100,) * 100, SamplingConfig(max_tokens=1), logprobs=98)
-    assert check_prompts(replace(request, echo=True), Limits(), 2) == 10_000
+    template = PromptTemplate(tiny.tokenizer)
+    assert encode(replace(request, echo=True), template, Limits(), 2).tokens == 10_000
     with pytest.raises(RequestError, match="smaller batches") as error:
-        check_prompts(replace(request, echo=True, logprobs=99), Limits(), 2)
+        encode(replace(request, echo=True, logprobs=99), template, Limits(), 2)
     assert error.value.param == "logprobs"
-    assert check_prompts(replace(request, logprobs=99), Limits(), 2) == 10_000
+    assert encode(replace(request, logprobs=99), template, Limits(), 2).tokens == 10_000
 
 
 @pytest.mark.parametrize("text", ["Grüße an 北京 \U0001f389\n\n<|endoftext|>x", " two  spaces", ""])

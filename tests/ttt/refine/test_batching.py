@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from refine_server.ttt.batching import Alone, run_batch
+from refine_server.ttt.batching import Call, run_batch
 from refine_server.ttt.decoding.decode import DecodeStep
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
@@ -41,7 +41,7 @@ def decode_steps(model, tokens, perturbed) -> list[DecodeStep]:
 def test_decoded_tokens_are_scored_as_alone(families, family, dtype, tokens, perturbed) -> None:
     model = families[family](dtype)
     steps = decode_steps(model, tokens, perturbed)
-    assert all(step.fits(steps[0]) for step in steps)
+    assert all(step.can_batch_with(steps[0]) for step in steps)
     for _ in range(3):  # what a batch leaves behind goes on in the next one
         together = run_batch(steps)
         for step, after in zip(steps, together, strict=True):
@@ -102,7 +102,7 @@ def test_steps_are_made_as_alone(families, family, shape, tokens) -> None:
     alone, together = loops_of(model, tokens, **shape), loops_of(model, tokens, **shape)
     for number in (1, 2):
         steps = steps_of(together, number)
-        assert all(step.fits(steps[0]) for step in steps)
+        assert all(step.can_batch_with(steps[0]) for step in steps)
         in_batch = run_batch(steps)
         for loop, other, (report, reason) in zip(alone, together, in_batch, strict=True):
             expected, _ = loop.step(number)
@@ -173,8 +173,8 @@ def test_parts_of_a_batch_run_in_threads_of_their_own(
 def test_lone_calls_run_beside_each_other() -> None:
     """Each waits for the other: one after the other they would wait for ever."""
     barrier = threading.Barrier(2, timeout=60)
-    lone = [Alone(barrier.wait, threads=2) for _ in range(2)]
-    assert lone[1].fits(lone[0])
+    lone = [Call(barrier.wait, threads=2) for _ in range(2)]
+    assert lone[1].can_batch_with(lone[0])
     assert sorted(run_batch(lone)) == [0, 1]
 
 
@@ -197,13 +197,13 @@ def test_what_cannot_be_batched_says_so(families, tokens, perturbed) -> None:
     lact, model = families["lact"](torch.float32), families["delta_net"](torch.float32)
     state = lact(tokens(1, 20)).state
     step = DecodeStep(lact, 1, state, BASE)
-    assert step.room == 1
-    assert not step.fits(step)
+    assert step.max_batch_size == 1
+    assert not step.can_batch_with(step)
     whole = DecodeStep(model, 1, model(tokens(1, 20)).state, perturbed(model, "all"))
-    assert whole.room == 1
+    assert whole.max_batch_size == 1
     long, short = (loops_of(model, tokens)[0] for _ in range(2))
     short.ntp_reading = Reading(model, tokens(1, 60), short.fast, positions=4)
-    assert not AdaptStep(short, 1).fits(AdaptStep(long, 1))
+    assert not AdaptStep(short, 1).can_batch_with(AdaptStep(long, 1))
     other = loops_of(model, tokens, chunks=2)[0]
-    assert not AdaptStep(other, 1).fits(AdaptStep(long, 1))
-    assert not Alone(int).fits(Alone(int))
+    assert not AdaptStep(other, 1).can_batch_with(AdaptStep(long, 1))
+    assert not Call(int).can_batch_with(Call(int))

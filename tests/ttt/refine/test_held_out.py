@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from refine_server.ttt.batching import run as drive
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.interface.reports import Judgement
+from refine_server.ttt.interface.reports import Judgement, StepReport
 from refine_server.ttt.refine import held_out
 from refine_server.ttt.refine.loop import Adapted, AdaptStep, Loop, adapt
 from refine_server.ttt.refine.naive import naive_gradient
@@ -28,14 +29,12 @@ def run(model, ids: Tensor, settings: AdaptConfig, accident=None) -> tuple[Adapt
     """Adapt; ``accident`` is called with the fast weights after the second step."""
     fast = model.new_fast_weights(settings.targets, 8, 0)
     document = Reading(model, ids, fast, positions=settings.chunks)
-    loop = adapt(model, document, fast, settings)
-    while True:
-        try:
-            report = next(loop)
-        except StopIteration as end:
-            return end.value, document
+
+    def on_step(report: StepReport) -> None:
         if accident is not None and report.step == 2:
             accident(fast)
+
+    return drive(adapt(model, document, fast, settings, on_step=on_step)), document
 
 
 def repeating(tokens, period: int, length: int) -> Tensor:
@@ -150,7 +149,7 @@ def test_guards_judge_in_company_as_alone(model, tokens) -> None:
     for number in (1, 2, 3):
         for loop in alone:
             loop.step(number)
-        AdaptStep.run_together([AdaptStep(loop, number) for loop in together])
+        AdaptStep.run_batch([AdaptStep(loop, number) for loop in together])
     for a, b in zip(alone, together, strict=True):
         assert [j.step for j in b.judge.judgements] == [0, 1, 2]
         assert b.judge.judgements[0].loss != b.judge.judgements[2].loss
@@ -227,7 +226,7 @@ def test_who_is_out_of_patience_leaves_a_batch_as_it_was(model, tokens) -> None:
     alone, together = two(), two()
     before = [t.clone() for t in together[0].fast.parameters()]
     expected = [loop.step(1) for loop in alone]
-    outcomes = AdaptStep.run_together([AdaptStep(loop, 1) for loop in together])
+    outcomes = AdaptStep.run_batch([AdaptStep(loop, 1) for loop in together])
     assert outcomes[0] == expected[0] == (None, held_out.NO_IMPROVEMENT)
     assert all(map(torch.equal, before, together[0].fast.parameters()))
     assert outcomes[1].report.loss == pytest.approx(expected[1].report.loss, abs=1e-10)
@@ -262,6 +261,5 @@ def test_a_lower_loss_is_not_enough(model, tokens) -> None:
 def test_a_document_too_short_to_be_judged_is_answered_from_the_base(model, tokens) -> None:
     settings = config()
     fast = model.new_fast_weights("fast_weights", 8, 0)
-    with pytest.raises(StopIteration) as end:
-        next(adapt(model, Reading(model, tokens(1, 50), fast), fast, settings))
-    assert end.value.value.report.guard == held_out.DOCUMENT_TOO_SHORT
+    adapted = drive(adapt(model, Reading(model, tokens(1, 50), fast), fast, settings))
+    assert adapted.report.guard == held_out.DOCUMENT_TOO_SHORT

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from refine_server.ttt.batching import resume, run, run_batch
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.refine import held_out
 from refine_server.ttt.refine.loop import Adapted, Loop, adapt
@@ -37,14 +38,6 @@ def config(**changes) -> AdaptConfig:
         "guard": "none",
     }
     return AdaptConfig(**(defaults | changes))
-
-
-def run(loop) -> Adapted:
-    while True:
-        try:
-            next(loop)
-        except StopIteration as end:
-            return end.value
 
 
 def base_hash(model) -> str:
@@ -205,7 +198,8 @@ def test_adapting_never_touches_the_base_weights(model, tokens, targets) -> None
     fast = model.new_fast_weights(targets, 8, 0)
     run(adapt(model, Reading(model, tokens(1, 90), fast, positions=4), fast, config()))
     cancelled = adapt(model, Reading(model, tokens(1, 90), fast, positions=4), fast, config())
-    next(cancelled)
+    [prepared] = run_batch([resume(cancelled)])
+    run_batch([resume(cancelled, prepared)])  # one step
     cancelled.close()
     assert base_hash(model) == before
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from refine_server.ttt import batching
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
@@ -63,7 +64,7 @@ def test_copies_adapted_together_are_as_if_adapted_alone(tiny, episode, targets,
     together = nested.adapt_copies(tiny, episode.ids, config)
     for row, ids in enumerate(episode.ids):
         fast = tiny.new_fast_weights(config.targets, config.rank, config.seed)
-        list(adapt(tiny, Reading(tiny, ids[None], fast), fast, config))  # adapts it in place
+        batching.run(adapt(tiny, Reading(tiny, ids[None], fast), fast, config))
         alone = fast.detach()
         for name in alone:
             torch.testing.assert_close(together[name][row], alone[name][0], rtol=1e-7, atol=1e-9)

@@ -9,7 +9,7 @@ from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import ModelError, load
 from refine_server.ttt.models.hf.overlay import Overlay
 from refine_server.ttt.models.loading.loader import wrap
-from refine_server.ttt.programs.answer import adapt_document, ask
+from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.loop import Loop
 from refine_server.ttt.refine.naive import naive_gradient
 from refine_server.ttt.refine.rows import Reading
@@ -125,12 +125,12 @@ def test_a_directory_is_loaded_with_a_window_and_answers(tmp_path, make_transfor
     assert model.fingerprint() not in (full.fingerprint(), load(tmp_path, window=33).fingerprint())
     document = "The harbour code is amber. " * 40
     config = AdaptConfig(steps=2, chunks=2)
-    *_, last = adapt_document(model, AdaptRequest(document, config))
+    *_, last = perform(model, AdaptRequest(document, config))
     adapted = last.document
     assert adapted.document_tokens > 200
-    *_, half = adapt_document(model, AdaptRequest(document[: len(document) // 2], config))
+    *_, half = perform(model, AdaptRequest(document[: len(document) // 2], config))
     assert adapted.state.nbytes == half.document.state.nbytes
-    *_, answered = ask(model, AskRequest(adapted, "What?", SamplingConfig(max_tokens=3)))
+    *_, answered = perform(model, AskRequest(adapted, "What?", SamplingConfig(max_tokens=3)))
     assert answered.usage.completion_tokens > 0
 
 

@@ -13,7 +13,7 @@ from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import bundled, load
 from refine_server.ttt.models.loading.loader import FLA_LAYOUT
-from refine_server.ttt.programs.answer import answer
+from refine_server.ttt.programs.start import perform
 
 DELTA_NET_1_3B = {
     "model_type": "delta_net",
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_full_width_adapts_and_answers(config, layers, words, tm
         AdaptConfig(steps=1, chunks=2, rollout_tokens=3, guard="none"),
         SamplingConfig(max_tokens=3),
     )
-    *_, last = answer(model, request)
+    *_, last = perform(model, request)
     assert isinstance(last, AnswerCompleted)
     assert last.adaptation.accepted_step == 1
     assert last.usage.completion_tokens == 3

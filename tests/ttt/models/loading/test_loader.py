@@ -12,7 +12,7 @@ from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import ModelError, bundled, load
-from refine_server.ttt.programs.answer import answer
+from refine_server.ttt.programs.start import perform
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_smollm2_is_converted_once_and_answers(tmp_path, monkeypatch) -> None:
         AdaptConfig(objective="none"),
         SamplingConfig(max_tokens=24),
     )
-    *_, last = answer(model, request)
+    *_, last = perform(model, request)
     assert isinstance(last, AnswerCompleted)
     assert "Edda Flynn" in last.answer
 

@@ -1,0 +1,175 @@
+"""Write a text token by token from a state."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tokenizers.decoders import DecodeStream
+
+from refine_server.ttt.batching import Call
+from refine_server.ttt.decoding.decode import DecodeStep, Prediction
+from refine_server.ttt.decoding.prompt_lookup import Lookup
+from refine_server.ttt.decoding.sampling import TopTokens, sample, score
+from refine_server.ttt.decoding.stop_strings import StopStrings
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import SamplingConfig
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.state import State
+
+FinishReason = Literal["stop", "length"]
+
+CONTEXT = 8
+"""Tokens before the first decoded one that a tokenizer may need in order to spell it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedToken:
+    """One decoded token and the text that it adds."""
+
+    id: int
+    text: str
+    """Text that became certain with this token; empty within a character or a stop string."""
+    is_end: bool
+    """Whether this is a token that ends answers."""
+    log_prob: float | None = None
+    """The model's own log-probability in nats, before temperature and top_p; None if not asked."""
+    top: TopTokens = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedText:
+    """A whole decoded text."""
+
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+
+
+class Decoder:
+    """Decodes the continuation of a sequence, one token at each call of ``next_token``.
+
+    Args:
+        model: the model that made the prediction.
+        prediction: the first token's logits and the state; neither is changed.
+        fast: the fast weights under which both were computed.
+        sampling: temperature, top_p, stop strings, length and seed.
+        context: the tokens that were read; some tokenizers spell the first token differently (for
+            example without its space) when they do not know them.
+        known: tokens from which drafts may be copied (``Lookup``).
+        top: number of most likely tokens to report beside each token; None reports no
+            log-probabilities.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        prediction: Prediction,
+        fast: FastWeights,
+        sampling: SamplingConfig,
+        *,
+        context: Sequence[int] = (),
+        known: Sequence[int] = (),
+        top: int | None = None,
+    ) -> None:
+        self.text = ""
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None if sampling.max_tokens else "length"
+        self._model, self._fast, self._sampling, self._top = model, fast, sampling, top
+        self._state = prediction.state
+        self._logits = deque(prediction.logits.split(1))  # each [1, V]
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._stops = StopStrings(sampling.stop)
+        self._spelling = _spelling(model.tokenizer, context)
+        is_greedy = sampling.temperature == 0
+        self._lookup = Lookup(known) if is_greedy and model.cuts_states else None
+        self._last = 0
+
+    async def next_token(self) -> DecodedToken | None:
+        """Decode one more token; None once ``finish_reason`` is set."""
+        if self.finish_reason is not None:
+            return None
+        if not self._logits:
+            await self._predict()
+        logits = self._logits.popleft()  # [1, V]
+        token = self._last = sample(logits[0], self._sampling, self._generator)
+        self.tokens += 1
+        if self._lookup is not None:
+            self._lookup.append(token)
+        is_end = token in self._model.stop_ids and not self._sampling.ignore_eos
+        text = self._spell(token, is_end)
+        self.text += text
+        if self._top is None:
+            return DecodedToken(id=token, text=text, is_end=is_end)
+        ids = torch.tensor([token], device=self._model.device)
+        [(log_prob, top)] = score(logits, ids, self._top)
+        return DecodedToken(id=token, text=text, is_end=is_end, log_prob=log_prob, top=top)
+
+    async def _predict(self) -> None:
+        left = self._sampling.max_tokens - self.tokens - 1
+        draft = self._lookup.draft(left) if self._lookup is not None else ()
+        step = DecodeStep(self._model, self._last, self._state, self._fast, draft)
+        prediction = await step
+        self._state = prediction.state
+        self._logits += prediction.logits.split(1)
+
+    def _spell(self, token: int, is_end: bool) -> str:
+        """Return the text that the token adds, and set the finish reason if it is the last."""
+        text = ""
+        if not is_end:
+            piece = self._spelling.step(self._model.tokenizer.backend_tokenizer, token)
+            text = self._stops.feed(piece or "")
+        if is_end or self._stops.hit:
+            self.finish_reason = "stop"
+        elif self.tokens == self._sampling.max_tokens:
+            self.finish_reason = "length"
+        return text + self._stops.rest() if self.finish_reason is not None else text
+
+
+async def decode(
+    model: CausalLM,
+    query: Sequence[int],
+    state: State,
+    fast: FastWeights,
+    sampling: SamplingConfig,
+    *,
+    document: Sequence[int] = (),
+    on_token: Callable[[DecodedToken], None] = lambda token: None,
+) -> DecodedText:
+    """Read a query from the document's state, then write the answer.
+
+    Args:
+        model: the model whose state it is.
+        query: token ids to read, at least one.
+        state: the state after the document; it is not changed, so that any number of queries can
+            start from it.
+        fast: the fast weights under which the document was read.
+        sampling: how to choose tokens.
+        document: the document's token ids if they are known; drafts are copied from them and from
+            the query.
+        on_token: called with each token as soon as it is decoded.
+    """
+    fast = fast.detach()  # what is derived from it for this answer ends with the answer
+
+    @torch.no_grad()
+    def prefill() -> Prediction:
+        output = model(torch.tensor([list(query)], device=model.device), state, fast)
+        return Prediction(model.head_logits(output.hidden[:, -1], fast), output.state)
+
+    prediction = await Call(prefill)
+    decoder = Decoder(model, prediction, fast, sampling, known=(*document, *query))
+    while (token := await decoder.next_token()) is not None:
+        on_token(token)
+    assert decoder.finish_reason is not None
+    return DecodedText(
+        text=decoder.text, finish_reason=decoder.finish_reason, tokens=decoder.tokens
+    )
+
+
+def _spelling(tokenizer: Any, context: Sequence[int]) -> DecodeStream:
+    """Return a stream that spells tokens after a context, unless that ends within a character."""
+    ids = list(context[-CONTEXT:])
+    if not ids or tokenizer.decode(ids, skip_special_tokens=True).endswith("\ufffd"):
+        return DecodeStream(skip_special_tokens=True)
+    return DecodeStream(ids=ids, skip_special_tokens=True)

@@ -1,0 +1,32 @@
+"""Choose the next token from logits, and score tokens."""
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.interface.config import SamplingConfig
+
+TopTokens = tuple[tuple[int, float], ...]
+"""Ids and log-probabilities of the most likely tokens, best first."""
+
+
+def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
+    """Choose one token from logits [V]: greedily at temperature 0, else from the top_p mass."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    p = (logits.float() / sampling.temperature).softmax(-1).cpu()  # [V]
+    if sampling.top_p < 1:
+        ordered, order = p.sort(descending=True, stable=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        p[order[outside]] = 0.0
+    return int(torch.multinomial(p, 1, generator=generator))
+
+
+def score(logits: Tensor, tokens: Tensor, top: int) -> list[tuple[float, TopTokens]]:
+    """Return the log-probability of each token [N] under logits [N, V], and the ``top`` best."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.to(wide).log_softmax(-1)  # [N, V]
+    chosen = log_probs.gather(-1, tokens[:, None])[:, 0].tolist()
+    best = log_probs.topk(min(top, log_probs.shape[-1]), dim=-1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    likeliest = [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+    return list(zip(chosen, likeliest, strict=True))

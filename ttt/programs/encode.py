@@ -1,0 +1,162 @@
+"""Requests with their texts as token ids: checked and encoded once, before they wait for the model.
+
+Encoding needs the tokenizer and no model, so that it runs beside the model's thread.
+"""
+
+from dataclasses import dataclass
+
+from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.interface.errors import TOO_LONG, RequestError
+from refine_server.ttt.interface.requests import (
+    AdaptRequest,
+    AnswerRequest,
+    AskRequest,
+    CompletionRequest,
+    Conversation,
+    Limits,
+    Prompt,
+    Work,
+)
+
+MAX_LOG_PROBS = 1_000_000
+"""Log-probabilities in one response; bounds the memory of the server and of the client."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedAnswer:
+    """An ``AnswerRequest`` and its token ids."""
+
+    request: AnswerRequest
+    prompt: DocumentPrompt
+    query: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the document."""
+        return len(self.prompt.document)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedAdapt:
+    """An ``AdaptRequest`` and its token ids."""
+
+    request: AdaptRequest
+    prompt: DocumentPrompt
+    query: list[int] | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the document."""
+        return len(self.prompt.document)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedAsk:
+    """An ``AskRequest`` and its token ids."""
+
+    request: AskRequest
+    query: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the query."""
+        return len(self.query)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedCompletion:
+    """A ``CompletionRequest`` and the token ids of its prompts."""
+
+    request: CompletionRequest
+    prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.prompts))
+
+
+EncodedWork = EncodedAnswer | EncodedAdapt | EncodedAsk | EncodedCompletion
+"""Encoded work: ``request`` is what was asked, ``tokens`` what reading it costs."""
+
+
+def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int) -> EncodedWork:
+    """Encode the texts of a request.
+
+    Args:
+        work: the request.
+        template: the prompt's text around document and query, and the tokenizer.
+        limits: the longest texts that are accepted, in tokens.
+        vocabulary: number of tokens that the model knows; ids are below it.
+
+    Raises:
+        RequestError: a text is empty or too long, or a token id is unknown; ``param`` names it.
+    """
+    match work:
+        case AnswerRequest():
+            query = template.encode_query(work.query, limits)
+            prompt = template.encode_document(work.document, limits)
+            return EncodedAnswer(request=work, prompt=prompt, query=query)
+        case AdaptRequest():
+            prompt = template.encode_document(work.document, limits)
+            asked = None if work.query is None else template.encode_query(work.query, limits)
+            return EncodedAdapt(request=work, prompt=prompt, query=asked)
+        case AskRequest():
+            return EncodedAsk(request=work, query=template.encode_query(work.query, limits))
+        case CompletionRequest():
+            return _encode_completion(work, template, limits, vocabulary)
+
+
+def _encode_completion(
+    work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
+) -> EncodedCompletion:
+    after_document = work.adapted is not None
+    prompts = tuple(
+        tuple(_encode_prompt(prompt, template, limits, after_document)) for prompt in work.prompts
+    )
+    longest = limits.query_tokens if after_document else limits.prompt_tokens
+    for prompt in prompts:
+        _check_prompt(prompt, longest, vocabulary, may_be_empty=after_document)
+    encoded = EncodedCompletion(request=work, prompts=prompts)
+    _check_log_probs(work, encoded.tokens)
+    return encoded
+
+
+def _encode_prompt(
+    prompt: Prompt, template: PromptTemplate, limits: Limits, after_document: bool
+) -> list[int] | tuple[int, ...]:
+    match prompt:
+        case str():
+            return template.encode_prompt(prompt, add_special_tokens=not after_document)
+        case Conversation(messages):
+            return template.encode_messages(messages, limits, after_document=after_document)
+        case _:
+            return prompt
+
+
+def _check_prompt(
+    prompt: tuple[int, ...], longest: int, vocabulary: int, *, may_be_empty: bool
+) -> None:
+    if not prompt and not may_be_empty:
+        raise RequestError("prompt holds no token", "prompt", "empty")
+    if len(prompt) > longest:
+        message = f"prompt has {len(prompt)} tokens; at most {longest} are accepted"
+        raise RequestError(message, "prompt", TOO_LONG)
+    unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
+    if unknown is not None:
+        message = f"prompt holds token {unknown}; the model knows 0 to {vocabulary - 1}"
+        raise RequestError(message, "prompt", "unknown_token")
+
+
+def _check_log_probs(work: CompletionRequest, prompt_tokens: int) -> None:
+    if work.logprobs is None:
+        return
+    tokens = len(work.prompts) * work.n * work.sampling.max_tokens
+    tokens += prompt_tokens * work.n if work.echo else 0
+    if tokens * (1 + work.logprobs) > MAX_LOG_PROBS:
+        raise RequestError(
+            f"logprobs: up to {tokens} tokens with {work.logprobs} alternatives each exceed the "
+            f"{MAX_LOG_PROBS} log-probabilities of one response; send smaller batches",
+            "logprobs",
+            "too_many_logprobs",
+        )

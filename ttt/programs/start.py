@@ -1,0 +1,62 @@
+"""Start the program of any request: as a coroutine for the engine, or here and now."""
+
+from collections.abc import Iterator
+
+from refine_server.ttt.batching import Program, stream
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.requests import Limits, Work
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.answer import Emit, ShouldStop, adapt, answer, ask
+from refine_server.ttt.programs.complete import complete
+from refine_server.ttt.programs.encode import (
+    EncodedAdapt,
+    EncodedAnswer,
+    EncodedAsk,
+    EncodedCompletion,
+    EncodedWork,
+    encode,
+)
+
+
+def never_stop() -> str | None:
+    """Let an adaptation make all its steps."""
+    return None
+
+
+def start(
+    model: CausalLM, work: EncodedWork, emit: Emit, should_stop: ShouldStop = never_stop
+) -> Program[None]:
+    """Return the program that does a piece of work; the last event that it emits is a ``Last``."""
+    match work:
+        case EncodedAnswer():
+            return answer(model, work, emit, should_stop)
+        case EncodedAdapt():
+            return adapt(model, work, emit, should_stop)
+        case EncodedAsk():
+            return ask(model, work, emit)
+        case EncodedCompletion():
+            return complete(model, work, emit)
+
+
+def perform(
+    model: CausalLM,
+    work: Work,
+    *,
+    template: PromptTemplate | None = None,
+    limits: Limits | None = None,
+    should_stop: ShouldStop = never_stop,
+) -> Iterator[Event]:
+    """Do a piece of work in this thread and yield its events as they happen.
+
+    Raises:
+        RequestError: the request cannot be served as written; nothing was computed.
+        IsolationError: the request uses another owner's document.
+    """
+    template = template or PromptTemplate(model.tokenizer)
+    encoded = encode(work, template, limits or Limits(), model.embedding.num_embeddings)
+
+    def program(emit: Emit) -> Program[None]:
+        return start(model, encoded, emit, should_stop)
+
+    yield from stream(program)
