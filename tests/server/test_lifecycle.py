@@ -26,7 +26,7 @@ SLOW = {"document": "slow", "query": "who", "adapt": {"steps": 25}}
 SCRIPT = """
 import json, runpy, sys
 from functools import partial
-from refine_server.server import serving
+from refine_server.server import process
 from refine_server.server.settings import Settings
 
 fake = runpy.run_path(sys.argv[1])["FakeModel"]()
@@ -39,8 +39,8 @@ if "measure" in sys.argv:
         object.__setattr__(backend, "measure", lambda: next(measured))
         return backend
     fake.open = changing
-serving.create_app = partial(serving.create_app, open_backend=fake.open)
-serving.serve(Settings(model="fake", port=0, store="none", **json.loads(sys.argv[2])))
+process.create_app = partial(process.create_app, open_backend=fake.open)
+process.serve(Settings(model="fake", port=0, store="none", **json.loads(sys.argv[2])))
 """
 
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]

@@ -17,12 +17,12 @@ from refine_server.server.settings import Settings
 SCRIPT = """
 import runpy, sys
 from functools import partial
-from refine_server.server import serving
+from refine_server.server import process
 from refine_server.server.settings import Settings
 
 fake = runpy.run_path(sys.argv[1])["FakeModel"]()
-serving.create_app = partial(serving.create_app, open_backend=fake.open)
-serving.serve(Settings(model="fake", port=int(sys.argv[2]), shutdown_seconds=1.0))
+process.create_app = partial(process.create_app, open_backend=fake.open)
+process.serve(Settings(model="fake", port=int(sys.argv[2]), shutdown_seconds=1.0))
 """
 
 

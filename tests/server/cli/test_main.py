@@ -27,7 +27,7 @@ def document(tmp_path: Path) -> str:
 @pytest.fixture
 def here(fake: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """In-process answers come from the scripted model."""
-    monkeypatch.setattr("refine_server.server.engine.engine.backend.open_backend", fake.open)
+    monkeypatch.setattr("refine_server.server.engine.backend.open_backend", fake.open)
     monkeypatch.setattr(asking, "open_backend", fake.open)
     return fake
 
