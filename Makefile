@@ -34,8 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/mypy -p refine_server.kernels -p refine_server.ttt -p refine_server.server \
-		-p refine_server.clients -p refine_server.benchmarks
+	$(BIN)/mypy -p refine_server
 
 # Needs npm. The document is committed, what is generated from it is not.
 typescript: setup
