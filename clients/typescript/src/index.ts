@@ -1,11 +1,21 @@
 /**
  * Client of refine-server: `openapi-fetch` over types generated from the server's OpenAPI document,
  * and the event stream of `POST /v1/answers`, which OpenAPI cannot describe in full.
+ *
+ * ```ts
+ * const client = createRefineClient({ baseUrl: "http://127.0.0.1:8000" });
+ * for await (const { event, data } of streamAnswer(client, { document, query })) {
+ *   if (event === "adaptation.step") console.log(data.step, data.loss);
+ *   if (event === "answer.completed") console.log(data.answer);
+ * }
+ * ```
  */
-import { EventSourceParserStream } from "eventsource-parser/stream";
 import createClient, { type Client, type ClientOptions } from "openapi-fetch";
+import { encodeBody, encodePath } from "./arguments.js";
 import type { components, paths } from "./schema.js";
+import { parseEvents } from "./sse.js";
 
+export { InvalidArgumentError } from "./arguments.js";
 export type { components, paths } from "./schema.js";
 
 export type RefineClient = Client<paths>;
@@ -20,15 +30,18 @@ export type AnswerEvent =
   | { event: "answer.delta"; data: { text: string } }
   | { event: "answer.completed"; data: Answer };
 
-/** What the server says of a request that it did not answer; `param` is the field at fault. */
+/** The server refused a request or failed. */
 export class RefineError extends Error {
+  /** The kind of error, such as `invalid_request_error`. */
   readonly type: string;
+  /** The exact error, such as `document_too_long`. */
   readonly code: string;
+  /** The dotted path of the field at fault, if one is. */
   readonly param: string | null;
 
   constructor(
     detail: ErrorDetail,
-    /** Of the HTTP response; undefined for an error within a stream. */
+    /** The status of the HTTP response; undefined for an error within a stream. */
     readonly status?: number,
   ) {
     super(detail.message);
@@ -39,15 +52,24 @@ export class RefineError extends Error {
   }
 }
 
-/** A client of one server: `client.GET("/v1/models")`, `client.POST("/v1/answers", { body })`, … */
+/**
+ * Create a client of one server, with the methods of `openapi-fetch`: `client.GET("/v1/models")`,
+ * `client.POST("/v1/adaptations", { body })`, … They reject with `InvalidArgumentError` when an
+ * argument cannot be encoded.
+ */
 export function createRefineClient(options: ClientOptions & { baseUrl: string }): RefineClient {
-  return createClient<paths>(options);
+  return createClient<paths>({
+    bodySerializer: encodeBody,
+    pathSerializer: encodePath,
+    ...options,
+  });
 }
 
 /**
  * Ask a question and follow the work; the last event is `answer.completed`. Leaving the loop early
  * closes the connection, which cancels the adaptation.
  *
+ * @throws InvalidArgumentError when the question cannot be encoded.
  * @throws RefineError when the server refuses or fails.
  */
 export async function* streamAnswer(
@@ -61,32 +83,34 @@ export async function* streamAnswer(
     ...(signal && { signal }),
   });
   if (error) throw new RefineError(error.error, response.status);
-  const events = (data as ReadableStream<Uint8Array>)
-    .pipeThrough(new TextDecoderStream() as ReadableWritablePair<string, Uint8Array>)
-    .pipeThrough(new EventSourceParserStream());
-  const reader = events.getReader();
+  const reader = parseEvents(data as ReadableStream<Uint8Array>).getReader();
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new Error("the server ended the stream without an answer");
-      const told = JSON.parse(value.data);
-      if (value.event === "error") throw new RefineError(told.error);
-      yield { event: value.event, data: told } as AnswerEvent;
-      if (value.event === "answer.completed") return;
+      if (done) throw new Error("the server ended the stream before its last event");
+      const event = { event: value.event, data: JSON.parse(value.data) };
+      if (event.event === "error") throw new RefineError(event.data.error);
+      yield event as AnswerEvent;
+      if (event.event === "answer.completed") return;
     }
   } finally {
     await reader.cancel();
   }
 }
 
-/** Ask a question and wait for its answer. */
+/**
+ * Ask a question and wait for its answer.
+ *
+ * @throws InvalidArgumentError when the question cannot be encoded.
+ * @throws RefineError when the server refuses or fails.
+ */
 export async function answer(
   client: RefineClient,
   question: Question,
   signal?: AbortSignal,
 ): Promise<Answer> {
-  for await (const told of streamAnswer(client, question, signal)) {
-    if (told.event === "answer.completed") return told.data;
+  for await (const { event, data } of streamAnswer(client, question, signal)) {
+    if (event === "answer.completed") return data;
   }
-  throw new Error("a stream ends with its answer or throws");
+  throw new Error("unreachable: a stream ends with its answer or throws");
 }

@@ -17,24 +17,24 @@ test("the served model is listed", async () => {
   assert.equal(data.data.length >= 1, true);
 });
 
-test("a stream tells each step and ends with the answer", async () => {
-  const told = [];
-  for await (const event of streamAnswer(client, question)) told.push(event);
+test("a stream reports each step and ends with the answer", async () => {
+  const events = [];
+  for await (const event of streamAnswer(client, question)) events.push(event);
   assert.deepEqual(
-    told.filter(({ event }) => event === "adaptation.step").map(({ data }) => data.step),
+    events.filter(({ event }) => event === "adaptation.step").map(({ data }) => data.step),
     [1, 2],
   );
-  const last = told.at(-1);
+  const last = events.at(-1);
   assert.equal(last.event, "answer.completed");
-  const pieces = told.filter(({ event }) => event === "answer.delta");
+  const pieces = events.filter(({ event }) => event === "answer.delta");
   assert.equal(pieces.map(({ data }) => data.text).join(""), last.data.answer);
   assert.equal(last.data.adaptation.steps.length, 2);
 });
 
 test("an answer is the stream's last event", async () => {
-  const told = await answer(client, { ...question, adapt: { objective: "none" } });
-  assert.equal(told.adapted, false);
-  assert.equal(typeof told.answer, "string");
+  const last = await answer(client, { ...question, adapt: { objective: "none" } });
+  assert.equal(last.adapted, false);
+  assert.equal(typeof last.answer, "string");
 });
 
 test("an error names the field at fault", async () => {
