@@ -1,4 +1,4 @@
-"""Python SDK: a server asked over HTTP, from synchronous and asynchronous code."""
+"""Python SDK: a synchronous and an asynchronous client of a server's HTTP API."""
 
 from refine_server.clients.async_client import AsyncRefineClient
 from refine_server.clients.client import RefineClient

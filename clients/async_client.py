@@ -1,17 +1,22 @@
-"""The asynchronous client: ``RefineClient``'s methods, awaited."""
+"""The asynchronous client."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from refine_server.clients import calls, errors, sse, types
-from refine_server.clients.calls import Call, Refused, Retries
-from refine_server.clients.errors import ClientError, ProtocolError
+from refine_server.clients import calls, errors
+from refine_server.clients.base_client import (
+    CONNECT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    BaseClient,
+    EventDecoder,
+)
+from refine_server.clients.calls import Call, Request, Stream
+from refine_server.clients.errors import ResponseError
 from refine_server.clients.types import (
     Adaptation,
     AdaptationOptions,
@@ -20,31 +25,58 @@ from refine_server.clients.types import (
     Event,
     Model,
     Version,
-    event_of,
 )
 
 T = TypeVar("T")
+E = TypeVar("E")
+L = TypeVar("L")
 
 
-class AsyncRefineClient:
-    """Asks one server. Arguments, methods and errors are those of ``RefineClient``."""
+class AsyncRefineClient(BaseClient):
+    """A client of one server for asyncio, with the methods and errors of ``RefineClient``.
+
+    Args:
+        url: the address of the server.
+        api_key: the key that is sent as a bearer token; by default the environment variable
+            ``REFINE_API_KEY``, if it is set.
+        read_timeout_seconds: how long the server may send nothing. While a stream is open, it
+            sends something every 15 seconds, however long an adaptation takes.
+        attempts: how often a request is sent at most. A request that may have begun an
+            adaptation is never sent again.
+        transport: a transport of httpx, for tests.
+
+    Example::
+
+        async with AsyncRefineClient("http://127.0.0.1:8000") as client:
+            answers = await asyncio.gather(
+                *(client.answer(query, document=text) for query in queries)
+            )
+
+            async with aclosing(client.stream_answer(query, document=text)) as events:
+                async for event in events:
+                    if isinstance(event, AnswerDelta):
+                        print(event.text, end="")
+    """
 
     def __init__(
         self,
         url: str,
         *,
         api_key: str | None = None,
-        silence_seconds: float = calls.SILENCE_SECONDS,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
         attempts: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.url = url
-        self._retries = Retries(attempts)
-        options = calls.http_options(url, api_key, silence_seconds)
-        # How many requests run at a time is the caller's choice, not the pool's.
-        limits = httpx.Limits(max_connections=None)
-        with self._errors():
-            self._http = httpx.AsyncClient(**options, limits=limits, transport=transport)
+        super().__init__(url, api_key, read_timeout_seconds, attempts)
+        self._http = httpx.AsyncClient(
+            base_url=self._base_url,
+            headers=self._headers,
+            timeout=self._timeout,
+            trust_env=self._trust_env,
+            # The caller decides how many requests run at a time.
+            limits=httpx.Limits(max_connections=None),
+            transport=transport,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -57,150 +89,130 @@ class AsyncRefineClient:
         await self._http.aclose()
 
     async def answer(self, query: str, **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from a ``document``, or from an ``adaptation`` made before."""
-        async for event in self.stream_answer(query, **options):
-            if isinstance(event, Answer):
-                return event
-        raise AssertionError("a stream ends with its answer or raises")
+        """Answer a question, from a ``document`` or from an ``adaptation`` that was made before."""
+        return await self._last(calls.answer(query, options))
 
-    async def stream_answer(
+    def stream_answer(
         self, query: str, **options: Unpack[AnswerOptions]
-    ) -> AsyncIterator[Event]:
-        """The same as it happens: ``Step``, ``AnswerDelta``, …, and last the ``Answer``."""
-        parser = sse.Parser()
-        async with self._sent(calls.answer(query, options), stream=True) as reply:
-            async for chunk in reply.aiter_bytes():
-                for told in parser.feed(chunk):
-                    data = json.loads(told.data)
-                    if told.event == "error":
-                        raise errors.failure(data, reply)
-                    event = event_of(told.event, data)
-                    yield event
-                    if isinstance(event, Answer):
-                        return
-            raise ProtocolError("the server ended the stream without an answer")
+    ) -> AsyncGenerator[Event, None]:
+        """Answer a question and yield each ``Step`` and ``AnswerDelta``, last the ``Answer``.
+
+        Closing the generator early cancels the work.
+        """
+        return self._events(calls.answer(query, options))
 
     async def adapt(self, document: str, **options: Unpack[AdaptationOptions]) -> Adaptation:
-        """Adapt to a document and keep it: returns at once, with the id to ask and to wait for.
+        """Begin to adapt to a document and keep the result; return at once.
 
-        The same document, options and seed join the adaptation that is there already.
+        The same document, options and seed give the adaptation that exists already.
         """
-        return await self._json(calls.adapt(document, options), Adaptation.model_validate)
+        return await self._call(calls.adapt(document, options))
 
     async def adaptations(self) -> list[Adaptation]:
-        """One's own adaptations, the newest first."""
-        return await self._json(calls.read("/v1/adaptations"), types.adaptations_of)
+        """Return the adaptations of this API key, the newest first."""
+        return await self._call(calls.adaptations())
 
     async def adaptation(self, adaptation_id: str) -> Adaptation:
-        """How an adaptation is doing."""
-        return await self._json(calls.adaptation(adaptation_id), Adaptation.model_validate)
+        """Return the present state of an adaptation."""
+        return await self._call(calls.adaptation(adaptation_id))
 
     async def delete_adaptation(self, adaptation_id: str) -> None:
-        """Forget an adaptation; one that runs is cancelled at its next step."""
-        await self._json(calls.forget(adaptation_id), lambda _: None)
+        """Delete an adaptation. One that still runs is cancelled at its next step."""
+        await self._call(calls.delete_adaptation(adaptation_id))
 
-    async def follow_adaptation(self, adaptation_id: str) -> AsyncIterator[Event | Adaptation]:
-        """Every ``Step`` from the first on, then the ``Adaptation`` as it ended."""
-        call = calls.adaptation(adaptation_id, "/events")
-        parser = sse.Parser()
-        async with self._sent(call, stream=True) as reply:
-            async for chunk in reply.aiter_bytes():
-                for told in parser.feed(chunk):
-                    data = json.loads(told.data)
-                    if told.event in types.ENDINGS:
-                        yield Adaptation.model_validate(data)
-                        return
-                    yield event_of(told.event, data)
-            raise ProtocolError("the server ended the stream before the adaptation ended")
+    def follow_adaptation(self, adaptation_id: str) -> AsyncGenerator[Event | Adaptation, None]:
+        """Yield every ``Step`` of an adaptation from the first, then the ended ``Adaptation``."""
+        return self._events(calls.adaptation_events(adaptation_id))
 
     async def wait_for_adaptation(self, adaptation_id: str) -> Adaptation:
-        """The adaptation once it is ready.
+        """Wait until an adaptation is ready.
 
         Raises:
             AdaptationFailedError: it failed or was cancelled.
         """
-        async for event in self.follow_adaptation(adaptation_id):
-            if isinstance(event, Adaptation):
-                return errors.ready(event)
-        raise AssertionError("a stream ends with the adaptation or raises")
+        return errors.ready(await self._last(calls.adaptation_events(adaptation_id)))
 
     async def models(self) -> list[Model]:
-        """The models that can be asked."""
-        return await self._json(calls.read("/v1/models"), types.models_of)
+        """Return the models that the server answers with."""
+        return await self._call(calls.models())
 
     async def version(self) -> Version:
-        """Which software answers."""
-        return await self._json(calls.read("/version"), Version.model_validate)
+        """Return the version of the server's software."""
+        return await self._call(calls.version())
 
     async def adapt_defaults(self) -> dict[str, Any]:
-        """What the server takes for each option of ``adapt`` that a request leaves out."""
-        return await self._json(calls.read("/openapi.json"), types.adapt_defaults_of)
+        """Return the server's default for each option of ``adapt``."""
+        return await self._call(calls.adapt_defaults())
 
     async def metrics(self) -> str:
-        """The server's Prometheus metrics."""
-        async with self._sent(calls.read("/metrics")) as reply:
-            return reply.text
+        """Return the server's metrics in Prometheus' text format."""
+        return await self._call(calls.metrics())
 
     async def tokenize(self, text: str) -> list[int]:
-        """A text's tokens, without special ones."""
-        return await self._json(calls.tokenize(text), lambda said: list(said["tokens"]))
+        """Return the token ids of a text, without special tokens."""
+        return await self._call(calls.tokenize(text))
 
     async def detokenize(self, tokens: list[int]) -> str:
-        """The text of tokens."""
-        return await self._json(calls.detokenize(tokens), lambda said: str(said["prompt"]))
+        """Return the text of token ids."""
+        return await self._call(calls.detokenize(tokens))
 
     async def is_ready(self) -> bool:
-        """Whether the server is there and takes requests."""
+        """Return whether the server runs and takes requests."""
         try:
-            reply = await self._http.get("/health/ready", timeout=calls.CONNECT_SECONDS)
-            return reply.is_success
+            response = await self._http.get("/health/ready", timeout=CONNECT_SECONDS)
+            return response.is_success
         except httpx.HTTPError:
             return False
 
     async def wait_until_ready(self, poll_seconds: float = 0.2) -> AsyncIterator[float]:
-        """Poll until the server takes requests; yields the seconds waited so far at each poll."""
+        """Poll until the server takes requests; yield the seconds waited so far at each poll."""
         began = time.monotonic()
         while not await self.is_ready():
             yield time.monotonic() - began
             await asyncio.sleep(poll_seconds)
 
-    async def _json(self, call: Call, parse: Callable[[Any], T]) -> T:
-        async with self._sent(call) as reply:
-            return parse(reply.json())
+    async def _call(self, call: Call[T]) -> T:
+        async with self._response(call) as response:
+            return call.parse(response)
+
+    async def _events(self, stream: Stream[E, L]) -> AsyncGenerator[E, None]:
+        async with self._response(stream) as response:
+            decoder = EventDecoder(stream, response)
+            async for chunk in response.aiter_bytes():
+                for event in decoder.feed(chunk):
+                    yield event
+                if decoder.has_ended:
+                    return
+            decoder.check_end()
+
+    async def _last(self, stream: Stream[E, L]) -> L:
+        *_, last = [event async for event in self._events(stream)]
+        assert isinstance(last, stream.last)
+        return last
 
     @asynccontextmanager
-    async def _sent(self, call: Call, stream: bool = False) -> AsyncIterator[httpx.Response]:
-        """A good response to a call, open as long as the context is."""
-        with self._errors():
-            request = self._http.build_request(call.method, call.path, json=call.json)
-            reply = await self._send(call, request, stream)
+    async def _response(self, request: Request) -> AsyncIterator[httpx.Response]:
+        """Send a request; the response is a success, and open as long as the context."""
+        with self._translated_errors():
+            response = await self._send(request)
             try:
-                yield reply
+                yield response
             finally:
-                await reply.aclose()
+                await response.aclose()
 
-    async def _send(self, call: Call, request: httpx.Request, stream: bool) -> httpx.Response:
-        for tried in range(1, self._retries.attempts + 1):
+    async def _send(self, request: Request) -> httpx.Response:
+        http_request = self._build(self._http, request)
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                reply = await self._http.send(request, stream=stream)
-                if reply.is_success:
-                    return reply
-                await reply.aread()
-                raise Refused(errors.refusal(reply), reply)
-            except (httpx.HTTPError, Refused) as error:
-                pause = self._retries.pause(call, tried, error)
+                response = await self._http.send(http_request, stream=request.is_streamed)
+                if response.is_success:
+                    return response
+                await response.aread()
+                raise errors.from_response(response)
+            except (httpx.HTTPError, ResponseError) as error:
+                pause = self._retries.pause(request, attempt, error)
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except ClientError:
-            raise
-        except Refused as refused:
-            raise refused.error from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            raise errors.broken(self.url, error) from None

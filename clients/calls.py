@@ -1,136 +1,153 @@
-"""What both clients share: addresses, bodies, timeouts, and which failures may be tried again."""
+"""Every request of the clients: what is sent, and what is made of the response."""
 
-import os
-import random
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote, urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import httpx
 
-from refine_server.clients.errors import ClientError, RateLimitError, UnavailableError
+from refine_server.clients import types
+from refine_server.clients.arguments import check_text, encode_body, encode_segment
+from refine_server.clients.types import (
+    Adaptation,
+    AdaptationOptions,
+    Answer,
+    AnswerOptions,
+    Event,
+    Model,
+    Version,
+)
 
-KEY_VARIABLE = "REFINE_API_KEY"
-CONNECT_SECONDS = 10.0
-SILENCE_SECONDS = 60.0
-"""The server sends something every 15 seconds while a stream is open, if only a comment."""
-LONGEST_PAUSE_SECONDS = 30.0
-FIRST_PAUSE_SECONDS = 0.5
+T = TypeVar("T")
+E = TypeVar("E")
+L = TypeVar("L")
 
 
-@dataclass(frozen=True)
-class Call:
-    """One HTTP request. ``repeatable`` ones do no more when they are sent twice."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One HTTP request."""
 
     method: str
     path: str
-    json: dict[str, Any] | None = None
-    repeatable: bool = field(default=False, kw_only=True)
+    content: bytes | None = None
+    """The body, in JSON."""
+    repeatable: bool = False
+    """Whether sending it twice does no more than sending it once."""
+    is_streamed: ClassVar[bool] = False
 
 
-def read(path: str) -> Call:
-    """A request that only reads."""
-    return Call("GET", path, repeatable=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call(Request, Generic[T]):
+    """A request that is answered as a whole."""
+
+    parse: Callable[[httpx.Response], T]
 
 
-def answer(query: str, options: Any) -> Call:
-    """A question, answered as a stream: it shows at once when a server is gone."""
-    return Call("POST", "/v1/answers", {"query": query, **options, "stream": True})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream(Request, Generic[E, L]):
+    """A request that is answered by a stream of events."""
+
+    is_streamed: ClassVar[bool] = True
+    decode: Callable[[str, dict[str, Any]], E]
+    """Makes a typed event of an event's name and data."""
+    last: type[L]
+    """The type of the event that ends the stream."""
 
 
-def adapt(document: str, options: Any) -> Call:
-    """A document to adapt to. The server joins a second request with the first, so it repeats."""
-    body = {"document": document, **options}
-    return Call("POST", "/v1/adaptations", body, repeatable=True)
+def answer(query: str, options: AnswerOptions) -> Stream[Event, Answer]:
+    """Ask a question. The answer is streamed, so that a server that is gone is noticed at once."""
+    body = encode_body({"query": query, **options, "stream": True})
+    return Stream(
+        method="POST", path="/v1/answers", content=body, decode=types.event_of, last=Answer
+    )
 
 
-def adaptation(adaptation_id: str, suffix: str = "") -> Call:
-    """What is known of an adaptation, or its events."""
-    return read(f"/v1/adaptations/{quote(adaptation_id, safe='')}{suffix}")
+def adapt(document: str, options: AdaptationOptions) -> Call[Adaptation]:
+    """Adapt to a document. It is repeatable, as the server joins equal adaptations."""
+    return Call(
+        method="POST",
+        path="/v1/adaptations",
+        content=encode_body({"document": document, **options}),
+        repeatable=True,
+        parse=lambda response: Adaptation.model_validate(response.json()),
+    )
 
 
-def forget(adaptation_id: str) -> Call:
-    """To cancel or delete an adaptation; not repeated, as the second time it is not there."""
-    return Call("DELETE", f"/v1/adaptations/{quote(adaptation_id, safe='')}")
+def adaptation(adaptation_id: str) -> Call[Adaptation]:
+    """Read the state of an adaptation."""
+    return _get(_path(adaptation_id), Adaptation.model_validate)
 
 
-def tokenize(text: str) -> Call:
-    """Text to tokens, without the special ones."""
-    body = {"prompt": text, "add_special_tokens": False}
-    return Call("POST", "/tokenize", body, repeatable=True)
+def adaptations() -> Call[list[Adaptation]]:
+    """List adaptations."""
+    return _get("/v1/adaptations", types.adaptations_of)
 
 
-def detokenize(tokens: list[int]) -> Call:
-    """Tokens to text."""
-    return Call("POST", "/detokenize", {"tokens": tokens}, repeatable=True)
+def adaptation_events(adaptation_id: str) -> Stream[Event | Adaptation, Adaptation]:
+    """Follow an adaptation."""
+    return Stream(
+        method="GET",
+        path=f"{_path(adaptation_id)}/events",
+        repeatable=True,
+        decode=types.adaptation_event_of,
+        last=Adaptation,
+    )
 
 
-def http_options(url: str, api_key: str | None, silence_seconds: float) -> dict[str, Any]:
-    """Arguments of httpx's clients."""
-    key = api_key or os.environ.get(KEY_VARIABLE)
-    return {
-        "base_url": url.rstrip("/"),
-        "headers": {"authorization": f"Bearer {key}"} if key else {},
-        "timeout": httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS),
-        "trust_env": not _is_loopback(url),
-    }
+def delete_adaptation(adaptation_id: str) -> Call[None]:
+    """Delete an adaptation. It is not repeatable, as the second time it would not be found."""
+    return Call(method="DELETE", path=_path(adaptation_id), parse=lambda _: None)
 
 
-@dataclass(frozen=True)
-class Retries:
-    """When a failed request is sent again: never once an adaptation may have begun.
-
-    A connection that was not made has cost nothing. 429 and 503 with ``Retry-After`` are said
-    before work begins, unless the server adds ``x-should-retry: false``. Whatever else happens to
-    a request that was sent is final, but for one that does no more the second time.
-    """
-
-    attempts: int
-
-    def pause(self, call: Call, tried: int, error: Exception) -> float | None:
-        """Seconds to wait before the next try; None for an error that is final.
-
-        Args:
-            call: what was tried.
-            tried: how often.
-            error: of httpx, or a ``ClientError`` with ``retry_after`` set.
-        """
-        if tried >= self.attempts or not _may_repeat(call, error):
-            return None
-        asked = error.retry_after if isinstance(error, Refused) else None
-        if asked is not None:
-            return asked if asked <= LONGEST_PAUSE_SECONDS else None
-        spread = random.uniform(0.75, 1.0)  # so that many clients do not come back as one
-        return float(min(FIRST_PAUSE_SECONDS * 2 ** (tried - 1), LONGEST_PAUSE_SECONDS) * spread)
+def models() -> Call[list[Model]]:
+    """List models."""
+    return _get("/v1/models", types.models_of)
 
 
-class Refused(Exception):
-    """An error response, with what its headers say of trying again."""
-
-    def __init__(self, error: ClientError, reply: httpx.Response) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.final = reply.headers.get("x-should-retry") == "false"
-        self.retry_after = _seconds(reply.headers.get("retry-after"))
+def version() -> Call[Version]:
+    """Read the server's version."""
+    return _get("/version", Version.model_validate)
 
 
-def _may_repeat(call: Call, error: Exception) -> bool:
-    if isinstance(error, Refused):
-        begun = not isinstance(error.error, RateLimitError | UnavailableError)
-        return not (begun or error.final or error.retry_after is None)
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return True
-    return call.repeatable and isinstance(error, httpx.TransportError)
+def adapt_defaults() -> Call[dict[str, Any]]:
+    """Read the defaults of ``adapt`` from the server's OpenAPI document."""
+    return _get("/openapi.json", types.adapt_defaults_of)
 
 
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(float(header), 0.0) if header is not None else None
-    except ValueError:  # a date, which no refine-server sends
-        return None
+def metrics() -> Call[str]:
+    """Read the server's metrics."""
+    return Call(
+        method="GET", path="/metrics", repeatable=True, parse=lambda response: response.text
+    )
 
 
-def _is_loopback(url: str) -> bool:
-    """A proxy from the environment cannot reach this machine's own servers."""
-    host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+def tokenize(text: str) -> Call[list[int]]:
+    """Split a text into tokens."""
+    return Call(
+        method="POST",
+        path="/tokenize",
+        content=encode_body({"prompt": check_text("text", text), "add_special_tokens": False}),
+        repeatable=True,
+        parse=lambda response: list(response.json()["tokens"]),
+    )
+
+
+def detokenize(tokens: list[int]) -> Call[str]:
+    """Join tokens to a text."""
+    return Call(
+        method="POST",
+        path="/detokenize",
+        content=encode_body({"tokens": tokens}),
+        repeatable=True,
+        parse=lambda response: str(response.json()["prompt"]),
+    )
+
+
+def _get(path: str, parse: Callable[[Any], T]) -> Call[T]:
+    return Call(
+        method="GET", path=path, repeatable=True, parse=lambda response: parse(response.json())
+    )
+
+
+def _path(adaptation_id: str) -> str:
+    return f"/v1/adaptations/{encode_segment('adaptation_id', adaptation_id)}"

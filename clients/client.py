@@ -1,16 +1,21 @@
 """The synchronous client."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from refine_server.clients import calls, errors, sse, types
-from refine_server.clients.calls import Call, Refused, Retries
-from refine_server.clients.errors import ClientError, ProtocolError
+from refine_server.clients import calls, errors
+from refine_server.clients.base_client import (
+    CONNECT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    BaseClient,
+    EventDecoder,
+)
+from refine_server.clients.calls import Call, Request, Stream
+from refine_server.clients.errors import ResponseError
 from refine_server.clients.types import (
     Adaptation,
     AdaptationOptions,
@@ -19,25 +24,37 @@ from refine_server.clients.types import (
     Event,
     Model,
     Version,
-    event_of,
 )
 
 T = TypeVar("T")
+E = TypeVar("E")
+L = TypeVar("L")
 
 
-class RefineClient:
-    """Asks one server; safe to share between threads. Close it, or use it in a ``with``.
+class RefineClient(BaseClient):
+    """A client of one server. Threads may share it.
+
+    Every method raises a ``ClientError`` of its own type when it has no result.
 
     Args:
-        url: of the server, such as ``http://127.0.0.1:8000``.
-        api_key: sent as a bearer token; by default what ``REFINE_API_KEY`` says, if anything.
-        silence_seconds: how long the server may say nothing. An open stream says something every
-            15 seconds, however long an adaptation takes.
-        attempts: how often a request is sent at most. What may have begun an adaptation is never
-            sent again: see ``Retries``.
-        transport: of httpx, such as one for a test.
+        url: the address of the server.
+        api_key: the key that is sent as a bearer token; by default the environment variable
+            ``REFINE_API_KEY``, if it is set.
+        read_timeout_seconds: how long the server may send nothing. While a stream is open, it
+            sends something every 15 seconds, however long an adaptation takes.
+        attempts: how often a request is sent at most. A request that may have begun an
+            adaptation is never sent again.
+        transport: a transport of httpx, for tests.
 
-    Every method raises a ``ClientError`` of the fitting type when it brings no answer.
+    Example::
+
+        with RefineClient("http://127.0.0.1:8000") as client:
+            answer = client.answer("Who is the harbour master?", document=text)
+            print(answer.answer, answer.timings.adapt_seconds)
+
+            adaptation = client.wait_for_adaptation(client.adapt(text).id)
+            for query in queries:
+                print(client.answer(query, adaptation=adaptation.id).answer)
     """
 
     def __init__(
@@ -45,15 +62,18 @@ class RefineClient:
         url: str,
         *,
         api_key: str | None = None,
-        silence_seconds: float = calls.SILENCE_SECONDS,
+        read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
         attempts: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url
-        self._retries = Retries(attempts)
-        options = calls.http_options(url, api_key, silence_seconds)
-        with self._errors():
-            self._http = httpx.Client(**options, transport=transport)
+        super().__init__(url, api_key, read_timeout_seconds, attempts)
+        self._http = httpx.Client(
+            base_url=self._base_url,
+            headers=self._headers,
+            timeout=self._timeout,
+            trust_env=self._trust_env,
+            transport=transport,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -66,146 +86,128 @@ class RefineClient:
         self._http.close()
 
     def answer(self, query: str, **options: Unpack[AnswerOptions]) -> Answer:
-        """Answer a question from a ``document``, or from an ``adaptation`` made before."""
-        for event in self.stream_answer(query, **options):
-            if isinstance(event, Answer):
-                return event
-        raise AssertionError("a stream ends with its answer or raises")
+        """Answer a question, from a ``document`` or from an ``adaptation`` that was made before."""
+        return self._last(calls.answer(query, options))
 
-    def stream_answer(self, query: str, **options: Unpack[AnswerOptions]) -> Iterator[Event]:
-        """The same as it happens: ``Step``, ``AnswerDelta``, …, and last the ``Answer``.
+    def stream_answer(
+        self, query: str, **options: Unpack[AnswerOptions]
+    ) -> Generator[Event, None, None]:
+        """Answer a question and yield each ``Step`` and ``AnswerDelta``, last the ``Answer``.
 
-        Closing the iterator early cancels the work.
+        Closing the generator early cancels the work.
         """
-        with self._sent(calls.answer(query, options), stream=True) as reply:
-            for told in sse.parse(reply.iter_bytes()):
-                data = json.loads(told.data)
-                if told.event == "error":
-                    raise errors.failure(data, reply)
-                event = event_of(told.event, data)
-                yield event
-                if isinstance(event, Answer):
-                    return
-            raise ProtocolError("the server ended the stream without an answer")
+        return self._events(calls.answer(query, options))
 
     def adapt(self, document: str, **options: Unpack[AdaptationOptions]) -> Adaptation:
-        """Adapt to a document and keep it: returns at once, with the id to ask and to wait for.
+        """Begin to adapt to a document and keep the result; return at once.
 
-        The same document, options and seed join the adaptation that is there already.
+        The same document, options and seed give the adaptation that exists already.
         """
-        return self._json(calls.adapt(document, options), Adaptation.model_validate)
+        return self._call(calls.adapt(document, options))
 
     def adaptations(self) -> list[Adaptation]:
-        """One's own adaptations, the newest first."""
-        return self._json(calls.read("/v1/adaptations"), types.adaptations_of)
+        """Return the adaptations of this API key, the newest first."""
+        return self._call(calls.adaptations())
 
     def adaptation(self, adaptation_id: str) -> Adaptation:
-        """How an adaptation is doing."""
-        return self._json(calls.adaptation(adaptation_id), Adaptation.model_validate)
+        """Return the present state of an adaptation."""
+        return self._call(calls.adaptation(adaptation_id))
 
     def delete_adaptation(self, adaptation_id: str) -> None:
-        """Forget an adaptation; one that runs is cancelled at its next step."""
-        self._json(calls.forget(adaptation_id), lambda _: None)
+        """Delete an adaptation. One that still runs is cancelled at its next step."""
+        self._call(calls.delete_adaptation(adaptation_id))
 
-    def follow_adaptation(self, adaptation_id: str) -> Iterator[Event | Adaptation]:
-        """Every ``Step`` from the first on, then the ``Adaptation`` as it ended."""
-        call = calls.adaptation(adaptation_id, "/events")
-        with self._sent(call, stream=True) as reply:
-            for told in sse.parse(reply.iter_bytes()):
-                data = json.loads(told.data)
-                if told.event in types.ENDINGS:
-                    yield Adaptation.model_validate(data)
-                    return
-                yield event_of(told.event, data)
-            raise ProtocolError("the server ended the stream before the adaptation ended")
+    def follow_adaptation(self, adaptation_id: str) -> Generator[Event | Adaptation, None, None]:
+        """Yield every ``Step`` of an adaptation from the first, then the ended ``Adaptation``."""
+        return self._events(calls.adaptation_events(adaptation_id))
 
     def wait_for_adaptation(self, adaptation_id: str) -> Adaptation:
-        """The adaptation once it is ready.
+        """Wait until an adaptation is ready.
 
         Raises:
             AdaptationFailedError: it failed or was cancelled.
         """
-        for event in self.follow_adaptation(adaptation_id):
-            if isinstance(event, Adaptation):
-                return errors.ready(event)
-        raise AssertionError("a stream ends with the adaptation or raises")
+        return errors.ready(self._last(calls.adaptation_events(adaptation_id)))
 
     def models(self) -> list[Model]:
-        """The models that can be asked."""
-        return self._json(calls.read("/v1/models"), types.models_of)
+        """Return the models that the server answers with."""
+        return self._call(calls.models())
 
     def version(self) -> Version:
-        """Which software answers."""
-        return self._json(calls.read("/version"), Version.model_validate)
+        """Return the version of the server's software."""
+        return self._call(calls.version())
 
     def adapt_defaults(self) -> dict[str, Any]:
-        """What the server takes for each option of ``adapt`` that a request leaves out."""
-        return self._json(calls.read("/openapi.json"), types.adapt_defaults_of)
+        """Return the server's default for each option of ``adapt``."""
+        return self._call(calls.adapt_defaults())
 
     def metrics(self) -> str:
-        """The server's Prometheus metrics."""
-        with self._sent(calls.read("/metrics")) as reply:
-            return reply.text
+        """Return the server's metrics in Prometheus' text format."""
+        return self._call(calls.metrics())
 
     def tokenize(self, text: str) -> list[int]:
-        """A text's tokens, without special ones."""
-        return self._json(calls.tokenize(text), lambda said: list(said["tokens"]))
+        """Return the token ids of a text, without special tokens."""
+        return self._call(calls.tokenize(text))
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The text of tokens."""
-        return self._json(calls.detokenize(tokens), lambda said: str(said["prompt"]))
+        """Return the text of token ids."""
+        return self._call(calls.detokenize(tokens))
 
     def is_ready(self) -> bool:
-        """Whether the server is there and takes requests."""
+        """Return whether the server runs and takes requests."""
         try:
-            return self._http.get("/health/ready", timeout=calls.CONNECT_SECONDS).is_success
+            return self._http.get("/health/ready", timeout=CONNECT_SECONDS).is_success
         except httpx.HTTPError:
             return False
 
     def wait_until_ready(self, poll_seconds: float = 0.2) -> Iterator[float]:
-        """Poll until the server takes requests; yields the seconds waited so far at each poll."""
+        """Poll until the server takes requests; yield the seconds waited so far at each poll."""
         began = time.monotonic()
         while not self.is_ready():
             yield time.monotonic() - began
             time.sleep(poll_seconds)
 
-    def _json(self, call: Call, parse: Callable[[Any], T]) -> T:
-        with self._sent(call) as reply:
-            return parse(reply.json())
+    def _call(self, call: Call[T]) -> T:
+        with self._response(call) as response:
+            return call.parse(response)
+
+    def _events(self, stream: Stream[E, L]) -> Generator[E, None, None]:
+        with self._response(stream) as response:
+            decoder = EventDecoder(stream, response)
+            for chunk in response.iter_bytes():
+                yield from decoder.feed(chunk)
+                if decoder.has_ended:
+                    return
+            decoder.check_end()
+
+    def _last(self, stream: Stream[E, L]) -> L:
+        *_, last = self._events(stream)
+        assert isinstance(last, stream.last)
+        return last
 
     @contextmanager
-    def _sent(self, call: Call, stream: bool = False) -> Iterator[httpx.Response]:
-        """A good response to a call, open as long as the context is."""
-        with self._errors():
-            request = self._http.build_request(call.method, call.path, json=call.json)
-            reply = self._send(call, request, stream)
+    def _response(self, request: Request) -> Iterator[httpx.Response]:
+        """Send a request; the response is a success, and open as long as the context."""
+        with self._translated_errors():
+            response = self._send(request)
             try:
-                yield reply
+                yield response
             finally:
-                reply.close()
+                response.close()
 
-    def _send(self, call: Call, request: httpx.Request, stream: bool) -> httpx.Response:
-        for tried in range(1, self._retries.attempts + 1):
+    def _send(self, request: Request) -> httpx.Response:
+        http_request = self._build(self._http, request)
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                reply = self._http.send(request, stream=stream)
-                if reply.is_success:
-                    return reply
-                reply.read()
-                raise Refused(errors.refusal(reply), reply)
-            except (httpx.HTTPError, Refused) as error:
-                pause = self._retries.pause(call, tried, error)
+                response = self._http.send(http_request, stream=request.is_streamed)
+                if response.is_success:
+                    return response
+                response.read()
+                raise errors.from_response(response)
+            except (httpx.HTTPError, ResponseError) as error:
+                pause = self._retries.pause(request, attempt, error)
                 if pause is None:
                     raise
             time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except ClientError:
-            raise
-        except Refused as refused:
-            raise refused.error from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            raise errors.broken(self.url, error) from None

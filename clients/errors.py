@@ -1,4 +1,20 @@
-"""What can go wrong between a client and a server, each its own type."""
+"""The exceptions of both clients.
+
+* ClientError
+  x InvalidArgumentError
+  x ResponseError
+    + InvalidRequestError
+    + AuthenticationError
+    + NotFoundError
+    + RateLimitError
+    + UnavailableError
+    + ServerError
+    + RequestTimeoutError
+    + AdaptationFailedError
+  x ConnectionFailedError
+    + ReadTimeoutError
+    + ProtocolError
+"""
 
 from typing import Any
 
@@ -8,12 +24,16 @@ from refine_server.clients.types import Adaptation
 
 
 class ClientError(Exception):
-    """A request that brought no answer.
+    """Base class of all errors of the clients: a request brought no result.
 
-    Attributes:
-        status: of the HTTP response; None when there was none, or it had begun well.
-        code, param: the server's words: what kind of error, and which field is at fault.
-        request_id: under which the server's log knows the request.
+    Example::
+
+        try:
+            answer = client.answer(query, document=text)
+        except RateLimitError as error:
+            print("busy, try again in", error.retry_after, "seconds")
+        except ClientError as error:
+            print("no answer:", error, error.code, error.request_id)
     """
 
     def __init__(
@@ -24,59 +44,80 @@ class ClientError(Exception):
         *,
         status: int | None = None,
         request_id: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
+        """The server's code of the error, such as ``document_too_long``."""
         self.param = param
+        """The dotted path of the argument at fault, such as ``adapt.steps``."""
         self.status = status
+        """The status of the HTTP response; None without one, or for an error within a stream."""
         self.request_id = request_id
+        """The id under which the server logs the request."""
+        self.retry_after = retry_after
+        """Seconds after which the server says that the request may be sent again."""
 
 
-class InvalidRequestError(ClientError):
-    """The request cannot be served as it is; ``param`` names the field at fault."""
+class InvalidArgumentError(ClientError):
+    """An argument cannot be encoded; ``param`` names it. Nothing was sent."""
 
 
-class AuthenticationError(ClientError):
+# Errors that the server reports.
+
+
+class ResponseError(ClientError):
+    """Base class of the errors that the server reports."""
+
+
+class InvalidRequestError(ResponseError):
+    """The server cannot serve the request as it is; ``param`` names the field at fault."""
+
+
+class AuthenticationError(ResponseError):
     """The API key is missing or wrong."""
 
 
-class NotFoundError(ClientError):
-    """There is no such model, adaptation or path."""
+class NotFoundError(ResponseError):
+    """The model, the adaptation or the path does not exist."""
 
 
-class RateLimitError(ClientError):
-    """Too much is asked at the moment; nothing was done."""
+class RateLimitError(ResponseError):
+    """The server has too many requests, or this key has used up its quota."""
 
 
-class UnavailableError(ClientError):
+class UnavailableError(ResponseError):
     """The server is starting, stopping or broken."""
 
 
-class ServerError(ClientError):
+class ServerError(ResponseError):
     """The server failed."""
 
 
-class RequestTimeoutError(ClientError):
-    """The server gave up because the request took too long."""
+class RequestTimeoutError(ResponseError):
+    """The server gave the request up because it took too long."""
 
 
-class AdaptationFailedError(ClientError):
-    """An adaptation that was waited for failed or was cancelled."""
+class AdaptationFailedError(ResponseError):
+    """The adaptation that was waited for failed or was cancelled."""
+
+
+# Errors of the connection.
 
 
 class ConnectionFailedError(ClientError):
-    """No server answers there, or the connection broke."""
+    """No server answers at the address, or the connection broke."""
 
 
-class SilenceError(ConnectionFailedError):
-    """The server fell silent for longer than the client waits."""
+class ReadTimeoutError(ConnectionFailedError):
+    """The server sent nothing for longer than the client's ``read_timeout_seconds``."""
 
 
 class ProtocolError(ConnectionFailedError):
-    """What answers does not speak like a refine-server."""
+    """The response is not one of a refine-server, or it ended too early."""
 
 
-BY_TYPE: dict[str, type[ClientError]] = {
+BY_TYPE: dict[str, type[ResponseError]] = {
     "invalid_request_error": InvalidRequestError,
     "authentication_error": AuthenticationError,
     "not_found_error": NotFoundError,
@@ -85,7 +126,7 @@ BY_TYPE: dict[str, type[ClientError]] = {
     "internal_error": ServerError,
     "timeout_error": RequestTimeoutError,
 }
-BY_STATUS: dict[int, type[ClientError]] = {
+BY_STATUS: dict[int, type[ResponseError]] = {
     401: AuthenticationError,
     403: AuthenticationError,
     404: NotFoundError,
@@ -95,59 +136,62 @@ BY_STATUS: dict[int, type[ClientError]] = {
 }
 
 
-def refusal(reply: httpx.Response) -> ClientError:
-    """The error that an HTTP response tells; its body must have been read."""
+def from_response(response: httpx.Response) -> ResponseError:
+    """Return the error that an HTTP response reports; its body must have been read."""
     try:
-        return failure(reply.json(), reply)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        message = f"the server answered {reply.status_code} {reply.reason_phrase}"
-        kind = BY_STATUS.get(reply.status_code, _family(reply.status_code))
-        return kind(message, status=reply.status_code, request_id=_request_id(reply))
+        return from_body(response.json(), response)
+    except (ValueError, TypeError, KeyError, AttributeError):  # a proxy's page, say
+        message = f"the server answered {response.status_code} {response.reason_phrase}"
+        return _by_status(response.status_code)(message, **_head_of(response))
 
 
-def failure(body: dict[str, Any], reply: httpx.Response) -> ClientError:
-    """The error in a body ``{"error": …}``, of a response or of an event in its stream."""
+def from_body(body: dict[str, Any], response: httpx.Response) -> ResponseError:
+    """Return the error in a body ``{"error": ...}``, of a response or of an event in its stream."""
     error = body["error"]
-    status = reply.status_code if reply.is_error else None
-    kind = BY_TYPE.get(error.get("type"), ClientError if status is None else _family(status))
-    return kind(
-        error["message"],
-        error.get("code"),
-        error.get("param"),
-        status=status,
-        request_id=_request_id(reply),
-    )
+    fallback = _by_status(response.status_code) if response.is_error else ResponseError
+    kind = BY_TYPE.get(error.get("type"), fallback)
+    return kind(error["message"], error.get("code"), error.get("param"), **_head_of(response))
+
+
+def from_httpx(error: httpx.HTTPError, url: str) -> ConnectionFailedError:
+    """Return the error for what httpx raised about the server at a URL."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return ConnectionFailedError(f"no server answers at {url}: {error}")
+    if isinstance(error, httpx.TimeoutException):
+        return ReadTimeoutError(f"the server at {url} did not respond in time")
+    return ConnectionFailedError(f"the connection to {url} broke: {error}")
 
 
 def ready(adaptation: Adaptation) -> Adaptation:
-    """An adaptation that has ended, if it can be asked."""
+    """Return an adaptation that has ended, if it is ready.
+
+    Raises:
+        AdaptationFailedError: it failed or was cancelled.
+    """
     if adaptation.status == "ready":
         return adaptation
-    why = adaptation.error
-    if why is None:
+    failure = adaptation.error
+    if failure is None:
         raise AdaptationFailedError(f"the adaptation {adaptation.id} was {adaptation.status}")
-    raise AdaptationFailedError(why.message, why.code, why.param)
+    raise AdaptationFailedError(failure.message, failure.code, failure.param)
 
 
-def broken(url: str, error: Exception) -> ClientError:
-    """The error for what httpx raises when a server at ``url`` was asked."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ConnectionFailedError(f"no server answers at {url}: {error}")
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return ConnectionFailedError(f"{url!r} is no address of a server: {error}")
-    if isinstance(error, httpx.TimeoutException):
-        return SilenceError(f"the server at {url} fell silent")
-    if isinstance(error, httpx.HTTPError):
-        return ConnectionFailedError(f"the connection to {url} broke: {error}")
-    return ProtocolError(f"{url} does not speak like a refine-server: {error}")
+def _by_status(status: int) -> type[ResponseError]:
+    return BY_STATUS.get(status, InvalidRequestError if status < 500 else ServerError)
 
 
-def _family(status: int) -> type[ClientError]:
-    if status < 500:
-        return BY_STATUS.get(status, InvalidRequestError)
-    return BY_STATUS.get(status, ServerError)
+def _head_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the part of an error that the response's status and headers report."""
+    may_retry = response.headers.get("x-should-retry") != "false"
+    return {
+        "status": response.status_code if response.is_error else None,
+        "request_id": response.headers.get("x-request-id"),
+        "retry_after": _seconds(response.headers.get("retry-after")) if may_retry else None,
+    }
 
 
-def _request_id(reply: httpx.Response) -> str | None:
-    given: str | None = reply.headers.get("x-request-id")
-    return given
+def _seconds(header: str | None) -> float | None:
+    try:
+        return max(float(header), 0.0) if header is not None else None
+    except ValueError:  # a date, which no refine-server sends
+        return None

@@ -1,22 +1,23 @@
-"""What a server says, as typed objects. Fields that a newer server adds are kept, too."""
+"""The objects of the HTTP contract as types. Fields that a newer server adds are kept as well."""
 
 from typing import Any, ClassVar, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
 
-class _Said(BaseModel):
+class _WireObject(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Event(_Said):
-    """Something that a stream tells; ``name`` is its name there."""
+class Event(_WireObject):
+    """Base class of the events of a stream."""
 
     name: ClassVar[str]
+    """The type of the event in the stream."""
 
 
 class Step(Event):
-    """One optimiser step: losses before it, in nats per token; a value may be unknown."""
+    """One optimizer step, with the losses before it in nats per token; None is unknown."""
 
     name: ClassVar[str] = "adaptation.step"
     step: int
@@ -32,29 +33,29 @@ class Step(Event):
 
 
 class BaseAnswer(Event):
-    """With ``compare_base``: the unadapted model's whole answer."""
+    """The whole answer of the unadapted model, with ``compare_base``."""
 
     name: ClassVar[str] = "answer.base"
     text: str
 
 
 class AnswerDelta(Event):
-    """A piece of the answer."""
+    """The next piece of the answer's text."""
 
     name: ClassVar[str] = "answer.delta"
     text: str
 
 
-class HeldOut(_Said):
-    """How the weights after a step (0: the base) did on the document's held-out spans."""
+class HeldOut(_WireObject):
+    """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
 
     step: int
     loss: float | None
     reward: float
 
 
-class AdaptationReport(_Said):
-    """How an adaptation went. ``accepted_step`` 0 means that the base weights answer."""
+class AdaptationReport(_WireObject):
+    """What an adaptation did. With ``accepted_step`` 0 the base weights answer."""
 
     id: str | None
     objective: str
@@ -68,8 +69,8 @@ class AdaptationReport(_Said):
     fast_weight_bytes: int
 
 
-class Usage(_Said):
-    """Token counts."""
+class Usage(_WireObject):
+    """Token counts of a request."""
 
     document_tokens: int
     query_tokens: int
@@ -77,8 +78,8 @@ class Usage(_Said):
     rollout_tokens: int
 
 
-class Timings(_Said):
-    """Wall-clock seconds, measured by the server."""
+class Timings(_WireObject):
+    """Wall-clock seconds of a request's phases, measured by the server."""
 
     queue_seconds: float
     prefill_seconds: float
@@ -88,7 +89,7 @@ class Timings(_Said):
 
 
 class Answer(Event):
-    """An answer, what the adaptation did, and what it cost; the last event of its stream."""
+    """An answer with its adaptation and its cost; the last event of its stream."""
 
     name: ClassVar[str] = "answer.completed"
     id: str
@@ -102,8 +103,8 @@ class Answer(Event):
     timings: Timings
 
 
-class Failure(_Said):
-    """Why something failed, in the words of the server's errors."""
+class Failure(_WireObject):
+    """Why an adaptation failed, with the fields of the server's errors."""
 
     message: str
     type: str
@@ -111,10 +112,10 @@ class Failure(_Said):
     code: str
 
 
-class Adaptation(_Said):
-    """A document that was, or is being, adapted to and is kept for questions.
+class Adaptation(_WireObject):
+    """A kept adaptation to a document, from its start on.
 
-    ``accepted_step`` 0 means that answers come from the base weights.
+    With ``accepted_step`` 0 the base weights answer.
     """
 
     id: str
@@ -139,7 +140,7 @@ class Adaptation(_Said):
 
 
 class UnknownEvent(Event):
-    """An event of a newer server. Its fields are in ``model_extra``."""
+    """An event that only a newer server sends. Its fields are in ``model_extra``."""
 
     name: ClassVar[str] = "unknown"
 
@@ -150,21 +151,26 @@ EVENTS: dict[str, type[Event]] = {
 
 
 ENDINGS = ("adaptation.ready", "adaptation.failed", "adaptation.cancelled")
-"""The last event of an adaptation's stream: its data is the whole ``Adaptation``."""
+"""The events that end an adaptation's stream. Their data is the whole ``Adaptation``."""
 
 
 def event_of(name: str, data: dict[str, Any]) -> Event:
-    """The typed form of an event of an answer's stream, and of an adaptation's before its end."""
+    """Return the typed form of an event of an answer's stream."""
     return EVENTS.get(name, UnknownEvent).model_validate(data)
 
 
-def adaptations_of(said: dict[str, Any]) -> list[Adaptation]:
-    """The adaptations of a list of them."""
-    return [Adaptation.model_validate(adaptation) for adaptation in said["data"]]
+def adaptation_event_of(name: str, data: dict[str, Any]) -> Event | Adaptation:
+    """Return the typed form of an event of an adaptation's stream."""
+    return Adaptation.model_validate(data) if name in ENDINGS else event_of(name, data)
 
 
-class Model(_Said):
-    """A model that can be asked."""
+def adaptations_of(body: dict[str, Any]) -> list[Adaptation]:
+    """Return the adaptations in the body of a list."""
+    return [Adaptation.model_validate(adaptation) for adaptation in body["data"]]
+
+
+class Model(_WireObject):
+    """A model that the server answers with."""
 
     id: str
     created: int
@@ -175,19 +181,19 @@ class Model(_Said):
     parent: str | None = None
 
 
-def models_of(said: dict[str, Any]) -> list[Model]:
-    """The models of a list of them."""
-    return [Model.model_validate(model) for model in said["data"]]
+def models_of(body: dict[str, Any]) -> list[Model]:
+    """Return the models in the body of a list."""
+    return [Model.model_validate(model) for model in body["data"]]
 
 
 def adapt_defaults_of(openapi: dict[str, Any]) -> dict[str, Any]:
-    """The defaults of ``adapt``, from the contract."""
+    """Return the defaults of ``adapt`` from the OpenAPI document."""
     options = openapi["components"]["schemas"]["AdaptConfig"]["properties"]
     return {name: option.get("default") for name, option in options.items()}
 
 
-class Version(_Said):
-    """Which software answers."""
+class Version(_WireObject):
+    """The version of the server's software."""
 
     version: str
 
@@ -223,7 +229,7 @@ class AdaptOptions(TypedDict, total=False):
 
 
 class AnswerOptions(TypedDict, total=False):
-    """What a question may say: a ``document`` or an ``adaptation``'s id, and how to answer."""
+    """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
 
     document: str | None
     adaptation: str | None
@@ -240,7 +246,7 @@ class AnswerOptions(TypedDict, total=False):
 
 
 class AdaptationOptions(TypedDict, total=False):
-    """How to adapt to a document that is to be kept, and for how long."""
+    """Options of a kept adaptation: how to adapt, and how long to keep the result."""
 
     adapt: AdaptOptions
     ttl_seconds: float | None

@@ -21,7 +21,7 @@ from rich.progress import (
 from refine_server.benchmarks.replay.folder import RunFolder
 from refine_server.benchmarks.replay.questions import Question, Result
 from refine_server.clients import AsyncRefineClient, ClientError
-from refine_server.clients.errors import ConnectionFailedError, SilenceError
+from refine_server.clients.errors import ConnectionFailedError, ReadTimeoutError
 from refine_server.clients.types import AdaptOptions
 
 LINES = 20
@@ -95,7 +95,7 @@ class Replay:
                 max_tokens=question.max_tokens,
             )
         except ClientError as error:
-            if isinstance(error, ConnectionFailedError) and not isinstance(error, SilenceError):
+            if isinstance(error, ConnectionFailedError) and not isinstance(error, ReadTimeoutError):
                 raise
             folder.keep_error(question, objective, error)
             tracker.failed()

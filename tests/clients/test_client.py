@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from refine_server.clients import AsyncRefineClient, RefineClient, calls, errors
+from refine_server.clients import AsyncRefineClient, RefineClient, base_client, errors
 from refine_server.clients.types import (
     Adaptation,
     Answer,
@@ -92,8 +92,8 @@ class Sync:
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         with self.client() as client:
-            said = getattr(client, method)(*arguments, **options)
-            return list(said) if isinstance(said, Iterator) else said
+            result = getattr(client, method)(*arguments, **options)
+            return list(result) if isinstance(result, Iterator) else result
 
 
 class Async(Sync):
@@ -103,8 +103,8 @@ class Async(Sync):
         async def run() -> list[Event]:
             transport = httpx.MockTransport(self.handler)
             async with AsyncRefineClient("http://server", transport=transport) as client:
-                told = client.stream_answer("a question", document="a document", **options)
-                return [event async for event in told]
+                events = client.stream_answer("a question", document="a document", **options)
+                return [event async for event in events]
 
         return asyncio.run(run())
 
@@ -112,10 +112,10 @@ class Async(Sync):
         async def run() -> Any:
             transport = httpx.MockTransport(self.handler)
             async with AsyncRefineClient("http://server", transport=transport) as client:
-                said = getattr(client, method)(*arguments, **options)
-                if isinstance(said, AsyncIterator):
-                    return [event async for event in said]
-                return await said
+                result = getattr(client, method)(*arguments, **options)
+                if isinstance(result, AsyncIterator):
+                    return [event async for event in result]
+                return await result
 
         return asyncio.run(run())
 
@@ -205,20 +205,24 @@ def test_errors_are_typed_and_not_retried(
     kind: type[Sync], status: int, name: str, error: type[errors.ClientError]
 ) -> None:
     script = Script(refused(status, name))
-    with pytest.raises(error, match="no") as told:
+    with pytest.raises(error, match="no") as raised:
         kind(script).stream()
-    assert type(told.value) is error
-    assert (told.value.status, told.value.param, told.value.code) == (status, "adapt.steps", "c")
-    assert told.value.request_id == "r"
+    assert type(raised.value) is error
+    assert (raised.value.status, raised.value.param, raised.value.code) == (
+        status,
+        "adapt.steps",
+        "c",
+    )
+    assert raised.value.request_id == "r"
     assert len(script.requests) == 1
 
 
 def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
     body = {"error": {"message": "late", "type": "timeout_error", "param": None, "code": "timeout"}}
     script = Script(stream([STREAM[0], ("error", body)]))
-    with pytest.raises(errors.RequestTimeoutError, match="late") as told:
+    with pytest.raises(errors.RequestTimeoutError, match="late") as raised:
         kind(script).stream()
-    assert (told.value.status, told.value.request_id) == (None, "req-7")
+    assert (raised.value.status, raised.value.request_id) == (None, "req-7")
     assert len(script.requests) == 1
 
 
@@ -237,7 +241,7 @@ def test_a_refusal_before_work_is_tried_again_when_the_server_says(
     [
         {},
         {"retry-after": "1", "x-should-retry": "false"},
-        {"retry-after": str(calls.LONGEST_PAUSE_SECONDS + 1)},
+        {"retry-after": str(base_client.LONGEST_PAUSE_SECONDS + 1)},
     ],
 )
 def test_a_refusal_is_final_when_work_may_be_lost(
@@ -262,7 +266,7 @@ def test_what_may_have_begun_an_adaptation_is_never_sent_again(
 
 def test_a_cut_stream_is_not_sent_again(kind: type[Sync]) -> None:
     script = Script(stream(STREAM[:2]))
-    with pytest.raises(errors.ProtocolError, match="without an answer"):
+    with pytest.raises(errors.ProtocolError, match="before its last event"):
         kind(script).stream()
     assert len(script.requests) == 1
 
@@ -340,13 +344,13 @@ def test_an_adaptation_is_made_followed_asked_and_forgotten(kind: type[Sync]) ->
 def test_an_adaptation_that_failed_is_told(kind: type[Sync]) -> None:
     error = {"message": "too long", "type": "t", "param": "document", "code": "document_too_long"}
     failed = stream([("adaptation.failed", {**RESOURCE, "status": "failed", "error": error})])
-    with pytest.raises(errors.AdaptationFailedError, match="too long") as told:
+    with pytest.raises(errors.AdaptationFailedError, match="too long") as raised:
         kind(Script(failed)).call("wait_for_adaptation", "adapt-1")
-    assert (told.value.code, told.value.param) == ("document_too_long", "document")
+    assert (raised.value.code, raised.value.param) == ("document_too_long", "document")
     cancelled = stream([("adaptation.cancelled", {**RESOURCE, "status": "cancelled"})])
     with pytest.raises(errors.AdaptationFailedError, match="adapt-1 was cancelled"):
         kind(Script(cancelled)).call("wait_for_adaptation", "adapt-1")
-    with pytest.raises(errors.ProtocolError, match="before the adaptation ended"):
+    with pytest.raises(errors.ProtocolError, match="before its last event"):
         kind(Script(stream([STREAM[0]]))).call("wait_for_adaptation", "adapt-1")
 
 
@@ -383,9 +387,9 @@ def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:
 
 def test_what_answers_may_be_no_refine_server(kind: type[Sync]) -> None:
     for reply in (httpx.Response(200, text="<html>"), httpx.Response(200, json={"data": [{}]})):
-        with pytest.raises(errors.ProtocolError, match="does not speak"):
+        with pytest.raises(errors.ProtocolError, match="does not answer like"):
             kind(Script(reply)).call("models")
-    with pytest.raises(errors.ProtocolError, match="does not speak"):
+    with pytest.raises(errors.ProtocolError, match="does not answer like"):
         kind(Script(stream([("answer.delta", {"txt": "?"})]))).stream()
     with pytest.raises(errors.ServerError, match="502 Bad Gateway"):
         kind(Script(httpx.Response(502, text="<html>"))).stream()
