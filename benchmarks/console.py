@@ -8,6 +8,8 @@ from typing import Any, cast
 import typer
 
 from refine_server.clients import ClientError
+from refine_server.clients.arguments import encode_body
+from refine_server.clients.errors import InvalidArgumentError
 from refine_server.clients.types import AdaptOptions
 
 OBJECTIVES = ("none", "ntp", "refine")
@@ -26,9 +28,12 @@ def told_plainly() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("refine-server: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except (DataError, ClientError) as error:
+    except (DataError, InvalidArgumentError) as error:
         typer.echo(f"refine-server: {error}", err=True)
-        raise typer.Exit(FAILED if isinstance(error, ClientError) else BAD_INPUT) from None
+        raise typer.Exit(BAD_INPUT) from None
+    except ClientError as error:
+        typer.echo(f"refine-server: {error}", err=True)
+        raise typer.Exit(FAILED) from None
     except ModuleNotFoundError as error:
         wanted = f"{error.name} is not installed: pip install 'refine-server[bench]'"
         typer.echo(f"refine-server: {wanted}", err=True)
@@ -63,6 +68,9 @@ def adapt_of(text: str) -> AdaptOptions:
     """Fields of ``adapt`` from JSON; the server checks them."""
     try:
         fields = json.loads(text)
+        encode_body({"--adapt": fields})  # Python reads NaN, which is no JSON
+    except InvalidArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
     except ValueError as error:
         raise typer.BadParameter(f"--adapt: no JSON: {error}") from None
     if not isinstance(fields, dict) or "objective" in fields:

@@ -21,16 +21,27 @@ def ask(row: Row, max_length: int, tokenizer: Tokenizer) -> Asked:
     """The row's prompt in two parts, of at most about ``max_length`` tokens together.
 
     The official truncation keeps the first and the last half of the whole prompt's tokens. So does
-    this one, but it cuts the context only: an instruction or a question is never cut.
+    this one, but it cuts the context only: an instruction or a question is never cut. A row with
+    half of a surrogate pair stays whole: no tokenizer reads it, and no server takes it.
 
     Raises:
         DataError: the prompt is too long even without its context.
     """
     before, after = row.task.before, row.task.after(row.question)
+    if not _is_unicode(row.context + after):
+        return Asked(before + row.context, after.lstrip("\n"), before + row.context + after, False)
     around = len(tokenizer.encode(before)), len(tokenizer.encode(after))
     context, truncated = cut_middle(row.context, around, max_length, tokenizer)
     # The server puts its own separator between a document and a query.
     return Asked(before + context, after.lstrip("\n"), before + context + after, truncated)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cut_middle(

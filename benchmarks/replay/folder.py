@@ -78,7 +78,11 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         described = path / "run.json"
         if not described.exists():
-            described.write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+            described.write_text(
+                json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
             return cls(path, manifest)
         if not resume:
             raise DataError(f"--out: {path} holds a run; --resume goes on with it")
@@ -95,7 +99,7 @@ class RunFolder:
         """
         described = path / "run.json"
         try:
-            return cls(path, Manifest(**json.loads(described.read_text())))
+            return cls(path, Manifest(**json.loads(described.read_text("utf-8"))))
         except OSError as error:
             raise DataError(f"cannot read {described}: {error.strerror}") from None
         except (ValueError, TypeError) as error:
@@ -140,7 +144,8 @@ class RunFolder:
         self._append("errors.jsonl", {**line, "error": str(error), "type": type(error).__name__})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        # Half of a surrogate pair has no form in UTF-8. Its replacement is JSON's own escape.
+        with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

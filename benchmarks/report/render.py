@@ -65,10 +65,12 @@ class Report:
             )
             templates.filters["cell"] = lambda text: text.replace("|", "\\|")
             text = templates.get_template(f"{name}.j2").render(report=self, pictures=pictures)
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             written.append(folder / name)
         said = json.dumps(self.data, indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(said + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(
+            said + "\n", encoding="utf-8", errors="backslashreplace"
+        )
         return [*written, folder / "report.json"]
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.report.loaded import summary
 from refine_server.benchmarks.rows import DataError
-from refine_server.benchmarks.serving.drive import Driver
+from refine_server.benchmarks.serving.drive import Arrivals, Driver
 from refine_server.benchmarks.serving.workload import Mix, Request
 from refine_server.benchmarks.tokens import FileTokenizer
 
@@ -93,6 +93,18 @@ def test_goodput_counts_what_came_in_time_and_errors_are_told(scripted: Any) -> 
     assert told["model_seconds_per_answer"] == pytest.approx(0.9)
     assert told["dollars_per_answer"] == pytest.approx(0.001 * level.seconds / 4)
     assert told["phases"]["queue"]["p99"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("arrivals", ["closed", "poisson"])
+def test_a_request_that_cannot_be_encoded_is_an_error_of_its_own(
+    scripted: Any, arrivals: Arrivals
+) -> None:
+    requests = [*ONE, Request("a document", "\ud800", 10, repeated=False), *ONE]
+    level = Driver(scripted.url, arrivals, {"objective": "none"}, 8).run(50, requests)
+    told = summary(level, bound=30.0, dollars_per_hour=None)
+    assert (told["requests"], told["answers"]) == (3, 2)
+    assert told["errors"] == {"InvalidArgumentError": 1}
+    assert len(scripted.bodies) == 2
 
 
 def test_the_command_reports_each_level(scripted: Any, tmp_path: Path) -> None:

@@ -203,6 +203,34 @@ def test_a_refused_question_is_kept_and_asked_again_when_resumed(
     assert json.loads(said.stdout.splitlines()[-1])["questions"] == 3
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
+    scripted: Any, data: Path, tmp_path: Path
+) -> None:
+    scripted.say = say
+    rows = [json.loads(line) for line in (data / "hotpotqa.jsonl").read_text().splitlines()]
+    rows[0]["context"] += "\ud800"
+    rows[1]["input"] = "\udc00?"
+    rows[2].update(_id="hotpotqa-\ud800", answers=["right 2", "\udfff"])
+    (data / "hotpotqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    result = longbench(scripted, data, out, "--tasks", "hotpotqa", "--concurrency", "2")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert (figures["questions"], figures["errors"]) == (1, 6)
+    assert len(scripted.bodies) == 3
+    errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert {(e["id"], e["type"], e["error"].split(":")[0]) for e in errors} == {
+        ("hotpotqa-0", "InvalidArgumentError", "document"),
+        ("hotpotqa-1", "InvalidArgumentError", "query"),
+    }
+    answered = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in answered} == {"hotpotqa-\ud800"}
+    resumed = longbench(scripted, data, out, "--tasks", "hotpotqa", "--resume")
+    assert json.loads(resumed.stdout.splitlines()[-1]) == figures
+    assert len(scripted.bodies) == 3
+
+
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert said.exit_code == 2
@@ -223,6 +251,7 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
         (["--objectives", "ntp,ntp"], "once each"),
         (["--adapt", "{"], "no JSON"),
         (["--adapt", '{"objective": "ntp"}'], "without `objective`"),
+        (["--adapt", '{"kl_coef": NaN}'], "--adapt.kl_coef: nan is not finite"),
         (["--tasks", "hotpot"], "no LongBench task"),
         (["--tokenizer", "nowhere/at-all"], "cannot read nowhere/at-all"),
         (["--max-length", "64"], "tokens are needed beside the context"),
