@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from refine_server.clients import AsyncRefineClient, RefineClient, base_client, errors
+from refine_server.clients import AsyncRefineClient, RefineClient, errors
 from refine_server.clients.types import (
     Adaptation,
     Answer,
@@ -224,9 +224,11 @@ def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
         kind(script).stream()
     assert (raised.value.status, raised.value.request_id) == (None, "req-7")
     assert len(script.requests) == 1
+    with pytest.raises(errors.RequestTimeoutError, match="late"):
+        kind(Script(stream([("error", body)]))).call("wait_for_adaptation", "adapt-1")
 
 
-def test_a_refusal_before_work_is_tried_again_when_the_server_says(
+def test_a_refused_request_is_sent_again_after_retry_after(
     kind: type[Sync], pauses: list[float]
 ) -> None:
     busy = refused(429, "rate_limit_error", **{"retry-after": "3"})
@@ -237,25 +239,27 @@ def test_a_refusal_before_work_is_tried_again_when_the_server_says(
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("headers", "retry_after"),
     [
-        {},
-        {"retry-after": "1", "x-should-retry": "false"},
-        {"retry-after": str(base_client.LONGEST_PAUSE_SECONDS + 1)},
+        ({}, None),
+        ({"retry-after": "1", "x-should-retry": "false"}, None),
+        ({"retry-after": "31"}, 31.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
     ],
 )
-def test_a_refusal_is_final_when_work_may_be_lost(
-    kind: type[Sync], headers: dict[str, str], pauses: list[float]
+def test_a_refusal_is_final_when_work_may_be_lost_or_the_wait_is_long(
+    kind: type[Sync], headers: dict[str, str], retry_after: float | None, pauses: list[float]
 ) -> None:
     script = Script(refused(503, "unavailable_error", **headers))
-    with pytest.raises(errors.UnavailableError):
+    with pytest.raises(errors.UnavailableError) as raised:
         kind(script).stream()
+    assert raised.value.retry_after == retry_after
     assert len(script.requests) == 1
     assert pauses == []
 
 
 @pytest.mark.parametrize("failure", [httpx.ReadTimeout, httpx.ReadError, httpx.WriteError])
-def test_what_may_have_begun_an_adaptation_is_never_sent_again(
+def test_a_request_that_may_have_begun_an_adaptation_is_never_sent_again(
     kind: type[Sync], failure: type[httpx.TransportError]
 ) -> None:
     script = Script(failure)
@@ -271,7 +275,7 @@ def test_a_cut_stream_is_not_sent_again(kind: type[Sync]) -> None:
     assert len(script.requests) == 1
 
 
-def test_a_connection_that_was_not_made_is_tried_again(
+def test_a_request_is_sent_again_when_no_connection_was_made(
     kind: type[Sync], pauses: list[float]
 ) -> None:
     script = Script(httpx.ConnectError, httpx.ConnectTimeout, stream(STREAM))
@@ -279,7 +283,7 @@ def test_a_connection_that_was_not_made_is_tried_again(
     assert 0.25 < pauses[0] < pauses[1] <= 1.0
 
 
-def test_tries_end(kind: type[Sync], pauses: list[float]) -> None:
+def test_attempts_end(kind: type[Sync], pauses: list[float]) -> None:
     script = Script(*[httpx.ConnectError] * 5)
     with pytest.raises(errors.ConnectionFailedError, match="no server answers"):
         kind(script).stream()
@@ -310,7 +314,7 @@ RESOURCE = {
 }
 
 
-def test_an_adaptation_is_made_followed_asked_and_forgotten(kind: type[Sync]) -> None:
+def test_an_adaptation_is_made_followed_asked_and_deleted(kind: type[Sync]) -> None:
     queued = httpx.Response(202, json={**RESOURCE, "status": "queued"})
     script = Script(queued)
     made = kind(script).call("adapt", "a document", adapt={"steps": 1}, ttl_seconds=60.0)
@@ -341,7 +345,7 @@ def test_an_adaptation_is_made_followed_asked_and_forgotten(kind: type[Sync]) ->
     assert script.requests[0].method == "DELETE"
 
 
-def test_an_adaptation_that_failed_is_told(kind: type[Sync]) -> None:
+def test_waiting_for_an_adaptation_that_failed_raises(kind: type[Sync]) -> None:
     error = {"message": "too long", "type": "t", "param": "document", "code": "document_too_long"}
     failed = stream([("adaptation.failed", {**RESOURCE, "status": "failed", "error": error})])
     with pytest.raises(errors.AdaptationFailedError, match="too long") as raised:
@@ -379,13 +383,13 @@ def test_readiness_is_waited_for(kind: type[Sync], pauses: list[float]) -> None:
     assert pauses == [0.1, 0.1]
 
 
-def test_what_only_reads_is_tried_again(kind: type[Sync]) -> None:
+def test_a_request_that_only_reads_is_sent_again(kind: type[Sync]) -> None:
     version = httpx.Response(200, json={"version": "1.2"})
     script = Script(httpx.ReadTimeout, httpx.ReadError, version)
     assert kind(script).call("version").version == "1.2"
 
 
-def test_what_answers_may_be_no_refine_server(kind: type[Sync]) -> None:
+def test_a_response_of_another_server_is_a_protocol_error(kind: type[Sync]) -> None:
     for reply in (httpx.Response(200, text="<html>"), httpx.Response(200, json={"data": [{}]})):
         with pytest.raises(errors.ProtocolError, match="does not answer like"):
             kind(Script(reply)).call("models")

@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[type, set[str]]] = {
     "AdaptationBody": (sdk.AdaptationOptions, {"document"}),
 }
 CONSTANTS = {"object", "owned_by", "name"}
-"""Fields of one value each; a client has no use for them."""
+"""Fields with one possible value, which a client does not need."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", type(N
 
 
 def kinds(hint: Any) -> set[str]:
-    """JSON's types that a Python type stands for, and the values of a Literal."""
+    """Return the JSON types of a Python type, and the values of a Literal as ``=value``."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return set().union(*(kinds(part) for part in get_args(hint)))
