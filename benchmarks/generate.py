@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from refine_server.benchmarks.timing import medians
+from refine_server.kernels.delta_rule import eager as chunked
 from refine_server.kernels.delta_rule import naive as recurrence
-from refine_server.kernels.delta_rule import torch as chunked
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.loading.loader import find, from_transformers, wrap

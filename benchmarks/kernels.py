@@ -55,15 +55,15 @@ def run() -> dict[str, Any]:
 
 
 def form(case: Case, name: str) -> Form:
-    """An op's ``naive``, ``torch`` or ``triton`` form; where no ``torch`` is, ``naive`` serves."""
+    """An op's ``naive``, ``eager`` or ``triton_impl`` form; without ``eager``, ``naive`` serves."""
     path = f"refine_server.kernels.{case.folder}.{name}"
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if error.name != path or name != "torch":
+        if error.name != path or name != "eager":
             raise
         return form(case, "naive")
-    if name == "torch" and not hasattr(module, case.op):
+    if name == "eager" and not hasattr(module, case.op):
         return form(case, "naive")
     chosen: Form = getattr(module, case.op)
     return chosen
@@ -87,7 +87,7 @@ def max_error(case: Case, dtype: torch.dtype) -> float:
     """As a share of the largest value of each output, against the definition in fp64."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = []
-    for name, computed in (("naive", torch.float64), ("triton", None)):
+    for name, computed in (("naive", torch.float64), ("triton_impl", None)):
         torch.manual_seed(0)
         results.append(case.build(Maker(device, dtype, computed), **case.odd)(form(case, name)))
     return max(
@@ -112,7 +112,7 @@ def resources(
     for case in CASES[part::parts]:
         for model, sizes in list(case.models.items())[:most]:
             run = case.build(Maker("meta", torch.bfloat16), **sizes)
-            kernels = compiled(functools.partial(run, form(case, "triton")), arch)
+            kernels = compiled(functools.partial(run, form(case, "triton_impl")), arch)
             found.setdefault(case.name, []).extend(
                 {"model": model, **asdict(kernel)} for kernel in kernels
             )
@@ -129,7 +129,7 @@ def _worst(kernels: list[dict[str, Any]]) -> dict[str, Any]:
 
 def cpu_ratio(case: Case) -> float | None:
     """Time of the CPU form over that of the definition; None where the definition is the form."""
-    naive, fast = form(case, "naive"), form(case, "torch")
+    naive, fast = form(case, "naive"), form(case, "eager")
     if fast is naive:
         return None
     run = case.build(Maker(), **case.cpu)
@@ -189,7 +189,7 @@ def unfused(case: Case, model: str) -> dict[str, float]:
     maker = Maker("cpu" if decides else "meta", torch.bfloat16)
     run = case.build(maker, **case.models[model])
     with _Counted() as counted:  # type: ignore[no-untyped-call]
-        run(form(case, "torch"))
+        run(form(case, "eager"))
     return {"unfused_ops": counted.ops, "unfused_bytes": counted.bytes}
 
 
@@ -198,8 +198,8 @@ def on_gpu(case: Case) -> dict[str, Any]:
     measured = {}
     for model, sizes in case.models.items():
         run = case.build(Maker("cuda", torch.bfloat16), **sizes)
-        ours = seconds(run, form(case, "triton"), "cuda")
-        theirs = seconds(run, form(case, "torch"), "cuda")
+        ours = seconds(run, form(case, "triton_impl"), "cuda")
+        theirs = seconds(run, form(case, "eager"), "cuda")
         flops, nbytes = case.work(**sizes)
         measured[model] = {
             "seconds": ours,

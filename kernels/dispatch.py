@@ -1,9 +1,10 @@
 """The only place that chooses which form of an op runs.
 
-Every op has a ``naive`` form, which is its definition; where the definition is slow on a CPU a
-``torch`` form, and where a chain of small torch ops is slow on a GPU a ``triton`` form. Tensors on
-a GPU go to Triton, tensors on a CPU to torch. ``REFINE_KERNELS=naive|torch|triton`` forces one form
-everywhere (to find out whether a fast form is at fault).
+Every op has a ``naive`` form, which is its definition; where the definition is slow on a CPU, an
+``eager`` form in torch's ops; and where a chain of small ops is slow on a GPU, a Triton form.
+Tensors on a GPU go to Triton, tensors on a CPU to the eager form. The environment variable
+``REFINE_KERNELS=naive|torch|triton`` forces one form everywhere, to find out whether a fast form is
+at fault.
 """
 
 import functools
@@ -11,43 +12,45 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
-import torch as _torch
+import torch
 
+from refine_server.kernels.attention import eager as attention_eager
 from refine_server.kernels.attention import naive as attention_naive
-from refine_server.kernels.attention import torch as attention_torch
+from refine_server.kernels.batched_low_rank import eager as batched_low_rank_eager
 from refine_server.kernels.batched_low_rank import naive as batched_low_rank_naive
-from refine_server.kernels.batched_low_rank import torch as batched_low_rank_torch
+from refine_server.kernels.delta_rule import eager as delta_rule_eager
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
-from refine_server.kernels.delta_rule import torch as delta_rule_torch
+from refine_server.kernels.fast_weight_optim import eager as fast_weight_optim_eager
 from refine_server.kernels.fast_weight_optim import naive as fast_weight_optim_naive
-from refine_server.kernels.fast_weight_optim import torch as fast_weight_optim_torch
+from refine_server.kernels.gated_delta_rule import eager as gated_delta_rule_eager
 from refine_server.kernels.gated_delta_rule import naive as gated_delta_rule_naive
-from refine_server.kernels.gated_delta_rule import torch as gated_delta_rule_torch
 from refine_server.kernels.grpo_loss import naive as grpo_loss_naive
+from refine_server.kernels.lact_swiglu import eager as lact_swiglu_eager
 from refine_server.kernels.lact_swiglu import naive as lact_swiglu_naive
-from refine_server.kernels.lact_swiglu import torch as lact_swiglu_torch
+from refine_server.kernels.rms_norm import eager as rms_norm_eager
 from refine_server.kernels.rms_norm import naive as rms_norm_naive
-from refine_server.kernels.rms_norm import torch as rms_norm_torch
 from refine_server.kernels.rollout_reward import naive as rollout_reward_naive
 from refine_server.kernels.select_positions import naive as select_positions_naive
+from refine_server.kernels.short_conv import eager as short_conv_eager
 from refine_server.kernels.short_conv import naive as short_conv_naive
-from refine_server.kernels.short_conv import torch as short_conv_torch
+from refine_server.kernels.token_stats import eager as token_stats_eager
 from refine_server.kernels.token_stats import naive as token_stats_naive
-from refine_server.kernels.token_stats import torch as token_stats_torch
 
-Op = TypeVar("Op", bound=Callable[..., object])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FORMS = ("naive", "torch", "triton")
+"""Values of REFINE_KERNELS; ``torch`` stands for the eager forms."""
 
 
 def _chosen_form() -> str | None:
-    """The form that the environment forces, or None: by device."""
+    """Return the form that the environment forces, or None: the device decides."""
     form = os.environ.get("REFINE_KERNELS")
     if form is not None and form not in FORMS:
         raise ValueError(f"REFINE_KERNELS must be one of {', '.join(FORMS)}, not {form!r}")
-    if form == "triton" and not _torch.cuda.is_available() and not _interpreted():
+    if form == "triton" and not torch.cuda.is_available() and not _interpreted():
         raise ValueError(
             "REFINE_KERNELS=triton needs a CUDA device, or TRITON_INTERPRET=1 to run in Triton's "
             "interpreter (slow)"
@@ -62,68 +65,76 @@ def _interpreted() -> bool:
 FORM = _chosen_form()
 
 
-def _choose(naive: Op, torch: Op | None = None, *, triton: bool = False) -> Op:
-    """One op out of its forms; ``triton`` says that the folder has that form as well."""
-    fast = torch or naive
+def _choose(
+    naive: Callable[P, R], eager: Callable[P, R] | None = None, *, triton: bool = False
+) -> Callable[P, R]:
+    """Return the op that runs the right one of its forms.
+
+    Args:
+        naive: the definition.
+        eager: the form in torch's ops; None: the definition is fast enough.
+        triton: whether the op's folder has a ``triton_impl`` as well.
+    """
+    fast = eager or naive
     if FORM == "naive":
         return naive
     if FORM == "torch" or not triton:
         return fast
 
     @functools.wraps(naive)
-    def by_device(*args: Any, **kwargs: Any) -> object:
+    def by_device(*args: P.args, **kwargs: P.kwargs) -> R:
         if FORM == "triton" or _on_gpu(args):
             return _triton_form(naive)(*args, **kwargs)
         return fast(*args, **kwargs)
 
-    return cast(Op, by_device)
+    return by_device
 
 
-def _on_gpu(args: Iterable[Any]) -> bool:
-    """Whether Triton serves these arguments: the first tensor is on a GPU and not fp64."""
+def _on_gpu(args: Iterable[object]) -> bool:
+    """Return whether Triton serves these arguments: the first tensor is on a GPU and not fp64."""
     for arg in args:
         tensor = next(iter(arg), None) if isinstance(arg, list | tuple) else arg
-        if isinstance(tensor, _torch.Tensor):
-            return tensor.is_cuda and tensor.dtype != _torch.float64 and _has_triton()
+        if isinstance(tensor, torch.Tensor):
+            return tensor.is_cuda and tensor.dtype != torch.float64 and _has_triton()
     return False
 
 
 @functools.cache
 def _has_triton() -> bool:
-    """Torch for CUDA brings Triton on Linux; elsewhere the torch forms run on the GPU."""
+    """Return whether Triton is installed: torch for CUDA brings it on Linux only."""
     return importlib.util.find_spec("triton") is not None
 
 
-@functools.cache
-def _triton_form(naive: Callable[..., object]) -> Callable[..., object]:
-    """The Triton form beside a definition, imported when it is first needed."""
-    module = importlib.import_module(naive.__module__.removesuffix("naive") + "triton")
-    return cast(Callable[..., object], getattr(module, naive.__name__))
+def _triton_form(naive: Callable[P, R]) -> Callable[P, R]:
+    """Return the Triton form beside a definition; Triton is imported when it is first needed."""
+    module = importlib.import_module(naive.__module__.removesuffix("naive") + "triton_impl")
+    form: Callable[P, R] = getattr(module, naive.__name__)
+    return form
 
 
-attention = _choose(attention_naive.attention, attention_torch.attention)
+attention = _choose(attention_naive.attention, attention_eager.attention)
 batched_low_rank = _choose(
-    batched_low_rank_naive.batched_low_rank, batched_low_rank_torch.batched_low_rank, triton=True
+    batched_low_rank_naive.batched_low_rank, batched_low_rank_eager.batched_low_rank, triton=True
 )
-delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_torch.delta_rule, triton=True)
-delta_states = _choose(delta_rule_naive.delta_states, delta_rule_torch.delta_states, triton=True)
+delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_eager.delta_rule, triton=True)
+delta_states = _choose(delta_rule_naive.delta_states, delta_rule_eager.delta_states, triton=True)
 fast_weight_optim = _choose(
     fast_weight_optim_naive.fast_weight_optim,
-    fast_weight_optim_torch.fast_weight_optim,
+    fast_weight_optim_eager.fast_weight_optim,
     triton=True,
 )
 gated_delta_rule = _choose(
-    gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_torch.gated_delta_rule
+    gated_delta_rule_naive.gated_delta_rule, gated_delta_rule_eager.gated_delta_rule
 )
 grpo_loss = _choose(grpo_loss_naive.grpo_loss, triton=True)
-l2_norm = _choose(rms_norm_naive.l2_norm, rms_norm_torch.l2_norm)
-lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_torch.lact_apply, triton=True)
+l2_norm = _choose(rms_norm_naive.l2_norm, rms_norm_eager.l2_norm)
+lact_apply = _choose(lact_swiglu_naive.lact_apply, lact_swiglu_eager.lact_apply, triton=True)
 lact_gradient = _choose(
-    lact_swiglu_naive.lact_gradient, lact_swiglu_torch.lact_gradient, triton=True
+    lact_swiglu_naive.lact_gradient, lact_swiglu_eager.lact_gradient, triton=True
 )
 lact_update = _choose(lact_swiglu_naive.lact_update, triton=True)
-rms_norm = _choose(rms_norm_naive.rms_norm, rms_norm_torch.rms_norm)
+rms_norm = _choose(rms_norm_naive.rms_norm, rms_norm_eager.rms_norm)
 rollout_reward = _choose(rollout_reward_naive.rollout_reward, triton=True)
 select_positions = _choose(select_positions_naive.select_positions, triton=True)
-short_conv = _choose(short_conv_naive.short_conv, short_conv_torch.short_conv)
-token_stats = _choose(token_stats_naive.token_stats, token_stats_torch.token_stats, triton=True)
+short_conv = _choose(short_conv_naive.short_conv, short_conv_eager.short_conv)
+token_stats = _choose(token_stats_naive.token_stats, token_stats_eager.token_stats, triton=True)

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from refine_server.kernels.batched_low_rank import naive
-from refine_server.kernels.batched_low_rank import torch as torch_form
+from refine_server.kernels.batched_low_rank import eager, naive
 
-triton_form = pytest.importorskip("refine_server.kernels.batched_low_rank.triton")
+triton_form = pytest.importorskip("refine_server.kernels.batched_low_rank.triton_impl")
 
 FORMS = pytest.mark.parametrize(
-    "form", [torch_form.batched_low_rank, triton_form.batched_low_rank], ids=["torch", "triton"]
+    "form", [eager.batched_low_rank, triton_form.batched_low_rank], ids=["torch", "triton"]
 )
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from refine_server.kernels.delta_rule import naive
-from refine_server.kernels.delta_rule import triton as form
+from refine_server.kernels.delta_rule import triton_impl as form
 
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from refine_server.kernels import dispatch
+from refine_server.kernels.token_stats import eager as token_stats_eager
 from refine_server.kernels.token_stats import naive as token_stats_naive
-from refine_server.kernels.token_stats import torch as token_stats_torch
 
-NAIVE, FAST = token_stats_naive.token_stats, token_stats_torch.token_stats
+NAIVE, FAST = token_stats_naive.token_stats, token_stats_eager.token_stats
 
 
 def test_the_environment_is_checked(monkeypatch) -> None:
@@ -37,13 +37,11 @@ def test_a_form_can_be_forced(monkeypatch) -> None:
     monkeypatch.setattr(dispatch, "FORM", "torch")
     assert dispatch._choose(NAIVE, FAST, triton=True) is FAST
     assert dispatch._choose(NAIVE, triton=True) is NAIVE
-    triton = pytest.importorskip("refine_server.kernels.token_stats.triton")
+    triton = pytest.importorskip("refine_server.kernels.token_stats.triton_impl")
     monkeypatch.setattr(dispatch, "FORM", "triton")
     chosen = dispatch._choose(NAIVE, FAST, triton=True)
     monkeypatch.setattr(triton, "token_stats", lambda *_: "triton")
-    dispatch._triton_form.cache_clear()
     assert chosen(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1)) == "triton"
-    dispatch._triton_form.cache_clear()
 
 
 def test_by_device(monkeypatch) -> None:

@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim import naive
-from refine_server.kernels.fast_weight_optim import torch as torch_form
+from refine_server.kernels.fast_weight_optim import eager, naive
 from refine_server.kernels.fast_weight_optim.naive import OptimState
 
-triton_form = pytest.importorskip("refine_server.kernels.fast_weight_optim.triton")
+triton_form = pytest.importorskip("refine_server.kernels.fast_weight_optim.triton_impl")
 
 FORMS = pytest.mark.parametrize(
     "form",
-    [naive.fast_weight_optim, torch_form.fast_weight_optim, triton_form.fast_weight_optim],
+    [naive.fast_weight_optim, eager.fast_weight_optim, triton_form.fast_weight_optim],
     ids=["naive", "torch", "triton"],
 )
 RULES = pytest.mark.parametrize("rule", ["adamw", "sgd"])
@@ -66,14 +65,14 @@ def test_equals_torchs_optimiser_for_each_request(form, rule, momentum) -> None:
 def test_tensors_are_stepped_on_in_groups(rule, monkeypatch) -> None:
     """However many tensors are taken together, and with a request left out."""
     results = []
-    for most in (1, 4 * 3 * (1 + 63 + 100 * 3), torch_form.GROUP_BYTES):
-        monkeypatch.setattr(torch_form, "GROUP_BYTES", most)
+    for most in (1, 4 * 3 * (1 + 63 + 100 * 3), eager.GROUP_BYTES):
+        monkeypatch.setattr(eager, "GROUP_BYTES", most)
         params, grads = tensors(3, 0), tensors(3, 1)
         state, one = OptimState.new(params, rule), torch.ones(3)
         active = torch.tensor([True, False, True])
-        torch_form.fast_weight_optim(params, grads, state, rule, 0.1 * one, one, active)
+        eager.fast_weight_optim(params, grads, state, rule, 0.1 * one, one, active)
         assert all(torch.equal(p[1], q[1]) for p, q in zip(params, tensors(3, 0), strict=True))
-        results.append((len(list(torch_form._groups(params))), params))
+        results.append((len(list(eager._groups(params))), params))
     assert [groups for groups, _ in results] == [5, 3, 1]
     for _, params in results[1:]:
         assert all(map(torch.equal, params, results[0][1]))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import naive as delta_rule
+from refine_server.kernels.gated_delta_rule import eager as fast
 from refine_server.kernels.gated_delta_rule import naive
-from refine_server.kernels.gated_delta_rule import torch as fast
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from refine_server.kernels.grpo_loss import naive
-from refine_server.kernels.grpo_loss import triton as form
+from refine_server.kernels.grpo_loss import triton_impl as form
 
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from refine_server.kernels.attention import eager as attention_eager
 from refine_server.kernels.attention import naive as attention_naive
-from refine_server.kernels.attention import torch as attention_torch
 from refine_server.kernels.delta_rule import CHUNK
+from refine_server.kernels.delta_rule import eager as delta_rule_eager
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
-from refine_server.kernels.delta_rule import torch as delta_rule_torch
+from refine_server.kernels.rms_norm import eager as rms_norm_eager
 from refine_server.kernels.rms_norm import naive as rms_norm_naive
-from refine_server.kernels.rms_norm import torch as rms_norm_torch
+from refine_server.kernels.short_conv import eager as short_conv_eager
 from refine_server.kernels.short_conv import naive as short_conv_naive
-from refine_server.kernels.short_conv import torch as short_conv_torch
+from refine_server.kernels.token_stats import eager as token_stats_eager
 from refine_server.kernels.token_stats import naive as token_stats_naive
-from refine_server.kernels.token_stats import torch as token_stats_torch
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
@@ -56,7 +56,7 @@ def test_delta_rule(T: int, dtype: torch.dtype) -> None:
     state = random(B, H, K, V, dtype=dtype)
     assert_same(
         delta_rule_naive.delta_rule,
-        delta_rule_torch.delta_rule,
+        delta_rule_eager.delta_rule,
         [q, k, v, beta, state],
         dtype,
         scale=10,
@@ -70,7 +70,7 @@ def test_delta_states(T: int, dtype: torch.dtype) -> None:
     v, beta = random(2, 3, T, 8, dtype=dtype), torch.rand(2, 3, T, dtype=dtype)
     inputs = [k, v, beta, random(2, 3, 16, 8, dtype=dtype)]
     assert_same(
-        delta_rule_naive.delta_states, delta_rule_torch.delta_states, inputs, dtype, scale=10
+        delta_rule_naive.delta_states, delta_rule_eager.delta_states, inputs, dtype, scale=10
     )
 
 
@@ -79,7 +79,7 @@ def test_delta_rule_states_lie_at_chunk_boundaries() -> None:
     q, k, v = (torch.randn(1, 2, T, 8, dtype=torch.float64) for _ in "qkv")
     k = torch.nn.functional.normalize(k, dim=-1)
     beta = torch.rand(1, 2, T, dtype=torch.float64)
-    _, states = delta_rule_torch.delta_rule(q, k, v, beta)
+    _, states = delta_rule_eager.delta_rule(q, k, v, beta)
     assert states.shape[2] == 3
     assert not states[:, :, 0].any()
     for index, end in ((1, CHUNK), (2, T)):
@@ -93,8 +93,8 @@ def test_delta_rule_ignores_tokens_that_write_nothing() -> None:
     k = torch.nn.functional.normalize(k, dim=-1)
     beta = torch.rand(1, 2, 10, dtype=torch.float64)
     beta[:, :, 6:] = 0
-    _, states = delta_rule_torch.delta_rule(q, k, v, beta)
-    _, short = delta_rule_torch.delta_rule(*(x[:, :, :6] for x in (q, k, v, beta)))
+    _, states = delta_rule_eager.delta_rule(q, k, v, beta)
+    _, short = delta_rule_eager.delta_rule(*(x[:, :, :6] for x in (q, k, v, beta)))
     torch.testing.assert_close(states[:, :, -1], short[:, :, -1])
 
 
@@ -105,7 +105,7 @@ def test_short_conv(T: int, own_taps: bool, dtype: torch.dtype) -> None:
     B, C, W = 3, 5, 4
     taps = random(B, C, W, dtype=dtype) if own_taps else random(C, W, dtype=dtype)
     inputs = [random(B, W - 1 + T, C, dtype=dtype), taps]
-    assert_same(short_conv_naive.short_conv, short_conv_torch.short_conv, inputs, dtype)
+    assert_same(short_conv_naive.short_conv, short_conv_eager.short_conv, inputs, dtype)
 
 
 @DTYPES
@@ -116,17 +116,17 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x[0, 0] = 0.0  # has no direction
     for weight in (shape[-1:], own):
         inputs = [x, random(*weight, dtype=dtype)]
-        forms = (partial(form.rms_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_torch))
+        forms = (partial(form.rms_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_eager))
         assert_same(*forms, inputs, dtype)
-    forms = (partial(form.l2_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_torch))
+    forms = (partial(form.l2_norm, eps=1e-3) for form in (rms_norm_naive, rms_norm_eager))
     assert_same(*forms, [x], dtype)
 
 
 def test_norms_of_bf16_round_as_their_definition() -> None:
     x, weight = torch.randn(3, 9, 24).bfloat16(), torch.rand(24).bfloat16()
     expected = rms_norm_naive.rms_norm(x, weight, 1e-5)
-    assert torch.equal(rms_norm_torch.rms_norm(x, weight, 1e-5), expected)
-    assert torch.equal(rms_norm_torch.l2_norm(x, 1e-5), rms_norm_naive.l2_norm(x, 1e-5))
+    assert torch.equal(rms_norm_eager.rms_norm(x, weight, 1e-5), expected)
+    assert torch.equal(rms_norm_eager.l2_norm(x, 1e-5), rms_norm_naive.l2_norm(x, 1e-5))
 
 
 @DTYPES
@@ -139,7 +139,7 @@ def test_token_stats(N: int, temperature: float, dtype: torch.dtype) -> None:
     def run(form):
         return lambda h, w: form(h, w, targets, temperature)
 
-    forms = token_stats_naive.token_stats, token_stats_torch.token_stats
+    forms = token_stats_naive.token_stats, token_stats_eager.token_stats
     assert_same(run(forms[0]), run(forms[1]), [hidden, weight], dtype, scale=5)
     expected, actual = (form(hidden, weight, targets, temperature)[1] for form in forms)
     torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype] * 5, rtol=1e-5)
@@ -156,7 +156,7 @@ def test_token_stats_holds_no_vocabulary_matrix_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        token_stats_torch.token_stats(hidden, weight, targets)
+        token_stats_eager.token_stats(hidden, weight, targets)
     assert largest <= hidden.numel()
 
 
@@ -196,7 +196,7 @@ def test_attention(B: int, R: int, T: int, S: int, window: int | None, dtype: to
 
         return call
 
-    forms = attention_naive.attention, attention_torch.attention
+    forms = attention_naive.attention, attention_eager.attention
     assert_same(run(forms[0]), run(forms[1]), inputs, dtype)
 
 
@@ -208,7 +208,7 @@ def test_attention(B: int, R: int, T: int, S: int, window: int | None, dtype: to
 def test_attention_over_prefix_and_tail(
     monkeypatch, B: int, R: int, T: int, S: int, whole: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(attention_torch, "LONG_PREFIX", 1)
+    monkeypatch.setattr(attention_eager, "LONG_PREFIX", 1)
     heads, kv_heads, D, P = 6, 2, 8, 11
     q = random(B, heads, T, D, dtype=dtype)
     k, v = (random(B, kv_heads, S, D, dtype=dtype) for _ in "kv")
@@ -218,5 +218,5 @@ def test_attention_over_prefix_and_tail(
     def run(form):
         return lambda *inputs: form(*inputs, length, 0.3)
 
-    forms = attention_naive.attention, attention_torch.attention
+    forms = attention_naive.attention, attention_eager.attention
     assert_same(run(forms[0]), run(forms[1]), [q, k, v, prefix_k, prefix_v], dtype)

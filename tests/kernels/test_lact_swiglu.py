@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refine_server.kernels.lact_swiglu import eager as fast
 from refine_server.kernels.lact_swiglu import naive
-from refine_server.kernels.lact_swiglu import torch as fast
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

@@ -7,7 +7,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from refine_server.kernels.lact_swiglu import MUON_COEFFICIENTS, naive
-from refine_server.kernels.lact_swiglu import triton as form
+from refine_server.kernels.lact_swiglu import triton_impl as form
 from refine_server.kernels.lact_swiglu.triton_muon import orthogonal
 
 pytestmark = pytest.mark.usefixtures("nan_scratch")

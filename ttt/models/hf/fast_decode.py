@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.attention.torch import on_both
+from refine_server.kernels.attention.eager import on_both
 from refine_server.ttt.models.layers.packing import Joined, Norm
 from refine_server.ttt.models.state import KVState, KVTrace
 

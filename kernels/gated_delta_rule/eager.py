@@ -1,4 +1,4 @@
-"""The gated delta rule in chunks (arXiv 2412.06464, section 3.3): as ``delta_rule.torch``, with the
+"""The gated delta rule in chunks (arXiv 2412.06464, section 3.3): as ``delta_rule.eager``, with the
 decay between two tokens of a chunk multiplied onto their scores.
 
 G[i] - G[j], the log of that decay, is never positive for j <= i, so its exponential cannot
