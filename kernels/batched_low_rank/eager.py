@@ -1,7 +1,8 @@
-"""Projection for all rows at once, low-rank deltas for all requests added to it in place.
+"""One projection for all rows, to which the low-rank deltas of all requests are added in place.
 
-What is only ``rank`` wide is made rank-major, [R, rank, n]: a product whose result or whose inner
-dimension is a few numbers wide takes BLAS three to nine times as long the other way round.
+The tensors that are only ``rank`` wide are computed rank-major, as [R, rank, n]: where the result
+or the inner dimension of a product is only a few numbers wide, BLAS takes three to nine times as
+long for the transposed product.
 """
 
 from collections.abc import Callable
@@ -12,30 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from refine_server.kernels.batched_low_rank.naive import split
-
 
 def batched_low_rank(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """See ``naive.batched_low_rank``: same arguments, same results."""
-    if cu_seqlens is None:
-        apply: Callable[..., Tensor] = _EqualRows.apply
-        y = apply(x.reshape(a.shape[0], -1, x.shape[-1]), weight, a, b, bias)
-        return y.view(*x.shape[:-1], -1)
-    rows = split(x.reshape(-1, x.shape[-1]), a, cu_seqlens)
-    delta = torch.cat([r @ a_r @ b_r for r, a_r, b_r in zip(rows, a, b, strict=True)])
-    y = F.linear(x, weight, bias)
-    return y + delta.view(y.shape)
+    """Compute ``naive.batched_low_rank`` in batched products; same arguments, same results."""
+    apply: Callable[..., Tensor] = _BatchedLowRank.apply
+    y = apply(x.reshape(a.shape[0], -1, x.shape[-1]), weight, a, b, bias)
+    return y.view(*x.shape[:-1], -1)
 
 
-class _EqualRows(torch.autograd.Function):
-    """x [R, n, in] -> [R, n, out], every request with n rows."""
+class _BatchedLowRank(torch.autograd.Function):
+    """The projection of x [R, n, in] to [R, n, out], with its backward pass."""
 
     @staticmethod
     def forward(
@@ -61,5 +50,5 @@ class _EqualRows(torch.autograd.Function):
 
 
 def _low(x: Tensor, a: Tensor) -> Tensor:
-    """(x A)^T: [R, rank, n]; with A transposed in memory it is fast and rounds least."""
+    """Return (x A)^T, [R, rank, n]; A transposed in memory makes it fast, with least rounding."""
     return (x @ a.mT.contiguous().mT).mT

@@ -5,37 +5,22 @@ from torch import Tensor
 
 
 def batched_low_rank(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """y = x W^T + bias + (x A) B, every request with its own A and B.
+    """Compute y = x W^T + bias + (x A) B, where every request has its own A and B.
 
     Args:
-        x: [..., in]; its rows, flattened, are the requests' rows one request after the other.
-        weight: [out, in], shared.
-        a: [R, in, rank].
-        b: [R, rank, out].
-        bias: [out], shared.
-        cu_seqlens: [R + 1] integers, 0 first and the number of rows last: request r owns rows
-            cu_seqlens[r] … cu_seqlens[r + 1] - 1, maybe none. None: all own equally many.
+        x: [..., in]. Its rows, flattened, belong to the requests in order, the same number of rows
+            to each.
+        weight: [out, in], the W that all requests share.
+        a: [R, in, rank], the A of each of the R requests.
+        b: [R, rank, out], the B of each request.
+        bias: [out], shared; None: no bias.
 
     Returns:
         [..., out].
     """
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(a.shape[0], -1, x.shape[-1])  # [R, n, in]
     y = rows @ weight.T if bias is None else rows @ weight.T + bias
-    own = [r @ a_r @ b_r for r, a_r, b_r in zip(split(rows, a, cu_seqlens), a, b, strict=True)]
-    return (y + torch.cat(own)).view(*x.shape[:-1], -1)
-
-
-def split(rows: Tensor, a: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:
-    """The rows of each request."""
-    R = a.shape[0]
-    if cu_seqlens is None:
-        return rows.view(R, rows.shape[0] // R, -1).unbind()
-    parts: tuple[Tensor, ...] = rows.split(cu_seqlens.diff().tolist())
-    return parts
+    delta = [x_r @ a_r @ b_r for x_r, a_r, b_r in zip(rows, a, b, strict=True)]
+    return (y + torch.stack(delta)).view(*x.shape[:-1], -1)

@@ -1,12 +1,12 @@
-"""Projection and deltas of all requests in one launch, whatever their lengths (as S-LoRA, arXiv
-2311.03285, and Punica, arXiv 2310.18547, do for serving), with gradients.
+"""Projection and deltas of all requests in one launch, with gradients.
 
-A tile of rows belongs to one request. Beside x W it accumulates x A, a few columns more of the same
-product, and adds (x A) B before y is written once. The gradient of x has the same form,
-dy W^T + (dy B^T) A^T, so it is the same kernel; those of A and B are sums over the request's rows.
+S-LoRA (arXiv 2311.03285) and Punica (arXiv 2310.18547) fuse the same op for serving. A tile of rows
+belongs to one request. Beside x W^T it accumulates x A, which is the same product with a few more
+columns, and it adds (x A) B before y is written once. The gradient of x, dy W + (dy B^T) A^T, has
+the same form and comes from the same kernel; the gradients of A and B are sums over a request's
+rows.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -18,84 +18,54 @@ from refine_server.kernels.triton_support import PROGRAMS, check_dtype, dot
 
 
 def batched_low_rank(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """See ``naive.batched_low_rank``: same arguments, same results."""
+    """Compute ``naive.batched_low_rank`` in one launch; same arguments, same results."""
     check_dtype(x, weight, a, b)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    if cu_seqlens is None:
-        cu_seqlens = _equal_shares(rows.shape[0], a.shape[0], x.device)
-    y: Tensor = _BatchedLowRank.apply(rows, weight, a, b, bias, cu_seqlens)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()  # [M, in]
+    y: Tensor = _BatchedLowRank.apply(rows, weight, a, b, bias)
     return y.view(*x.shape[:-1], -1)
-
-
-@functools.lru_cache(maxsize=256)
-def _equal_shares(rows: int, requests: int, device: torch.device) -> Tensor:
-    share = rows // requests
-    return torch.arange(requests + 1, dtype=torch.int32, device=device) * share
 
 
 class _BatchedLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        a: Tensor,
-        b: Tensor,
-        bias: Tensor | None,
-        cu_seqlens: Tensor,
+        ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None
     ) -> Tensor:
-        y, low = _project(x, weight, a, b, bias, cu_seqlens)
-        ctx.save_for_backward(x, weight, a, b, low, cu_seqlens)
+        y, low = _project(x, weight, a, b, bias)
+        ctx.save_for_backward(x, weight, a, b, low)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low, cu_seqlens = ctx.saved_tensors
-        wants_x, wants_weight, wants_a, wants_b, wants_bias, _ = ctx.needs_input_grad
+        x, weight, a, b, low = ctx.saved_tensors
+        wants_x, wants_weight, wants_a, wants_b, wants_bias = ctx.needs_input_grad
         grad = grad.contiguous()
-        grad_x, grad_low = _project(
-            grad, weight.T, b.mT, a.mT, None, cu_seqlens, only_low=not wants_x
-        )
+        grad_x, grad_low = _project(grad, weight.T, b.mT, a.mT, None, only_low=not wants_x)
         return (
             grad_x if wants_x else None,
             grad.T @ x if wants_weight else None,
-            _outer(x, grad_low, cu_seqlens, a.shape[0]) if wants_a else None,
-            _outer(grad, low, cu_seqlens, a.shape[0]).mT if wants_b else None,
+            _outer(x, grad_low, a.shape[0]) if wants_a else None,
+            _outer(grad, low, a.shape[0]).mT if wants_b else None,
             grad.sum(0) if wants_bias else None,
-            None,
         )
 
 
 def _project(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    bias: Tensor | None,
-    cu_seqlens: Tensor,
-    *,
-    only_low: bool = False,
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, *, only_low: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """y [M, out] and x A [M, rank]; only the latter when ``only_low``."""
+    """Return y [M, out] and x A [M, rank]; y stays empty when ``only_low``."""
     (M, K), N, (R, _, rank) = x.shape, weight.shape[0], a.shape
     y, low = x.new_empty(0 if only_low else M, N), x.new_empty(M, rank)
-    share = M // R
+    share = M // R  # rows of a request
     single = x.dtype == torch.float32
     fits = not single or rank <= 128  # x A and B of a large tile into shared memory
     tall = 128 if share >= 128 and fits else 64 if share >= 32 else 16
     wide = 128 if tall > 16 and fits else 64
-    # Tiles do not cross requests, so there are at most R more of them than rows ask for.
-    grid = (1 if only_low else triton.cdiv(N, wide), triton.cdiv(M, tall) + R)
+    tiles = triton.cdiv(share, tall)  # of a request: tiles do not cross requests
     if M:
-        _project_kernel[grid](
-            x, weight, a, b, x if bias is None else bias, cu_seqlens, y, low, R, N,
+        _project_kernel[(1 if only_low else triton.cdiv(N, wide), tiles, R)](
+            x, weight, a, b, x if bias is None else bias, y, low, share, N,
             *weight.stride(), *a.stride(), *b.stride(),
             K=K, RANK=rank, BLOCK_R=max(16, triton.next_power_of_2(rank)),
             BIAS=bias is not None, ONLY_LOW=only_low,
@@ -105,14 +75,15 @@ def _project(
     return y, low
 
 
-def _outer(u: Tensor, v: Tensor, cu_seqlens: Tensor, requests: int) -> Tensor:
-    """Sum over a request's rows of u[row]^T v[row]: [M, K] and [M, rank] to [R, K, rank]."""
+def _outer(u: Tensor, v: Tensor, requests: int) -> Tensor:
+    """Sum u[row]^T v[row] over each request's rows: [M, K] and [M, rank] to [R, K, rank]."""
     (M, K), rank = u.shape, v.shape[1]
     blocks = triton.cdiv(K, 64)
-    shares = max(1, min(PROGRAMS // (requests * blocks), triton.cdiv(M, requests * 256)))
-    partial = torch.empty(shares, requests, K, rank, dtype=torch.float32, device=u.device)
-    _outer_kernel[(blocks, requests, shares)](
-        u, v, cu_seqlens, partial, K=K, RANK=rank, BLOCK_R=max(16, triton.next_power_of_2(rank)),
+    parts = max(1, min(PROGRAMS // (requests * blocks), triton.cdiv(M, requests * 256)))
+    partial = torch.empty(parts, requests, K, rank, dtype=torch.float32, device=u.device)
+    _outer_kernel[(blocks, requests, parts)](
+        u, v, partial, M // requests, K=K, RANK=rank,
+        BLOCK_R=max(16, triton.next_power_of_2(rank)),
         BLOCK_K=64, BLOCK_M=32 if u.dtype == torch.float32 else 64, num_warps=4, num_stages=3,
     )  # fmt: skip
     return partial.sum(0).to(u.dtype)
@@ -120,28 +91,16 @@ def _outer(u: Tensor, v: Tensor, cu_seqlens: Tensor, requests: int) -> Tensor:
 
 @triton.jit
 def _project_kernel(
-    x, weight, a, b, bias, cu_seqlens, y, low, R, N,
+    x, weight, a, b, bias, y, low, share, N,
     stride_wn, stride_wk, stride_ar, stride_ak, stride_aj, stride_br, stride_bj, stride_bn,
     K: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
     BIAS: tl.constexpr, ONLY_LOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    tile = tl.program_id(1)
-    request, first, end, passed = 0, 0, 0, 0
-    for r in range(R):  # whose tile this is
-        begin_r, end_r = (
-            tl.load(cu_seqlens + r).to(tl.int32),
-            tl.load(cu_seqlens + r + 1).to(tl.int32),
-        )
-        tiles = tl.cdiv(end_r - begin_r, BLOCK_M)
-        here = (tile >= passed) & (tile < passed + tiles)
-        request = tl.where(here, r, request)
-        first = tl.where(here, begin_r + (tile - passed) * BLOCK_M, first)
-        end = tl.where(here, end_r, end)
-        passed += tiles
-    if tile >= passed:
-        return
-    rows = first + tl.arange(0, BLOCK_M)
+    """One tile of y: program (column tile, row tile of a request, request)."""
+    request = tl.program_id(2)
+    end = (request + 1) * share
+    rows = request * share + tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     rank, inner = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     row_ok, column_ok, rank_ok = rows < end, columns < N, rank < RANK
@@ -173,15 +132,14 @@ def _project_kernel(
 
 @triton.jit
 def _outer_kernel(
-    u, v, cu_seqlens, partial, K: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
+    u, v, partial, share, K: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    request, share = tl.program_id(1), tl.program_id(2)
-    begin = tl.load(cu_seqlens + request).to(tl.int32)
-    end = tl.load(cu_seqlens + request + 1).to(tl.int32)
-    per_share = tl.cdiv(tl.cdiv(end - begin, BLOCK_M), tl.num_programs(2)) * BLOCK_M
-    first = begin + share * per_share
-    end = tl.minimum(end, first + per_share)
+    """BLOCK_K rows of one request's sum, over one part of the request's rows."""
+    request, part = tl.program_id(1), tl.program_id(2)
+    per_part = tl.cdiv(tl.cdiv(share, BLOCK_M), tl.num_programs(2)) * BLOCK_M
+    first = request * share + part * per_part
+    end = tl.minimum((request + 1) * share, first + per_part)
     columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     rank = tl.arange(0, BLOCK_R)
     acc = tl.zeros([BLOCK_K, BLOCK_R], dtype=tl.float32)
@@ -200,5 +158,5 @@ def _outer_kernel(
             other=0.0,
         )
         acc = dot(us, vs, acc)
-    out = partial + ((share * tl.num_programs(1) + request) * K + columns[:, None]) * RANK + rank
+    out = partial + ((part * tl.num_programs(1) + request) * K + columns[:, None]) * RANK + rank
     tl.store(out, acc, mask=(columns[:, None] < K) & (rank[None, :] < RANK))

@@ -32,18 +32,6 @@ def test_equal_shares(form, rows, R, width, rank, out, bias, dtype, matches) -> 
     matches(naive.batched_low_rank, form, inputs, scale=3)
 
 
-@FORMS
-@pytest.mark.parametrize("lengths", [[257], [1, 63, 0, 100], [0, 0, 5], [64, 128]])
-def test_odd_shares(form, lengths, dtype, matches) -> None:
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    inputs = [torch.randn(sum(lengths), 40).to(dtype), *weights(len(lengths), 40, 4, 70, dtype)]
-
-    def run(op):
-        return lambda *args: op(*args, cu_seqlens=ends)
-
-    matches(run(naive.batched_low_rank), run(form), inputs, scale=3)
-
-
 def test_long_requests_are_summed_in_shares(matches) -> None:
     inputs = [torch.randn(1100, 12), *weights(1, 12, 4, 9, torch.float32)]
     matches(naive.batched_low_rank, triton_form.batched_low_rank, inputs, scale=3)
