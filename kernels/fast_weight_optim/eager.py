@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim.naive import BETAS, CLIP_EPS, EPS, OptimState, Rule
+from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState, Rule
 
 GROUP_BYTES = 16 * 2**20
-"""Parameters that are stepped on together: a few temporaries as large are alive at once."""
+"""Bytes of parameters stepped together; a few temporaries of that size are alive at once."""
 
 
 @torch.no_grad()
@@ -23,9 +23,8 @@ def fast_weight_optim(
     learning_rate: Tensor,
     max_norm: Tensor,
     active: Tensor,
-    momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.fast_weight_optim``: same arguments, same results."""
+    """Compute ``naive.fast_weight_optim`` for all requests at once; same arguments and results."""
     norms = [torch.linalg.vector_norm(g, dim=tuple(range(1, g.ndim))) for g in grads]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # [R]
     stepped = active & norm.isfinite()
@@ -46,7 +45,9 @@ def fast_weight_optim(
         p, m, v = own
         g = grads[group] if everyone else [t[rows] for t in grads[group]]
         g = list(torch._foreach_mul(g, _spread(clip, g)))
-        if rule == "adamw":
+        if rule == "sgd":
+            torch._foreach_addcmul_(p, g, _spread(-rate, g))
+        else:
             torch._foreach_mul_(m, BETAS[0])
             torch._foreach_add_(m, g, alpha=1 - BETAS[0])
             torch._foreach_mul_(v, BETAS[1])
@@ -55,10 +56,6 @@ def fast_weight_optim(
             torch._foreach_mul_(spreads, _spread(widen, v))
             torch._foreach_add_(spreads, EPS)
             torch._foreach_addcdiv_(p, torch._foreach_mul(m, _spread(-rate, m)), spreads)
-        else:
-            torch._foreach_mul_(m, momentum)
-            torch._foreach_add_(m, g)
-            torch._foreach_addcmul_(p, m, _spread(-rate, m))
         if not everyone:
             for tensors, rows_of in zip(kept, own, strict=True):
                 for tensor, new in zip(tensors, rows_of, strict=True):
@@ -67,7 +64,7 @@ def fast_weight_optim(
 
 
 def _groups(params: list[Tensor]) -> Iterator[slice]:
-    """Consecutive tensors of ``GROUP_BYTES`` together, or a larger one alone."""
+    """Yield runs of consecutive tensors of up to ``GROUP_BYTES``, or one larger tensor alone."""
     start, size = 0, 0
     for i, param in enumerate(params):
         if size and size + param.nbytes > GROUP_BYTES:
@@ -78,7 +75,7 @@ def _groups(params: list[Tensor]) -> Iterator[slice]:
 
 
 def _spread(factor: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """One factor of every request [R], as [R, 1, ...] for every tensor."""
+    """Return the requests' factors [R] as one [R, 1, ...] for every tensor of ``like``."""
     shapes = {(t.dtype, t.ndim) for t in like}
     made = {(d, n): factor.to(d).view(-1, *(1,) * (n - 1)) for d, n in shapes}
     return [made[t.dtype, t.ndim] for t in like]

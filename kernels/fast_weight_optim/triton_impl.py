@@ -1,7 +1,7 @@
 """One step of all tensors of all requests in three launches, however many tensors there are.
 
-The kernels find the tensors through a table of addresses. Norms are summed in a fixed order and no
-decision comes back to the host: a request that is inactive or not finite is skipped on the device.
+The kernels find the tensors through a table of addresses. Norms are summed in a fixed order, and a
+request that is inactive or not finite is skipped on the device: the host never waits for a result.
 """
 
 import functools
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim.naive import BETAS, CLIP_EPS, EPS, OptimState, Rule
+from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState, Rule
 
 TILE = 2048
 
@@ -25,16 +25,19 @@ def fast_weight_optim(
     learning_rate: Tensor,
     max_norm: Tensor,
     active: Tensor,
-    momentum: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.fast_weight_optim``: same arguments, same results."""
+    """Compute ``naive.fast_weight_optim`` in three launches; same arguments, same results.
+
+    Raises:
+        TypeError: a tensor is not contiguous or not fp32.
+    """
     grads = [g.contiguous() for g in grads]
     for tensor in (*params, *grads, *state.first, *state.second):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise TypeError("the Triton optimiser steps contiguous fp32 tensors")
     R, device = params[0].shape[0], params[0].device
-    second = state.second or state.first
-    columns = zip(params, grads, state.first, second, strict=True)
+    means = (state.first, state.second) if rule == "adamw" else (params, params)  # SGD has none
+    columns = zip(params, grads, *means, strict=True)
     addresses = _addresses(tuple(t.data_ptr() for row in columns for t in row), device)
     tiles = _tiles(tuple(p.numel() // R for p in params), device)  # [tiles, 3]
     count = tiles.shape[0]
@@ -48,7 +51,7 @@ def fast_weight_optim(
         ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
     )  # fmt: skip
     _step_kernel[(count, R)](
-        addresses, tiles, factors, stepped, momentum,
+        addresses, tiles, factors, stepped,
         ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, TILE=TILE,
     )  # fmt: skip
     torch.autograd.graph.increment_version([*params, *state.first, *state.second])
@@ -57,20 +60,20 @@ def fast_weight_optim(
 
 @functools.lru_cache(maxsize=64)
 def _addresses(pointers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Parameter, gradient, first and second moment of each tensor: [tensors, 4]."""
+    """Return addresses of each tensor's parameter, gradient and two means: [tensors, 4]."""
     return torch.tensor(pointers, dtype=torch.int64, device=device).view(-1, 4)
 
 
 @functools.lru_cache(maxsize=64)
 def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Tensor, offset and the tensor's size of each tile of one request: [tiles, 3]."""
+    """Return the tensor's index, offset and size for each tile of one request: [tiles, 3]."""
     tiles = [(i, at, size) for i, size in enumerate(sizes) for at in range(0, size, TILE)]
     return torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 3)
 
 
 @triton.jit
 def _tile(addresses, tiles, TILE: tl.constexpr):
-    """This program's tensor, its elements' offsets and which of them exist."""
+    """Return the program's row of the address table, its elements' offsets and which exist."""
     entry = tiles + tl.program_id(0) * 3
     tensor, first, size = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     offset = first + tl.arange(0, TILE)
@@ -80,6 +83,7 @@ def _tile(addresses, tiles, TILE: tl.constexpr):
 
 @triton.jit
 def _norm_kernel(addresses, tiles, partial, TILE: tl.constexpr):
+    """Sum the squares of one tile of a request's gradient."""
     entry, at, inside = _tile(addresses, tiles, TILE)
     grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
     g = tl.load(grad + at, mask=inside, other=0.0)
@@ -92,7 +96,7 @@ def _decide_kernel(
     ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Whether a request steps, and by what its gradient, mean and root of squares are scaled."""
+    """Decide whether a request steps, and what scales its gradient, mean and root of squares."""
     r = tl.program_id(0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, count, BLOCK):
@@ -119,10 +123,11 @@ def _decide_kernel(
 
 @triton.jit
 def _step_kernel(
-    addresses, tiles, factors, stepped, momentum,
+    addresses, tiles, factors, stepped,
     ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
+    """Step one tile of a request's parameters."""
     r = tl.program_id(1)
     if tl.load(stepped + r) == 0:
         return
@@ -130,17 +135,13 @@ def _step_kernel(
     entry, at, inside = _tile(addresses, tiles, TILE)
     param = tl.load(entry).to(tl.pointer_type(tl.float32)) + at
     grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32)) + at
-    first = tl.load(entry + 2).to(tl.pointer_type(tl.float32)) + at
-    g = tl.load(grad, mask=inside, other=0.0) * clip
-    m = tl.load(first, mask=inside, other=0.0)
+    update = tl.load(grad, mask=inside, other=0.0) * clip
     if ADAMW:
+        first = tl.load(entry + 2).to(tl.pointer_type(tl.float32)) + at
         second = tl.load(entry + 3).to(tl.pointer_type(tl.float32)) + at
-        m = BETA1 * m + (1 - BETA1) * g
-        v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * g * g
+        m = BETA1 * tl.load(first, mask=inside, other=0.0) + (1 - BETA1) * update
+        v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * update * update
+        tl.store(first, m, mask=inside)
         tl.store(second, v, mask=inside)
         update = m / (tl.sqrt(v) * tl.load(factors + r * 3 + 2) + EPS)
-    else:
-        m = momentum * m + g
-        update = m
-    tl.store(first, m, mask=inside)
     tl.store(param, tl.load(param, mask=inside, other=0.0) - rate * update, mask=inside)

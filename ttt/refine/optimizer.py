@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.fast_weight_optim.naive import OptimState
+from refine_server.kernels.fast_weight_optim import OptimState
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 
