@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim.naive import OptimState
+from refine_server.kernels.fast_weight_optim import OptimState
 
 Form = Callable[..., Any]
 Run = Callable[[Form], list[Tensor]]
@@ -86,7 +86,7 @@ def grpo_loss(m: Maker, N: int, k: int) -> Run:
     """Surrogate and KL of one step's rollouts."""
     log_prob, old, base = (m.single(N, k, scale=0.3) for _ in range(3))
     advantages = m.single(N)
-    return with_gradients(lambda form: form(log_prob, old, advantages, 0.2, base), [log_prob])
+    return with_gradients(lambda form: form(log_prob, old, advantages, base), [log_prob])
 
 
 def batched_low_rank(m: Maker, R: int, T: int, width: int, out: int, rank: int) -> Run:

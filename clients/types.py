@@ -217,7 +217,6 @@ class AdaptOptions(TypedDict, total=False):
     grpo_coef: float
     ntp_coef: float
     kl_coef: float
-    clip_ratio: float
     optimizer: Literal["adamw", "sgd"]
     learning_rate: float
     max_grad_norm: float

@@ -1,47 +1,36 @@
-"""Clipped surrogate and KL to the unadapted policy: the definition of the op."""
+"""Policy-gradient surrogate and KL to the unadapted policy: the definition of the op."""
 
 import torch
 from torch import Tensor
-
-DUAL_CLIP = 3.0
-"""Bound on the surrogate of a negative advantage (dual-clip PPO, arXiv 1912.09729)."""
 
 
 def grpo_loss(
     log_prob: Tensor,
     old_log_prob: Tensor,
     advantages: Tensor,
-    clip: float,
     base_log_prob: Tensor | None = None,
-    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Dual-clipped surrogate, and KL(policy || base) by the positive estimator "k3".
+    """Compute the GRPO surrogate, and KL(policy || base) by the positive estimator "k3".
+
+    The surrogate is the mean of -ratio · advantage, where ratio = exp(log_prob - old_log_prob).
+    There is no clip: a rollout is sampled and scored under the same weights and used for exactly
+    one update, so the ratio is 1 up to rounding and the clip of arXiv 2602.16704, section 3.4,
+    never binds. At ratio 1 both gradients are the same, -advantage · d log_prob.
 
     Args:
-        log_prob: [N, k], of sampled tokens under the policy, from ``token_stats``; both results are
-            differentiable with respect to it.
+        log_prob: [N, k], of N rollouts' sampled tokens under the policy, from ``token_stats``. Both
+            results are differentiable with respect to it.
         old_log_prob: [N, k], under the policy that sampled them.
-        advantages: [N].
-        clip: half-width of the trust region around ratio 1.
-        base_log_prob: [N, k], under the unadapted policy; None: KL is 0.
-        mask: [N, k], True for tokens that count; None: all.
+        advantages: [N], one of each rollout, for all of its tokens.
+        base_log_prob: [N, k], under the unadapted policy; None: the KL is 0.
 
     Returns:
-        Surrogate and KL, [] each: means over the tokens that count, 0 when none does.
+        Surrogate and KL, [] each: means over all tokens.
     """
     ratio = (log_prob - old_log_prob).exp()
-    A = advantages[:, None].to(log_prob.dtype)
-    clipped = torch.maximum(-A * ratio, -A * ratio.clamp(1 - clip, 1 + clip))
-    surrogate = torch.where(A < 0, torch.minimum(clipped, -A * DUAL_CLIP), clipped)
+    surrogate = -ratio * advantages[:, None].to(log_prob.dtype)
     kl = torch.zeros_like(surrogate)
     if base_log_prob is not None:
         gap = base_log_prob - log_prob
         kl = gap.exp() - gap - 1
-    return masked_mean(surrogate, mask), masked_mean(kl, mask)
-
-
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the values that count, 0 when none does."""
-    if mask is None:
-        return values.mean()
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
+    return surrogate.mean(), kl.mean()

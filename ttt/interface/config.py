@@ -78,7 +78,6 @@ class AdaptConfig(BaseModel):
     grpo_coef: float = Field(0.4, ge=0.0, le=10.0)
     ntp_coef: float = Field(1.0, ge=0.0, le=10.0)
     kl_coef: float = Field(0.0, ge=0.0, le=10.0, description="KL to the unadapted policy.")
-    clip_ratio: float = Field(0.2, gt=0.0, lt=1.0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")

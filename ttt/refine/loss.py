@@ -139,7 +139,6 @@ def _with_rollouts(
             own.log_prob,
             own.old_log_prob,
             advantages,
-            loop.config.clip_ratio,
             _base_log_prob(loop, own.tokens, own_starts),
         )
         coef = loop.config

@@ -66,7 +66,7 @@ def naive_gradient(
     (config.ntp_coef * ntp).backward()
     for i, prefix in enumerate(prefixes):
         log_prob, _ = _read(model, prefix, tokens[i], leaves, config)
-        term, _ = dispatch.grpo_loss(log_prob, old[i], advantages[i : i + 1], config.clip_ratio)
+        term, _ = dispatch.grpo_loss(log_prob, old[i], advantages[i : i + 1])
         (config.grpo_coef * term / len(prefixes)).backward()
     gradient = {n: _grad(leaves[n]) for n in leaves}
     return gradient, tokens
