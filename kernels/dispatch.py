@@ -20,6 +20,8 @@ from refine_server.kernels.attention import eager as attention_eager
 from refine_server.kernels.attention import naive as attention_naive
 from refine_server.kernels.batched_low_rank import eager as batched_low_rank_eager
 from refine_server.kernels.batched_low_rank import naive as batched_low_rank_naive
+from refine_server.kernels.cascade_attention import eager as cascade_attention_eager
+from refine_server.kernels.cascade_attention import naive as cascade_attention_naive
 from refine_server.kernels.delta_rule import eager as delta_rule_eager
 from refine_server.kernels.delta_rule import naive as delta_rule_naive
 from refine_server.kernels.fast_weight_optim import eager as fast_weight_optim_eager
@@ -63,6 +65,14 @@ def _interpreted() -> bool:
 
 
 FORM = _chosen_form()
+
+
+def definitions_only() -> bool:
+    """Return whether only definitions may run (``REFINE_KERNELS=naive``).
+
+    A caller that computes an op itself, fused with its neighbours, must then call the op instead.
+    """
+    return FORM == "naive"
 
 
 def _choose(
@@ -115,6 +125,9 @@ def _triton_form(naive: Callable[P, R]) -> Callable[P, R]:
 attention = _choose(attention_naive.attention, attention_eager.attention)
 batched_low_rank = _choose(
     batched_low_rank_naive.batched_low_rank, batched_low_rank_eager.batched_low_rank, triton=True
+)
+cascade_attention = _choose(
+    cascade_attention_naive.cascade_attention, cascade_attention_eager.cascade_attention
 )
 delta_rule = _choose(delta_rule_naive.delta_rule, delta_rule_eager.delta_rule, triton=True)
 delta_states = _choose(delta_rule_naive.delta_states, delta_rule_eager.delta_states, triton=True)

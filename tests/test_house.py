@@ -1,6 +1,7 @@
 """The house: which room may import which, how long a file may be, and that the wheel is whole."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,20 @@ def test_rooms_import_only_downwards(path: Path) -> None:
         allowed = ("refine_server.ttt.models", "refine_server.ttt.fast_weights")
         ours = {n for n in names if n.startswith("refine_server.ttt")}
         assert all(n.startswith(allowed) for n in ours)
+
+
+KNOW_FORMS = (ROOT / "kernels", ROOT / "benchmarks", ROOT / "tests" / "kernels")
+FORM = re.compile(r"refine_server\.kernels\.\w+\.(naive|eager|triton)")
+
+
+def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
+    """Everybody else calls ``dispatch.<op>``, so that REFINE_KERNELS reaches every call."""
+    named = {
+        path.relative_to(ROOT): sorted(filter(FORM.match, imports(path)))
+        for path in (*SOURCES, *(ROOT / "tests").rglob("*.py"))
+        if not any(map(path.is_relative_to, KNOW_FORMS))
+    }
+    assert not {path: forms for path, forms in named.items() if forms}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)

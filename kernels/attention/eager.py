@@ -5,14 +5,13 @@ document are read once however many rollouts branch from it. Long stretches with
 through torch's fused kernel.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from refine_server.kernels.cascade_attention.eager import cascade_attention
 
 BLOCK, MOST_IN_BLOCKS = 128, 512
 """torch's causal kernel computes what it masks, up to 512 keys; blocks of queries need not."""
@@ -182,7 +181,7 @@ def _merged(
     prefix_length: Tensor,
     scale: float | None,
 ) -> Tensor:
-    """Branches by ``on_both``: a row's branches are one long query of its prefix."""
+    """Compute the branches by ``cascade_attention``, with causality in its masks."""
     B, Hq, T, D = q.shape
     R, H, P, _ = prefix_k.shape
     branches, rows = B // R, (Hq // H) * T
@@ -197,122 +196,6 @@ def _merged(
         unseen = ~_tail_mask(T, k.shape[2], None, q.device)
         tail_mask = q.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf).repeat(Hq // H, 1)
     q = q.reshape(B, H, rows, D)
-    o = on_both(q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask)
+    scale = D**-0.5 if scale is None else scale
+    o = cascade_attention(q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask)
     return o.view(B, Hq, T, D)
-
-
-def on_both(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    scale: float | None,
-    prefix_mask: Tensor | None = None,
-    tail_mask: Tensor | None = None,
-) -> Tensor:
-    """Prefix and tail each by the fused kernel, joined by how much weight (log-sum-exp) each has.
-
-    No score is ever written to memory, and what is seen whole needs no mask.
-
-    Args:
-        q: [B, H, N, D], the N queries of a key head.
-        k, v: [B, H, S, D].
-        prefix_k, prefix_v: [R, H, P, D], B a multiple of R.
-        scale: as of ``attention``.
-        prefix_mask: added to the scores, [R, 1, B / R N, P]; None: all is seen.
-        tail_mask: the same, [N, S].
-    """
-    inputs = q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask
-    if not torch.is_grad_enabled():
-        return _joined(*inputs)[0]
-    apply: Callable[..., Tensor] = _OnBoth.apply
-    return apply(*inputs)
-
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-"""What ``F.scaled_dot_product_attention`` runs on CPUs; it tells the log-sum-exp as well."""
-
-
-def _joined(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    scale: float | None,
-    prefix_mask: Tensor | None,
-    tail_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, and the log-sum-exp [B, H, N, 1] of either part's scores."""
-    long = _long(q, prefix_k.shape[0])
-    on_prefix, of_prefix = _flash(long, prefix_k, prefix_v, attn_mask=prefix_mask, scale=scale)
-    on_tail, of_tail = _flash(q, k, v, attn_mask=tail_mask, scale=scale)
-    on_prefix, of_prefix = _short(on_prefix, q), _short(of_prefix.unsqueeze(-1), q)
-    of_tail = of_tail.unsqueeze(-1)
-    return torch.lerp(on_tail, on_prefix, (of_prefix - of_tail).sigmoid_()), of_prefix, of_tail
-
-
-class _OnBoth(torch.autograd.Function):
-    """The kernel's backward pass makes the weights anew from scores and log-sum-exp.
-
-    Given the output and the log-sum-exp of prefix and tail together, it gives each part's share.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        prefix_k: Tensor,
-        prefix_v: Tensor,
-        scale: float | None,
-        prefix_mask: Tensor | None,
-        tail_mask: Tensor | None,
-    ) -> Tensor:
-        inputs = q, k, v, prefix_k, prefix_v
-        o, of_prefix, of_tail = _joined(*inputs, scale, prefix_mask, tail_mask)
-        if any(ctx.needs_input_grad):
-            lse = torch.logaddexp(of_prefix, of_tail)
-            ctx.save_for_backward(*inputs, o, lse, prefix_mask, tail_mask)
-            ctx.scale = scale
-        return o
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, prefix_k, prefix_v, o, lse, prefix_mask, tail_mask = ctx.saved_tensors
-        R = prefix_k.shape[0]
-        of_q, of_k, of_v = _flash_backward(
-            *(grad.contiguous(), q, k, v, o, lse[..., 0]),
-            *(0.0, False),
-            attn_mask=tail_mask,
-            scale=ctx.scale,
-        )
-        long_q, long_o, long_grad = (_long(x, R) for x in (q, o, grad))
-        more, of_prefix_k, of_prefix_v = _flash_backward(
-            *(long_grad, long_q, prefix_k, prefix_v, long_o, _long(lse, R)[..., 0]),
-            *(0.0, False),
-            attn_mask=prefix_mask,
-            scale=ctx.scale,
-        )
-        return of_q + _short(more, q), of_k, of_v, of_prefix_k, of_prefix_v, None, None, None
-
-
-def _long(x: Tensor, R: int) -> Tensor:
-    """All branches of a row as one sequence: [B, H, N, D] -> [R, H, B / R N, D]."""
-    B, H, N, D = x.shape
-    if R == B:
-        return x
-    return x.view(R, B // R, H, N, D).transpose(1, 2).reshape(R, H, B // R * N, D)
-
-
-def _short(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``_long``: [R, H, B / R N, D] -> [B, H, N, D], B, H and N as of ``like``."""
-    B, H, N, _ = like.shape
-    R = x.shape[0]
-    if R == B:
-        return x
-    return x.view(R, H, B // R, N, -1).transpose(1, 2).reshape(B, H, N, -1)

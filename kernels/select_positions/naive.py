@@ -1,12 +1,9 @@
 """Positions by smoothing, adding noise and taking the largest: the definition of the op."""
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Rule = Literal["sample", "uniform", "argmax", "argmin"]
+from refine_server.kernels.select_positions import Rule, smooth
 
 
 def select_positions(
@@ -36,9 +33,3 @@ def select_positions(
         gumbel = -(-noise.clamp_min(1e-20).log()).log()
         keys = gumbel if rule == "uniform" else keys + gumbel
     return keys.argmax(-1) + size * torch.arange(chunks, device=keys.device)
-
-
-def smooth(scores: Tensor, kernel: int) -> Tensor:
-    """Average pool of scores [R, T], stride 1, zero padding; an even kernel is widened by one."""
-    kernel += 1 - kernel % 2
-    return F.avg_pool1d(scores[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]

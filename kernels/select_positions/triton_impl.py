@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from refine_server.kernels.select_positions.naive import Rule
+from refine_server.kernels.select_positions import Rule
 from refine_server.kernels.triton_support import check_dtype
 
 BLOCK = 1024

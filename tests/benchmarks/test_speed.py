@@ -13,7 +13,7 @@ from refine_server.benchmarks.memory import measure
 from refine_server.benchmarks.refine_step import StepBench, small_lact
 from refine_server.benchmarks.rows import DataError
 from refine_server.benchmarks.timing import medians
-from refine_server.kernels.delta_rule import naive
+from refine_server.kernels import dispatch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -23,7 +23,7 @@ def test_row_by_row_chunks_are_the_delta_rule() -> None:
     q, k, v = (torch.randn(2, 3, 96, 8, generator=generator).double() for _ in "qkv")
     k = torch.nn.functional.normalize(k, dim=-1)
     beta = torch.rand(2, 3, 96, generator=generator).double()
-    expected, _ = naive.delta_rule(q, k, v, beta)
+    expected, _ = dispatch.delta_rule(q, k, v, beta)
     torch.testing.assert_close(row_by_row_chunks(q, k, v, beta), expected)
 
 

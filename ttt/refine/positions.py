@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.select_positions.naive import smooth
+from refine_server.kernels.select_positions import smooth
 from refine_server.ttt.interface.config import Selection
 
 SPAN_POOL = 5

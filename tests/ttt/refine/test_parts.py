@@ -9,19 +9,11 @@ from hypothesis import strategies as st
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.refine.positions import select_positions, select_spans, smooth
+from refine_server.ttt.refine.positions import select_positions, select_spans
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_smoothing_pads_with_zeros_and_widens_even_kernels() -> None:
-    scores = torch.tensor([[3.0, 6.0, 9.0]])
-    expected = torch.tensor([[3.0, 6.0, 5.0]])
-    torch.testing.assert_close(smooth(scores, 3), expected)
-    torch.testing.assert_close(smooth(scores, 2), expected)
-    torch.testing.assert_close(smooth(scores, 1), scores)
 
 
 @given(

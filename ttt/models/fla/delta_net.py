@@ -102,7 +102,7 @@ class DeltaNet(FlaCausalLM):
     def lay_out(self) -> None:
         """See ``CausalLM.lay_out``."""
         join([self.lm_head])
-        self.direct = None if dispatch.FORM == "naive" else direct_layers(self)
+        self.direct = None if dispatch.definitions_only() else direct_layers(self)
         self.direct_norm = row_norm(self.model.norm, self.norm_eps)
 
     def read_on(

@@ -11,11 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.attention.eager import on_both
 from refine_server.ttt.models.layers.packing import Joined, Norm
 from refine_server.ttt.models.state import KVState, KVTrace
 
@@ -47,7 +45,8 @@ class TokenLayer:
         """x [1, T, D], T <= ``FEW``, after a state of one row; cos and sin as of ``rotate``."""
         (_, T, _), H, d = x.shape, self.kv_heads, self.head_dim
         x = x.view(T, -1)
-        heads = (self._normed(x, self.norm) @ self.qkv).view(T, -1, d).transpose(0, 1)
+        h = dispatch.rms_norm(x, self.norm, self.eps)
+        heads = (h @ self.qkv).view(T, -1, d).transpose(0, 1)
         q_k, v = heads.split([self.heads + H, H])  # [Hq + H, T, d] and [H, T, d]
         q_k = torch.addcmul(q_k * cos.view(T, d), q_k.roll(d // 2, -1), sin.view(T, d))
         q, k = q_k.split([self.heads, H])
@@ -56,7 +55,8 @@ class TokenLayer:
         q = q.reshape(1, H, -1, d)  # [1, H, Hq / H T, d]
         o = self._attended(q, k, v, state, T).view(-1, T, d)
         x = torch.addmm(x, o.transpose(0, 1).reshape(T, -1), self.o)
-        gate, up = (self._normed(x, self.mlp_norm) @ self.gate_up).chunk(2, dim=1)
+        h = dispatch.rms_norm(x, self.mlp_norm, self.eps)
+        gate, up = (h @ self.gate_up).chunk(2, dim=1)
         x = torch.addmm(x, self.activation(gate).mul_(up), self.down)
         return x.unsqueeze(0), KVTrace(k, v, state)
 
@@ -68,15 +68,7 @@ class TokenLayer:
         mask = None
         if T > 1:
             mask = _tail_mask(T, k.shape[2], self.heads // self.kv_heads, q.dtype, q.device)
-        return on_both(q, k, v, prefix_k, prefix_v, self.scale, tail_mask=mask)
-
-    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The RMS norm of x [T, D]."""
-        if x.shape[0] > 1:
-            return F.rms_norm(x, weight.shape, weight, self.eps)
-        # One row's scale is one number, so it need not be a tensor.
-        length = float(torch.linalg.vector_norm(x))
-        return (x * weight).mul_((length * length / x.shape[1] + self.eps) ** -0.5)
+        return dispatch.cascade_attention(q, k, v, prefix_k, prefix_v, self.scale, tail_mask=mask)
 
 
 @lru_cache(maxsize=4)
@@ -95,7 +87,7 @@ def token_layer(layer: Any, first: Norm, second: Norm, joined: Joined) -> TokenL
 
     first, second: its norms, before the attention and the MLP; it must have no others.
     """
-    if joined.qkv is None or joined.gate_up is None or dispatch.FORM == "naive":
+    if joined.qkv is None or joined.gate_up is None:
         return None
     attn, mlp = layer.self_attn, layer.mlp
     plain = all(type(m) is nn.Linear and m.bias is None for m in (attn.o_proj, mlp.down_proj))

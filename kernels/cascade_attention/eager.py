@@ -1,0 +1,130 @@
+"""Attention over prefix and tail by torch's fused kernel, merged by log-sum-exp.
+
+All rows of a prefix attend to it as one long query, so it is read once. The kernel runs once over
+the prefix and once over the tail, and the outputs are weighted by the softmax mass that either part
+has: cascade inference (FlashInfer, arXiv 2501.01005), ``merge_attn_states`` in vLLM. No score is
+written to memory, and a part that is seen whole needs no mask.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from refine_server.kernels.cascade_attention import naive
+
+
+def cascade_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    scale: float,
+    prefix_mask: Tensor | None = None,
+    tail_mask: Tensor | None = None,
+) -> Tensor:
+    """Compute ``naive.cascade_attention`` part by part; same arguments, same results.
+
+    The fused kernel is torch's for CPUs and crashes on an empty prefix; the definition runs for
+    other devices and for an empty prefix.
+    """
+    inputs = q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask
+    if q.device.type != "cpu" or prefix_k.shape[2] == 0:
+        return naive.cascade_attention(*inputs)
+    if not torch.is_grad_enabled():
+        return _merged(*inputs)[0]
+    apply: Callable[..., Tensor] = _CascadeAttention.apply
+    return apply(*inputs)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+"""What ``F.scaled_dot_product_attention`` runs on CPUs; these also return the log-sum-exp."""
+
+
+def _merged(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    scale: float,
+    prefix_mask: Tensor | None,
+    tail_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, and the log-sum-exp [B, H, N, 1] of the scores of either part."""
+    long = _long(q, prefix_k.shape[0])
+    on_prefix, of_prefix = _flash(long, prefix_k, prefix_v, attn_mask=prefix_mask, scale=scale)
+    on_tail, of_tail = _flash(q, k, v, attn_mask=tail_mask, scale=scale)
+    on_prefix, of_prefix = _short(on_prefix, q), _short(of_prefix.unsqueeze(-1), q)
+    of_tail = of_tail.unsqueeze(-1)
+    return torch.lerp(on_tail, on_prefix, (of_prefix - of_tail).sigmoid_()), of_prefix, of_tail
+
+
+class _CascadeAttention(torch.autograd.Function):
+    """The merged attention with its backward pass.
+
+    torch's backward kernel computes the attention weights again from the scores and their
+    log-sum-exp. Given the output and the log-sum-exp of prefix and tail together, one call for each
+    part returns the gradients of that part.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prefix_k: Tensor,
+        prefix_v: Tensor,
+        scale: float,
+        prefix_mask: Tensor | None,
+        tail_mask: Tensor | None,
+    ) -> Tensor:
+        inputs = q, k, v, prefix_k, prefix_v
+        o, of_prefix, of_tail = _merged(*inputs, scale, prefix_mask, tail_mask)
+        if any(ctx.needs_input_grad):
+            lse = torch.logaddexp(of_prefix, of_tail)
+            ctx.save_for_backward(*inputs, o, lse, prefix_mask, tail_mask)
+            ctx.scale = scale
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, prefix_k, prefix_v, o, lse, prefix_mask, tail_mask = ctx.saved_tensors
+        R = prefix_k.shape[0]
+        of_q, of_k, of_v = _flash_backward(
+            *(grad.contiguous(), q, k, v, o, lse[..., 0]),
+            *(0.0, False),
+            attn_mask=tail_mask,
+            scale=ctx.scale,
+        )
+        long_q, long_o, long_grad = (_long(x, R) for x in (q, o, grad))
+        more, of_prefix_k, of_prefix_v = _flash_backward(
+            *(long_grad, long_q, prefix_k, prefix_v, long_o, _long(lse, R)[..., 0]),
+            *(0.0, False),
+            attn_mask=prefix_mask,
+            scale=ctx.scale,
+        )
+        return of_q + _short(more, q), of_k, of_v, of_prefix_k, of_prefix_v, None, None, None
+
+
+def _long(x: Tensor, R: int) -> Tensor:
+    """Lay the rows of a prefix out as one long sequence: [B, H, N, D] to [R, H, B/R N, D]."""
+    B, H, N, D = x.shape
+    if R == B:
+        return x
+    return x.view(R, B // R, H, N, D).transpose(1, 2).reshape(R, H, B // R * N, D)
+
+
+def _short(x: Tensor, like: Tensor) -> Tensor:
+    """Invert ``_long``: [R, H, B/R N, D] to [B, H, N, D], with B, H and N as in ``like``."""
+    B, H, N, _ = like.shape
+    R = x.shape[0]
+    if R == B:
+        return x
+    return x.view(R, H, B // R, N, -1).transpose(1, 2).reshape(B, H, N, -1)
