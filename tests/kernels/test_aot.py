@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from refine_server.benchmarks.kernel_cases import CASES
+from refine_server.benchmarks.kernel_cases import CASES, Case
 from refine_server.benchmarks.kernels import in_process
 from refine_server.kernels.aot import SHARED_LIMIT, compiled
 
@@ -27,15 +27,19 @@ WGMMA = {
 }
 
 
+Resources = dict[int, dict[str, list[dict[str, Any]]]]
+"""What every kernel of a case needs, by architecture and case."""
+
+
 @pytest.fixture(scope="module")
-def resources() -> dict[int, dict[str, list[dict[str, Any]]]]:
+def resources() -> Resources:
     with ThreadPoolExecutor(2) as pool:
         sm90, sm80 = pool.map(lambda args: in_process("resources", *args), (("90",), ("80", "1")))
     return {90: sm90, 80: sm80}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_hopper(case, resources) -> None:
+def test_hopper(case: Case, resources: Resources) -> None:
     kernels = resources[90][case.name]
     assert {k["model"] for k in kernels} == set(case.models)
     for k in kernels:
@@ -45,7 +49,7 @@ def test_hopper(case, resources) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_ampere(case, resources) -> None:
+def test_ampere(case: Case, resources: Resources) -> None:
     kernels = resources[80][case.name]
     assert {k["kernel"] for k in kernels} == {k["kernel"] for k in resources[90][case.name]}
     assert all(k["shared_bytes"] <= SHARED_LIMIT_80 and not k["wgmma"] for k in kernels)

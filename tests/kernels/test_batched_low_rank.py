@@ -1,19 +1,23 @@
-"""A shared projection with deltas of each request's own: both fast forms, equal and odd shares."""
+"""A shared projection with deltas of each request's own: both fast forms, odd sizes."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from refine_server.kernels.batched_low_rank import eager, naive
 
 triton_form = pytest.importorskip("refine_server.kernels.batched_low_rank.triton_impl")
 
+Op = Callable[..., Tensor]
 FORMS = pytest.mark.parametrize(
-    "form", [eager.batched_low_rank, triton_form.batched_low_rank], ids=["torch", "triton"]
+    "form", [eager.batched_low_rank, triton_form.batched_low_rank], ids=["eager", "triton"]
 )
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 
 
-def weights(R: int, width: int, rank: int, out: int, dtype: torch.dtype):
+def weights(R: int, width: int, rank: int, out: int, dtype: torch.dtype) -> list[Tensor]:
     return [
         (torch.randn(*shape) * shape[-2] ** -0.5).to(dtype)
         for shape in ((out, width), (R, width, rank), (R, rank, out))
@@ -26,19 +30,29 @@ def weights(R: int, width: int, rank: int, out: int, dtype: torch.dtype):
     [(1, 1, 7, 2, 5), (63, 1, 100, 16, 130), (6, 2, 63, 3, 65), (300, 2, 33, 20, 17)],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_equal_shares(form, rows, R, width, rank, out, bias, dtype, matches) -> None:
+def test_outputs_and_gradients(
+    form: Op,
+    rows: int,
+    R: int,
+    width: int,
+    rank: int,
+    out: int,
+    bias: bool,
+    dtype: torch.dtype,
+    matches: Callable[..., None],
+) -> None:
     inputs = [torch.randn(rows, 1, width).to(dtype), *weights(R, width, rank, out, dtype)]
     inputs += [torch.randn(out).to(dtype)] if bias else []
     matches(naive.batched_low_rank, form, inputs, scale=3)
 
 
-def test_long_requests_are_summed_in_shares(matches) -> None:
+def test_the_rows_of_a_long_request_are_summed_in_parts(matches: Callable[..., None]) -> None:
     inputs = [torch.randn(1100, 12), *weights(1, 12, 4, 9, torch.float32)]
     matches(naive.batched_low_rank, triton_form.batched_low_rank, inputs, scale=3)
 
 
 @FORMS
-def test_gradients_of_what_is_frozen_are_not_made(form) -> None:
+def test_gradients_of_what_is_frozen_are_not_made(form: Op) -> None:
     x = torch.randn(9, 16)
     weight, a, b = weights(3, 16, 2, 8, torch.float32)
     expected = None
@@ -52,11 +66,11 @@ def test_gradients_of_what_is_frozen_are_not_made(form) -> None:
 
 
 @FORMS
-def test_requests_do_not_mix(form) -> None:
+def test_requests_do_not_mix(form: Op) -> None:
     x = torch.randn(3, 40, 16)
     weight, *own = weights(3, 16, 2, 8, torch.float32)
 
-    def gradients(spoil: bool):
+    def gradients(spoil: bool) -> tuple[Tensor, Tensor, Tensor]:
         a, b = (t.clone() for t in own)
         if spoil:
             a[1] = float("nan")

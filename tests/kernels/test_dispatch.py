@@ -1,5 +1,11 @@
 """Which form of an op runs: by device, or as REFINE_KERNELS says."""
 
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,10 +13,11 @@ from refine_server.kernels import dispatch
 from refine_server.kernels.token_stats import eager as token_stats_eager
 from refine_server.kernels.token_stats import naive as token_stats_naive
 
+OPS = {path.parent.name for path in Path(dispatch.__file__).parent.glob("*/naive.py")}
 NAIVE, FAST = token_stats_naive.token_stats, token_stats_eager.token_stats
 
 
-def test_the_environment_is_checked(monkeypatch) -> None:
+def test_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFINE_KERNELS", raising=False)
     assert dispatch._chosen_form() is None
     for form in ("naive", "torch"):
@@ -21,7 +28,7 @@ def test_the_environment_is_checked(monkeypatch) -> None:
         dispatch._chosen_form()
 
 
-def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch) -> None:
+def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFINE_KERNELS", "triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -31,7 +38,7 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch) -> None:
         dispatch._chosen_form()
 
 
-def test_a_form_can_be_forced(monkeypatch) -> None:
+def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "FORM", "naive")
     assert dispatch._choose(NAIVE, FAST, triton=True) is NAIVE
     monkeypatch.setattr(dispatch, "FORM", "torch")
@@ -44,7 +51,21 @@ def test_a_form_can_be_forced(monkeypatch) -> None:
     assert chosen(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1)) == "triton"
 
 
-def test_by_device(monkeypatch) -> None:
+def test_naive_forces_every_op() -> None:
+    script = (
+        "from refine_server.kernels import dispatch\n"
+        "assert dispatch.definitions_only()\n"
+        "ops = [op for name, op in vars(dispatch).items() if name[0] != '_' and callable(op)]\n"
+        "print(*{op.__module__ for op in ops if '.kernels.' in op.__module__})"
+    )
+    environment = os.environ | {"REFINE_KERNELS": "naive"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split()) - {dispatch.__name__}
+    assert modules == {f"refine_server.kernels.{op}.naive" for op in OPS}
+
+
+def test_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnGPU(torch.Tensor):
         is_cuda = True
 
@@ -62,8 +83,6 @@ def test_by_device(monkeypatch) -> None:
 
 
 def test_every_triton_form_has_its_definitions_signature() -> None:
-    import inspect
-
     pytest.importorskip("triton")
     ops = [op for name, op in vars(dispatch).items() if name[0] != "_"]
     definitions = [op.__wrapped__ for op in ops if hasattr(op, "__wrapped__")]

@@ -1,13 +1,14 @@
 """The gated delta rule: chunks equal the recurrence, outputs and gradients, by head or channel."""
 
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import naive as delta_rule
-from refine_server.kernels.gated_delta_rule import eager as fast
-from refine_server.kernels.gated_delta_rule import naive
+from refine_server.kernels.gated_delta_rule import eager, naive
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -28,7 +29,7 @@ def make(T: int, dtype: torch.dtype, by_channel: bool, decay: float = 1.0) -> li
 def test_chunks_equal_the_recurrence(T: int, by_channel: bool, dtype: torch.dtype) -> None:
     inputs = make(T, dtype, by_channel)
     results = []
-    for form in (naive, fast):
+    for form in (naive, eager):
         torch.manual_seed(1)
         leaves = [x.clone().requires_grad_() for x in inputs]
         outputs = form.gated_delta_rule(*leaves)
@@ -43,7 +44,7 @@ def test_chunks_equal_the_recurrence(T: int, by_channel: bool, dtype: torch.dtyp
 def test_states_lie_at_chunk_boundaries(by_channel: bool) -> None:
     T = 2 * CHUNK + 5
     *inputs, state = make(T, torch.float64, by_channel)
-    _, states = fast.gated_delta_rule(*inputs, state)
+    _, states = eager.gated_delta_rule(*inputs, state)
     assert states.shape[2] == 4
     for index, end in ((0, 0), (1, CHUNK), (2, 2 * CHUNK), (3, T)):
         expected = state
@@ -56,14 +57,14 @@ def test_states_lie_at_chunk_boundaries(by_channel: bool) -> None:
 @BY_CHANNEL
 def test_a_fast_decay_neither_overflows_nor_spoils_gradients(by_channel: bool) -> None:
     leaves = [x.requires_grad_() for x in make(130, torch.float32, by_channel, decay=60.0)]
-    o, states = fast.gated_delta_rule(*leaves)
+    o, states = eager.gated_delta_rule(*leaves)
     (o.sum() + states.sum()).backward()
     assert all(x.grad.isfinite().all() for x in leaves)
 
 
-@pytest.mark.parametrize("form", [naive, fast], ids=["naive", "torch"])
+@pytest.mark.parametrize("form", [naive, eager], ids=["naive", "eager"])
 @BY_CHANNEL
-def test_without_decay_it_is_the_delta_rule(form, by_channel: bool) -> None:
+def test_without_decay_it_is_the_delta_rule(form: ModuleType, by_channel: bool) -> None:
     q, k, v, g, beta, state = make(70, torch.float64, by_channel)
     expected = delta_rule.delta_rule(q, k, v, beta, state)
     for actual, wanted in zip(

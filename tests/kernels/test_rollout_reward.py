@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -11,7 +12,7 @@ from refine_server.kernels.rollout_reward import triton_impl as form
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 
 
-def inputs(R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype):
+def inputs(R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     T, N = 63, R * G * n
     document = torch.randint(0, 3, (R, T))
     starts = torch.randint(1, T - k + 1, (R, G))
@@ -24,7 +25,9 @@ def inputs(R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype):
     ("R", "G", "n", "k", "D"),
     [(1, 1, 1, 1, 1), (2, 3, 2, 5, 63), (1, 4, 1, 5, 257), (1, 7, 3, 2, 1100), (2, 0, 1, 5, 8)],
 )
-def test_rewards_and_advantages(kind, R, G, n, k, D, dtype) -> None:
+def test_rewards_and_advantages(
+    kind: str, R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype
+) -> None:
     tokens, hidden, document, document_hidden, starts = inputs(R, G, n, k, D, dtype)
     # The definition in fp32, too: a spread of rounding errors alone must count as none.
     args = tokens, hidden.float(), document, document_hidden.float(), starts

@@ -1,11 +1,14 @@
 """Token statistics in Triton: one pass over the vocabulary, its gradients, and its isolation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
-from refine_server.kernels.token_stats import naive
+from refine_server.kernels.token_stats import TokenStats, naive
 from refine_server.kernels.token_stats import triton_impl as form
 
 pytestmark = pytest.mark.usefixtures("nan_scratch")
@@ -15,22 +18,26 @@ pytestmark = pytest.mark.usefixtures("nan_scratch")
     ("N", "D", "V", "temperature"),
     [(1, 16, 101, 1.0), (63, 33, 400, 0.7), (100, 63, 257, 1.0), (257, 8, 65, 0.5), (0, 8, 50, 1)],
 )
-def test_outputs_and_gradients(N, D, V, temperature, dtype, matches) -> None:
+def test_outputs_and_gradients(
+    N: int, D: int, V: int, temperature: float, dtype: torch.dtype, matches: Callable[..., None]
+) -> None:
     hidden, weight = torch.randn(N, D).to(dtype), (torch.randn(V, D) * 0.3).to(dtype)
     targets = torch.randint(0, V, (N,))
 
-    def run(stats):
+    def run(stats: Callable[..., TokenStats]) -> Callable[[Tensor, Tensor], TokenStats]:
         return lambda h, w: stats(h, w, targets, temperature)
 
     matches(run(naive.token_stats), run(form.token_stats), [hidden, weight])
 
 
-def test_shares_and_slabs_of_the_vocabulary_are_merged(matches, monkeypatch) -> None:
+def test_shares_and_slabs_of_the_vocabulary_are_merged(
+    matches: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(form, "SLAB", 256 * 65)
     hidden, weight = torch.randn(65, 24), torch.randn(1501, 24)
     targets = torch.randint(0, 1501, (65,))
 
-    def run(stats):
+    def run(stats: Callable[..., TokenStats]) -> Callable[[Tensor, Tensor], TokenStats]:
         return lambda h, w: stats(h, w, targets)
 
     matches(run(naive.token_stats), run(form.token_stats), [hidden, weight])

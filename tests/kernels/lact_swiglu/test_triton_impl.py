@@ -1,5 +1,7 @@
 """LaCT's memory in Triton: reads, writes, and gradients through both."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -19,14 +21,24 @@ def memory(rows: int, H: int, D: int, F: int) -> list[torch.Tensor]:
     ("rows", "memories", "T", "D", "F"),
     [(1, 1, 1, 8, 8), (6, 2, 7, 33, 20), (2, 2, 63, 100, 65), (1, 1, 130, 16, 72), (3, 3, 0, 8, 8)],
 )
-def test_apply(rows, memories, T, D, F, dtype, matches) -> None:
+def test_apply(
+    rows: int,
+    memories: int,
+    T: int,
+    D: int,
+    F: int,
+    dtype: torch.dtype,
+    matches: Callable[..., None],
+) -> None:
     q = torch.randn(rows, 2, T, D).to(dtype)
     matches(naive.lact_apply, form.lact_apply, [q, *memory(memories, 2, D, F)], scale=2)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(("T", "D", "F"), [(1, 24, 16), (63, 40, 65), (100, 20, 16)])
-def test_gradient(T, D, F, per_channel, dtype, matches) -> None:
+def test_gradient(
+    T: int, D: int, F: int, per_channel: bool, dtype: torch.dtype, matches: Callable[..., None]
+) -> None:
     widths = (D, F, D) if per_channel else (1, 1, 1)
     rates = [torch.rand(2, 2, T, width) for width in widths]
     k, v = (torch.randn(2, 2, T, D).to(dtype) for _ in "kv")

@@ -1,5 +1,8 @@
 """The update of LaCT's memory in Triton: what a chunk makes of it, and gradients through that."""
 
+from collections.abc import Callable
+from types import ModuleType
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ def inputs(D: int, F: int, momentum: bool, rows: int = 2, heads: int = 2) -> lis
     return [*steps, *before, *norms, *kept]
 
 
-def flat(module, **rule):
+def flat(module: ModuleType, **rule: bool) -> Callable[..., tuple[Tensor, ...]]:
     """``lact_update`` of tensors in a row, and all that it returns in a row."""
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -40,17 +43,19 @@ def flat(module, **rule):
 @pytest.mark.parametrize("prenorm", [False, True], ids=["postnorm", "prenorm"])
 @pytest.mark.parametrize("momentum", [False, True], ids=["plain", "momentum"])
 @pytest.mark.parametrize(("D", "F"), [(3, 2), (33, 20), (20, 63)])
-def test_update(D, F, momentum, prenorm, matches) -> None:
+def test_update(
+    D: int, F: int, momentum: bool, prenorm: bool, matches: Callable[..., None]
+) -> None:
     runs = (flat(m, prenorm=prenorm) for m in (naive, form))
     matches(*runs, inputs(D, F, momentum))
 
 
-def test_long_rows(matches) -> None:
+def test_long_rows(matches: Callable[..., None]) -> None:
     matches(flat(naive), flat(form), inputs(257, 5, momentum=True, rows=1))
 
 
 @pytest.mark.parametrize("wanted", [slice(1, 2), slice(3, 6), slice(7, 8)])
-def test_gradients_through_some_of_the_outputs(wanted) -> None:
+def test_gradients_through_some_of_the_outputs(wanted: slice) -> None:
     """Of weights, main and momentum, which are 0 … 8."""
     given = inputs(12, 20, momentum=True, rows=1)
     results = []
@@ -64,7 +69,7 @@ def test_gradients_through_some_of_the_outputs(wanted) -> None:
         )
 
 
-def test_a_row_of_zeros_has_finite_gradients(matches) -> None:
+def test_a_row_of_zeros_has_finite_gradients(matches: Callable[..., None]) -> None:
     given = inputs(12, 20, momentum=False, rows=1)
     for matrix in (*given[:3], *given[3:6]):
         matrix[0, 1, 3] = 0
@@ -80,7 +85,9 @@ def test_no_memories() -> None:
     ("D", "F", "momentum", "prenorm"),
     [(1, 5, False, True), (33, 20, True, False), (20, 33, True, True), (66, 66, False, False)],
 )
-def test_muon_rounds_where_the_definition_does(D, F, momentum, prenorm) -> None:
+def test_muon_rounds_where_the_definition_does(
+    D: int, F: int, momentum: bool, prenorm: bool
+) -> None:
     """Sums in another order may round one product otherwise, which moves a few elements more."""
     given = inputs(D, F, momentum, rows=1, heads=1)
     expected, actual = (flat(m, prenorm=prenorm, muon=True)(*given) for m in (naive, form))
@@ -88,8 +95,15 @@ def test_muon_rounds_where_the_definition_does(D, F, momentum, prenorm) -> None:
         assert (b - a).norm() <= 5e-3 * a.norm()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 12, 20), (2, 3, 20, 12)])
+def test_muon_makes_singular_values_alike(shape: tuple[int, ...]) -> None:
+    values = torch.linalg.svdvals(naive.orthogonal(torch.randn(shape)))
+    assert values.min() >= 0.6
+    assert values.max() <= 1.3
+
+
 @pytest.mark.parametrize(("D", "F"), [(31, 20), (20, 33)])
-def test_muon_gradients_are_as_exact_as_the_definition_s(D, F) -> None:
+def test_muon_gradients_are_as_exact_as_the_definition_s(D: int, F: int) -> None:
     """Both round to bf16 after every product, so both are measured against fp64."""
     steps, directions = memory(D, F, 1, 1), memory(D, F, 1, 1)
 
@@ -119,7 +133,7 @@ def _exactly_orthogonal(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("muon", [False, True], ids=["plain", "muon"])
-def test_memories_do_not_mix(muon) -> None:
+def test_memories_do_not_mix(muon: bool) -> None:
     given = inputs(10, 20, momentum=True, rows=2, heads=1 if muon else 2)
 
     def results() -> list[Tensor]:

@@ -5,16 +5,24 @@ import torch
 
 pytest.importorskip("triton")
 
-from refine_server.kernels.select_positions import naive
+from refine_server.kernels.select_positions import naive, smooth
 from refine_server.kernels.select_positions import triton_impl as form
 
 pytestmark = pytest.mark.usefixtures("nan_scratch")
 
 
+def test_smoothing_pads_with_zeros_and_widens_even_kernels() -> None:
+    scores = torch.tensor([[3.0, 6.0, 9.0]])
+    expected = torch.tensor([[3.0, 6.0, 5.0]])
+    torch.testing.assert_close(smooth(scores, 3), expected)
+    torch.testing.assert_close(smooth(scores, 2), expected)
+    torch.testing.assert_close(smooth(scores, 1), scores)
+
+
 @pytest.mark.parametrize("T", [1, 63, 257, 3001])
 @pytest.mark.parametrize("kernel", [1, 4])
 @pytest.mark.parametrize("rule", ["sample", "uniform", "argmax", "argmin"])
-def test_positions(T, kernel, rule, dtype) -> None:
+def test_positions(T: int, kernel: int, rule: str, dtype: torch.dtype) -> None:
     chunks = min(T, 2)
     scores = torch.rand(3, T).mul(5).to(dtype)
     noise = torch.rand(3, chunks, T // chunks)

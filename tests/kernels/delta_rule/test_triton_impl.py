@@ -1,5 +1,7 @@
 """The delta rule in Triton: outputs, boundary states, and gradients through all of them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,26 +23,26 @@ def inputs(B: int, H: int, T: int, K: int, V: int, dtype: torch.dtype) -> list[t
 @pytest.mark.parametrize(
     ("T", "K", "V"), [(1, 16, 16), (5, 8, 3), (63, 16, 40), (64, 72, 16), (100, 20, 35)]
 )
-def test_outputs_states_and_gradients(T, K, V, matches) -> None:
+def test_outputs_states_and_gradients(T: int, K: int, V: int, matches: Callable[..., None]) -> None:
     args = inputs(1, 2 if T < 10 else 1, T, K, V, torch.float32)
     matches(naive.delta_rule, form.delta_rule, args, scale=5)
 
 
 @pytest.mark.parametrize(("T", "K", "V"), [(5, 33, 17), (65, 16, 16)])
-def test_bf16(T, K, V, matches) -> None:
+def test_bf16(T: int, K: int, V: int, matches: Callable[..., None]) -> None:
     args = inputs(1, 1, T, K, V, torch.bfloat16)
     matches(naive.delta_rule, form.delta_rule, args, scale=5)
 
 
-def test_many_chunks(matches) -> None:
+def test_many_chunks(matches: Callable[..., None]) -> None:
     matches(naive.delta_rule, form.delta_rule, inputs(1, 1, 257, 8, 8, torch.float32), scale=5)
 
 
-def test_without_a_state(matches) -> None:
+def test_without_a_state(matches: Callable[..., None]) -> None:
     matches(naive.delta_rule, form.delta_rule, inputs(1, 1, 20, 8, 8, torch.float32)[:4], scale=5)
 
 
-def test_equal_keys_do_not_blow_up(matches) -> None:
+def test_equal_keys_do_not_blow_up(matches: Callable[..., None]) -> None:
     """The worst case of the triangular system: every key is the same and overwrites all."""
     args = inputs(1, 1, 64, 16, 16, torch.float32)
     args[1] = args[1][:, :, :1].expand(args[1].shape).contiguous()
@@ -49,7 +51,7 @@ def test_equal_keys_do_not_blow_up(matches) -> None:
 
 
 @pytest.mark.parametrize(("B", "K", "V"), [(1, 16, 16), (5, 33, 70)])
-def test_one_decode_step(B, K, V, dtype) -> None:
+def test_one_decode_step(B: int, K: int, V: int, dtype: torch.dtype) -> None:
     args = inputs(B, 2, 1, K, V, dtype)
     expected = naive.delta_rule(*(x.double() for x in args))
     o, states = form.delta_rule(*args)
@@ -60,7 +62,7 @@ def test_one_decode_step(B, K, V, dtype) -> None:
 
 
 @pytest.mark.parametrize("T", [1, 20])
-def test_rows_do_not_mix(T) -> None:
+def test_rows_do_not_mix(T: int) -> None:
     args = inputs(3, 1, T, 8, 8, torch.float32)
     clean = form.delta_rule(*args)
     args[4][1] = float("nan")
