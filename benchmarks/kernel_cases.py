@@ -1,4 +1,4 @@
-"""Every op that has a Triton form, at the shapes of real models: inputs, and what it must cost."""
+"""Every op that has a Triton form, at the shapes of real models: its inputs and its least cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,28 +13,33 @@ Form = Callable[..., Any]
 Run = Callable[[Form], list[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Maker:
-    """Random inputs: the values are those of ``values``, whatever dtype they are computed in."""
+    """A source of random inputs."""
 
     device: str = "cpu"
+    """Where they are; on ``meta`` they have no values."""
+
     values: torch.dtype = torch.float32
+    """The model's dtype, which the values are rounded to."""
+
     computed: torch.dtype | None = None
+    """The dtype of the tensors, if another: the same values for a computation in fp64."""
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Of the model's dtype."""
+        """Draw from a normal distribution, in the model's dtype."""
         return self._make(torch.randn, shape, self.values, scale)
 
     def single(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Of fp32: states, optimisers and log-probabilities are never narrower."""
+        """Draw in fp32: states, optimisers and log-probabilities are never narrower."""
         return self._make(torch.randn, shape, torch.float32, scale)
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0, 1), fp32."""
+        """Draw from [0, 1) in fp32."""
         return self._make(torch.rand, shape, torch.float32, 1.0)
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """In [0, high)."""
+        """Draw integers from [0, high)."""
         return torch.randint(0, high, shape).to(self.device)
 
     def _make(
@@ -47,7 +52,7 @@ class Maker:
 
 
 def with_gradients(call: Callable[[Form], Any], leaves: list[Tensor]) -> Run:
-    """Outputs of the call, and the gradients of their sum with respect to the leaves."""
+    """Return a run of the call: its outputs, and gradients of their sum for the leaves."""
     for leaf in leaves:
         leaf.requires_grad_()
 
@@ -62,19 +67,19 @@ def with_gradients(call: Callable[[Form], Any], leaves: list[Tensor]) -> Run:
 
 
 def token_stats(m: Maker, N: int, D: int, V: int) -> Run:
-    """Document tokens under the LM head, gradient to the hidden states."""
+    """Make document tokens under the LM head, with the gradient of the hidden states."""
     hidden, weight, targets = m.normal(N, D), m.normal(V, D, scale=D**-0.5), m.integers(V, N)
     return with_gradients(lambda form: form(hidden, weight, targets), [hidden])
 
 
 def select_positions(m: Maker, T: int, chunks: int) -> Run:
-    """One document's entropies."""
+    """Make one document's entropies."""
     scores, noise = m.uniform(1, T), m.uniform(1, chunks, T // chunks)
     return lambda form: [form(scores, noise, chunks=chunks, kernel=5, rule="sample")]
 
 
 def rollout_reward(m: Maker, T: int, positions: int, rollouts: int, k: int, D: int) -> Run:
-    """Hybrid reward of one document's rollouts."""
+    """Make one document's rollouts, for the hybrid reward."""
     N = positions * rollouts
     tokens, hidden = m.integers(4, N, k), m.normal(N, k, D)
     document, document_hidden = m.integers(4, 1, T), m.normal(1, T, D)
@@ -83,35 +88,35 @@ def rollout_reward(m: Maker, T: int, positions: int, rollouts: int, k: int, D: i
 
 
 def grpo_loss(m: Maker, N: int, k: int) -> Run:
-    """Surrogate and KL of one step's rollouts."""
+    """Make one step's rollouts, for surrogate and KL."""
     log_prob, old, base = (m.single(N, k, scale=0.3) for _ in range(3))
     advantages = m.single(N)
     return with_gradients(lambda form: form(log_prob, old, advantages, base), [log_prob])
 
 
 def batched_low_rank(m: Maker, R: int, T: int, width: int, out: int, rank: int) -> Run:
-    """One adapted projection of R requests, gradients to A, B and x."""
+    """Make one adapted projection of R requests, with gradients of A, B and x."""
     x, weight = m.normal(R, T, width), m.normal(out, width, scale=width**-0.5)
     a, b = m.normal(R, width, rank, scale=width**-0.5), m.normal(R, rank, out)
     return with_gradients(lambda form: form(x, weight, a, b), [x, a, b])
 
 
 def delta_rule(m: Maker, B: int, H: int, T: int, K: int) -> Run:
-    """One layer, with gradients into q, k, v, beta and the first state."""
+    """Make one layer, with gradients of q, k, v, beta and the first state."""
     q, k = (m.normal(B, H, T, K, scale=K**-0.5) for _ in "qk")
     v, beta, state = m.normal(B, H, T, K), m.normal(B, H, T, scale=0.3), m.single(B, H, K, K)
     return with_gradients(lambda form: form(q, k, v, beta, state), [q, k, v, beta, state])
 
 
 def delta_rule_step(m: Maker, B: int, H: int, K: int) -> Run:
-    """One decoded token of B sequences."""
+    """Make one decoded token of B sequences."""
     q, k = (m.normal(B, H, 1, K, scale=K**-0.5) for _ in "qk")
     v, beta, state = m.normal(B, H, 1, K), m.normal(B, H, 1), m.single(B, H, K, K)
     return lambda form: list(form(q, k, v, beta, state))
 
 
 def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank: int) -> Run:
-    """One AdamW step of R requests' low-rank deltas."""
+    """Make one AdamW step of R requests' low-rank deltas."""
     shapes = [(R, width, rank), (R, rank, out)] * layers
     params, grads = ([m.single(*shape) for shape in shapes] for _ in range(2))
     state = OptimState.new(params, "adamw")
@@ -126,21 +131,21 @@ def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank:
 
 
 def lact_apply(m: Maker, B: int, H: int, T: int, D: int, F: int) -> Run:
-    """One chunk read from the memory, with all gradients."""
+    """Make one chunk that reads the memory, with all gradients."""
     q = m.normal(B, H, T, D)
     weights = _memory(m, B, H, D, F)
     return with_gradients(lambda form: form(q, *weights), [q, *weights])
 
 
 def lact_gradient(m: Maker, B: int, H: int, T: int, D: int, F: int) -> Run:
-    """One chunk written to the memory, with all gradients."""
+    """Make one chunk that is written to the memory, with all gradients."""
     k, v, weights = m.normal(B, H, T, D), m.normal(B, H, T, D), _memory(m, B, H, D, F)
     rates = [m.uniform(B, H, T, 1) for _ in range(3)]
     return with_gradients(lambda form: form(k, v, *rates, *weights), [k, v, *rates, *weights])
 
 
 def lact_update(m: Maker, B: int, H: int, D: int, F: int, muon: bool = False) -> Run:
-    """A chunk's steps added to the memory with momentum, with all gradients."""
+    """Make a chunk's steps, added to the memory with momentum, with all gradients."""
     steps, before, momentum = (_memory(m, B, H, D, F) for _ in range(3))
     norms = [m.uniform(*w.shape[:-1], 1) for w in before]
     keep = m.uniform(B, H, 1, 1)
@@ -153,7 +158,7 @@ def lact_update(m: Maker, B: int, H: int, D: int, F: int, muon: bool = False) ->
 
 
 def lact_update_muon(m: Maker, B: int, H: int, D: int, F: int) -> Run:
-    """The same with orthogonalised steps."""
+    """Make the same with orthogonalised steps."""
     return lact_update(m, B, H, D, F, muon=True)
 
 
@@ -162,179 +167,190 @@ def _memory(m: Maker, B: int, H: int, D: int, F: int) -> list[Tensor]:
     return [m.single(B, H, *shape, scale=shape[1] ** -0.5) for shape in shapes]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One op (of a folder of kernels): how to call it, at which sizes, and its least work.
-
-    models: real sizes by model. odd: small and uneven, for errors. cpu: for times on a CPU. work:
-    floating-point operations and bytes that no implementation can do without, forward and backward,
-    in bf16 where the model is.
-    """
+    """One op: how to call it, at which sizes, and the least that it can cost."""
 
     name: str
+    """What reports call the case."""
+
     folder: str
+    """The op's folder in ``kernels``."""
+
     op: str
+    """The op's function."""
+
     build: Callable[..., Run]
+    """Makes the inputs of the given sizes and returns the call."""
+
     models: dict[str, dict[str, int]]
+    """Sizes of real models, by name."""
+
     odd: dict[str, int]
+    """Small and uneven sizes, where errors are measured."""
+
     cpu: dict[str, int]
+    """Sizes at which a CPU is timed."""
+
     work: Callable[..., tuple[float, float]]
+    """Floating-point operations and bytes, at given sizes, that no implementation can do without:
+    forward and backward, in bf16 where the model is."""
 
 
 CASES = [
     Case(
-        "token_stats",
-        "token_stats",
-        "token_stats",
-        token_stats,
-        {
+        name="token_stats",
+        folder="token_stats",
+        op="token_stats",
+        build=token_stats,
+        models={
             "SmolLM2-135M": {"N": 2048, "D": 576, "V": 49152},
             "DeltaNet-1.3B": {"N": 2048, "D": 2048, "V": 32000},
             "LaCT-760M": {"N": 2048, "D": 1536, "V": 32000},
         },
-        {"N": 65, "D": 72, "V": 257},
-        {"N": 512, "D": 576, "V": 16384},
-        lambda N, D, V: (6.0 * N * D * V, 2.0 * (2 * V * D + 3 * N * D)),
+        odd={"N": 65, "D": 72, "V": 257},
+        cpu={"N": 512, "D": 576, "V": 16384},
+        work=lambda N, D, V: (6.0 * N * D * V, 2.0 * (2 * V * D + 3 * N * D)),
     ),
     Case(
-        "select_positions",
-        "select_positions",
-        "select_positions",
-        select_positions,
-        {"any": {"T": 2047, "chunks": 8}},
-        {"T": 257, "chunks": 3},
-        {"T": 8192, "chunks": 8},
-        lambda T, chunks: (8.0 * T, 8.0 * T),
+        name="select_positions",
+        folder="select_positions",
+        op="select_positions",
+        build=select_positions,
+        models={"any": {"T": 2047, "chunks": 8}},
+        odd={"T": 257, "chunks": 3},
+        cpu={"T": 8192, "chunks": 8},
+        work=lambda T, chunks: (8.0 * T, 8.0 * T),
     ),
     Case(
-        "rollout_reward",
-        "rollout_reward",
-        "rollout_reward",
-        rollout_reward,
-        {
+        name="rollout_reward",
+        folder="rollout_reward",
+        op="rollout_reward",
+        build=rollout_reward,
+        models={
             "DeltaNet-1.3B": {"T": 2048, "positions": 8, "rollouts": 4, "k": 5, "D": 2048},
         },
-        {"T": 63, "positions": 3, "rollouts": 2, "k": 5, "D": 100},
-        {"T": 2048, "positions": 8, "rollouts": 4, "k": 5, "D": 576},
-        lambda T, positions, rollouts, k, D: (
+        odd={"T": 63, "positions": 3, "rollouts": 2, "k": 5, "D": 100},
+        cpu={"T": 2048, "positions": 8, "rollouts": 4, "k": 5, "D": 576},
+        work=lambda T, positions, rollouts, k, D: (
             6.0 * positions * rollouts * k * D,
             2.0 * positions * (rollouts + 1) * k * D,
         ),
     ),
     Case(
-        "grpo_loss",
-        "grpo_loss",
-        "grpo_loss",
-        grpo_loss,
-        {"any": {"N": 32, "k": 5}},
-        {"N": 63, "k": 5},
-        {"N": 512, "k": 5},
-        lambda N, k: (30.0 * N * k, 4.0 * 6 * N * k),
+        name="grpo_loss",
+        folder="grpo_loss",
+        op="grpo_loss",
+        build=grpo_loss,
+        models={"any": {"N": 32, "k": 5}},
+        odd={"N": 63, "k": 5},
+        cpu={"N": 512, "k": 5},
+        work=lambda N, k: (30.0 * N * k, 4.0 * 6 * N * k),
     ),
     Case(
-        "batched_low_rank",
-        "batched_low_rank",
-        "batched_low_rank",
-        batched_low_rank,
-        {
+        name="batched_low_rank",
+        folder="batched_low_rank",
+        op="batched_low_rank",
+        build=batched_low_rank,
+        models={
             "SmolLM2-135M": {"R": 1, "T": 2048, "width": 1536, "out": 576, "rank": 16},
             "DeltaNet-1.3B": {"R": 8, "T": 256, "width": 2048, "out": 2048, "rank": 16},
             "SmolLM2-135M decoding": {"R": 8, "T": 1, "width": 1536, "out": 576, "rank": 16},
         },
-        {"R": 3, "T": 63, "width": 100, "out": 65, "rank": 5},
-        {"R": 4, "T": 256, "width": 1536, "out": 576, "rank": 16},
-        lambda R, T, width, out, rank: (
+        odd={"R": 3, "T": 63, "width": 100, "out": 65, "rank": 5},
+        cpu={"R": 4, "T": 256, "width": 1536, "out": 576, "rank": 16},
+        work=lambda R, T, width, out, rank: (
             R * T * (4.0 * width * out + 6.0 * rank * (width + out)),
             2.0 * (2 * width * out + 3 * R * T * (width + out) + 3 * R * rank * (width + out)),
         ),
     ),
     Case(
-        "delta_rule",
-        "delta_rule",
-        "delta_rule",
-        delta_rule,
-        {
+        name="delta_rule",
+        folder="delta_rule",
+        op="delta_rule",
+        build=delta_rule,
+        models={
             "DeltaNet-1.3B": {"B": 1, "H": 16, "T": 2048, "K": 128},
             "DeltaNet-1.3B branches": {"B": 32, "H": 16, "T": 5, "K": 128},
         },
-        {"B": 1, "H": 2, "T": 70, "K": 20},
-        {"B": 1, "H": 4, "T": 512, "K": 64},
-        lambda B, H, T, K: (
+        odd={"B": 1, "H": 2, "T": 70, "K": 20},
+        cpu={"B": 1, "H": 4, "T": 512, "K": 64},
+        work=lambda B, H, T, K: (
             B * H * T * (18.0 * K * K + 24.0 * 64 * K),
             B * H * T * 2.0 * 11 * K + B * H * (T / 64 + 2) * 8.0 * K * K,
         ),
     ),
     Case(
-        "delta_rule_step",
-        "delta_rule",
-        "delta_rule",
-        delta_rule_step,
-        {"DeltaNet-1.3B": {"B": 32, "H": 16, "K": 128}},
-        {"B": 3, "H": 2, "K": 33},
-        {"B": 32, "H": 4, "K": 64},
-        lambda B, H, K: (6.0 * B * H * K * K, B * H * 12.0 * K * K),
+        name="delta_rule_step",
+        folder="delta_rule",
+        op="delta_rule",
+        build=delta_rule_step,
+        models={"DeltaNet-1.3B": {"B": 32, "H": 16, "K": 128}},
+        odd={"B": 3, "H": 2, "K": 33},
+        cpu={"B": 32, "H": 4, "K": 64},
+        work=lambda B, H, K: (6.0 * B * H * K * K, B * H * 12.0 * K * K),
     ),
     Case(
-        "fast_weight_optim",
-        "fast_weight_optim",
-        "fast_weight_optim",
-        fast_weight_optim,
-        {
+        name="fast_weight_optim",
+        folder="fast_weight_optim",
+        op="fast_weight_optim",
+        build=fast_weight_optim,
+        models={
             "SmolLM2-135M": {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
             "DeltaNet-1.3B": {"R": 1, "layers": 96, "width": 2048, "out": 2048, "rank": 16},
         },
-        {"R": 3, "layers": 2, "width": 63, "out": 257, "rank": 5},
-        {"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
-        lambda R, layers, width, out, rank: (
+        odd={"R": 3, "layers": 2, "width": 63, "out": 257, "rank": 5},
+        cpu={"R": 8, "layers": 7, "width": 1536, "out": 576, "rank": 16},
+        work=lambda R, layers, width, out, rank: (
             15.0 * R * layers * rank * (width + out),
             4.0 * 8 * R * layers * rank * (width + out),
         ),
     ),
     Case(
-        "lact_apply",
-        "lact_swiglu",
-        "lact_apply",
-        lact_apply,
-        {"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
-        {"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
-        {"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
-        lambda B, H, T, D, F: (
+        name="lact_apply",
+        folder="lact_swiglu",
+        op="lact_apply",
+        build=lact_apply,
+        models={"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
+        odd={"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
+        cpu={"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
+        work=lambda B, H, T, D, F: (
             18.0 * B * H * T * D * F,
             2.0 * B * H * (5 * T * D + 9 * D * F),
         ),
     ),
     Case(
-        "lact_gradient",
-        "lact_swiglu",
-        "lact_gradient",
-        lact_gradient,
-        {"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
-        {"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
-        {"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
-        lambda B, H, T, D, F: (
+        name="lact_gradient",
+        folder="lact_swiglu",
+        op="lact_gradient",
+        build=lact_gradient,
+        models={"LaCT-760M": {"B": 1, "H": 4, "T": 2048, "D": 384, "F": 384}},
+        odd={"B": 2, "H": 2, "T": 63, "D": 40, "F": 65},
+        cpu={"B": 1, "H": 4, "T": 256, "D": 128, "F": 128},
+        work=lambda B, H, T, D, F: (
             36.0 * B * H * T * D * F,
             2.0 * B * H * (7 * T * D + 18 * D * F),
         ),
     ),
     Case(
-        "lact_update",
-        "lact_swiglu",
-        "lact_update",
-        lact_update,
-        {"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
-        {"B": 1, "H": 2, "D": 40, "F": 65},
-        {"B": 1, "H": 4, "D": 128, "F": 128},
-        lambda B, H, D, F: (57.0 * B * H * D * F, 4.0 * 3 * B * H * D * F * 10),
+        name="lact_update",
+        folder="lact_swiglu",
+        op="lact_update",
+        build=lact_update,
+        models={"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
+        odd={"B": 1, "H": 2, "D": 40, "F": 65},
+        cpu={"B": 1, "H": 4, "D": 128, "F": 128},
+        work=lambda B, H, D, F: (57.0 * B * H * D * F, 4.0 * 3 * B * H * D * F * 10),
     ),
     Case(
-        "lact_update_muon",
-        "lact_swiglu",
-        "lact_update",
-        lact_update_muon,
-        {"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
-        {"B": 1, "H": 1, "D": 31, "F": 20},
-        {"B": 1, "H": 4, "D": 128, "F": 128},
-        lambda B, H, D, F: (
+        name="lact_update_muon",
+        folder="lact_swiglu",
+        op="lact_update",
+        build=lact_update_muon,
+        models={"LaCT-760M": {"B": 1, "H": 4, "D": 384, "F": 384}},
+        odd={"B": 1, "H": 1, "D": 31, "F": 20},
+        cpu={"B": 1, "H": 4, "D": 128, "F": 128},
+        work=lambda B, H, D, F: (
             3 * B * H * 5 * (10.0 * D * F * min(D, F) + 4.0 * min(D, F) ** 3),
             4.0 * 3 * B * H * D * F * 10,
         ),

@@ -55,7 +55,7 @@ def run() -> dict[str, Any]:
 
 
 def form(case: Case, name: str) -> Form:
-    """An op's ``naive``, ``eager`` or ``triton_impl`` form; without ``eager``, ``naive`` serves."""
+    """Return an op's ``naive``, ``eager`` or ``triton_impl`` form; naive where eager is missing."""
     path = f"refine_server.kernels.{case.folder}.{name}"
     try:
         module = importlib.import_module(path)

@@ -1,7 +1,7 @@
-"""Compile the Triton forms for a GPU that is not there, and read what the compiler made of them.
+"""Compile the Triton forms ahead of time, without their GPU, and read what the kernels need.
 
-An op that runs on ``meta`` tensors computes nothing, but it launches what it would launch at these
-shapes: same kernels, same tile sizes, same specialisations. Each launch is compiled instead of run.
+An op on ``meta`` tensors computes nothing, but it launches what it would launch at these shapes:
+the same kernels, tile sizes and specialisations. Each launch is compiled instead of run.
 """
 
 import functools
@@ -20,30 +20,34 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 SHARED_LIMIT = 232_448
-"""Bytes of shared memory that one block may use on an H100. Beyond it a kernel still compiles."""
+"""Bytes of shared memory that one block may use on an H100; a kernel over it still compiles."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one compiled kernel needs.
-
-    registers: of a thread. spills: bytes of a thread's stack, which the compiler uses for registers
-    that it had to spill. shared_bytes: of a block. wgmma: whether Hopper's matrix instruction is
-    in the PTX.
-    """
+    """The resources that one compiled kernel needs."""
 
     kernel: str
+    """Its name."""
+
     registers: int
+    """Registers of a thread."""
+
     spills: int
+    """Bytes of a thread's stack, which the compiler uses for registers that it had to spill."""
+
     shared_bytes: int
+    """Shared memory of a block."""
+
     wgmma: bool
+    """Whether Hopper's matrix instruction is in the PTX."""
 
 
 def compiled(run: Callable[[], object], arch: int = 90) -> list[Resources]:
-    """The kernels that ``run`` launches on meta tensors, compiled for sm_<arch>.
+    """Compile the kernels that ``run`` launches on meta tensors for sm_<arch>.
 
     Raises:
-        RuntimeError: Triton was imported with its interpreter on; nothing is compiled then.
+        RuntimeError: Triton was imported with its interpreter on, which compiles nothing.
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must not be 1 where kernels are compiled")
@@ -54,7 +58,7 @@ def compiled(run: Callable[[], object], arch: int = 90) -> list[Resources]:
 
 
 class _Absent:
-    """A driver of a device that is not there: enough to compile for it."""
+    """A driver for a device that is absent: enough of one to compile for it."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
@@ -71,7 +75,7 @@ class _Absent:
 
 @contextmanager
 def _target(arch: int, found: dict[str, Any]) -> Iterator[None]:
-    """Within it, a launch compiles for sm_<arch> and lays the kernel in ``found``."""
+    """Within it, a launch compiles for sm_<arch> and adds the kernel to ``found``."""
     launch, active = JITFunction.run, driver._active
 
     @functools.wraps(launch)
@@ -90,6 +94,7 @@ def _target(arch: int, found: dict[str, Any]) -> Iterator[None]:
 
 
 def _resources(kernel: Any) -> Resources:
+    """Read a compiled kernel's resources with ``cuobjdump``, which Triton ships."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])

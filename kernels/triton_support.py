@@ -1,4 +1,4 @@
-"""What the Triton forms share. Imported by them alone: importing it imports Triton."""
+"""What the Triton forms share. Only they import this module, because it imports Triton."""
 
 import torch
 import triton
@@ -10,16 +10,17 @@ PROGRAMS = 132
 """Streaming multiprocessors of an H100: a grid with fewer programs leaves some idle."""
 
 LOWEST = tl.constexpr(-1e30)
-"""Below every finite score. Finite, so that differences of two of them are no NaN."""
+"""Below every score, yet finite, so that the difference of two of them is not NaN."""
 
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr = "tf32x3"):
-    """acc + a @ b, accumulated in fp32.
+    """Compute acc + a @ b, accumulated in fp32.
 
-    fp32 operands go through the tensor cores in three tf32 terms, which is nearly exact, or in one.
+    fp32 operands go through the tensor cores as three tf32 terms, which is nearly exact, or as one
+    (``PRECISION="tf32"``).
     """
-    if INTERPRETED:  # its bf16 arithmetic is silently wrong
+    if INTERPRETED:  # the interpreter's bf16 arithmetic is silently wrong
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -27,8 +28,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr = "tf32x3"):
 
 @triton.jit
 def to_bf16(x):
-    """fp32 rounded to the nearest bf16, ties to even."""
-    if INTERPRETED:  # it would cut the digits off
+    """Round fp32 to the nearest bf16, ties to even."""
+    if INTERPRETED:  # the interpreter would truncate
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = bits.to(tl.float32, bitcast=True)
@@ -36,7 +37,7 @@ def to_bf16(x):
 
 
 def check_dtype(*tensors: torch.Tensor) -> None:
-    """Refuse what the Triton forms do not compute in."""
+    """Raise TypeError for a dtype that the Triton forms do not compute in."""
     for tensor in tensors:
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise TypeError(

@@ -1,1 +1,1 @@
-"""Causal attention over a prefix that several branches share and a tail of their own."""
+"""Causal attention over a prefix that branches share and a tail of each branch's own."""

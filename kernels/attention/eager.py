@@ -1,8 +1,8 @@
-"""Attention over a shared prefix and a tail of one's own, without copying the prefix.
+"""Attention over a shared prefix and each branch's own tail, without copying the prefix.
 
-All branches of a row attend to the row's prefix as one long query, so keys and values of a
-document are read once however many rollouts branch from it. Long stretches without sharing go
-through torch's fused kernel.
+All branches of a row attend to the row's prefix as one long query, so keys and values of a document
+are read once however many rollouts branch from it. A sequence without a shared prefix goes through
+torch's fused kernel.
 """
 
 from functools import lru_cache
@@ -14,10 +14,10 @@ from torch import Tensor
 from refine_server.kernels.cascade_attention.eager import cascade_attention
 
 BLOCK, MOST_IN_BLOCKS = 128, 512
-"""torch's causal kernel computes what it masks, up to 512 keys; blocks of queries need not."""
+"""Up to 512 keys torch's causal kernel also computes the scores that it masks; blocks skip them."""
 
 LONG_PREFIX = 512
-"""Tokens of a shared prefix from which on branches' scores are not written to memory."""
+"""Tokens of a shared prefix from which on the branches' scores are not written to memory."""
 
 
 def attention(
@@ -30,7 +30,7 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """See ``naive.attention``: same arguments, same results."""
+    """Compute ``naive.attention`` without copies of the prefix; same arguments, same results."""
     T, S = q.shape[2], k.shape[2]
     if prefix_k is not None and prefix_k.shape[2] == 0:
         prefix_k = None
@@ -44,8 +44,8 @@ def attention(
         fused = S == T
         mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)
         return _fused(q, k, v, mask, scale, causal=fused and T > 1)
-    if window is None and _merges(q, k, v, prefix_k):
-        return _merged(q, k, v, prefix_k, prefix_v, prefix_length, scale)
+    if window is None and _cascades(q, k, v, prefix_k):
+        return _cascaded(q, k, v, prefix_k, prefix_v, prefix_length, scale)
     prefix_mask = _prefix_mask(prefix_length, prefix_k.shape[2], T, S, window)  # [B, T, P]
     if prefix_k.shape[0] == q.shape[0] and T > 1:
         tail = _tail_mask(T, S, window, q.device).expand(q.shape[0], T, S)
@@ -65,7 +65,7 @@ def _fused(
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Causal attention, a block of queries at a time over the keys up to its end."""
+    """Attend causally, one block of queries at a time over the keys up to the block's end."""
     T = q.shape[2]
     outputs = []
     for start in range(0, T, BLOCK):
@@ -78,16 +78,16 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _block_mask(T: int, S: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What is added to the scores of the last T of S tokens, [T, S]; all layers need the same."""
+    """Return the mask added to scores of the last T of S tokens, [T, S]; all layers share it."""
     unseen = ~_tail_mask(T, S, None, device)
     return torch.zeros(T, S, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf)
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -> Tensor:
-    """A window that is shorter than the sequence, in blocks of one window: no [T, T] mask.
+    """Attend within a window shorter than the sequence, in blocks of one window.
 
     A block of queries sees its own block of keys and the one before, so T · 2 window scores are
-    computed instead of T².
+    computed instead of T², and there is no [T, T] mask.
     """
     B, Hq, T, D = q.shape
     q1, k1, v1 = (x[:, :, :window] for x in (q, k, v))
@@ -110,13 +110,13 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None) -
 
 
 def _tail_mask(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
-    """[T, S], True where a query sees a tail token."""
+    """Return [T, S], True where a query sees a token of the tail."""
     behind = torch.arange(S - T, S, device=device)[:, None] - torch.arange(S, device=device)
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def _prefix_mask(length: Tensor, P: int, T: int, S: int, window: int | None) -> Tensor:
-    """[B, T, P], True where a query sees a prefix token."""
+    """Return [B, T, P], True where a query sees a token of the prefix."""
     j = torch.arange(P, device=length.device)
     seen = (j < length[:, None])[:, None].expand(-1, T, -1)
     if window is None:
@@ -135,6 +135,7 @@ def _shared(
     scale: float | None,
     window: int | None,
 ) -> Tensor:
+    """Attend with one softmax over prefix and tail; the prefix's products are shared by a row."""
     B, Hq, T, D = q.shape
     R, H, P, _ = prefix_k.shape
     S, groups, branches = k.shape[2], Hq // H, B // R
@@ -161,18 +162,19 @@ def _shared(
     return o.reshape(B, Hq, T, v.shape[3])
 
 
-def _merges(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor) -> bool:
-    """Whether ``_merged`` is used: its kernel is for CPUs, its parts must not be rounded.
+def _cascades(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor) -> bool:
+    """Return whether ``_cascaded`` computes the branches.
 
-    Joining by log-sum-exp costs about one digit more than one softmax, so branches are joined only
-    where writing their scores to memory is what takes the time.
+    Its kernel is for CPUs, and its parts must not be rounded to half precision. Merging by
+    log-sum-exp loses about one digit more than one softmax does, so several branches of a prefix
+    are merged only where writing their scores to memory would take most of the time.
     """
     same_width = k.shape[3] == v.shape[3]
     worth_it = prefix_k.shape[0] == q.shape[0] or prefix_k.shape[2] >= LONG_PREFIX
     return q.device.type == "cpu" and q.dtype.itemsize >= 4 and same_width and worth_it
 
 
-def _merged(
+def _cascaded(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -1,4 +1,4 @@
-"""Attention over prefix and tail, branch by branch, without sharing: the definition of the op."""
+"""Attention over prefix and tail, branch by branch, nothing shared: the definition of the op."""
 
 import torch
 from torch import Tensor
@@ -14,19 +14,19 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Causal attention of the last T tokens of every branch.
+    """Attend causally from the last T tokens of every branch.
 
-    Branch b has prefix_length[b] tokens of the shared prefix behind it, then S tokens of its own,
-    of which the queries are the last T.
+    Branch b consists of the first prefix_length[b] tokens of the shared prefix and then S tokens of
+    its own, the last T of which are the queries.
 
     Args:
         q: [B, Hq, T, D].
         k, v: [B, H, S, D] and [B, H, S, V], S >= T, Hq a multiple of H (grouped queries).
         prefix_k, prefix_v: [R, H, P, D] and [R, H, P, V], B a multiple of R: branches r B/R …
-            (r + 1) B/R - 1 share row r. None: no prefix.
-        prefix_length: [B], how many of the P prefix tokens a branch sees.
-        scale: factor on the scores, 1/sqrt(D) when None.
-        window: a query sees at most this many tokens, itself included. None: all.
+            (r + 1) B/R - 1 share row r. None: there is no prefix.
+        prefix_length: [B], how many of the P prefix tokens each branch sees.
+        scale: factor on the scores; None: 1/sqrt(D).
+        window: how many tokens a query sees at most, itself included; None: all.
 
     Returns:
         [B, Hq, T, V].

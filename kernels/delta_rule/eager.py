@@ -4,9 +4,9 @@ With M = (I + tril(beta K K^T, -1))^-1, a chunk has U = M beta V and W = M beta 
 
     D = U - W S        S' = S + K^T D        o = (Q S + tril(Q K^T) D) / sqrt(K)
 
-D and S' are made chunk after chunk, all else for all chunks at once: to make S' a linear map of S
-first, for all chunks at once as well, would take twice the products. The backward pass is written
-out: autograd's own took twice the products again, and a copy for each of them.
+D and S' are computed chunk by chunk, everything else for all chunks at once. Turning S' into a
+linear map of S first, for all chunks at once as well, would take twice the products. The backward
+pass is written out: autograd's own took twice the products again, and a copy for each of them.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from torch.autograd.function import once_differentiable
 from refine_server.kernels.delta_rule import CHUNK
 
 SUBSTITUTED = 32
-"""Rows of a triangle that are solved by substitution."""
+"""Rows up to which a triangular system is solved by substitution."""
 
 
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.delta_rule``: same arguments, same results."""
+    """Compute ``naive.delta_rule`` in chunks; same arguments, same results."""
     S = _start(k, v, state)
     if k.shape[2] == 1:
         qf, kf, vf, bf = (x.to(S.dtype) for x in (q, k, v, beta))
@@ -35,21 +35,23 @@ def delta_rule(
 
 
 def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
-    """See ``naive.delta_states``: same arguments, same results."""
+    """Compute ``naive.delta_states`` in chunks; same arguments, same results."""
     apply: Callable[..., tuple[None, Tensor]] = _DeltaRule.apply
     return apply(None, k, v, beta, _start(k, v, state))[1]
 
 
 def _start(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+    """Return the memory before the first token, [B, H, K, V], at least fp32."""
     dtype = torch.promote_types(k.dtype, torch.float32)
     S = k.new_zeros((), dtype=dtype) if state is None else state.to(dtype)
     return S.expand(*k.shape[:2], k.shape[-1], v.shape[-1])
 
 
 class _DeltaRule(torch.autograd.Function):
-    """Inside, x[n] is chunk n of all L = B H sequences: x is [N, L, C, D].
+    """The rule in chunks, with its backward pass.
 
-    q is None, and so is o, where only the memory is wanted.
+    Inside, x [N, L, C, D] holds N chunks of C tokens of all L = B H sequences. Where only the
+    states are wanted, q is None and so is o.
     """
 
     @staticmethod
@@ -77,7 +79,7 @@ class _DeltaRule(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_o: Tensor | None, grad_states: Tensor | None) -> Any:
         q, k, v, beta, M, U, W, D, P, states = ctx.saved_tensors
-        back = torch.zeros_like(states)  # what comes back to each boundary, from its branches …
+        back = torch.zeros_like(states)  # gradients of the boundary states: from their branches …
         if grad_states is not None:
             back.copy_(grad_states.flatten(0, 1).transpose(0, 1))
         if grad_o is None:
@@ -87,8 +89,8 @@ class _DeltaRule(torch.autograd.Function):
             grad_P = (grad_o @ D.mT).tril_()
             grad_q = _added(grad_o @ states[:-1].mT, grad_P, k).mul_(ctx.scale)
             grad_k, grad_D = grad_P.mT @ q, P.mT @ grad_o
-            _added(back[:-1], q.mT, grad_o)  # … its reads …
-        _scan_back(k, W, grad_D, back)  # … and the next chunk
+            _added(back[:-1], q.mT, grad_o)  # … from the reads …
+        _scan_back(k, W, grad_D, back)  # … and from the next chunk
         _added(grad_k, D, back[1:].mT)
         grad_bv, grad_bk = M.mT @ grad_D, M.mT @ (grad_D @ states[:-1].mT).neg_()
         grad_A = _added(grad_bv @ U.mT, grad_bk, W.mT).tril_(-1)
@@ -105,7 +107,7 @@ class _DeltaRule(torch.autograd.Function):
 
 
 def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, H, T, D] -> [N, B H, C, D], filled up with zeros: beta = 0 writes nothing."""
+    """Cut [B, H, T, D] into chunks [N, B H, C, D]; the padding's beta = 0 writes nothing."""
     B, H, T, D = x.shape
     C = min(CHUNK, T)
     N, rest = divmod(T, C)
@@ -119,7 +121,7 @@ def _chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _tokens(x: Tensor, sizes: torch.Size) -> Tensor:
-    """Inverse of ``_chunks`` for sizes (B, H, T); in memory a token's heads lie side by side."""
+    """Invert ``_chunks`` for sizes (B, H, T); a token's heads are adjacent in memory."""
     B, H, T = sizes
     N, _, C, D = x.shape
     tokens = x.view(N, B, H, C, D).permute(1, 0, 3, 2, 4)
@@ -127,9 +129,10 @@ def _tokens(x: Tensor, sizes: torch.Size) -> Tensor:
 
 
 def _inverse(A: Tensor) -> Tensor:
-    """(I + A)^-1 of A [N, L, C, C], strictly lower triangular.
+    """Return (I + A)^-1 of A [N, L, C, C], strictly lower triangular.
 
-    By halves, because substitution is slow: [[X, 0], [-Y A21 X, Y]] with X and Y of the diagonal.
+    It is computed by halves, because substitution is slow: with X and Y the inverses of the two
+    diagonal blocks, it is [[X, 0], [-Y A21 X, Y]].
     """
     half, odd = divmod(A.shape[-1], 2)
     if odd or half < SUBSTITUTED:
@@ -145,13 +148,13 @@ def _inverse(A: Tensor) -> Tensor:
 
 
 def _added(x: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1) -> Tensor:
-    """x += alpha a b, of [N, L, ..., ...] each, in place."""
+    """Add alpha a b to x in place, of [N, L, ..., ...] each, and return x."""
     x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), alpha=alpha)
     return x
 
 
 def _scan(k: Tensor, U: Tensor, W: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """D of each chunk, and the memory before each and after the last: [N + 1, L, K, V]."""
+    """Return D of each chunk, and the memory before each and after the last: [N + 1, L, K, V]."""
     D, N = torch.empty_like(U), U.shape[0]
     states = state.new_empty(N + 1, *state.shape)
     states[0] = state
@@ -162,7 +165,7 @@ def _scan(k: Tensor, U: Tensor, W: Tensor, state: Tensor) -> tuple[Tensor, Tenso
 
 
 def _scan_back(k: Tensor, W: Tensor, grad_D: Tensor, back: Tensor) -> None:
-    """Add to the gradients of D and of the memory at each boundary what later chunks send back."""
+    """Add later chunks' shares to the gradients of D and of the boundary states, in place."""
     for n in reversed(range(k.shape[0])):
         grad_D[n].baddbmm_(k[n], back[n + 1])
         back[n].add_(back[n + 1]).baddbmm_(W[n].mT, grad_D[n], alpha=-1)
@@ -171,7 +174,7 @@ def _scan_back(k: Tensor, W: Tensor, grad_D: Tensor, back: Tensor) -> None:
 def _step(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, S: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """One token: the decode path."""
+    """Process one token: the decode path."""
     write = beta[..., None] * (v - k @ S)  # [B, H, 1, V]
     after = S + k.mT @ write  # [B, H, K, V]
     o = (q @ after) * q.shape[-1] ** -0.5

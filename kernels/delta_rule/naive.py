@@ -9,7 +9,7 @@ from refine_server.kernels.delta_rule import CHUNK
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Read and rewrite the memory token by token.
+    """Rewrite and read the memory token by token.
 
     S[t] = S[t-1] + k[t]^T beta[t] (v[t] - k[t] S[t-1]);  o[t] = q[t] S[t] / sqrt(K)
     (arXiv 2406.06484, eq. 5). A token with beta = 0 leaves the memory as it is.
@@ -18,7 +18,7 @@ def delta_rule(
         q, k: [B, H, T, K].
         v: [B, H, T, V].
         beta: [B, H, T].
-        state: [B, H, K, V] memory before the first token, zeros when None.
+        state: [B, H, K, V], the memory before the first token; None: zeros.
 
     Returns:
         o [B, H, T, V] in q's dtype, and the memory before tokens 0, CHUNK, 2 CHUNK, … and after
@@ -42,5 +42,5 @@ def delta_rule(
 
 
 def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
-    """The memory that ``delta_rule`` returns, where nothing is read from it."""
+    """Return only the states that ``delta_rule`` returns; nothing is read from the memory."""
     return delta_rule(k, k, v, beta, state)[1]

@@ -1,13 +1,13 @@
 """The delta rule in chunks (arXiv 2406.06484, section 3.2), with gradients into boundary states.
 
-flash-linear-attention's kernels give the gradient of the first and the last state only; a branch
-starts from a state in between, so these carry what comes back to each boundary along the scan.
+flash-linear-attention's kernels return the gradients of the first and the last state only. A branch
+starts from a state in between, so these kernels add every boundary state's gradient along the scan.
 
 With M = (I + tril(beta K K^T, -1))^-1 a chunk has U = M beta V and W = M beta K, and then
 
     D = U - W S        S' = S + K^T D        o = (Q S + tril(Q K^T) D) / sqrt(K)
 
-U, W and o are made chunk by chunk in parallel; only S runs through them one after the other, in
+U, W and o are computed for all chunks in parallel; only S runs through the chunks in order, in
 parallel over heads and columns. All arithmetic is fp32.
 """
 
@@ -22,13 +22,13 @@ from refine_server.kernels.delta_rule import triton_kernels as kernels
 from refine_server.kernels.triton_support import check_dtype
 
 COLUMNS = 32
-"""Columns of the memory that one program scans: few, because the scan is the longest part."""
+"""Columns of the memory that one program scans: few, because the scan takes the longest."""
 
 
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.delta_rule``: same arguments, same results."""
+    """Compute ``naive.delta_rule`` in chunks; same arguments, same results."""
     check_dtype(q, k, v)
     B, H, T, K = q.shape
     V = v.shape[-1]
@@ -42,12 +42,12 @@ def delta_rule(
 
 
 def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:
-    """See ``naive.delta_states``: same arguments, same results."""
+    """Compute ``naive.delta_states`` in chunks; same arguments, same results."""
     return delta_rule(k, k, v, beta, state)[1]
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One token for a batch of states: the decode path."""
+    """Process one token for a batch of states: the decode path."""
     B, H, K, V = state.shape
     o = torch.empty_like(v, dtype=q.dtype)
     states = torch.empty(B, H, 2, K, V, dtype=torch.float32, device=q.device)
@@ -61,7 +61,7 @@ def _step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple
 
 
 class _Shape:
-    """Sizes of one call and the tiles that they are cut into."""
+    """The sizes of one call, and those of the tiles that it is cut into."""
 
     def __init__(self, q: Tensor, v: Tensor) -> None:
         self.B, self.H, self.T, K = q.shape
@@ -83,11 +83,11 @@ class _Shape:
 
     @property
     def rows(self) -> int:
-        """Sequences: one for each head of each row of the batch."""
+        """The number of sequences: one for each head of each row of the batch."""
         return self.B * self.H
 
     def scratch(self, like: Tensor, width: int) -> Tensor:
-        """[B H, chunks C, width]."""
+        """Return an uninitialised buffer [B H, chunks C, width]."""
         shape = self.rows, self.padded, width
         return torch.empty(*shape, dtype=torch.float32, device=like.device)
 
@@ -103,7 +103,7 @@ class _DeltaRule(torch.autograd.Function):
         inverse, w, d = (shape.scratch(q, width) for width in (tile["C"], K, V))
         states = torch.empty(shape.B, shape.H, N + 1, K, V, dtype=torch.float32, device=q.device)
         o = torch.empty_like(v, dtype=q.dtype)
-        # Chunks loaded ahead, as many as shared memory holds.
+        # Chunks are loaded ahead, as many as shared memory holds.
         stages = 3 if K * q.element_size() <= 256 else 1
         if shape.rows:
             kernels.solve[(N, shape.rows)](k, v, beta, inverse, w, d, shape.T, **tile, num_warps=4)

@@ -1,8 +1,8 @@
-"""The kernels of the chunked delta rule; ``triton`` explains and launches them.
+"""The kernels of the chunked delta rule; ``triton_impl`` explains and launches them.
 
-Tensors are contiguous: q, k [B H, T, K], v, o [B H, T, V], beta [B H, T] and states
-[B H, N + 1, K, V]. Scratch is padded to whole chunks. Tokens past T load as zeros: with beta = 0
-they write nothing.
+All tensors are contiguous: q, k [B H, T, K], v, o [B H, T, V], beta [B H, T] and states
+[B H, N + 1, K, V]. Scratch buffers are padded to whole chunks. Tokens past T load as zeros; with
+beta = 0 they write nothing.
 """
 
 import triton
@@ -15,7 +15,7 @@ from refine_server.kernels.triton_support import dot
 def _load(
     x, row, first, length, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, at=0
 ):
-    """ROWS tokens from ``first`` on and BLOCK columns from ``at`` on, of row [length, WIDTH]."""
+    """Load ROWS tokens from ``first`` and BLOCK columns from ``at``, of row [length, WIDTH]."""
     t = first + tl.arange(0, ROWS)
     c = at + tl.arange(0, BLOCK)
     where = (row.to(tl.int64) * length + t)[:, None] * WIDTH + c[None, :]
@@ -28,7 +28,7 @@ def _load(
 def _store(
     x, y, row, first, length, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, at=0
 ):
-    """Inverse of ``_load``."""
+    """Store y where ``_load`` would read it."""
     t = first + tl.arange(0, ROWS)
     c = at + tl.arange(0, BLOCK)
     where = (row.to(tl.int64) * length + t)[:, None] * WIDTH + c[None, :]
@@ -65,7 +65,7 @@ def solve(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """M by forward substitution, W = M beta K, U = M beta V, of one chunk."""
+    """Compute M by forward substitution, W = M beta K and U = M beta V, of one chunk."""
     n, row, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     ks = _load(k, row, n * C, T, K, C, BLOCK_K)
     b = _load_beta(beta, row, n * C, T, C)
@@ -90,7 +90,7 @@ def scan(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Boundary states, and D = U - W S in U's place, of some columns of one memory."""
+    """Compute boundary states, and D = U - W S in place of U, for some columns of one memory."""
     at, row = tl.program_id(0) * BLOCK_V, tl.program_id(1)
     S = _load(state, row, 0, K, V, BLOCK_K, BLOCK_V, at)
     for n in range(chunks):
@@ -108,7 +108,7 @@ def read(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """o = (Q S + tril(Q K^T) D) scale, of one chunk and some columns."""
+    """Compute o = (Q S + tril(Q K^T) D) scale, of one chunk and some columns."""
     n, at, row = tl.program_id(0), tl.program_id(1) * BLOCK_V, tl.program_id(2)
     chunks = tl.num_programs(0)
     qs = _load(q, row, n * C, T, K, C, BLOCK_K)
@@ -125,7 +125,7 @@ def read_backward(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """What reads send back to D: tril(Q K^T)^T dO scale, of one chunk and some columns."""
+    """Compute the reads' share of D's gradient, tril(Q K^T)^T dO scale, of one chunk."""
     n, at, row = tl.program_id(0), tl.program_id(1) * BLOCK_V, tl.program_id(2)
     qs = _load(q, row, n * C, T, K, C, BLOCK_K)
     p = _causal(dot(qs, tl.trans(_load(k, row, n * C, T, K, C, BLOCK_K)), _zeros(C, C), P), C)
@@ -139,7 +139,7 @@ def scan_backward(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """The scan in reverse: G, the gradient of the state after each chunk, and that of D.
+    """Scan in reverse: G, the gradient of the state after each chunk, and the gradient of D.
 
     ``after`` [B H, N, K, V] keeps G for ``chunk_backward``.
     """
@@ -165,11 +165,11 @@ def solve_backward(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk's v and beta, and what ``chunk_backward`` needs for its q and k.
+    """Compute gradients of one chunk's v and beta, and what ``chunk_backward`` needs for q and k.
 
     With X = [U, W] = M R and R = [beta V, beta K]: dR = M^T dX and d tril(beta K K^T, -1) =
-    -tril(dR X^T, -1). Left behind: that of beta K in ``grad_bk`` [B H, T, K], that of the triangle,
-    times beta, in ``grad_a`` and that of tril(Q K^T) in ``grad_p`` [B H, T, C].
+    -tril(dR X^T, -1). The gradient of beta K is stored in ``grad_bk`` [B H, T, K], that of the
+    triangle, times beta, in ``grad_a`` and that of tril(Q K^T) in ``grad_p``, [B H, T, C] each.
     """
     n, row, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     first, padded = n * C, chunks * C
@@ -209,7 +209,7 @@ def chunk_backward(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk's q and k, BLOCK_K of their columns."""
+    """Compute gradients of one chunk's q and k, BLOCK_K of their columns."""
     n, row, chunks = tl.program_id(0), tl.program_id(2), tl.num_programs(0)
     part, first, padded = tl.program_id(1) * BLOCK_K, n * C, chunks * C
     gq, gk = _zeros(C, BLOCK_K), _zeros(C, BLOCK_K)
@@ -235,7 +235,7 @@ def step(
     q, k, v, beta, state, o, states, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """One token: read, rewrite and read again some columns of one memory, in one pass over it."""
+    """Process one token: rewrite and read some columns of one memory, in one pass over it."""
     at, row = tl.program_id(0) * BLOCK_V, tl.program_id(1)
     i = tl.arange(0, BLOCK_K)
     c = at + tl.arange(0, BLOCK_V)

@@ -1,7 +1,7 @@
-"""The gated delta rule in chunks (arXiv 2412.06464, section 3.3): as ``delta_rule.eager``, with the
-decay between two tokens of a chunk multiplied onto their scores.
+"""The gated delta rule in chunks (arXiv 2412.06464, section 3.3).
 
-G[i] - G[j], the log of that decay, is never positive for j <= i, so its exponential cannot
+It is ``delta_rule.eager`` with the score of two tokens of a chunk multiplied by the decay between
+them. G[i] - G[j], the log of that decay, is never positive for j <= i, so its exponential cannot
 overflow; exp(G[i]) exp(-G[j]) could.
 """
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from refine_server.kernels.delta_rule import CHUNK
 
-CHANNEL_CHUNK = 16  # a decay by channel needs [chunk, chunk, K] numbers, so its chunks are short
+CHANNEL_CHUNK = 16
+"""Tokens of a chunk under a decay by channel, which needs [chunk, chunk, K] numbers."""
 
 
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.gated_delta_rule``: same arguments, same results."""
+    """Compute ``naive.gated_delta_rule`` in chunks; same arguments, same results."""
     B, H, T, K = q.shape
     V = v.shape[-1]
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -60,14 +61,14 @@ def gated_delta_rule(
 
 
 def _between(G: Tensor) -> Tensor:
-    """Decay from token j to token i of a chunk, 0 for j > i: [..., C, C, 1|K]."""
+    """Return the decay from token j to token i of a chunk, 0 for j > i: [..., C, C, 1|K]."""
     C = G.shape[2]
     future = torch.ones(C, C, dtype=torch.bool, device=G.device).triu(1)[..., None]
     return (G[:, :, :, None] - G[:, :, None]).masked_fill(future, -torch.inf).exp()
 
 
 def _scores(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
-    """Decayed products of a[i] and b[j], j <= i: [..., C, C]."""
+    """Return the decayed products of a[i] and b[j], j <= i: [..., C, C]."""
     if between.shape[-1] == 1:
         return (a @ b.mT) * between[..., 0]
     return torch.einsum("...id,...jd,...ijd->...ij", a, b, between)
@@ -76,7 +77,7 @@ def _scores(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
 def _step(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, S: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """One token: the decode path."""
+    """Process one token: the decode path."""
     decayed = S * g.exp().mT  # [B, H, K, V]
     write = beta[..., None] * (v - k @ decayed)  # [B, H, 1, V]
     after = decayed + k.mT @ write

@@ -9,7 +9,7 @@ from refine_server.kernels.delta_rule import CHUNK
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Let the memory decay, read it and rewrite it, token by token.
+    """Let the memory decay, rewrite it and read it, token by token.
 
     S' = exp(g[t]) S[t-1];  S[t] = S' + k[t]^T beta[t] (v[t] - k[t] S');  o[t] = q[t] S[t] / sqrt(K)
     (arXiv 2412.06464, eq. 10). A token with beta = 0 and g = 0 leaves the memory as it is.
@@ -17,10 +17,10 @@ def gated_delta_rule(
     Args:
         q, k: [B, H, T, K].
         v: [B, H, T, V].
-        g: [B, H, T, 1], log of the decay (<= 0) of a head's whole memory, or [B, H, T, K], of each
-            row of it (Kimi delta attention, arXiv 2510.26692). At least fp32.
+        g: the log of the decay (<= 0), at least fp32: [B, H, T, 1], one for a head's whole memory,
+            or [B, H, T, K], one for each row of it (Kimi delta attention, arXiv 2510.26692).
         beta: [B, H, T].
-        state: [B, H, K, V] memory before the first token, zeros when None.
+        state: [B, H, K, V], the memory before the first token; None: zeros.
 
     Returns:
         o [B, H, T, V] in q's dtype, and the memory before tokens 0, CHUNK, 2 CHUNK, … and after

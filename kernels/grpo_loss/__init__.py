@@ -1,1 +1,1 @@
-"""The policy-gradient terms of the REFINE loss (arXiv 2602.16704, section 3.4)."""
+"""The policy-gradient terms of the REFINE loss: GRPO surrogate and KL (arXiv 2602.16704, 3.4)."""

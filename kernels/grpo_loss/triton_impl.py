@@ -96,7 +96,7 @@ def _loss_kernel(
 
 @triton.jit
 def _slope_kernel(slopes, grad, grad_kl, out, size, BLOCK: tl.constexpr):
-    """Scale the slopes of both losses by what came back to them, and add them up."""
+    """Multiply the slopes of both losses by the losses' gradients, and add them up."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     surrogate = tl.load(slopes + at, mask=inside, other=0.0)

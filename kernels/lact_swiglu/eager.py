@@ -1,4 +1,4 @@
-"""LaCT's memory in batched products: all rows, heads and tokens of a chunk at once."""
+"""LaCT's memory in batched products, for all rows, heads and tokens of a chunk at once."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def lact_apply(q: Tensor, w0: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    """See ``naive.lact_apply``: same arguments, same results."""
+    """Compute ``naive.lact_apply`` in batched products; same arguments, same results."""
     B, H, T, D = q.shape
     M = w0.shape[0]
     w0, w1, w2 = (w.to(q.dtype) for w in (w0, w1, w2))
@@ -27,13 +27,13 @@ def lact_gradient(
     w1: Tensor,
     w2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``naive.lact_gradient``: same arguments, same results."""
+    """Compute ``naive.lact_gradient`` in batched products; same arguments, same results."""
     dtype = torch.promote_types(k.dtype, torch.float32)
     w0, w1, w2 = (w.to(k.dtype) for w in (w0, w1, w2))
     gate, up = k @ w0.mT, k @ w2.mT  # [B, H, T, F]
     d_hidden = v @ w1  # [B, H, T, F]
     sigmoid = gate.sigmoid()
-    active = F.silu(gate)  # rounds otherwise than gate * sigmoid; this is what lact_llm has
+    active = F.silu(gate)  # as in lact_llm; gate * sigmoid rounds differently
     d_gate = d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid))
     dw0 = d_gate.mT @ (k * lr0).to(k.dtype)
     dw1 = v.mT @ (active * up * lr1).to(k.dtype)

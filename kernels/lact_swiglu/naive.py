@@ -1,4 +1,4 @@
-"""LaCT's memory token by token: the definition of the ops."""
+"""LaCT's memory, read and written token by token: the definition of the ops."""
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ def lact_apply(q: Tensor, w0: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 
     Args:
         q: [B, H, T, D], T >= 0.
-        w0, w2: [M, H, F, D] and w1: [M, H, D, F], B a multiple of M: rows m B/M … (m + 1) B/M - 1
-            share memory m. At least fp32; multiplied in q's dtype, as the authors do.
+        w0, w2: [M, H, F, D], and w1: [M, H, D, F], at least fp32, B a multiple of M: rows m B/M …
+            (m + 1) B/M - 1 share memory m. Products are in q's dtype, as in lact_llm.
 
     Returns:
         [B, H, T, D] in q's dtype.
@@ -46,15 +46,16 @@ def lact_gradient(
     w1: Tensor,
     w2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What one chunk writes: the gradients of <f(k[t]), v[t]>, weighted and summed over the chunk.
+    """Compute the gradients of <f(k[t]), v[t]>, scaled by the rates and summed over one chunk.
 
-    The sums say which way to go (w + dw), they are not to be subtracted. lr0 and lr2 scale the keys
-    and lr1 the hidden units, so a rate may differ from channel to channel.
+    They are ascent directions: the update adds them. lr0 and lr2 scale the keys and lr1 the hidden
+    units, so a rate may differ from channel to channel.
 
     Args:
         k, v: [B, H, T, D], one chunk, T >= 1.
-        lr0, lr2: [B, H, T, 1] or [B, H, T, D]; lr1: [B, H, T, 1] or [B, H, T, F]. At least fp32.
-        w0, w2: [B, H, F, D] and w1: [B, H, D, F], at least fp32; multiplied in k's dtype.
+        lr0, lr2: [B, H, T, 1] or [B, H, T, D], at least fp32.
+        lr1: [B, H, T, 1] or [B, H, T, F], at least fp32.
+        w0, w2: [B, H, F, D], and w1: [B, H, D, F], at least fp32. Products are in k's dtype.
 
     Returns:
         dw0 [B, H, F, D], dw1 [B, H, D, F] and dw2 [B, H, F, D], at least fp32.
@@ -90,12 +91,14 @@ def lact_update(
 
     Args:
         steps: from ``lact_gradient``.
-        before: what they are added to: the last chunk's ``main`` if prenorm, else its ``weights``.
-        norms: of the initial weights' rows, [B, H, F|D, 1].
-        momentum: of the last chunk, or None for a model without momentum.
-        keep: [B, H, 1, 1], how much of the momentum stays. Given with momentum and only then.
-        muon: orthogonalise the steps (after momentum).
-        prenorm: return ``main`` as well: steps add up unscaled, and only what is read is rescaled.
+        before: the weights they are added to: the last chunk's ``main`` if prenorm, else its
+            ``weights``.
+        norms: [B, H, F|D, 1] each, the norms of the initial weights' rows.
+        momentum: of the last chunk; None: the model has no momentum.
+        keep: [B, H, 1, 1], the factor of the old momentum; given if and only if momentum is.
+        muon: whether to orthogonalise the steps, after momentum.
+        prenorm: whether to return ``main`` as well: steps add up unscaled, and only the weights
+            that are read are rescaled.
     """
     if momentum is not None:
         assert keep is not None
@@ -110,12 +113,12 @@ def lact_update(
 
 
 def orthogonal(steps: Tensor) -> Tensor:
-    """Muon: matrices [M, H, a, b] with their singular values pushed towards 1.
+    """Push the singular values of matrices [M, H, a, b] towards 1, as Muon does.
 
-    Newton–Schulz in bf16 as in lact_llm, whatever the model's dtype: where a step has small
-    singular values the iteration amplifies rounding errors several hundred times, so a model that
-    was trained with this noise is not the same without it. For the same reason a product is summed
-    in fp32 and rounded once, as tensor cores do and not every CPU's bf16 product does.
+    The Newton–Schulz iterations run in bf16 as in lact_llm, whatever the model's dtype. Where a
+    step has small singular values they amplify rounding errors several hundred times, so a model
+    trained with this noise computes something else without it. For the same reason a product is
+    summed in fp32 and rounded once, as tensor cores do and not every CPU's bf16 product does.
     """
     x = steps.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
@@ -131,4 +134,5 @@ def orthogonal(steps: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply in fp32 and round once."""
     return (x.float() @ y.float()).to(x.dtype)

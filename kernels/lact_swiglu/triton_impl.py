@@ -1,13 +1,14 @@
-"""LaCT's memory with everything between its matrix products fused into them.
+"""LaCT's memory, with the elementwise steps between its matrix products fused into the products.
 
-One kernel computes gate = x w0^T and up = x w2^T of a tile side by side and goes on from there,
-while both are in registers:
+One kernel computes gate = x w0^T and up = x w2^T of a tile side by side and then, while both are in
+registers, one of
 
     read       hidden = silu(gate) up
     write      d_gate = d_hidden up silu'(gate), d_up = d_hidden silu(gate), and hidden
     backward   of the write: the gradients of gate, up and d_hidden, which need silu''
 
-The backward of a read is a write. Products with nothing to fuse are left to the vendor's library.
+The backward pass of a read is a write. Products with nothing to fuse with are left to the vendor's
+library.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ READ, WRITE, WRITE_BACKWARD = 0, 1, 2
 
 
 def lact_apply(q: Tensor, w0: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    """See ``naive.lact_apply``: same arguments, same results."""
+    """Compute ``naive.lact_apply`` with fused products; same arguments, same results."""
     check_dtype(q)
     B, H, T, D = q.shape
     M = w0.shape[0]
@@ -48,7 +49,7 @@ def lact_gradient(
     w1: Tensor,
     w2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``naive.lact_gradient``: same arguments, same results."""
+    """Compute ``naive.lact_gradient`` with fused products; same arguments, same results."""
     check_dtype(k, v)
     w0, w1, w2 = (w.to(k.dtype) for w in (w0, w1, w2))
     d_gate, hidden, d_up = _Write.apply(k, v @ w1, w0, w2)  # [B, H, T, F]
@@ -68,7 +69,7 @@ def lact_update(
     muon: bool = False,
     prenorm: bool = False,
 ) -> Update:
-    """See ``naive.lact_update``: same arguments, same results."""
+    """Compute ``naive.lact_update`` in fused launches; same arguments, same results."""
     check_dtype(*steps, *before)
     if not muon:
         return add_steps(steps, before, norms, momentum, keep, prenorm)
@@ -81,6 +82,8 @@ def lact_update(
 
 
 class _Read(torch.autograd.Function):
+    """hidden = silu(x w0^T) * (x w2^T), [..., T, F]."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, w0: Tensor, w2: Tensor) -> Tensor:
         ctx.save_for_backward(x, w0, w2)
@@ -95,6 +98,8 @@ class _Read(torch.autograd.Function):
 
 
 class _Write(torch.autograd.Function):
+    """d_gate, hidden and d_up, [..., T, F] each, from x and d_hidden; differentiable again."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, d_hidden: Tensor, w0: Tensor, w2: Tensor
@@ -124,7 +129,7 @@ def _through_products(
     of_up: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, w0 and w2 from those of gate = x w0^T and up = x w2^T."""
+    """Compute gradients of x, w0 and w2 from those of gate = x w0^T and up = x w2^T."""
     return (
         of_gate @ w0 + of_up @ w2 if wanted[0] else None,
         of_gate.mT @ x if wanted[1] else None,
@@ -133,7 +138,7 @@ def _through_products(
 
 
 def _launch(mode: int, x: Tensor, w0: Tensor, w2: Tensor, beside: list[Tensor]) -> list[Tensor]:
-    """Run a mode over x [..., T, D], w0 and w2 [..., F, D] and others of [..., T, F]."""
+    """Run a mode over x [..., T, D], w0 and w2 [..., F, D] and tensors [..., T, F] beside them."""
     x, w0, w2, *beside = (t.contiguous() for t in (x, w0, w2, *beside))
     *batch, T, D = x.shape
     units = w0.shape[-2]
@@ -157,6 +162,7 @@ def _swiglu_kernel(
     F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Compute one tile of the outputs of MODE (0 read, 1 write, 2 backward pass of a write)."""
     memory = tl.program_id(2).to(tl.int64)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)

@@ -1,11 +1,11 @@
 """Muon's orthogonalisation of all matrices of all memories, three launches an iteration.
 
-With A = x x^T and P = b A + c A A, an iteration is x' = a x + P x; g its gradient, S the sum of
-g x^T and its transpose, and A and P being symmetric,
+With A = x x^T and P = b A + c A A, an iteration is x' = a x + P x. With g the gradient of x' and
+S the sum of g x^T and its transpose, and because A and P are symmetric, its backward pass is
 
     dx = a g + P g + (b S + c (S A + A S)) x
 
-Each product is rounded where the definition rounds it: to bf16 after every operation.
+Each result is rounded where the definition rounds it: to bf16 after every operation.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ from refine_server.kernels.triton_support import dot, to_bf16
 
 
 def orthogonal(steps: Weights) -> Weights:
-    """``naive.orthogonal`` of each: at once, for lying down they are of one shape."""
+    """Compute ``naive.orthogonal`` of all three at once: transposed where tall, they are alike."""
     *batch, _, _ = steps[0].shape
     tall = [s.shape[-2] > s.shape[-1] for s in steps]
-    lying = [s.mT if t else s for s, t in zip(steps, tall, strict=True)]
-    x = torch.stack([s.to(torch.bfloat16) for s in lying]).flatten(0, -3)  # [3 B H, n, m]
+    wide = [s.mT if t else s for s, t in zip(steps, tall, strict=True)]
+    x = torch.stack([s.to(torch.bfloat16) for s in wide]).flatten(0, -3)  # [3 B H, n, m]
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + MUON_EPS)
     for coefficients in MUON_COEFFICIENTS:
         x = _Iteration.apply(x, *coefficients)
@@ -34,6 +34,8 @@ def orthogonal(steps: Weights) -> Weights:
 
 
 class _Iteration(torch.autograd.Function):
+    """One Newton–Schulz iteration of x [Z, n, m]."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: float, b: float, c: float) -> Tensor:
         ctx.save_for_backward(x)
@@ -53,7 +55,7 @@ class _Iteration(torch.autograd.Function):
 
 
 def _polynomial(x: Tensor, b: float, c: float) -> tuple[Tensor, Tensor]:
-    """A = x x^T and b A + c A A: [Z, n, n]."""
+    """Return A = x x^T and P = b A + c A A, [Z, n, n] each."""
     gram = _product(x, x.mT)
     return gram, _product(gram, gram, times=c, plus=gram, plus_times=b)
 
@@ -69,7 +71,7 @@ def _product(
     plus: Tensor | None = None,
     plus_times: float = 1.0,
 ) -> Tensor:
-    """(times x) y + plus_times plus, for bf16 x [Z, n, k], y [Z, k, m] and plus [Z, n, m]."""
+    """Compute (times x) y + plus_times plus of bf16 x [Z, n, k], y [Z, k, m], plus [Z, n, m]."""
     Z, n, k = x.shape
     m = y.shape[-1]
     out = x.new_empty(Z, n, m)
@@ -88,6 +90,7 @@ def _product_kernel(
     x, y, plus, out, times, plus_times, x_z, x_n, x_k, y_z, y_k, y_m, N, M, K,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """Compute one tile of the product, with its sum."""
     z = tl.program_id(2).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

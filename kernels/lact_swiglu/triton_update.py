@@ -1,12 +1,12 @@
-"""What a chunk's steps make of the memory, in one launch for the three matrices of all memories.
+"""The update of the memory, in one launch for the three matrices of all memories.
 
 A program owns a few whole rows, so momentum, sum, norm and rescaling happen in registers. With
 u = before + steps + keep momentum, r = norm / (|u| + eps) and g the gradient of weights = r u,
 
-    du = r g - u <g, u> r / (|u| (|u| + eps)) + what came back to main
-    d(steps) = du + what came back to the new momentum
+    du = r g - u <g, u> r / (|u| (|u| + eps)) + the gradient of main
+    d(steps) = du + the gradient of the new momentum
 
-The backward pass adds u up again from what is kept anyway.
+The backward pass adds u up again from tensors that are kept anyway.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from torch import Tensor
 from refine_server.kernels.lact_swiglu import NORM_EPS, Update, Weights, three
 
 ELEMENTS = 2048
-"""Of each tensor that a program holds: 16 a thread."""
+"""Elements of each tensor that a program holds: 16 a thread."""
 
 NONE = (None, None, None)
 
 Group = Sequence[Tensor] | tuple[None, None, None]
-"""One tensor for each of the three matrices, or none at all."""
+"""One tensor for each of the three matrices, or none of them."""
 
 
 def add_steps(
@@ -36,7 +36,7 @@ def add_steps(
     keep: Tensor | None,
     prenorm: bool,
 ) -> Update:
-    """``naive.lact_update`` without Muon."""
+    """Compute ``naive.lact_update`` without Muon."""
     out = _AddSteps.apply(prenorm, keep, *steps, *before, *norms, *(momentum or NONE))
     return Update(
         three(out[:3]),
@@ -46,11 +46,13 @@ def add_steps(
 
 
 def add_momentum(steps: Weights, momentum: Weights, keep: Tensor) -> Weights:
-    """steps + keep momentum, for an update that has more to do before it adds them."""
+    """Compute steps + keep momentum, for an update that transforms the sum before it adds it."""
     return three(_AddSteps.apply(False, keep, *steps, *NONE, *NONE, *momentum)[6:])
 
 
 class _AddSteps(torch.autograd.Function):
+    """The update with its backward pass; groups that are absent are three times None."""
+
     @staticmethod
     def forward(
         ctx: Any, prenorm: bool, keep: Tensor | None, *tensors: Tensor | None
@@ -90,7 +92,7 @@ class _AddSteps(torch.autograd.Function):
 
 
 def _group(tensors: Sequence[Tensor | None], likes: Sequence[Tensor] | None = None) -> Group:
-    """Three contiguous tensors, zeros in place of those that are missing; or none."""
+    """Return three contiguous tensors, zeros for those that are missing, or NONE if all are."""
     if all(t is None for t in tensors):
         return NONE
     likes = likes or [t for t in tensors if t is not None]
@@ -99,11 +101,12 @@ def _group(tensors: Sequence[Tensor | None], likes: Sequence[Tensor] | None = No
 
 
 def _empty(likes: Group) -> Group:
+    """Return uninitialised tensors like those of a group, or NONE."""
     return [torch.empty_like(x) for x in likes if x is not None] or NONE
 
 
 def _tile(steps: Group) -> tuple[int, int, int, int]:
-    """F, D, rows of a program and the power of two that covers a row."""
+    """Return F, D, the rows of a program and the power of two that covers a row."""
     assert steps[0] is not None
     F, D = steps[0].shape[-2:]
     width = triton.next_power_of_2(max(F, D))
@@ -111,13 +114,14 @@ def _tile(steps: Group) -> tuple[int, int, int, int]:
 
 
 def _blocks(steps: Group) -> int:
+    """Return how many programs cover the rows of one matrix."""
     F, D, rows, _ = _tile(steps)
     blocks: int = triton.cdiv(max(F, D), rows)
     return blocks
 
 
 def _launch(kernel: Any, steps: Group, keep: Tensor | None, *groups: Any) -> None:
-    """One program for a few rows of a matrix of a memory."""
+    """Launch one program for every few rows of every matrix of every memory."""
     F, D, rows, width = _tile(steps)
     assert steps[0] is not None
     memories = steps[0].numel() // (F * D)
@@ -130,7 +134,7 @@ def _launch(kernel: Any, steps: Group, keep: Tensor | None, *groups: Any) -> Non
 
 @triton.jit
 def _at(R, C, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of this program's rows of [memories, R, C] and their elements; which exist."""
+    """Return offsets of the program's rows of [memories, R, C] and elements, and which exist."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     row_at = tl.program_id(2).to(tl.int64) * R + row
@@ -143,6 +147,7 @@ def _add_kernel(
     keep, steps, before, norms, momentum, weights, main, summed,
     F: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """Update a few rows of one matrix of one memory."""
     for i in tl.static_range(3):
         if tl.program_id(1) == i:
             R: tl.constexpr = D if i == 1 else F
@@ -167,6 +172,7 @@ def _add_backward_kernel(
     of_before, of_norms, of_steps, of_momentum, of_keep,
     F: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradients of a few rows of one matrix of one memory."""
     for i in tl.static_range(3):
         if tl.program_id(1) == i:
             R: tl.constexpr = D if i == 1 else F
@@ -180,9 +186,7 @@ def _add_backward_kernel(
                 along = tl.sum(g * u, axis=1) / (size + EPS)
                 tl.store(of_norms[i] + row_at, along, mask=row_ok)
                 ratio = tl.load(norms[i] + row_at, mask=row_ok, other=0.0) / (size + EPS)
-                shrink = along / tl.where(
-                    size > 0, size, 1.0
-                )  # at 0 along is 0, and so is the slope
+                shrink = along / tl.where(size > 0, size, 1.0)  # for a row of zeros, along is 0
                 du = ratio[:, None] * (g - u * shrink[:, None])
                 if of_main[i] is not None:
                     du += tl.load(of_main[i] + at, mask=ok, other=0.0)

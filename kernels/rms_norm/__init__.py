@@ -1,1 +1,1 @@
-"""Vectors divided by their length: the norm of every layer, and that of keys and queries."""
+"""RMS norm, before and after a layer's parts, and L2 norm, of keys and queries."""

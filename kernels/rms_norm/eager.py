@@ -1,4 +1,4 @@
-"""Norms with the backward pass written out: autograd's reads and writes x nine times, this four.
+"""Norms with the backward pass written out: 4 passes over x, where autograd's own takes 9.
 
 With r = 1 / sqrt(s x·x + eps), where s is 1 / D for the mean and 1 for the sum, y = r x has
 
@@ -54,6 +54,8 @@ def _scaled(x: Tensor, weight: Tensor | None, scale: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
+    """Either norm with its backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, mean: bool) -> Tensor:
         scale = _scale(x, eps, mean=mean)

@@ -1,14 +1,10 @@
 """Rewards and group-relative advantages of rollouts: the definition of the op."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reward = Literal["exact", "cosine", "hybrid"]
-
-EPS = 1e-6
+from refine_server.kernels.rollout_reward import EPS, Reward
 
 
 def rollout_reward(
@@ -19,18 +15,18 @@ def rollout_reward(
     document_hidden: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Score every rollout against the k tokens that its document has in its place.
+    """Score every rollout against the k tokens that the document has in its place.
 
     Args:
         kind: ``exact`` is the mean of [token equal], ``cosine`` the mean cosine of hidden states,
             ``hybrid`` their sum (arXiv 2602.16704, section 3.3).
-        tokens, hidden: [N, k] and [N, k, D] of the rollouts, N = R G n: rollouts of one position
-            side by side, positions of one row side by side.
+        tokens, hidden: [N, k] and [N, k, D] of the rollouts, N = R G n: the n rollouts of one
+            position are adjacent, and so are the G positions of one row.
         document_tokens, document_hidden: [R, T] and [R, T, D].
-        starts: [R, G], where rollouts begin; start + k <= T.
+        starts: [R, G], the position at which each position's rollouts begin; start + k <= T.
 
     Returns:
-        rewards and advantages, [N] each, at least fp32, without graph.
+        Rewards and advantages, [N] each, in fp32, without a graph.
     """
     k, n = tokens.shape[1], tokens.shape[0] // max(starts.numel(), 1)
     row = torch.arange(starts.shape[0], device=starts.device)[:, None, None]
@@ -48,7 +44,7 @@ def rewards(
     hidden: Tensor,
     document_hidden: Tensor,
 ) -> Tensor:
-    """One scalar for each rollout: tokens [N, k] and hidden [N, k, D] against the document's."""
+    """Compare tokens [N, k] and hidden [N, k, D] with the document's: a reward [N] for each."""
     exact = (tokens == document_tokens).float().mean(-1)
     if kind == "exact":
         return exact
@@ -57,12 +53,12 @@ def rewards(
 
 
 def group_advantages(rewards: Tensor, rollouts: int) -> Tensor:
-    """(r - mean(group)) / (std(group) + eps), zero where a group has no variance.
+    """Compute (r - mean(group)) / (std(group) + eps), zero where a group has no variance.
 
-    Group-relative advantages of GRPO (arXiv 2402.03300; arXiv 2602.16704, section 3.4).
+    These are GRPO's group-relative advantages (arXiv 2402.03300; arXiv 2602.16704, section 3.4).
 
     Args:
-        rewards: [N] = [positions * rollouts], rollouts of one position side by side.
+        rewards: [N] = [positions * rollouts], the rollouts of one position adjacent.
         rollouts: n. With n > 1 a group is the rollouts of one position; with n = 1 it is all
             positions of the document, as in the paper's code.
 

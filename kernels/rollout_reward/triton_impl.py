@@ -1,15 +1,15 @@
-"""Rewards straight from the document's rows, which are never gathered, then advantages by group."""
+"""Rewards from the document's rows, which are read in place, and then advantages by group."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from refine_server.kernels.rollout_reward.naive import EPS, Reward
+from refine_server.kernels.rollout_reward import EPS, Reward
 from refine_server.kernels.triton_support import check_dtype
 
 COSINE_EPS = tl.constexpr(1e-8)
-"""Least norm of a row, as in torch's cosine_similarity."""
+"""The smallest norm of a row that is divided by, as in torch's cosine_similarity."""
 
 
 def rollout_reward(
@@ -20,7 +20,7 @@ def rollout_reward(
     document_hidden: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See ``naive.rollout_reward``: same arguments, same results."""
+    """Compute ``naive.rollout_reward`` in two launches; same arguments, same results."""
     check_dtype(hidden, document_hidden)
     N, k, D = hidden.shape
     R, T = document_tokens.shape
@@ -57,6 +57,7 @@ def _reward_kernel(
     K: tl.constexpr, D: tl.constexpr, EXACT: tl.constexpr, COSINE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Score one rollout."""
     rollout = tl.program_id(0)
     first = (rollout // per_row) * T + tl.load(starts + rollout // n)  # row of the document's [R T]
     total = 0.0
@@ -82,6 +83,7 @@ def _reward_kernel(
 
 @triton.jit
 def _advantage_kernel(rewards, advantages, size, EPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Normalise the rewards of one group."""
     lane = tl.arange(0, BLOCK)
     at = tl.program_id(0) * size + lane
     inside = lane < size

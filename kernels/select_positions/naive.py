@@ -1,4 +1,4 @@
-"""Positions by smoothing, adding noise and taking the largest: the definition of the op."""
+"""Smooth the scores, add noise and take the largest: the definition of the op."""
 
 import torch
 from torch import Tensor
@@ -9,17 +9,17 @@ from refine_server.kernels.select_positions import Rule, smooth
 def select_positions(
     scores: Tensor, noise: Tensor | None, *, chunks: int, kernel: int, rule: Rule
 ) -> Tensor:
-    """One index in each of ``chunks`` equal chunks of every row.
+    """Choose one index in each of ``chunks`` equal chunks of every row.
 
     Args:
         scores: [R, T], T >= chunks.
-        noise: [R, chunks, T // chunks] uniform in [0, 1), needed by ``sample`` and ``uniform``. It
-            decides alone: the same noise gives the same positions in every form.
+        noise: [R, chunks, T // chunks], uniform in [0, 1); ``sample`` and ``uniform`` need it. It
+            is the only source of randomness: the same noise gives the same positions in every form.
         chunks: c; each chunk has T // c tokens, and the rest of the row is never chosen.
-        kernel: of the average pool over scores.
-        rule: ``sample`` draws from the softmax of the smoothed scores (the Gumbel-max way),
-            ``uniform`` evenly; ``argmax`` and ``argmin`` take the extreme of the smoothed scores,
-            the first one where several are equal.
+        kernel: the width of the average pool over the scores, in tokens.
+        rule: ``sample`` draws from the softmax of the smoothed scores by the Gumbel-max trick,
+            ``uniform`` draws evenly; ``argmax`` and ``argmin`` take the extreme of the smoothed
+            scores, the first of equal ones.
 
     Returns:
         [R, chunks] indices into T, rising within a row.

@@ -1,4 +1,4 @@
-"""Smoothing, noise and the largest in one launch: a program reads one chunk of one row once."""
+"""Smoothing, noise and search in one launch; a program reads one chunk of one row once."""
 
 import torch
 import triton
@@ -14,7 +14,7 @@ BLOCK = 1024
 def select_positions(
     scores: Tensor, noise: Tensor | None, *, chunks: int, kernel: int, rule: Rule
 ) -> Tensor:
-    """See ``naive.select_positions``: same arguments, same results."""
+    """Compute ``naive.select_positions`` in one launch; same arguments, same results."""
     check_dtype(scores)
     R, T = scores.shape
     size = T // chunks
@@ -40,6 +40,7 @@ def _select_kernel(
     scores, noise, index, T, size,
     SIGN: tl.constexpr, NOISY: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Find the best position of one chunk of one row."""
     row, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     top = float("-inf")
     best = 0
@@ -56,7 +57,7 @@ def _select_kernel(
         if NOISY:
             u = tl.load(noise + (row * chunks + chunk) * size + offset, mask=inside, other=0.5)
             key += -tl.log(-tl.log(tl.maximum(u.to(tl.float32), 1e-20)))
-        key = tl.where(inside & (key == key), key, float("-inf"))  # NaN must not lead outside
+        key = tl.where(inside & (key == key), key, float("-inf"))  # NaN must not be chosen
         value, at = tl.max(key, axis=0, return_indices=True)
         best = tl.where(value > top, start + at, best)
         top = tl.maximum(value, top)

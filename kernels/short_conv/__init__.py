@@ -1,1 +1,1 @@
-"""The causal depthwise convolution over a few tokens that gated linear attention relies on."""
+"""The causal depthwise convolution over a few tokens in linear-attention layers."""

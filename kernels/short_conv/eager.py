@@ -1,5 +1,7 @@
-"""Short causal convolution as W shifted multiply-adds: conv1d with one group per channel is slow
-on a CPU, its backward more so. Both directions add into one tensor in place."""
+"""Short causal convolution as W shifted multiply-adds, which add into one tensor in place.
+
+conv1d with one group per channel is slow on a CPU, and its backward pass is slower still.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +12,14 @@ from torch.autograd.function import once_differentiable
 
 
 def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
-    """See ``naive.short_conv``: same arguments, same results."""
+    """Compute ``naive.short_conv`` tap by tap; same arguments, same results."""
     apply: Callable[..., Tensor] = _ShortConv.apply
     return apply(padded, weight)
 
 
 class _ShortConv(torch.autograd.Function):
+    """The convolution with its backward pass."""
+
     @staticmethod
     def forward(ctx: Any, padded: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(padded, weight)
@@ -44,6 +48,6 @@ class _ShortConv(torch.autograd.Function):
 
 
 def _taps(weight: Tensor) -> tuple[Tensor, ...]:
-    """W of [C], or [B, 1, C] when every row has its own; each in one piece, or it is slow."""
+    """Return W taps, [C] each or [B, 1, C] when every row has its own; contiguous, for speed."""
     taps = weight.movedim(-1, 0).contiguous()
     return (taps if weight.ndim == 2 else taps[:, :, None]).unbind()

@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
-    """y[t] = sum over i of weight[:, i] * padded[t + i].
+    """Compute y[t] = sum over i of weight[:, i] * padded[t + i].
 
     Args:
-        padded: [B, W - 1 + T, C], the T inputs after the W - 1 before them (zeros at the start of
-            a sequence).
-        weight: [C, W] taps, oldest first; [B, C, W] when every row has its own.
+        padded: [B, W - 1 + T, C], the W - 1 previous inputs (zeros at the start of a sequence) and
+            then the T inputs.
+        weight: [C, W], the taps, oldest first; [B, C, W] when every row has its own.
 
     Returns:
         [B, T, C].

@@ -1,4 +1,4 @@
-"""What the LM head says of each token: log-probability of a target, entropy, normaliser."""
+"""Each token's statistics under the LM head: log-probability of a target, entropy, normaliser."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,13 @@ from torch import Tensor
 
 
 class TokenStats(NamedTuple):
-    """One number of each kind for each of N tokens; nats, at least fp32.
-
-    log_prob: of the target, differentiable. entropy and lse (log-sum-exp of the logits) are not.
-    """
+    """Statistics of N tokens, [N] each, in nats, at least fp32."""
 
     log_prob: Tensor
+    """The log-probability of the target; differentiable."""
+
     entropy: Tensor
+    """The entropy of the next-token distribution; without a graph."""
+
     lse: Tensor
+    """The log-sum-exp of the logits; without a graph."""

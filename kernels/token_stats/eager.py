@@ -1,9 +1,9 @@
-"""Token statistics a block of rows at a time: no [N, V] matrix ever exists.
+"""Token statistics for one block of rows at a time, without an [N, V] matrix.
 
-A token's log-probability depends on its own row alone, so its gradient with respect to that row is
-known already in the forward pass, up to a factor that comes with the backward pass:
-d log p / d h = (W[target] - p W) / temperature. Storing that [N, D] instead of the inputs makes the
-backward pass one multiplication and saves computing the logits twice.
+A token's log-probability depends on its own row only, so the forward pass already knows its
+gradient with respect to that row, d log p / d h = (W[target] - p W) / temperature, up to a factor
+that comes with the backward pass. Keeping these [N, D] instead of the inputs turns the backward
+pass into one multiplication, and the logits are not computed twice.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 128
 def token_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> TokenStats:
-    """See ``naive.token_stats``: same arguments, same results."""
+    """Compute ``naive.token_stats`` block by block; same arguments, same results."""
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if needs_grad:
         apply: Callable[..., tuple[Tensor, ...]] = _TokenStats.apply
@@ -31,10 +31,11 @@ def token_stats(
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, *, with_slope: bool
 ) -> tuple[TokenStats, Tensor | None]:
+    """Return the statistics and, if asked for, d log_prob / d hidden [N, D]."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     log_prob, entropy, lse = hidden.new_empty(3, hidden.shape[0], dtype=dtype).unbind()
     slope = torch.empty_like(hidden) if with_slope else None
-    # One scratch for all blocks: fresh memory for each would cost a fifth of the time.
+    # One scratch buffer for all blocks: fresh memory for each would cost a fifth of the time.
     scratch = hidden.new_empty(2, min(ROWS_AT_ONCE, len(hidden)), len(weight), dtype=dtype)
     for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -44,7 +45,7 @@ def _forward(
         total = p.sum(-1)
         log_total = total.log()
         log_prob[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - log_total
-        expected = logits.mul_(p).sum(-1)  # of the logits, which are not needed any more
+        expected = logits.mul_(p).sum(-1)  # of the logits, which are not needed again
         entropy[rows] = log_total - expected / total
         lse[rows] = log_total + top
         if slope is not None:
@@ -56,7 +57,7 @@ def _forward(
 def _below_top(
     hidden: Tensor, weight: Tensor, temperature: float, out: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits of n rows minus their highest, made in ``out`` [n, V], and that highest one, [n]."""
+    """Compute n rows' logits minus the highest, into ``out`` [n, V], and the highest one, [n]."""
     if out.dtype == hidden.dtype:
         logits = torch.mm(hidden, weight.T, out=out)
     else:
@@ -68,6 +69,8 @@ def _below_top(
 
 
 class _TokenStats(torch.autograd.Function):
+    """The statistics with their backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float

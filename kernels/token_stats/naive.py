@@ -9,16 +9,16 @@ from refine_server.kernels.token_stats import TokenStats
 def token_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> TokenStats:
-    """Log-probability of a target and what the distribution is like, token by token.
+    """Compute every token's statistics: log-probability of its target, entropy and log-sum-exp.
 
     Args:
         hidden: [N, D], after the final norm.
-        weight: [V, D], the LM head.
-        targets: [N] token ids.
-        temperature: divides the logits.
+        weight: [V, D], of the LM head.
+        targets: [N], token ids.
+        temperature: what the logits are divided by.
 
     Returns:
-        [N] each. log_prob is differentiable with respect to hidden and weight.
+        [N] each; log_prob is differentiable with respect to hidden and weight.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logits = (hidden @ weight.T).to(dtype) / temperature  # [N, V]

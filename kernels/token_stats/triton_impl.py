@@ -1,12 +1,12 @@
-"""Token statistics in one pass over blocks of the vocabulary: no [N, V] matrix ever exists.
+"""Token statistics in one pass over blocks of the vocabulary, without an [N, V] matrix.
 
-Forward: a program owns some rows and a share of the vocabulary. It multiplies block after block and
-keeps, as online softmax does, of the logits l the running maximum m, s = sum e^(l - m) and
-w = sum (l - m) e^(l - m); a second, tiny kernel merges the shares. Entropy is log s - w / s.
+Forward: a program owns some rows and a share of the vocabulary. It multiplies block by block and
+keeps, as online softmax does, the running maximum m of the logits l, s = sum e^(l - m) and
+w = sum (l - m) e^(l - m); a second, small kernel merges the shares. Entropy is log s - w / s.
 
 Backward: d log p / d logits = (onehot - p) / temperature is computed again from lse for a slab of
-the vocabulary, whose size bounds the scratch, and the two products with it are plain matrix
-products, which the vendor's library does best.
+the vocabulary, whose size bounds the scratch buffer. The two products with it are plain matrix
+products and are left to the vendor's library.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from refine_server.kernels.token_stats import TokenStats
 from refine_server.kernels.triton_support import LOWEST, PROGRAMS, check_dtype, dot
 
 SLAB = 2**26
-"""Most elements of the scratch that the backward pass holds (128 MiB in bf16)."""
+"""Elements of the backward pass's scratch buffer at most (128 MiB in bf16)."""
 
 BLOCK_V = 128
 
@@ -28,7 +28,7 @@ BLOCK_V = 128
 def token_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> TokenStats:
-    """See ``naive.token_stats``: same arguments, same results."""
+    """Compute ``naive.token_stats`` in one pass; same arguments, same results."""
     check_dtype(hidden, weight)
     return TokenStats(*_TokenStats.apply(hidden, weight, targets, temperature))
 
@@ -70,6 +70,7 @@ def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _tile(hidden: Tensor) -> dict[str, int]:
+    """Return the launch parameters that fit hidden [N, D]."""
     rows = 128 if hidden.shape[0] > 64 else 64
     narrow = hidden.dtype == torch.float32
     return {
@@ -113,7 +114,7 @@ def _slope(
     scale: float,
     columns: slice,
 ) -> Tensor:
-    """grad * d log_prob / d logits for some columns of the vocabulary: [N, columns]."""
+    """Compute grad * d log_prob / d logits for some columns of the vocabulary: [N, columns]."""
     N = hidden.shape[0]
     tile = _tile(hidden)
     width = columns.stop - columns.start
@@ -128,7 +129,7 @@ def _slope(
 
 @triton.jit
 def _logits(hidden, weight, rows, columns, N, V, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """hidden[rows] @ weight[columns].T, in fp32: [BLOCK_N, BLOCK_V]."""
+    """Compute hidden[rows] @ weight[columns].T in fp32: [BLOCK_N, BLOCK_V]."""
     acc = tl.zeros([rows.shape[0], columns.shape[0]], dtype=tl.float32)
     inner = tl.arange(0, BLOCK_D)
     h_at = hidden + rows.to(tl.int64)[:, None] * D + inner[None, :]
@@ -146,6 +147,7 @@ def _share_kernel(
     hidden, weight, targets, partial, scale, N, V, per_share,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Reduce one share of the vocabulary to m, s, w and the target's logit, for BLOCK_N rows."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     share = tl.program_id(1)
     row_ok = rows < N
@@ -159,7 +161,7 @@ def _share_kernel(
         logits = _logits(hidden, weight, rows, columns, N, V, D, BLOCK_D) * scale
         inside = columns[None, :] < V
         logits = tl.where(inside, logits, LOWEST)
-        number = tl.where(logits == logits, logits, LOWEST)  # NaN goes into s, not into the search
+        number = tl.where(logits == logits, logits, LOWEST)  # NaN reaches s, not the maximum
         higher = tl.maximum(m, tl.max(number, axis=1))
         shrink = tl.exp(m - higher)
         gap = logits - higher[:, None]
@@ -178,6 +180,7 @@ def _share_kernel(
 
 @triton.jit
 def _merge_kernel(partial, log_prob, entropy, lse, N, shares, BLOCK_N: tl.constexpr):
+    """Merge the shares of BLOCK_N rows into their statistics."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ok = rows < N
     size = shares * N
@@ -207,6 +210,7 @@ def _slope_kernel(
     hidden, weight, targets, lse, grad, slope, scale, N, width, first,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """Compute one tile of grad * d log_prob / d logits."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     logits = _logits(hidden, weight, rows, columns, N, width, D, BLOCK_D) * scale
