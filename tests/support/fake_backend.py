@@ -45,7 +45,7 @@ from refine_server.ttt.programs.encode import (
     encode,
 )
 
-LIMITS = Limits(document_tokens=160, query_tokens=40)
+LIMITS = Limits(document_tokens=160, query_tokens=60)
 """In bytes, as every byte is a token; the self-check's document just fits."""
 VOCABULARY = 257
 FINGERPRINT = "as loaded"
@@ -204,7 +204,7 @@ class FakeBackend(Backend):
         adapted.require_owner(work.request.owner)
         word = "".join(map(chr, adapted.fast_weights["model.norm.weight"][0].int().tolist()))
         for letter in word:
-            await self._turn(word)
+            await Call(lambda: None)
             emit(AnswerDelta(letter))
         emit(
             AnswerCompleted(

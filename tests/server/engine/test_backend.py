@@ -45,7 +45,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     """The scripted backend, and the real one of the tiny model with similar limits."""
     if request.param == "fake":
         return FakeBackend()
-    return open_backend(Settings(model="tiny", max_document_tokens=160, max_query_tokens=40))
+    return open_backend(Settings(model="tiny", max_document_tokens=160, max_query_tokens=60))
 
 
 def perform(backend: Backend, work: Work, stop: str | None = None) -> list[Event]:
@@ -126,7 +126,7 @@ def test_an_adaptation_stops_early_when_told_and_keeps_its_steps(backend: Backen
         (AdaptRequest("word " * 200), "document", "document_too_long"),
         (AnswerRequest("x", "word " * 50), "query", "query_too_long"),
         (CompletionRequest(("",)), "prompt", "empty"),
-        (CompletionRequest(((0,) * 201,)), "prompt", "context_length_exceeded"),
+        (CompletionRequest(((0,) * 300,)), "prompt", "context_length_exceeded"),
         (CompletionRequest(((10**6,),)), "prompt", "unknown_token"),
     ],
 )
