@@ -1,8 +1,38 @@
-"""Which adapted documents stay in memory."""
+"""How many adaptations an owner may keep, and which documents stay in memory."""
 
 from collections.abc import Collection
 
 from refine_server.server.adaptations.adaptation import Adaptation
+from refine_server.server.http.errors import ApiError
+
+RETRY_SECONDS = 60
+
+
+def require_place(
+    own: Collection[Adaptation],
+    everybodys: Collection[Adaptation],
+    *,
+    max_count: int,
+    max_bytes: int | None,
+) -> None:
+    """Raise 429 if an owner cannot keep one more adaptation.
+
+    Args:
+        own: the adaptations of the owner.
+        everybodys: those of all owners.
+        max_count: the most that the owner may keep.
+        max_bytes: the most that they may take together; None for any number.
+    """
+    if len(own) >= max_count:
+        message = f"Adaptation limit ({max_count}) reached; delete some first."
+        raise ApiError(429, message, "too_many_adaptations", retry_after=RETRY_SECONDS)
+    if max_bytes is None:
+        return
+    # The size of one that still runs is not known: it counts as the largest one so far.
+    largest = max((a.nbytes for a in everybodys), default=0)
+    if sum(a.nbytes if a.status.is_final else largest for a in own) + largest > max_bytes:
+        message = f"This key's quota adaptation_bytes ({max_bytes}) is used up; delete some first."
+        raise ApiError(429, message, "quota_adaptation_bytes", retry_after=RETRY_SECONDS)
 
 
 class MemoryBudget:

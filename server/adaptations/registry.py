@@ -5,13 +5,14 @@ thread. Documents that leave memory are loaded from the store when they are aske
 """
 
 import asyncio
-import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, new_id, request_key
-from refine_server.server.adaptations.budget import MemoryBudget
+from refine_server.server.adaptations.budget import MemoryBudget, require_place
 from refine_server.server.adaptations.storage import Storage
 from refine_server.server.adaptations.store import StoreError
 from refine_server.server.engine.engine import Engine
@@ -132,9 +133,7 @@ class Adaptations:
                 timeout_seconds=min(timeout_seconds or longest, longest),
                 priority=priority,
             )
-            adaptation.task = asyncio.create_task(self._adapt(adaptation, work))
-            self._tasks.add(adaptation.task)
-            adaptation.task.add_done_callback(self._tasks.discard)
+            self._start(adaptation, work)
         await self._admission_of(adaptation)
         adaptation.touch()
         return adaptation
@@ -167,7 +166,7 @@ class Adaptations:
         await self._storage.delete(adaptation)
         return adaptation
 
-    @contextlib.asynccontextmanager
+    @asynccontextmanager
     async def use(self, owner: str, adaptation_id: str) -> "AsyncIterator[AdaptedDocument]":
         """Give the adapted document, and keep it in memory meanwhile; wait until it is ready.
 
@@ -190,6 +189,11 @@ class Adaptations:
 
     # -- the work of one adaptation -----------------------------------------------------------
 
+    def _start(self, adaptation: Adaptation, work: AbstractAsyncContextManager[Run]) -> None:
+        adaptation.task = asyncio.create_task(self._adapt(adaptation, work))
+        self._tasks.add(adaptation.task)
+        adaptation.task.add_done_callback(self._tasks.discard)
+
     async def _admission_of(self, adaptation: Adaptation) -> None:
         adaptation.joined += 1
         try:
@@ -200,9 +204,7 @@ class Adaptations:
                 self._forget(adaptation)
                 adaptation.task.cancel()
 
-    async def _adapt(
-        self, adaptation: Adaptation, work: contextlib.AbstractAsyncContextManager[Run]
-    ) -> None:
+    async def _adapt(self, adaptation: Adaptation, work: AbstractAsyncContextManager[Run]) -> None:
         try:
             async with work as run:
                 adaptation.admit(run)
@@ -235,7 +237,6 @@ class Adaptations:
         adaptation.document, adaptation.nbytes = document, document.nbytes
         if document.report.stopped == "shutdown":  # it made fewer steps than were asked for
             self._forget_key(adaptation)
-            adaptation.key = None
         adaptation.stored = await self._storage.save(adaptation, document)
         if adaptation.id not in self._by_id:  # it was deleted meanwhile
             await self._storage.delete(adaptation)
@@ -279,25 +280,18 @@ class Adaptations:
         """Let no other request join the adaptation."""
         if adaptation.key is not None and self._by_key.get(adaptation.key) is adaptation:
             del self._by_key[adaptation.key]
+        adaptation.key = None
 
     def _require_place(self, owner: str) -> None:
-        own, limit = self.list(owner), self._settings.max_adaptations
-        if len(own) >= limit:
-            message = f"Adaptation limit ({limit}) reached; delete some first."
-            raise ApiError(429, message, "too_many_adaptations", retry_after=60)
-        quota = self._keyring.quotas_of(owner).adaptation_bytes
-        if quota is None:
-            return
-        # The size of one that still runs is not known: it counts as the largest one so far.
-        largest = max((a.nbytes for a in self._by_id.values()), default=0)
-        if sum(a.nbytes if a.status.is_final else largest for a in own) + largest > quota:
-            message = f"This key's quota adaptation_bytes ({quota}) is used up; delete some first."
-            raise ApiError(429, message, "quota_adaptation_bytes", retry_after=60)
+        require_place(
+            self.list(owner),
+            self._by_id.values(),
+            max_count=self._settings.max_adaptations,
+            max_bytes=self._keyring.quotas_of(owner).adaptation_bytes,
+        )
 
     def _update_gauges(self) -> None:
-        counts = dict.fromkeys(Status, 0)
-        for adaptation in self._by_id.values():
-            counts[adaptation.status] += 1
-        for status, count in counts.items():
-            self._metrics.adaptations.labels(status.value).set(count)
+        counts = Counter(adaptation.status for adaptation in self._by_id.values())
+        for status in Status:
+            self._metrics.adaptations.labels(status.value).set(counts[status])
         self._metrics.adaptation_bytes.set(self._budget.used(self._by_id.values()))

@@ -124,7 +124,7 @@ def test_an_adaptation_stops_early_when_told_and_keeps_its_steps(backend: Backen
         (AnswerRequest("", "q"), "document", "empty"),
         (AnswerRequest("x", ""), "query", "empty"),
         (AdaptRequest("word " * 200), "document", "document_too_long"),
-        (AnswerRequest("x", "word " * 50), "query", "query_too_long"),
+        (AnswerRequest("x", "word " * 100), "query", "query_too_long"),
         (CompletionRequest(("",)), "prompt", "empty"),
         (CompletionRequest(((0,) * 300,)), "prompt", "context_length_exceeded"),
         (CompletionRequest(((10**6,),)), "prompt", "unknown_token"),
