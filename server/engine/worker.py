@@ -27,6 +27,10 @@ class Worker:
 
     ``run`` is the body of the thread. Other threads may read ``opened``, ``failure`` and
     ``turn_began``; everything else belongs to the thread.
+
+    Args:
+        queue: gives turns, and takes back the jobs that await their next operation.
+        observers: are notified of what happens.
     """
 
     def __init__(self, queue: JobQueue, observers: Sequence[EngineObserver]) -> None:
@@ -40,26 +44,14 @@ class Worker:
         self._queue = queue
         self._observers = observers
         self._programs: dict[Job, Program[None]] = {}
+        self._backend: Backend
 
     def run(self, open_backend: Callable[[], Backend]) -> None:
         """Open the backend and work until the queue stops, or until isolation is broken."""
-        try:
-            backend = open_backend()
-            self_check(backend)
-        except BaseException as error:
-            # The message of a ValueError (ModelError is one) is enough; others need the traceback.
-            is_known = isinstance(error, ValueError)
-            logger.error("cannot open the model: %s", error, exc_info=not is_known)
-            self.opened.set_exception(error)
+        if not self._open(open_backend):
             return
-        for observer in self._observers:
-            observer.on_opened(backend)
-        self.opened.set_result(backend)
-        logger.info(
-            "ready: %s (%s, %s parameters)", backend.name, backend.family, backend.parameters
-        )
         try:
-            while self.step(backend):
+            while self.step():
                 pass
         except IsolationError as error:
             logger.critical("isolation is broken, nothing is served any more: %s", error)
@@ -71,7 +63,7 @@ class Worker:
             self.failure = errors.unavailable("The engine died.", "engine_dead")
         self._end_all(self.failure or errors.shutting_down())
 
-    def step(self, backend: Backend) -> bool:
+    def step(self) -> bool:
         """Take one turn: schedule a batch, run its operations, advance its jobs to the next ones.
 
         Waits while there is nothing to do. Returns False when the engine stops.
@@ -81,13 +73,32 @@ class Worker:
             return False
         self.turn_began = time.monotonic()
         if turn.verifications:
-            self._verify(backend, turn.verifications)
+            self._verify(turn.verifications)
         outcomes, seconds = self._run_batch(turn)
         for job, outcome in zip(turn.jobs, outcomes, strict=True):
-            self._advance(backend, job, outcome, seconds / len(turn.jobs))
+            self._advance(job, outcome, seconds / len(turn.jobs))
         if any(job.status is JobStatus.FAILED for job in turn.jobs):
-            self._verify(backend)
+            self._verify()
         self.turn_began = None
+        return True
+
+    def _open(self, open_backend: Callable[[], Backend]) -> bool:
+        try:
+            backend = open_backend()
+            self_check(backend)
+        except BaseException as error:
+            # The message of a ValueError (ModelError is one) is enough; others need the traceback.
+            is_known = isinstance(error, ValueError)
+            logger.error("cannot open the model: %s", error, exc_info=not is_known)
+            self.opened.set_exception(error)
+            return False
+        self._backend = backend
+        for observer in self._observers:
+            observer.on_opened(backend)
+        self.opened.set_result(backend)
+        logger.info(
+            "ready: %s (%s, %s parameters)", backend.name, backend.family, backend.parameters
+        )
         return True
 
     def _run_batch(self, turn: Turn) -> tuple[list[Any], float]:
@@ -105,22 +116,23 @@ class Worker:
             observer.on_batch(turn.operations[0].name, outcomes)
         return outcomes, seconds
 
-    def _advance(self, backend: Backend, job: Job, outcome: object, seconds: float) -> None:
+    def _advance(self, job: Job, outcome: object, seconds: float) -> None:
         """Take a job to its next operation or its end; ``seconds`` were spent on its outcome."""
         began = time.monotonic() - seconds
-        following = self._resume(backend, job, outcome)
+        following = self._resume(job, outcome)
         seconds = time.monotonic() - began
         if isinstance(following, JobStatus):
             self._end(job, following, WASTE_REASONS.get(following, job.reason), seconds)
         else:
             self._queue.requeue(job, following, seconds)
 
-    def _resume(self, backend: Backend, job: Job, outcome: object) -> Operation[Any] | JobStatus:
+    def _resume(self, job: Job, outcome: object) -> Operation[Any] | JobStatus:
         """Resume a job's program; return the operation that it awaits next, or how it ended."""
-        if job.status is JobStatus.CANCELLING:
+        # A failure is handled even so: it may have damaged what others use.
+        if job.status is JobStatus.CANCELLING and not isinstance(outcome, Exception):
             return JobStatus.CANCELLED
         try:
-            return resume(self._programs.get(job) or self._start(backend, job), outcome)
+            return resume(self._programs.get(job) or self._start(job), outcome)
         except StopIteration:
             return JobStatus.COMPLETED
         except RequestError as error:
@@ -134,11 +146,11 @@ class Worker:
             self._deliver(job, errors.failed_working(error))
             return JobStatus.FAILED
 
-    def _start(self, backend: Backend, job: Job) -> Program[None]:
+    def _start(self, job: Job) -> Program[None]:
         self._queue.start(job)
         for observer in self._observers:
             observer.on_started(job)
-        program = backend.start(job.work, partial(self._emit, job), lambda: job.stop_reason)
+        program = self._backend.start(job.work, partial(self._emit, job), lambda: job.stop_reason)
         self._programs[job] = program
         return program
 
@@ -165,14 +177,14 @@ class Worker:
         for observer in self._observers:
             observer.on_ended(job, worked_seconds)
 
-    def _verify(self, backend: Backend, verifications: Sequence[Verification] = ()) -> None:
+    def _verify(self, verifications: Sequence[Verification] = ()) -> None:
         """Verify the base weights and answer ``verifications``.
 
         Raises:
             IsolationError: the base weights have changed.
         """
         try:
-            is_intact = backend.verify()
+            is_intact = self._backend.verify()
         except BaseException:
             for verification in verifications:
                 verification.set_exception(errors.internal())

@@ -15,7 +15,7 @@ from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models.state import State
 from support.engines import Served, serving, until
-from support.fake_backend import FakeBackend
+from support.fake_backend import FakeBackend, Script
 
 pytestmark = pytest.mark.anyio
 
@@ -180,6 +180,22 @@ async def test_a_step_that_takes_too_long_is_not_ready(start: Start, fake: FakeB
         await job.finish()
         await until(lambda: not served.engine.is_stalled)
         served.engine.ready()
+
+
+async def test_weights_are_verified_after_a_failure_whose_client_has_left(
+    start: Start, fake: FakeBackend
+) -> None:
+    def fail_later() -> None:
+        fake.gate.wait(10)
+        raise RuntimeError("secret internals")
+
+    async with start() as served:
+        job = served.submit(request("bad", fake.script("crash", Script(step=fail_later))))
+        await until(lambda: fake.turns == ["bad"])
+        await job.leave()
+        fake.is_intact = False
+        fake.gate.set()
+        await until(lambda: served.engine.is_broken)
 
 
 async def test_a_verification_that_nobody_waits_for_any_more_ends_nothing(
