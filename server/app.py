@@ -22,7 +22,7 @@ from refine_server.server.engine.backend import Backend, open_backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors
 from refine_server.server.http.middleware import Authentication, BodyLimit, RequestContext
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
 
 DESCRIPTION = """
@@ -49,7 +49,10 @@ def create_app(
     keyring = Keyring.of(settings)
     quotas = QuotaKeeper(keyring)
     metrics = Metrics()
-    engine = Engine(partial(open_backend, settings), settings, metrics, quotas.document)
+    engine = Engine(
+        partial(open_backend, settings), settings, [EngineMetrics(metrics)], quotas.document
+    )
+    metrics.queue_depth.set_function(lambda: engine.queue_depth)
     adaptations = Adaptations(engine, settings, metrics, keyring)
 
     @asynccontextmanager

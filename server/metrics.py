@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,9 +13,11 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from typing_extensions import override
 
 from refine_server.server.engine.backend import Backend
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.job import Job, JobStatus
+from refine_server.server.engine.observer import EngineObserver
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AdaptationStep,
@@ -29,7 +30,7 @@ from refine_server.ttt.interface.events import (
     PromptRead,
 )
 from refine_server.ttt.interface.reports import Timings
-from refine_server.ttt.interface.requests import CompletionRequest
+from refine_server.ttt.interface.requests import CompletionRequest, Work
 
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -137,55 +138,89 @@ class Metrics:
             }
         )
 
-    def observe_drafts(self, outcomes: Iterable[Any]) -> None:
-        """Count the drafts of decoding steps; the outcomes of other operations have none."""
+
+class EngineMetrics(EngineObserver):
+    """Measures what the engine does."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._last_token: dict[Job, float] = {}
+
+    @override
+    def on_opened(self, backend: Backend) -> None:
+        self._metrics.describe(backend)
+
+    @override
+    def on_started(self, job: Job) -> None:
+        self._metrics.queue_seconds.observe(job.queue_seconds)
+
+    @override
+    def on_batch(self, operation: str, outcomes: Sequence[object]) -> None:
+        self._metrics.batch_size.labels(operation).observe(len(outcomes))
         for outcome in outcomes:
             if drafted := getattr(outcome, "drafted", 0):
-                self.drafted_tokens.inc(drafted)
-                self.accepted_tokens.inc(outcome.accepted)
+                self._metrics.drafted_tokens.inc(drafted)
+                self._metrics.accepted_tokens.inc(getattr(outcome, "accepted", 0))
 
-    def observe(self, job: Job, event: Event) -> None:
-        """Measure one event of a job."""
+    @override
+    def on_event(self, job: Job, event: Event) -> None:
+        metrics = self._metrics
         match event:
             case DocumentRead():
-                self.prefill_seconds.observe(event.seconds)
-                self.document_tokens.observe(event.document_tokens)
+                metrics.prefill_seconds.observe(event.seconds)
+                metrics.document_tokens.observe(event.document_tokens)
             case AdaptationStep(report):
-                self.adapt_step_seconds.observe(report.seconds)
-                self.rollout_tokens.inc(report.rollout_tokens)
+                metrics.adapt_step_seconds.observe(report.seconds)
+                metrics.rollout_tokens.inc(report.rollout_tokens)
                 if report.rollout_tokens:
-                    _observe_finite(self.reward, report.reward_mean)
+                    _observe_finite(metrics.reward, report.reward_mean)
             case AdaptationEnded(report):
-                self.adapt_seconds.labels(report.objective).observe(event.seconds)
+                metrics.adapt_seconds.labels(report.objective).observe(event.seconds)
                 if report.guard is not None:
-                    self.guard_rollbacks.labels(report.guard).inc()
+                    metrics.guard_rollbacks.labels(report.guard).inc()
                 if report.first_ntp_loss is not None and report.final_ntp_loss is not None:
                     change = report.final_ntp_loss - report.first_ntp_loss
-                    _observe_finite(self.ntp_loss_delta, change)
+                    _observe_finite(metrics.ntp_loss_delta, change)
             case PromptRead():
-                self.prefill_seconds.observe(event.seconds)
+                metrics.prefill_seconds.observe(event.seconds)
             case AnswerDelta() | CompletionDelta():
-                self._token(job)
+                self._observe_token(job)
             case AnswerCompleted(adaptation=report, usage=usage, timings=timings):
-                self._completed(job, report.adapted, usage.completion_tokens, timings)
-            case CompletionEnded(timings=timings) if isinstance(job.work, CompletionRequest):
-                document = job.work.adapted
-                adapted = document is not None and document.report.adapted
-                self._completed(job, adapted, event.completion_tokens, timings)
+                self._observe_answer(job, report.adapted, usage.completion_tokens, timings)
+            case CompletionEnded(timings=timings):
+                adapted = _continues_adapted_document(job.work.request)
+                self._observe_answer(job, adapted, event.completion_tokens, timings)
 
-    def _token(self, job: Job) -> None:
+    @override
+    def on_ended(self, job: Job, worked_seconds: float) -> None:
+        self._last_token.pop(job, None)
+        if job.status is not JobStatus.COMPLETED:
+            self._metrics.wasted_seconds.labels(job.reason).inc(worked_seconds)
+
+    @override
+    def on_isolation_violated(self) -> None:
+        self._metrics.isolation_violations.inc()
+
+    def _observe_token(self, job: Job) -> None:
         now = time.monotonic()
-        if job.last_token is not None:
-            self.inter_token_seconds.observe(now - job.last_token)
-        job.last_token = now
+        last = self._last_token.get(job)
+        if last is not None:
+            self._metrics.inter_token_seconds.observe(now - last)
+        self._last_token[job] = now
 
-    def _completed(self, job: Job, adapted: bool, tokens: int, timings: Timings) -> None:
-        self.generated_tokens.inc(tokens)
+    def _observe_answer(self, job: Job, adapted: bool, tokens: int, timings: Timings) -> None:
+        self._metrics.generated_tokens.inc(tokens)
         if tokens:  # a prompt may be read only
-            self.decode_seconds.observe(timings.decode_seconds)
-            self.first_token_seconds.labels("true" if adapted else "false").observe(
+            self._metrics.decode_seconds.observe(timings.decode_seconds)
+            self._metrics.first_token_seconds.labels("true" if adapted else "false").observe(
                 job.queue_seconds + timings.time_to_first_token_seconds
             )
+
+
+def _continues_adapted_document(work: Work) -> bool:
+    if not isinstance(work, CompletionRequest) or work.adapted is None:
+        return False
+    return work.adapted.report.adapted
 
 
 def _observe_finite(histogram: Histogram, value: float) -> None:

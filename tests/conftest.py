@@ -13,3 +13,9 @@ import torch
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Asynchronous tests run on the event loop that serves."""
+    return "asyncio"

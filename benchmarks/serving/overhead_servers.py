@@ -9,19 +9,19 @@ import multiprocessing
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from typing_extensions import override
 
 from refine_server.benchmarks.serving.overhead import measure
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend import Backend, Emit, ShouldStop, open_backend
+from refine_server.server.engine.backend import Backend, Emit, ShouldStop
 from refine_server.server.process import Server, listen, settle
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import Call
+from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
 from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
 from refine_server.ttt.programs.encode import EncodedWork
@@ -78,11 +78,20 @@ def _serve_echo(port: int) -> None:
 
 
 def _open_idle(settings: Settings) -> Backend:
-    """The embedded tiny model with its tokenizer and checks, but no work is done."""
-    return replace(open_backend(settings), start=_answer_at_once)
+    # Imported here, as the parent process needs no torch.
+    from refine_server.server.engine.model_backend import ModelBackend
+
+    class IdleBackend(ModelBackend):
+        """The bundled tiny model with its tokenizer and checks, but its programs do no work."""
+
+        @override
+        def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
+            return _answer_at_once(emit)
+
+    return IdleBackend(settings)
 
 
-async def _answer_at_once(work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> None:
+async def _answer_at_once(emit: Emit) -> None:
     """Take one turn of the engine, then emit one token and the end of the answer."""
     await Call(lambda: None)
     emit(AnswerDelta("nothing"))

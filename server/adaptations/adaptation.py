@@ -1,22 +1,53 @@
 """One adaptation as a resource: its life from the queue to its end."""
 
 import asyncio
+import hashlib
+import json
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.run import Run
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
+from refine_server.ttt.interface.requests import AdaptRequest
 
-if TYPE_CHECKING:  # it would import torch
+if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.document import AdaptedDocument
+
+ID_PREFIX = "adapt-"
+"""Starts the id of every adaptation, and the name of no model."""
+ID_PATTERN = re.compile(ID_PREFIX + "[0-9a-f]{32}")
+
+
+def new_id() -> str:
+    """Return an id that nobody can guess."""
+    return ID_PREFIX + secrets.token_hex(16)
+
+
+def is_adaptation_id(name: str) -> bool:
+    """Return whether a request's ``model`` names an adaptation, existing or not."""
+    return name.startswith(ID_PREFIX)
+
+
+def request_key(request: AdaptRequest, fingerprint: str) -> str:
+    """Return a hash that is equal for requests of one owner with bitwise equal results.
+
+    Args:
+        request: the document and how to adapt to it.
+        fingerprint: the base weights.
+    """
+    config = request.adapt.model_dump(mode="json")
+    parts = [fingerprint, request.owner, request.document, config]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class Status(StrEnum):
-    """Where an adaptation is in its life; the last three are for good."""
+    """Where an adaptation is in its life; the last three are final."""
 
     QUEUED = "queued"
     ADAPTING = "adapting"
@@ -25,16 +56,22 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def is_last(self) -> bool:
+    def is_final(self) -> bool:
         """Whether no other status follows."""
         return self in (Status.READY, Status.FAILED, Status.CANCELLED)
 
 
 class Adaptation:
-    """An adaptation, who owns it, and who waits for it or uses it. Lives on the event loop.
+    """An adaptation, its owner, and who waits for it or uses it. Lives on the event loop.
 
-    ``document`` is None while it is not in memory; ``users`` counts those who use it now, which
-    keeps it there. Times that decide are monotonic: the wall clock may jump.
+    Times that decide anything are monotonic, as the wall clock may jump.
+
+    Args:
+        id: as ``new_id`` makes it.
+        owner: the only one who may use it.
+        key: as ``request_key`` makes it; None if no other request may join it.
+        config: how it was asked to adapt.
+        ttl_seconds: how long it is kept after its last use.
     """
 
     def __init__(
@@ -46,55 +83,100 @@ class Adaptation:
         self.config = config
         self.ttl_seconds = ttl_seconds
         self.created_at = time.time()
+        """Seconds since 1970."""
+
+        # The work
         self.status = Status.QUEUED
-        self.job: Job | None = None
+        self.task: asyncio.Task[None] | None = None
+        """Follows the work on the event loop; None for one that was stored by another process."""
+        self.run: Run | None = None
+        """The work; None before it is admitted and after it has ended."""
+        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Resolves when the work is in the queue, or to what refused it."""
+        self.joined = 0
+        """Requests that wait for the admission."""
         self.steps: list[StepReport] = []
+        self.error: ApiError | None = None
+        self._changed = asyncio.Event()
+
+        # The result
         self.report: AdaptationReport | None = None
         self.document_tokens: int | None = None
         self.document: AdaptedDocument | None = None
+        """None while it is not in memory."""
         self.nbytes = 0
         self.stored = False
-        self.error: ApiError | None = None
         self.users = 0
+        """Requests that use the document now, which keeps it in memory."""
         self.last_used = time.monotonic()
         self.expires: float | None = None
-        self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """In monotonic seconds; None while it has no final status."""
         self.loading = asyncio.Lock()
-        self._changed = asyncio.Event()
 
     def touch(self) -> None:
-        """Somebody asked for it: it lives for another while."""
+        """Record a use, so that its time to live starts anew."""
         self.last_used = time.monotonic()
         if self.status is Status.READY:
             self.expires = self.last_used + self.ttl_seconds
 
     @property
     def expires_at(self) -> float | None:
-        """When it expires, in seconds since 1970; None while it is not ready."""
+        """When it expires, in seconds since 1970; None while it has no final status."""
         return None if self.expires is None else time.time() + self.expires - time.monotonic()
 
-    def change(self, status: Status | None = None) -> None:
-        """Tell those who follow that there is something new."""
-        if status is not None and not self.status.is_last:
-            self.status = status
-        self._changed.set()
-        self._changed = asyncio.Event()
+    @property
+    def is_expired(self) -> bool:
+        """Whether its time to live is over and nobody uses it."""
+        return self.expires is not None and not self.users and time.monotonic() >= self.expires
 
-    async def settled(self) -> Status:
-        """Wait for the last status."""
-        while not self.status.is_last:
+    def admit(self, run: Run) -> None:
+        """Record that its work is in the queue."""
+        self.run = run
+        self.document_tokens = run.document_tokens
+        self.admitted.set_result(None)
+
+    def refuse(self, error: Exception) -> None:
+        """Give ``error`` to those who wait for the admission; do nothing after it."""
+        if not self.admitted.done():
+            self.admitted.set_exception(error)
+            self.admitted.exception()  # marks it as retrieved, as it may be that nobody waits
+
+    def add_step(self, step: StepReport) -> None:
+        """Record a step and wake up those who follow."""
+        self.steps.append(step)
+        self._notify()
+
+    def set_status(self, status: Status) -> None:
+        """Change the status, unless it is final, and wake up those who follow."""
+        if not self.status.is_final:
+            self.status = status
+        self._notify()
+
+    def fail(self, error: ApiError) -> None:
+        """Record that its work ended with an error."""
+        self.error = error
+        self.expires = time.monotonic() + self.ttl_seconds
+        self.set_status(Status.FAILED)
+
+    async def wait_until_final(self) -> Status:
+        """Wait for the final status."""
+        while not self.status.is_final:
             await self._changed.wait()
         return self.status
 
     async def follow(self) -> AsyncIterator[StepReport]:
-        """All steps from the first on, as they are made, up to the last status."""
-        told = 0
+        """Yield all steps from the first on, as they are made, until the status is final."""
+        sent = 0
         while True:
             changed = self._changed
-            for step in self.steps[told:]:
-                told += 1
+            for step in self.steps[sent:]:
+                sent += 1
                 yield step
-            if self.status.is_last and told == len(self.steps):
+            if self.status.is_final and sent == len(self.steps):
                 return
             if changed is self._changed:
                 await changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

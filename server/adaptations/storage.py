@@ -1,4 +1,4 @@
-"""Between adaptations and the store: what is written, what comes back, what a failure means."""
+"""The asynchronous side of the store: adaptations in, adaptations out, failures counted."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from refine_server.server.settings import Settings
 from refine_server.ttt.interface.errors import DamagedError
 from refine_server.ttt.interface.reports import AdaptationReport
 
-if TYPE_CHECKING:  # it would import torch
+if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.document import AdaptedDocument
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Vault:
-    """The store behind the event loop: in a thread, with a time limit, and its failures counted.
+class Storage:
+    """Runs the store in a thread, with a time limit.
 
     A store that fails never fails an adaptation: what cannot be written stays in memory only.
     """
@@ -38,7 +38,7 @@ class Vault:
         self._backend: Backend | None = None
 
     async def open(self, backend: Backend) -> list[Manifest]:
-        """Open the store of a backend's model; what it has. Nothing when it cannot be reached."""
+        """Open the store of a backend's model; return its entries, none if it is unreachable."""
         self._backend = backend
         if self._url == "none":
             return []
@@ -47,15 +47,15 @@ class Vault:
             self._store = await self._run(lambda: Store(url, backend.fingerprint))
             return await self._run(self._store.manifests)
         except StoreError as error:
-            self._failed("open", error)
+            self._report("open", error)
             return []
 
     async def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for the write that runs, and drop those that have not begun."""
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
     async def save(self, adaptation: Adaptation, document: "AdaptedDocument") -> bool:
-        """Write a document; whether it is safe now."""
+        """Write a document; return whether it is stored now."""
         store, backend = self._store, self._backend
         if store is None or backend is None:
             return False
@@ -82,12 +82,16 @@ class Vault:
         try:
             await self._run(write)
         except StoreError as error:
-            self._failed("save", error)
+            self._report("save", error)
             return False
         return True
 
     async def load(self, adaptation_id: str) -> "AdaptedDocument":
-        """A document from the store; raises StoreError, DamagedEntryError for one that is bad."""
+        """Return a stored document.
+
+        Raises:
+            StoreError: the store failed, or the entry does not exist or is damaged.
+        """
         store, backend = self._store, self._backend
         if store is None or backend is None:
             raise StoreError("there is no store")
@@ -105,21 +109,21 @@ class Vault:
         try:
             return await self._run(read)
         except StoreError as error:
-            self._failed("load", error)
+            self._report("load", error)
             raise
 
     async def delete(self, adaptation: Adaptation) -> None:
-        """Remove a document from the store; a failure is logged, and expiry removes it later."""
+        """Remove a document from the store; a failure is only logged."""
         store = self._store
         if store is None or not adaptation.stored:
             return
         try:
             await self._run(lambda: store.delete(adaptation.id))
         except StoreError as error:
-            self._failed("delete", error)
+            self._report("delete", error)
 
     def revive(self, manifest: Manifest) -> Adaptation | None:
-        """An adaptation that was ready before a restart; None when it cannot be."""
+        """Return an adaptation that was ready before a restart; None if its entry is unusable."""
         try:
             report = AdaptationReport.from_dict(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
@@ -133,8 +137,8 @@ class Vault:
         adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
         adaptation.stored = True
         adaptation.admitted.set_result(None)
-        adaptation.change(Status.READY)
-        # The wall clock may have jumped: never more than a whole time to live is left.
+        adaptation.set_status(Status.READY)
+        # The wall clock may have jumped: at most a whole time to live is left.
         left = min(max(manifest.expires_at - time.time(), 0.0), manifest.ttl_seconds)
         adaptation.expires = time.monotonic() + left
         return adaptation
@@ -147,12 +151,12 @@ class Vault:
         except TimeoutError:
             raise StoreError(f"the store took longer than {self._timeout:g} s") from None
 
-    def _failed(self, operation: str, error: StoreError) -> None:
+    def _report(self, operation: str, error: StoreError) -> None:
         logger.error("%s", error)
         self._metrics.store_errors.labels(operation).inc()
 
 
 def _default_url() -> str:
-    from refine_server.ttt.models.bundled import cache_directory  # the backend is open: no delay
+    from refine_server.ttt.models.bundled import cache_directory  # torch is loaded by now
 
     return (cache_directory() / "adaptations").absolute().as_uri()

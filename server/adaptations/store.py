@@ -1,8 +1,9 @@
 """Adaptations on disk or in an object store, so that a restarted server has them again.
 
 An entry is a folder with ``document.safetensors`` and ``manifest.json``. The manifest is written
-last and at once, so an entry is whole or it is not there, whenever the process is killed. Entries
-lie in a folder named after the base model's fingerprint, and no name of a request forms a path.
+last and atomically, so an entry is complete or it does not exist, whenever the process is killed.
+Entries are in a folder named after the base model's fingerprint, and no name that a request
+contains becomes part of a path.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,26 +20,26 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from refine_server.server.adaptations.adaptation import ID_PATTERN
 from refine_server.ttt.interface.config import AdaptConfig
 
 logger = logging.getLogger(__name__)
 
 DATA, MANIFEST, QUARANTINE = "document.safetensors", "manifest.json", "quarantine"
-ENTRY_ID = re.compile(r"adapt-[0-9a-f]{32}")
 PARTIAL_SECONDS = 3600.0
-"""An entry that is still without a manifest after so long will never get one."""
+"""An entry that has no manifest after this time will never get one."""
 
 
 class StoreError(Exception):
-    """The store could not do it; the message says why."""
+    """The store failed; the message says why."""
 
 
 class DamagedEntryError(StoreError):
-    """An entry that is not whole, or not this model's; it was moved into quarantine."""
+    """An entry is incomplete, or belongs to another model; it was moved into quarantine."""
 
 
 class Manifest(BaseModel):
-    """What is known of an entry without reading its tensors. Times are seconds since 1970."""
+    """The description of an entry, readable without its tensors. Times are seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,25 +58,27 @@ class Manifest(BaseModel):
 
 
 class Store:
-    """Entries of one base model under an fsspec URL. Every method may block, and raises StoreError.
+    """The entries of one base model under an fsspec URL.
+
+    Every method may block, and raises StoreError if the file system fails.
 
     Args:
-        url: such as ``file:///var/lib/refine`` or ``s3://bucket/prefix``.
-        fingerprint: of the base weights.
+        url: for example ``file:///var/lib/refine`` or ``s3://bucket/prefix``.
+        fingerprint: hash of the base weights.
     """
 
     def __init__(self, url: str, fingerprint: str) -> None:
-        with _told("open"):
+        with _store_errors("open"):
             self.fs, root = fsspec.url_to_fs(url)
         self.fingerprint = fingerprint
         self.root = f"{root.rstrip('/')}/{fingerprint[:16]}"
 
     def save(self, manifest: Manifest, data: bytes) -> None:
-        """Write an entry, whole or not at all."""
+        """Write an entry completely, or not at all."""
         folder = self._folder(manifest.id)
         described = manifest.model_dump(mode="json")
         signed = {"manifest": described, "sha256": _digest(described)}
-        with _told("write"):
+        with _store_errors("write"):
             try:
                 self.fs.makedirs(folder, exist_ok=True)
                 self._put(f"{folder}/{DATA}", data)
@@ -87,9 +89,9 @@ class Store:
                 raise
 
     def load(self, entry_id: str) -> tuple[Manifest, bytes]:
-        """An entry, checked against its checksums."""
+        """Return an entry, verified by its checksums; raise DamagedEntryError for a damaged one."""
         manifest = self._manifest(entry_id)
-        with _told("read"):
+        with _store_errors("read"):
             try:
                 data: bytes = self.fs.cat_file(f"{self._folder(entry_id)}/{DATA}")
             except FileNotFoundError:
@@ -99,14 +101,14 @@ class Store:
         return manifest, data
 
     def manifests(self) -> list[Manifest]:
-        """All whole entries. Damaged ones are put into quarantine, abandoned ones deleted."""
-        with _told("list"):
+        """Return all complete entries; put damaged ones into quarantine, delete abandoned ones."""
+        with _store_errors("list"):
             self.fs.invalidate_cache()
             listed = self.fs.ls(self.root, detail=True) if self.fs.exists(self.root) else []
         found = []
         for info in listed:
             entry_id = info["name"].rstrip("/").rsplit("/", 1)[-1]
-            if not ENTRY_ID.fullmatch(entry_id):
+            if not ID_PATTERN.fullmatch(entry_id):
                 continue
             try:
                 if self._is_partial(entry_id):
@@ -118,28 +120,28 @@ class Store:
         return found
 
     def delete(self, entry_id: str) -> None:
-        """Remove an entry; nothing happens when there is none. The manifest goes first."""
+        """Remove an entry, the manifest first; do nothing if there is none."""
         folder = self._folder(entry_id)
-        with _told("delete"):
+        with _store_errors("delete"):
             if self.fs.exists(f"{folder}/{MANIFEST}"):
                 self.fs.rm_file(f"{folder}/{MANIFEST}")
             if self.fs.exists(folder):
                 self.fs.rm(folder, recursive=True)
 
     def quarantine(self, entry_id: str) -> None:
-        """Move an entry to where it is not read again, for somebody to look at."""
+        """Move an entry to a folder that is never read, for an operator to inspect."""
         target = f"{self.root}/{QUARANTINE}/{entry_id}-{secrets.token_hex(4)}"
-        with _told("quarantine"):
+        with _store_errors("quarantine"):
             self.fs.makedirs(f"{self.root}/{QUARANTINE}", exist_ok=True)
             self.fs.mv(self._folder(entry_id), target, recursive=True)
 
     def _folder(self, entry_id: str) -> str:
-        if not ENTRY_ID.fullmatch(entry_id):
-            raise StoreError(f"{entry_id!r} is no entry's id")
+        if not ID_PATTERN.fullmatch(entry_id):
+            raise StoreError(f"{entry_id!r} is not the id of an entry")
         return f"{self.root}/{entry_id}"
 
     def _manifest(self, entry_id: str) -> Manifest:
-        with _told("read"):
+        with _store_errors("read"):
             try:
                 text = self.fs.cat_file(f"{self._folder(entry_id)}/{MANIFEST}")
             except FileNotFoundError:
@@ -152,7 +154,7 @@ class Store:
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             raise self._damaged(entry_id, f"the manifest cannot be read: {error}") from None
         if manifest.id != entry_id:
-            raise self._damaged(entry_id, f"it says that it is {manifest.id}")
+            raise self._damaged(entry_id, f"its manifest is that of {manifest.id}")
         if manifest.fingerprint != self.fingerprint:
             raise self._damaged(entry_id, "it belongs to another base model")
         return manifest
@@ -160,24 +162,24 @@ class Store:
     def _damaged(self, entry_id: str, reason: str) -> DamagedEntryError:
         try:
             self.quarantine(entry_id)
-            reason += "; it is in quarantine"
+            reason += "; it was moved into quarantine"
         except StoreError as error:
             reason += f"; {error}"
         return DamagedEntryError(f"the stored adaptation {entry_id} is refused: {reason}")
 
     def _is_partial(self, entry_id: str) -> bool:
-        with _told("list"):
+        with _store_errors("list"):
             return not self.fs.exists(f"{self._folder(entry_id)}/{MANIFEST}")
 
     def _delete_abandoned(self, entry_id: str) -> None:
         folder = self._folder(entry_id)
-        with contextlib.suppress(Exception):  # another process may be faster
+        with contextlib.suppress(Exception):  # another process may delete it first
             newest = max(self.fs.modified(path).timestamp() for path in self.fs.find(folder))
             if time.time() - newest > PARTIAL_SECONDS:
                 self.fs.rm(folder, recursive=True)
 
     def _put(self, path: str, data: bytes) -> None:
-        """Write a file at once: object stores do, and on a disk a rename does."""
+        """Write a file atomically: object stores do so themselves, on a disk a rename does."""
         if not isinstance(self.fs, LocalFileSystem):
             self.fs.pipe_file(path, data)
             return
@@ -190,14 +192,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Whatever a file system raises, as one kind of error."""
+def _store_errors(operation: str) -> Iterator[None]:
+    """Raise every error of a file system as a StoreError."""
     try:
         yield
     except StoreError:
         raise
     except Exception as error:
-        raise StoreError(f"the store cannot {what}: {error}") from error
+        raise StoreError(f"the store cannot {operation}: {error}") from error
 
 
 def _digest(value: object) -> str:
@@ -209,5 +211,5 @@ def _sha256(data: bytes) -> str:
 
 
 def describe_data(data: bytes) -> tuple[int, str]:
-    """Size and checksum, as a manifest holds them."""
+    """Return size and checksum as a manifest holds them."""
     return len(data), _sha256(data)

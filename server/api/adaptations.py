@@ -64,7 +64,7 @@ async def create_adaptation(
         priority=body.priority,
         timeout_seconds=body.timeout_seconds,
     )
-    response.status_code = 200 if adaptation.status.is_last else 202
+    response.status_code = 200 if adaptation.status.is_final else 202
     response.headers["location"] = f"/v1/adaptations/{adaptation.id}"
     return AdaptationResource.of(adaptation, model)
 

@@ -11,6 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from refine_server.server.adaptations.adaptation import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.answers_schema import (
     AnswerBody,
@@ -19,8 +20,7 @@ from refine_server.server.api.answers_schema import (
     require_model,
     wire_event,
 )
-from refine_server.server.engine.engine import Engine
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.http.errors import ApiError, as_api_error, documented
@@ -65,7 +65,7 @@ async def create_answer(
     """
     model = engine.ready().name
     adaptation_id = body.adaptation
-    if adaptation_id is None and body.model is not None and body.model.startswith("adapt-"):
+    if adaptation_id is None and body.model is not None and is_adaptation_id(body.model):
         adaptation_id = body.model
     if adaptation_id != body.model:
         require_model(body.model, model)
@@ -76,20 +76,26 @@ async def create_answer(
         work = await _work(body, adaptation_id, owner, adaptations, settings, stack)
         longest = settings.request_timeout_seconds
         timeout = min(body.timeout_seconds or longest, longest)
-        job = Job(work, request.state.request_id, timeout, body.priority)
-        await engine.submit(job)
+        run = await stack.enter_async_context(
+            engine.run(
+                work,
+                request_id=request.state.request_id,
+                timeout_seconds=timeout,
+                priority=body.priority,
+            )
+        )
         if body.stream:
-            told = partial(_origin, job, model, adaptation_id)
-            return AnswerStream(engine, job, told, settings.shutdown_seconds, stack.pop_all())
-        done = await unless_gone(request, _completed(engine, job))
+            told = partial(_origin, run, model, adaptation_id)
+            return AnswerStream(run, told, settings.shutdown_seconds, stack.pop_all())
+        done = await unless_gone(request, _completed(run))
     if done is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    response = AnswerResponse.of(done, _origin(job, model, adaptation_id))
+    response = AnswerResponse.of(done, _origin(run, model, adaptation_id))
     return Response(response.model_dump_json(), media_type="application/json")
 
 
-def _origin(job: Job, model: str, adaptation_id: str | None) -> Origin:
-    return Origin(job.id, model, job.queue_seconds, adaptation_id)
+def _origin(run: Run, model: str, adaptation_id: str | None) -> Origin:
+    return Origin(run.id, model, run.queue_seconds, adaptation_id)
 
 
 async def _work(
@@ -107,53 +113,40 @@ async def _work(
     return body.to_question(adapted, settings.max_tokens, owner)
 
 
-async def _completed(engine: Engine, job: Job) -> AnswerCompleted:
-    try:
-        events = [event async for event in engine.events(job)]
-    finally:
-        engine.cancel(job, "disconnect")
-    last = events[-1]
+async def _completed(run: Run) -> AnswerCompleted:
+    last = [event async for event in run][-1]
     assert isinstance(last, AnswerCompleted)
     return last
 
 
 class AnswerStream(EventSourceResponse):
-    """A job's events as server-sent events; the job is cancelled however the response ends.
-
-    ``held`` is closed at the end: what the job needs until then.
-    """
+    """A run's events as server-sent events; ``held`` is closed at the end, and the run with it."""
 
     def __init__(
         self,
-        engine: Engine,
-        job: Job,
+        run: Run,
         origin: Callable[[], Origin],
         shutdown_seconds: float,
         held: contextlib.AsyncExitStack,
     ) -> None:
         # At shutdown the engine ends jobs itself, so the stream can still tell how it ended.
         super().__init__(
-            _server_sent_events(engine, job, origin),
+            _server_sent_events(run, origin),
             shutdown_event=anyio.Event(),
             shutdown_grace_period=shutdown_seconds + 1.0,
         )
-        self.engine = engine
-        self.job = job
         self.held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.held:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                self.engine.cancel(self.job, "disconnect")
+            await super().__call__(scope, receive, send)
 
 
 async def _server_sent_events(
-    engine: Engine, job: Job, origin: Callable[[], Origin]
+    run: Run, origin: Callable[[], Origin]
 ) -> AsyncIterator[ServerSentEvent]:
     try:
-        async for event in engine.events(job):
+        async for event in run:
             told = wire_event(event, origin())
             if told is not None:
                 name, data = told

@@ -22,20 +22,21 @@ async def tokenize(body: TokenizeBody, engine: EngineDep, settings: SettingsDep)
     """A text's tokens, or those of a conversation up to where the assistant answers."""
     require_model(body.model, engine.ready().name)
     limits = settings.limits
+    messages = [message.to_message() for message in body.messages or []]
 
     def encode(template: "PromptTemplate") -> Tokens:
         if body.prompt is not None:
             special = body.add_special_tokens is not False
             ids = template.encode_prompt(body.prompt, add_special_tokens=special)
         else:
-            messages = [message.to_message() for message in body.messages or []]
             ids = template.encode_messages(messages, limits)
         texts = template.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return Tokens(
             count=len(ids), max_model_len=limits.prompt_tokens, tokens=ids, token_strs=texts
         )
 
-    return await engine.with_tokenizer(encode)
+    characters = len(body.prompt or "") + sum(len(message.content) for message in messages)
+    return await engine.with_tokenizer(encode, characters=characters)
 
 
 @router.post("/detokenize", responses=documented(400, 404, 413, 422, 503))
@@ -51,7 +52,7 @@ async def detokenize(body: DetokenizeBody, engine: EngineDep) -> Detokenized:
             raise RequestError(message, "tokens", "unknown_token")
         return Detokenized(prompt=template.tokenizer.decode(body.tokens))
 
-    return await engine.with_tokenizer(decode)
+    return await engine.with_tokenizer(decode, characters=len(body.tokens))
 
 
 @router.get("/tokenizer_info", responses=documented(503))
@@ -70,4 +71,4 @@ async def tokenizer_info(engine: EngineDep, settings: SettingsDep) -> TokenizerI
             model_max_length=settings.limits.prompt_tokens,
         )
 
-    return await engine.with_tokenizer(describe)
+    return await engine.with_tokenizer(describe, characters=0)

@@ -1,51 +1,69 @@
-"""What the engine serves: a model's facts, and how it checks and does a piece of work."""
+"""The interface between the engine and a model."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import AnswerRequest, Work
+from refine_server.ttt.programs.encode import EncodedWork
 
-if TYPE_CHECKING:  # they import torch
-    from refine_server.ttt.decoding.prompt import PromptTemplate
+if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.document import AdaptedDocument
-    from refine_server.ttt.programs.encode import EncodedWork
-
-SMALL_MODEL = 10_000_000
-"""Parameters below which an op is so short that a second CPU thread costs more than it gives."""
 
 Emit = Callable[[Event], None]
+"""Receives a program's events while it runs."""
 ShouldStop = Callable[[], str | None]
+"""Asked after every step; returns the reason to make no more steps, or None to go on."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A model that does work.
+class Backend(Protocol):
+    """A model that encodes requests and runs their programs.
 
-    ``encode`` turns the texts of a request into token ids and raises RequestError for what cannot
-    be served; it may run in another thread than ``start``, whose programs are those of
-    ``ttt.programs``. Closing a program cancels its work. ``fingerprint`` is the hash of the base
-    weights as they were loaded, ``measure`` takes it anew. ``template`` and its tokenizer are the
-    encoding thread's. ``dump`` and ``restore`` turn adapted documents into bytes and back; they
-    may run in a third thread.
+    ``start``, its programs and ``verify`` belong to the thread that opened the backend; every
+    other method may be called from any thread.
     """
 
     name: str
     family: str
     parameters: int
+    """How many the base model has."""
     dtype: str
     device: str
     fingerprint: str
-    measure: Callable[[], str]
-    template: "PromptTemplate"
-    encode: Callable[[Work], "EncodedWork"]
-    start: Callable[["EncodedWork", Emit, ShouldStop], Program[None]]
-    dump: Callable[["AdaptedDocument"], tuple[bytes, dict[str, Any]]]
-    restore: Callable[[bytes, dict[str, Any]], "AdaptedDocument"]
+    """Hash of the base weights as they were loaded."""
+    templates: TemplatePool
+    """Prompt templates and tokenizers for other threads than the model's."""
+
+    def encode(self, work: Work) -> EncodedWork:
+        """Return a request with its texts as token ids.
+
+        Raises:
+            RequestError: a text is empty or too long, or a token id is unknown.
+        """
+
+    def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
+        """Return the program that does the work; closing it cancels the work.
+
+        The last event that it emits is a ``Last``. The program raises IsolationError if the work
+        uses a document of another owner.
+        """
+
+    def verify(self) -> bool:
+        """Return whether the base weights are, bit for bit, what was loaded."""
+
+    def dump(self, document: "AdaptedDocument") -> tuple[bytes, dict[str, Any]]:
+        """Return an adapted document as bytes, and their description as JSON values."""
+
+    def restore(self, data: bytes, description: dict[str, Any]) -> "AdaptedDocument":
+        """Return the document that ``dump`` was given.
+
+        Raises:
+            DamagedError: the data or the description is not whole.
+        """
 
 
 def open_backend(settings: Settings) -> Backend:
@@ -54,51 +72,10 @@ def open_backend(settings: Settings) -> Backend:
     Raises:
         ModelError: the model does not exist or cannot be loaded, or the device cannot be used.
     """
-    # Torch takes seconds to import, and `--help` must not.
-    import copy
-    from functools import partial
+    # It imports torch, which takes seconds.
+    from refine_server.server.engine.model_backend import ModelBackend
 
-    import torch
-
-    from refine_server.ttt.decoding.prompt import PromptTemplate
-    from refine_server.ttt.document import dump, restore
-    from refine_server.ttt.models import ModelError, load
-    from refine_server.ttt.programs.encode import encode
-    from refine_server.ttt.programs.start import start
-
-    try:
-        torch.empty(0, device=settings.device)
-    except (RuntimeError, AssertionError) as error:  # torch says it with either
-        raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
-    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
-    model.activation_budget = settings.activation_memory_bytes
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    elif model.device.type == "cpu" and model.num_parameters < SMALL_MODEL:
-        model.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-    try:
-        template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
-    except ValueError as error:
-        raise ModelError(f"the options --prompt and --chat do not fit: {error}") from None
-    # A tokenizer is not for two threads at once, and programs spell tokens with the model's own.
-    template.tokenizer = copy.deepcopy(model.tokenizer)
-    vocabulary = model.embedding.num_embeddings
-    return Backend(
-        name=model.name,
-        family=model.family,
-        parameters=model.num_parameters,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        fingerprint=model.fingerprint(),
-        measure=model.fingerprint,
-        template=template,
-        encode=lambda work: encode(work, template, settings.limits, vocabulary),
-        start=partial(start, model),
-        dump=dump,
-        restore=lambda data, description: restore(data, description, model.device),
-    )
+    return ModelBackend(settings)
 
 
 SELF_CHECK = AnswerRequest(
@@ -111,15 +88,15 @@ SELF_CHECK = AnswerRequest(
 
 
 def self_check(backend: Backend) -> None:
-    """One small adaptation step and one decoded token, before any request is let in.
+    """Make one small adaptation step and decode one token, before any request is accepted.
 
     Raises:
-        RuntimeError: the model adapts to something that is not finite, or changes its base weights.
+        RuntimeError: the adaptation is not finite, or it changed the base weights.
     """
-    encoded = backend.encode(SELF_CHECK)
-    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
+    work = backend.encode(SELF_CHECK)
+    events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
     for event in events:
         if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
             raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
-    if backend.measure() != backend.fingerprint:
+    if not backend.verify():
         raise RuntimeError("self-check failed: it changed the base weights")

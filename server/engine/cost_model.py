@@ -1,5 +1,9 @@
-"""What work will cost, in seconds, from what recent work did cost."""
+"""Estimates of what work will cost, in seconds, from what recent work cost."""
 
+from typing_extensions import override
+
+from refine_server.server.engine.job import Job
+from refine_server.server.engine.observer import EngineObserver
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.events import (
     AdaptationStep,
@@ -16,30 +20,33 @@ from refine_server.ttt.interface.requests import (
     Work,
 )
 
-MEMORY = 0.2
+EMA_WEIGHT = 0.2
 """Weight of the newest observation in a rate's moving average."""
-LEAST_READ = 128
-"""Shorter prompts tell what any forward costs, not what a token does."""
+MIN_PROMPT_TOKENS = 128
+"""Reading a shorter prompt shows what any forward pass costs, not what a token costs."""
 
 
 class Rate:
-    """Seconds for one unit of work: a moving average that begins with a guess."""
+    """Seconds per unit of work: an exponential moving average that starts from a guess."""
 
     def __init__(self, guess: float) -> None:
         self.seconds = guess
-        self._seen = False
+        self._has_observed = False
 
     def observe(self, seconds: float, units: float) -> None:
-        """Take in that ``units`` took ``seconds``."""
+        """Update the average with ``units`` that took ``seconds``."""
         if units <= 0:
             return
-        weight = MEMORY if self._seen else 1.0
-        self._seen = True
+        weight = EMA_WEIGHT if self._has_observed else 1.0
+        self._has_observed = True
         self.seconds += weight * (seconds / units - self.seconds)
 
 
-class CostModel:
-    """Estimates work as tokens read + tokens stepped on + tokens decoded, each at its own rate."""
+class CostModel(EngineObserver):
+    """Estimates work as tokens read + tokens stepped on + tokens decoded, each at its own rate.
+
+    The worker's thread observes while the event loop estimates; a rate is one float.
+    """
 
     def __init__(self) -> None:
         self.read = Rate(1 / 1000)
@@ -47,7 +54,7 @@ class CostModel:
         self.decode = Rate(1 / 30)
 
     def estimate(self, work: Work, tokens: int) -> float:
-        """Seconds that work takes that reads a document, a query or prompts of so many tokens."""
+        """Return the seconds of work whose document, query or prompts have ``tokens`` tokens."""
         seconds = tokens * self.read.seconds
         if isinstance(work, AdaptRequest | AnswerRequest):
             seconds += work.adapt.steps * step_tokens(work.adapt, tokens) * self.step.seconds
@@ -58,12 +65,16 @@ class CostModel:
             seconds += choices * work.sampling.max_tokens * self.decode.seconds
         return seconds
 
+    @override
+    def on_event(self, job: Job, event: Event) -> None:
+        self.observe(job.work.request, job.tokens, event)
+
     def observe(self, work: Work, tokens: int, event: Event) -> None:
-        """Learn from an event of some work."""
+        """Update the rates with an event of some work that reads ``tokens`` tokens."""
         match event:
             case DocumentRead():
                 self.read.observe(event.seconds, tokens)
-            case PromptRead() if event.tokens >= LEAST_READ and not event.echo:
+            case PromptRead() if event.tokens >= MIN_PROMPT_TOKENS and not event.echo:
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
@@ -75,7 +86,7 @@ class CostModel:
 
 
 def step_tokens(config: AdaptConfig, tokens: int) -> int:
-    """Tokens that one step reads or samples, for a document of so many tokens."""
+    """Return the tokens that one step reads or samples, for a document of ``tokens`` tokens."""
     if config.objective == "none":
         return 0
     spans = config.prefix == "local"

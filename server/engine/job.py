@@ -1,88 +1,106 @@
-"""One piece of work on its way through the engine."""
+"""A job: one piece of work on its way through the engine."""
 
-import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from refine_server.ttt.batching import Operation, Program
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import AskRequest, CompletionRequest, Work
-
-if TYPE_CHECKING:  # it would import torch
-    from refine_server.ttt.programs.encode import EncodedWork
+from refine_server.ttt.programs.encode import EncodedWork
 
 
-class Job:
-    """Work, the coroutine that does it, and the inbox that its events arrive in.
+class JobStatus(StrEnum):
+    """Where a job is in its life::
 
-    Made on the event loop, which reads the inbox. Everything else but ``cancelled`` and
-    ``stop_reason`` belongs to the engine's thread once the job is submitted.
-
-    Args:
-        work: what to do.
-        request_id: of the HTTP request that asked for it.
-        priority: lower goes first; -10 to 10.
-        timeout_seconds: longest time from now to the last event.
+    QUEUED ──▶ RUNNING ──▶ COMPLETED | REFUSED | FAILED
+      │           │
+      ├───────────┴──▶ CANCELLING ──▶ CANCELLED
+      └──▶ CANCELLED
     """
 
-    def __init__(
-        self, work: Work, request_id: str, timeout_seconds: float, priority: int = 0
-    ) -> None:
-        self.id = secrets.token_hex(16)
-        self.work = work
-        self.request_id = request_id
-        self.priority = priority
-        self._loop = asyncio.get_running_loop()
-        self.inbox: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self.submitted = time.monotonic()
-        self.timeout_seconds = timeout_seconds
-        self.deadline = self._loop.time() + timeout_seconds
-        self.cancelled: str | None = None
-        self.stop_reason: str | None = None
-        self.encoded: EncodedWork | None = None
-        self.program: Program[None] | None = None
-        self.operation: Operation[Any] | None = None  # what the program awaits
-        self.tokens = 0
-        self.estimate = 0.0
-        self.attained = 0.0  # the scheduler's: weighted seconds of turns
-        self.longest_turn = 0.0  # of them
-        self.start_tag = 0.0  # and its owner's service when it was admitted
-        self.queue_seconds = 0.0
-        self.worked_seconds = 0.0
-        self.last_token: float | None = None
-        self.has_adapted = False
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    """Its cancellation was requested; the worker ends it at its next turn."""
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    """Its program found that the request cannot be served as written."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended."""
+        return self in (
+            JobStatus.COMPLETED,
+            JobStatus.REFUSED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+        )
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Job:
+    """Encoded work with an identity and a status.
+
+    Its identity never changes. Its progress is written under the lock of the ``JobQueue`` only; a
+    single field may be read without it. What the scheduler, the worker and the observers remember
+    of a job is theirs, in objects keyed by the job.
+    """
+
+    # -- identity --
+
+    work: EncodedWork
+    request_id: str
+    """The HTTP request that asked for it, for the log."""
+    deliver: Callable[[Event | Exception], None]
+    """Hands an event, or what ended the job early, to the event loop; callable from any thread."""
+    priority: int = 0
+    """From -10 to 10; lower is more urgent."""
+    estimate: float = 0.0
+    """Seconds of work, as the cost model predicts them."""
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    submitted: float = field(default_factory=time.monotonic)
+
+    # -- progress --
+
+    status: JobStatus = JobStatus.QUEUED
+    started: float | None = None
+    """When its first turn began."""
+    reason: str | None = None
+    """Why it was cancelled, or why it ended without an answer."""
+    stop_reason: str | None = None
+    """Why its adaptation should make no further step; the job itself goes on."""
 
     @property
     def owner(self) -> str:
-        """Whose work it is: what fairness and isolation go by."""
-        return self.work.owner
+        """The owner of the work: the unit of fairness and isolation."""
+        return self.work.request.owner
 
     @property
-    def is_paid_for(self) -> bool:
-        """Whether an adaptation was paid for before: such work is not shed for its cost."""
-        match self.work:
-            case AskRequest():
-                return True
-            case CompletionRequest():
-                return self.work.adapted is not None
-            case _:
-                return False
+    def tokens(self) -> int:
+        """Tokens that the work reads: of its document, or of its query or prompts."""
+        return self.work.tokens
 
     @property
-    def remaining(self) -> float:
-        """Estimated seconds of work that are left."""
-        return max(self.estimate - self.worked_seconds, 0.0)
+    def reuses_adaptation(self) -> bool:
+        """Whether the work answers from a document that was adapted to before."""
+        return reuses_adaptation(self.work.request)
 
-    def deliver(self, item: Event | Exception) -> None:
-        """Put an event, or what ended the job early, into the inbox; from any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self.inbox.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody will read this
-            self.cancelled = "disconnect"
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds from the submission to the first turn; zero before it."""
+        return 0.0 if self.started is None else self.started - self.submitted
 
-    def close(self) -> None:
-        """Free everything that the program holds."""
-        program, self.program, self.operation = self.program, None, None
-        if program is not None:
-            program.close()
+
+def reuses_adaptation(work: Work) -> bool:
+    """Return whether work answers from a document that was adapted to before."""
+    match work:
+        case AskRequest():
+            return True
+        case CompletionRequest():
+            return work.adapted is not None
+        case _:
+            return False

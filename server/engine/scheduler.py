@@ -1,46 +1,68 @@
-"""Who is let in, and whose turn it is.
+"""Admission to the queue, and the order of turns.
 
-Pure bookkeeping: no threads and no clock. The engine calls it under its lock.
+Pure bookkeeping: no threads and no clock. ``JobQueue`` calls it under its lock.
 """
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.job import Job, JobStatus
 from refine_server.server.http import errors
-from refine_server.ttt.batching import Call
+from refine_server.ttt.batching import Call, Operation
 
-LONGEST_WAIT_SECONDS = 3600
-SHORTEST_TURN = 1e-3
-"""A turn counts for so many seconds at least, so that very short ones alternate."""
+MAX_RETRY_SECONDS = 3600
+MIN_TURN_SECONDS = 1e-3
+"""Turns count as at least this long, so that very short ones alternate."""
 PRIORITY_STEP = 1.25
-"""One step of priority is worth a quarter of the time, as a step of ``nice`` is."""
+"""One step of priority weighs a turn by a quarter, as one step of ``nice`` does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QueueLimits:
-    """How much may wait: jobs, their tokens, and the seconds of work that they are taken to be."""
+    """How many jobs may be active, and how much may wait beyond them."""
 
     active: int
+    """Jobs that take turns."""
     jobs: int
+    """Jobs that wait."""
     tokens: int
+    """Tokens that waiting jobs will read."""
     seconds: float
+    """Estimated seconds of work that waits."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Slot:
+    """What the scheduler keeps of one active job."""
+
+    attained: float
+    """Weighted seconds of its turns."""
+    start_tag: float
+    """Seconds that its owner had been served when it was admitted."""
+    operation: Operation[Any] | None = None
+    """The operation that it awaits; None before its first turn."""
+    longest_turn: float = 0.0
+    """Weighted seconds."""
+    worked_seconds: float = 0.0
+    """Seconds of its turns."""
 
 
 class Scheduler:
     """A bounded queue in front of a few active jobs that take turns.
 
-    Turns go to the job with the least time attained, weighted by its priority and by how many jobs
-    its owner has: owners get equal shares, and a decoded token does not wait for the end of a long
-    adaptation. The bound on active jobs keeps their fast weights within memory. A question about
-    a document that is adapted already is only refused when too many questions wait.
+    The next turn goes to the job with the least attained time, weighted by its priority and by the
+    number of its owner's jobs: owners get equal shares, and a decoded token does not wait for the
+    end of a long adaptation. The limit on active jobs keeps their fast weights within memory. A
+    question about a document that was adapted to before is only refused when too many such
+    questions wait.
     """
 
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
         self.waiting: list[Job] = []
-        self.active: list[Job] = []
+        self.active: dict[Job, Slot] = {}
         self._served: defaultdict[str, float] = defaultdict(float)  # seconds of work by owner
 
     @property
@@ -48,116 +70,134 @@ class Scheduler:
         """All jobs, the active ones first."""
         return [*self.active, *self.waiting]
 
-    def check_room(self, *, paid_for: bool) -> None:
-        """Raise 429 when one more job would wait than may: before anything is spent on it."""
-        alike = sum(job.is_paid_for is paid_for for job in self.waiting)
+    # -- admission ----------------------------------------------------------------------------
+
+    def require_place(self, *, reuses_adaptation: bool) -> None:
+        """Raise 429 if one more such job cannot wait, before anything is spent on it."""
+        waiting = sum(job.reuses_adaptation is reuses_adaptation for job in self.waiting)
         free = self.limits.active - len(self.active)
-        if alike >= self.limits.jobs + free:
+        if waiting >= self.limits.jobs + free:
             raise errors.queue_full(self.retry_after(0.0))
 
     def add(self, job: Job) -> None:
-        """Let a job wait for its turn; raise 429 when too much waits already."""
-        self.check_room(paid_for=job.is_paid_for)
-        if not job.is_paid_for and self.waiting:
-            waiting = [j for j in self.waiting if not j.is_paid_for]
-            seconds = sum(j.remaining for j in waiting) + job.estimate
-            tokens = sum(j.tokens for j in waiting) + job.tokens
-            if waiting and (tokens > self.limits.tokens or seconds > self.limits.seconds):
+        """Put a job into the queue; raise 429 if too much waits already."""
+        self.require_place(reuses_adaptation=job.reuses_adaptation)
+        costly = [other for other in self.waiting if not other.reuses_adaptation]
+        if costly and not job.reuses_adaptation:
+            tokens = sum(other.tokens for other in costly) + job.tokens
+            seconds = sum(other.estimate for other in costly) + job.estimate
+            if tokens > self.limits.tokens or seconds > self.limits.seconds:
                 raise errors.queue_full(self.retry_after(seconds - self.limits.seconds))
         if all(other.owner != job.owner for other in self.jobs):
-            # Whoever comes (back) starts level with those who are served now.
+            # An owner who comes (back) starts level with those who are being served.
             self._served[job.owner] = max(self._served[job.owner], self._virtual_time)
         self.waiting.append(job)
 
-    @property
-    def _virtual_time(self) -> float:
-        """Service that owners had when the jobs of now were admitted (start-time fair queueing)."""
-        return min((job.start_tag for job in self.active), default=0.0)
-
-    def next(self) -> Job | None:
-        """The job whose turn it is, None when there is none.
-
-        A cancelled job comes first: ending it is quick and frees what it holds.
-        """
-        while self.waiting and len(self.active) < self.limits.active:
-            self._admit(min(self.waiting, key=self._rank))
-        if not self.active:
-            return None
-        cancelled = next((job for job in self.active if job.cancelled is not None), None)
-        if cancelled is not None:
-            return cancelled
-        lead = min(self.active, key=lambda job: job.attained)
-        if lead.operation is not None and lead.operation.waits_for_peers:
-            return min(self._before(lead), key=lambda job: job.attained, default=lead)
-        return lead
-
-    def _before(self, lead: Job) -> list[Job]:
-        """Jobs that ``lead`` lets go first, as they may join its batches afterwards.
-
-        They are no more than a turn ahead of it, and so are not served more than without this.
-        """
-        turn = max(job.longest_turn for job in self.active)
-        return [
-            job
-            for job in self.active
-            if (job.operation is None or isinstance(job.operation, Call))
-            and job.attained <= lead.attained + turn
-        ]
-
-    def companions(self, lead: Job, most: int) -> list[Job]:
-        """Up to ``most`` active jobs whose operations can run with that of ``lead``, the first one.
-
-        Those that attained least come first.
-        """
-        operation = lead.operation
-        if operation is None:
-            return [lead]
-        others = [
-            job
-            for job in self.active
-            if job is not lead
-            and job.cancelled is None
-            and type(job.operation) is type(operation)
-            and job.operation.can_batch_with(operation)
-        ]
-        others.sort(key=lambda job: job.attained)
-        return [lead, *others[: min(most, operation.max_batch_size) - 1]]
-
-    def _rank(self, job: Job) -> tuple[int, float, int]:
-        """Priority first, then the owner that got least; ``min`` keeps the order of arrival."""
-        own = sum(j.owner == job.owner for j in self.active)
-        return job.priority, self._served[job.owner], own
-
-    def _admit(self, job: Job) -> None:
-        self.waiting.remove(job)
-        # A newcomer starts level with the others: it neither owes nor is owed a turn.
-        job.attained = min((j.attained for j in self.active), default=0.0)
-        job.start_tag = self._served[job.owner]
-        self.active.append(job)
-
-    def charge(self, job: Job, seconds: float) -> None:
-        """A turn of a job took so many seconds."""
-        job.worked_seconds += seconds
-        self._served[job.owner] += seconds
-        own = sum(j.owner == job.owner for j in self.active)
-        turn = max(seconds, SHORTEST_TURN) * own * PRIORITY_STEP**job.priority
-        job.attained += turn
-        job.longest_turn = max(job.longest_turn, turn)
-
-    def withdraw(self, job: Job) -> bool:
-        """Take back a job that still waits; False when it is active or unknown."""
+    def remove(self, job: Job) -> bool:
+        """Remove a job that still waits; return False if it is active or unknown."""
         if job not in self.waiting:
             return False
         self.waiting.remove(job)
         return True
 
-    def end(self, job: Job) -> None:
-        """Forget an active job, and all owners when nothing is left to share."""
-        self.active.remove(job)
-        if not self.active and not self.waiting:
-            self._served.clear()
-
     def retry_after(self, excess: float) -> int:
-        """Seconds until a place is free and ``excess`` seconds of work are done, as estimated."""
-        first = min((job.remaining for job in self.active), default=0.0) * len(self.active)
-        return min(max(math.ceil(max(first, excess)), 1), LONGEST_WAIT_SECONDS)
+        """Estimate the seconds until a place is free and ``excess`` seconds of work are done."""
+        remaining = (
+            max(job.estimate - slot.worked_seconds, 0.0) for job, slot in self.active.items()
+        )
+        first = min(remaining, default=0.0) * len(self.active)
+        return min(max(math.ceil(max(first, excess)), 1), MAX_RETRY_SECONDS)
+
+    @property
+    def _virtual_time(self) -> float:
+        """Service that owners had when the active jobs were admitted (start-time fair queueing)."""
+        return min((slot.start_tag for slot in self.active.values()), default=0.0)
+
+    def _admit(self, job: Job) -> None:
+        self.waiting.remove(job)
+        # A newcomer starts level with the others: it neither owes nor is owed a turn.
+        attained = min((slot.attained for slot in self.active.values()), default=0.0)
+        self.active[job] = Slot(attained=attained, start_tag=self._served[job.owner])
+
+    def _admission_order(self, job: Job) -> tuple[int, float, int]:
+        """Priority first, then the owner served least; ``min`` keeps the order of arrival."""
+        own = sum(other.owner == job.owner for other in self.active)
+        return job.priority, self._served[job.owner], own
+
+    # -- turns --------------------------------------------------------------------------------
+
+    def next(self) -> Job | None:
+        """Admit what there are places for; return the job whose turn it is, None if there is none.
+
+        A cancelled job comes first: ending it is quick and frees what it holds.
+        """
+        while self.waiting and len(self.active) < self.limits.active:
+            self._admit(min(self.waiting, key=self._admission_order))
+        if not self.active:
+            return None
+        for job in self.active:
+            if job.status is JobStatus.CANCELLING:
+                return job
+        head = min(self.active, key=self._attained)
+        operation = self.active[head].operation
+        if operation is not None and operation.waits_for_peers:
+            return min(self._future_peers(head), key=self._attained, default=head)
+        return head
+
+    def batch(self, head: Job, max_batch_size: int) -> list[Job]:
+        """Return ``head`` and the active jobs whose operations can run in one batch with its own.
+
+        Those with the least attained time come first.
+        """
+        operation = self.active[head].operation
+        if operation is None:
+            return [head]
+        peers = [
+            job
+            for job, slot in self.active.items()
+            if job is not head
+            and job.status is not JobStatus.CANCELLING
+            and type(slot.operation) is type(operation)
+            and slot.operation.can_batch_with(operation)
+        ]
+        peers.sort(key=self._attained)
+        return [head, *peers[: min(max_batch_size, operation.max_batch_size) - 1]]
+
+    def charge(self, job: Job, seconds: float) -> None:
+        """Account for a turn of a job that took ``seconds``."""
+        slot = self.active[job]
+        slot.worked_seconds += seconds
+        self._served[job.owner] += seconds
+        own = sum(other.owner == job.owner for other in self.active)
+        is_start = slot.operation is None  # the program ran to its first operation, which is quick
+        turn = seconds if is_start else max(seconds, MIN_TURN_SECONDS)
+        turn *= own * PRIORITY_STEP**job.priority
+        slot.attained += turn
+        slot.longest_turn = max(slot.longest_turn, turn)
+
+    def end(self, job: Job) -> float:
+        """Remove an active job and return the seconds that it worked.
+
+        The owners' shares start anew when no job is left.
+        """
+        slot = self.active.pop(job)
+        if not self.jobs:
+            self._served.clear()
+        return slot.worked_seconds
+
+    def _attained(self, job: Job) -> float:
+        return self.active[job].attained
+
+    def _future_peers(self, head: Job) -> list[Job]:
+        """Return jobs that ``head`` lets go first, as they may join its batches afterwards.
+
+        They are at most one turn ahead of it, so they are served no more than without this rule.
+        """
+        turn = max(slot.longest_turn for slot in self.active.values())
+        limit = self.active[head].attained + turn
+        return [
+            job
+            for job, slot in self.active.items()
+            if (slot.operation is None or isinstance(slot.operation, Call))
+            and slot.attained <= limit
+        ]

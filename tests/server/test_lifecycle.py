@@ -19,28 +19,28 @@ from starlette.testclient import TestClient
 from refine_server.clients import ClientError, RefineClient, sse
 from refine_server.server.process import serve
 from refine_server.server.settings import Settings, SettingsError
+from support.processes import environment
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
 SLOW = {"document": "slow", "query": "who", "adapt": {"steps": 25}}
 
 SCRIPT = """
-import json, runpy, sys
+import json, sys
 from functools import partial
 from refine_server.server import process
 from refine_server.server.settings import Settings
+from support.fake_backend import FakeBackend
 
-fake = runpy.run_path(sys.argv[1])["FakeModel"]()
+fake = FakeBackend()
 fake.gate.wait = lambda seconds: __import__("time").sleep(600)
-if "measure" in sys.argv:
-    opened = fake.open
-    def changing(settings):
-        backend = opened(settings)
-        measured = iter(["as loaded", "changed"])
-        object.__setattr__(backend, "measure", lambda: next(measured))
-        return backend
-    fake.open = changing
+fake.hold("held")
+fake.slow_down("slow")
+fake.fail("exit", SystemExit())
+if "changes" in sys.argv:
+    intact = iter([True, False])
+    fake.verify = lambda: next(intact)
 process.create_app = partial(process.create_app, open_backend=fake.open)
-process.serve(Settings(model="fake", port=0, store="none", **json.loads(sys.argv[2])))
+process.serve(Settings(model="fake", port=0, store="none", **json.loads(sys.argv[1])))
 """
 
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]
@@ -52,10 +52,9 @@ def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(options: str = "{}", *extra: str) -> tuple["subprocess.Popen[str]", str]:
-            conftest = Path(__file__).with_name("conftest.py")
-            command = [sys.executable, "-P", "-c", SCRIPT, str(conftest), options, *extra]
+            command = [sys.executable, "-P", "-c", SCRIPT, options, *extra]
             process = stack.enter_context(
-                subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
             )
             stack.callback(process.kill)
             assert process.stderr is not None
@@ -88,7 +87,7 @@ def rest_of_log(process: "subprocess.Popen[str]") -> str:
     ("document", "options", "code"),
     [
         ("exit", "{}", "engine_dead"),
-        ("hold", '{"stall_seconds": 0.5, "shutdown_seconds": 1}', "engine_stalled"),
+        ("held", '{"stall_seconds": 0.5, "shutdown_seconds": 1}', "engine_stalled"),
     ],
 )
 def test_the_process_ends_with_its_engine(
@@ -103,7 +102,7 @@ def test_the_process_ends_with_its_engine(
 
 
 def test_the_process_ends_when_the_base_weights_have_changed(start: Start) -> None:
-    process, url = start("{}", "measure")
+    process, url = start("{}", "changes")
     reply = httpx.post(f"{url}/health/verify")
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "isolation_violated")
     assert process.wait(10) == 1
@@ -141,7 +140,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
 
     def ask() -> None:
         with pytest.raises(ClientError) as error:
-            list(RefineClient(url).stream_answer(**{**BODY, "document": "hold"}))
+            list(RefineClient(url).stream_answer(**{**BODY, "document": "held"}))
         told.append(error.value.code)
 
     thread = threading.Thread(target=ask)
@@ -174,7 +173,7 @@ def test_verify(client: TestClient, fake: Any) -> None:
 
 
 def test_weights_that_changed_make_the_server_unready(client: TestClient, fake: Any) -> None:
-    fake.measured = "changed"
+    fake.is_intact = False
     assert client.post("/health/verify").json()["error"]["code"] == "isolation_violated"
     assert client.get("/health/ready").status_code == 503
     assert client.post("/v1/answers", json=BODY).status_code == 503
@@ -182,14 +181,12 @@ def test_weights_that_changed_make_the_server_unready(client: TestClient, fake: 
 
 
 def test_weights_that_cannot_be_measured_do_not_leave_anybody_waiting(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = client.app.state.engine.opened.result()  # type: ignore[attr-defined]
-
-    def broken() -> str:
+    def broken() -> bool:
         raise OSError("device lost")
 
-    object.__setattr__(backend, "measure", broken)
+    monkeypatch.setattr(fake, "verify", broken)
     assert client.post("/health/verify").status_code == 500
     assert client.get("/health/ready").json()["error"]["code"] == "engine_dead"
 
@@ -206,8 +203,7 @@ def test_out_of_memory_fails_that_request_alone(
     make_client: Callable[..., TestClient], fake: Any, error: Exception
 ) -> None:
     client = make_client()
-    fake.out_of_memory = error
-    failed = client.post("/v1/answers", json={**BODY, "document": "oom"})
+    failed = client.post("/v1/answers", json={**BODY, "document": fake.fail("large", error)})
     assert (failed.status_code, failed.json()["error"]["code"]) == (503, "out_of_memory")
     assert int(failed.headers["retry-after"]) >= 1
     assert fake.closed == ["who"]

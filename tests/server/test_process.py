@@ -6,23 +6,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from refine_server.clients import ClientError, RefineClient
+from refine_server.clients.types import Answer
 from refine_server.server.process import StartError, serve
 from refine_server.server.settings import Settings
+from support.processes import environment
 
 SCRIPT = """
-import runpy, sys
+import sys, time
 from functools import partial
 from refine_server.server import process
 from refine_server.server.settings import Settings
+from support.fake_backend import FakeBackend, Script
 
-fake = runpy.run_path(sys.argv[1])["FakeModel"]()
+fake = FakeBackend()
+fake.slow_down("slow")
+fake.script("endless", Script(step=lambda: time.sleep(1.5)))
 process.create_app = partial(process.create_app, open_backend=fake.open)
-process.serve(Settings(model="fake", port=int(sys.argv[2]), shutdown_seconds=1.0))
+process.serve(Settings(model="fake", port=int(sys.argv[1]), shutdown_seconds=1.0))
 """
 
 
@@ -31,8 +35,8 @@ def process() -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """A served scripted model: the process and its URL."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    conftest = Path(__file__).with_name("conftest.py")
-    process = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT, str(conftest), str(port)])
+    command = [sys.executable, "-P", "-c", SCRIPT, str(port)]
+    process = subprocess.Popen(command, env=environment())
     try:
         url = f"http://127.0.0.1:{port}"
         for waited in RefineClient(url).wait_until_ready():
@@ -55,11 +59,24 @@ def test_sigterm_lets_running_requests_end_first(
     assert server.wait(10) == 0
 
 
-def test_sigterm_gives_long_streams_a_final_error_event(
+def test_sigterm_ends_long_adaptations_early_and_answers(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
     events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 250})
+    next(events)
+    server.send_signal(signal.SIGTERM)
+    *_, answer = events
+    assert isinstance(answer, Answer)
+    assert answer.adaptation.stopped == "shutdown"
+    assert server.wait(10) == 0
+
+
+def test_sigterm_gives_streams_that_do_not_end_in_time_a_final_error_event(
+    process: tuple["subprocess.Popen[bytes]", str],
+) -> None:
+    server, url = process
+    events = RefineClient(url).stream_answer("who", document="endless", adapt={"steps": 2})
     next(events)
     server.send_signal(signal.SIGTERM)
     with pytest.raises(ClientError) as stopped:

@@ -13,6 +13,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from refine_server.ttt.interface.errors import RequestError
+from support.fake_backend import Script
+
 KEY = "scrape-scrape-scrape"
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
 
@@ -22,8 +25,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_promtool_finds_nothing_to_say(client: TestClient) -> None:
-    for document in ("a", "worse", "crash", "refuse"):
+def test_promtool_finds_nothing_to_say(client: TestClient, fake: Any) -> None:
+    fake.script("worse", Script(guard="kept_base"))
+    fake.fail("crash")
+    fake.fail("refused", RequestError("query is unfit", "query", "unfit"))
+    for document in ("a", "worse", "crash", "refused"):
         client.post("/v1/answers", json={**BODY, "document": document})
     checked = subprocess.run(
         ["promtool", "check", "metrics"],

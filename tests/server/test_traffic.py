@@ -70,8 +70,8 @@ def test_wrong_answers_and_lost_adaptations_are_found(url: str, fake: Any) -> No
     assert tally.counts["lost"] > 0
 
 
-def test_failures_of_the_server_are_found(url: str) -> None:
-    kept = [Kept(replace(subject, document="crash")) for subject in subjects()]
+def test_failures_of_the_server_are_found(url: str, fake: Any) -> None:
+    kept = [Kept(replace(subject, document=fake.fail("crash"))) for subject in subjects()]
     tally = act(url, right_answers(lambda query: query), kept)
     assert tally.counts["errors_5xx"] > 0
 

@@ -1,9 +1,9 @@
 """A request of OpenAI's on its way: from its model and prompts to a job, and to its response."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import anyio
 import anyio.to_thread
@@ -16,16 +16,12 @@ from refine_server.server.api.openai.format import Formatter, UsageIn
 from refine_server.server.api.openai.requests import GenerationBody
 from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.api.openai.target import Resolved, resolve
-from refine_server.server.engine.job import Job
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.disconnect import CLIENT_CLOSED_REQUEST, unless_gone
 from refine_server.server.http.errors import as_api_error
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.events import Event
-from refine_server.ttt.interface.requests import CompletionRequest
-
-if TYPE_CHECKING:  # it would import torch
-    from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.interface.requests import CompletionRequest, Prompt
 
 
 @dataclass(frozen=True)
@@ -64,28 +60,23 @@ class Generation:
             request_id=self.request.state.request_id,
         ) as resolved:
             formatter.ttt = _report(resolved)
-            adapted = resolved.document
-            prompts = await self.engine.with_tokenizer(
-                lambda template: asked.encode(template, adapted is not None)
-            )
             work = CompletionRequest(
-                tuple(map(tuple, prompts)),
+                asked.prompts,
                 asked.sampling,
                 body.choices,
                 asked.logprobs,
                 asked.echo,
-                adapted,
+                resolved.document,
                 self.owner,
             )
-            timeout = self.settings.request_timeout_seconds
-            job = Job(work, self.request.state.request_id, timeout)
-            await self.engine.submit(job)
-            try:
+            async with self.engine.run(
+                work,
+                request_id=self.request.state.request_id,
+                timeout_seconds=self.settings.request_timeout_seconds,
+            ) as run:
                 yield Admitted()
-                async for event in self.engine.events(job):
+                async for event in run:
                     yield event
-            finally:
-                self.engine.cancel(job, "disconnect")
 
 
 GenerationDep = Annotated[Generation, Depends()]
@@ -93,12 +84,9 @@ GenerationDep = Annotated[Generation, Depends()]
 
 @dataclass(frozen=True)
 class Asked:
-    """What differs between completions and chats.
+    """What differs between completions and chats."""
 
-    ``encode`` makes the prompts' tokens, given whether they follow a document.
-    """
-
-    encode: Callable[["PromptTemplate", bool], Sequence[Sequence[int]]]
+    prompts: tuple[Prompt, ...]
     sampling: SamplingConfig
     logprobs: int | None
     echo: bool = False

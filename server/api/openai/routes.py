@@ -1,8 +1,7 @@
 """Completions and chat completions, as clients of OpenAI's API know them."""
 
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -13,9 +12,7 @@ from refine_server.server.api.openai.generation import Asked, Generation, Genera
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody, GenerationBody
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
 from refine_server.server.http.errors import documented
-
-if TYPE_CHECKING:  # it would import torch
-    from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.interface.requests import Conversation
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -48,17 +45,9 @@ async def create_completion(body: CompletionBody, generation: GenerationDep) -> 
     With `ttt.document`, or an adaptation's id as `model`, each continues the document that was
     adapted to, under its fast weights; otherwise the base model begins anew.
     """
-
-    def encode(template: "PromptTemplate", after_document: bool) -> Sequence[Sequence[int]]:
-        return [
-            template.encode_prompt(prompt, add_special_tokens=not after_document)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in body.prompt
-        ]
-
+    prompts = tuple(p if isinstance(p, str) else tuple(p) for p in body.prompt)
     sampling = body.to_sampling(generation.settings.max_tokens)
-    asked = Asked(encode, sampling, body.logprobs, bool(body.echo))
+    asked = Asked(prompts, sampling, body.logprobs, bool(body.echo))
     formatter = _formatter(CompletionFormatter, body, generation, body.logprobs is not None)
     return await generation.respond(body, asked, formatter)
 
@@ -70,14 +59,9 @@ async def create_chat_completion(body: ChatBody, generation: GenerationDep) -> R
     With `ttt.document`, or an adaptation's id as `model`, the messages follow the document that was
     adapted to, as the query of `/v1/answers` does; otherwise the base model answers.
     """
-    messages = [message.to_message() for message in body.messages]
-    limits = generation.settings.limits
-
-    def encode(template: "PromptTemplate", after_document: bool) -> Sequence[Sequence[int]]:
-        return [template.encode_messages(messages, limits, after_document=after_document)]
-
+    prompt = Conversation(tuple(message.to_message() for message in body.messages))
     sampling = body.to_sampling(generation.settings.max_tokens)
-    asked = Asked(encode, sampling, (body.top_logprobs or 0) if body.logprobs else None)
+    asked = Asked((prompt,), sampling, (body.top_logprobs or 0) if body.logprobs else None)
     formatter = _formatter(ChatFormatter, body, generation, bool(body.logprobs))
     return await generation.respond(body, asked, formatter)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from refine_server.server.adaptations.adaptation import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.answers_schema import require_model
 from refine_server.server.api.openai.requests import TttOptions
@@ -16,10 +17,6 @@ from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.document import AdaptedDocument
-
-
-ID_PREFIX = "adapt-"
-"""Of every adaptation's id, and of no model's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ async def resolve(
         RequestError: the document cannot be served.
         ApiError: there is no such model, or the adaptation failed or finds no place.
     """
-    adaptation = asked if asked is not None and asked.startswith(ID_PREFIX) else None
+    adaptation = asked if asked is not None and is_adaptation_id(asked) else None
     if adaptation is None:
         require_model(asked, served)
     elif ttt is not None and ttt.document is not None:

@@ -1,19 +1,16 @@
 """Isolation is checked while the server runs, and when it is broken nothing is served any more."""
 
-import asyncio
-from typing import Any
-
 import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.engine.backend import open_backend, self_check
 from refine_server.server.engine.engine import Engine
-from refine_server.server.engine.job import Job
 from refine_server.server.http.errors import ApiError
-from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
-from refine_server.ttt.interface.events import DocumentAdapted, Event
+from refine_server.ttt.interface.events import DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
+from support.engines import serving, until
+from support.fake_backend import FakeBackend
 
 
 def violations(client: TestClient) -> float:
@@ -40,7 +37,7 @@ def test_intact_weights_are_verified_on_demand(client: TestClient) -> None:
 
 
 def test_changed_weights_are_found_on_demand_and_end_all_service(client, fake, wait_for) -> None:
-    fake.measured = "changed"
+    fake.is_intact = False
     assert not verify(client)
     wait_for(lambda: client.get("/health/ready").status_code == 503)
     assert refusal(client) == (503, "isolation_violated")
@@ -50,47 +47,40 @@ def test_changed_weights_are_found_on_demand_and_end_all_service(client, fake, w
 
 
 def test_changed_weights_are_found_after_an_error(client, fake, wait_for) -> None:
-    fake.measured = "changed"
-    reply = client.post("/v1/answers", json={"document": "crash", "query": "q"})
+    fake.is_intact = False
+    reply = client.post("/v1/answers", json={"document": fake.fail("crash"), "query": "q"})
     assert reply.status_code == 500
     wait_for(lambda: refusal(client) == (503, "isolation_violated"))
 
 
-def test_an_error_alone_ends_nothing(client) -> None:
-    assert client.post("/v1/answers", json={"document": "crash", "query": "q"}).status_code == 500
+def test_an_error_alone_ends_nothing(client, fake) -> None:
+    assert (
+        client.post("/v1/answers", json={"document": fake.fail("crash"), "query": "q"}).status_code
+        == 500
+    )
     assert client.post("/v1/answers", json={"document": "x", "query": "q"}).is_success
     assert violations(client) == 0
 
 
-def test_another_owners_document_is_never_used(fake: Any) -> None:
-    async def finish(engine: Engine, job: Job) -> list[Event]:
-        await engine.submit(job)
-        return [event async for event in engine.events(job)]
-
-    async def scenario() -> None:
-        settings = Settings(model="fake")
-        engine = Engine(lambda: fake.open(settings), settings, Metrics())
-        engine.start()
-        await asyncio.wrap_future(engine.opened)
-        made = (await finish(engine, Job(AdaptRequest("alpha x", owner="a"), "r1", 60.0)))[-1]
+@pytest.mark.anyio
+async def test_another_owners_document_is_never_used(fake: FakeBackend) -> None:
+    async with serving(fake.open, model="fake") as served:
+        *_, made = await served.submit(AdaptRequest("alpha x", owner="a")).finish()
         assert isinstance(made, DocumentAdapted)
         with pytest.raises(ApiError) as told:
-            await finish(engine, Job(AskRequest(made.document, "q", owner="b"), "r2", 60.0))
+            await served.submit(AskRequest(made.document, "q", owner="b")).finish()
         assert told.value.status == 500
         assert "alpha" not in str(told.value)
-        await asyncio.sleep(0.05)
+        await until(lambda: served.engine.is_broken)
         with pytest.raises(ApiError, match="Isolation"):
-            engine.ready()
-        await asyncio.to_thread(engine.stop)
-
-    asyncio.run(scenario())
+            served.engine.ready()
 
 
 def test_the_real_model_passes_its_self_check_and_a_changed_one_does_not() -> None:
     backend = open_backend(Settings(model="tiny"))
     self_check(backend)
-    assert backend.measure() == backend.fingerprint
+    assert backend.verify()
     assert len(backend.fingerprint) == 64
-    changed = type(backend)(**{**backend.__dict__, "fingerprint": "0" * 64})
+    backend.fingerprint = "0" * 64
     with pytest.raises(RuntimeError, match="changed the base weights"):
-        self_check(changed)
+        self_check(backend)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from refine_server.server.access.keys import ANYONE, Keyring, Quotas, new_key
 from refine_server.server.cli.main import app
 from refine_server.server.settings import Settings, SettingsError, read_settings
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import LOCAL
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
@@ -89,15 +90,13 @@ def test_work_belongs_to_the_key_that_asked(
     locked: TestClient, fake: Any, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owners = []
-    checked = fake.check
-    app = locked.app
-    backend = app.state.engine.opened.result()  # type: ignore[attr-defined]
+    start = fake.start
 
-    def check(work: Any) -> int:
-        owners.append(work.owner)
-        return int(checked(work))
+    def recording(work: Any, *options: Any) -> Any:
+        owners.append(work.request.owner)
+        return start(work, *options)
 
-    object.__setattr__(backend, "check", check)
+    monkeypatch.setattr(fake, "start", recording)
     assert locked.post("/v1/answers", json=BODY, headers=headers).status_code == 200
     assert locked.post("/v1/answers", json=BODY, headers={"x-api-key": ALICE}).status_code == 200
     assert owners == ["bob", "alice"]
@@ -223,15 +222,17 @@ def test_a_new_key_is_told_once_and_its_entry_recognises_it(tmp_path: Path) -> N
 
 
 def test_no_secret_is_in_logs_dumps_or_errors(
-    make_client: Callable[..., TestClient], caplog: pytest.LogCaptureFixture
+    make_client: Callable[..., TestClient], fake: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
     client = make_client(api_keys=KEYS)
+    fake.fail("crash")
+    fake.fail("refused", RequestError("query is unfit", "query", "unfit"))
     settings = client.app.state.settings  # type: ignore[attr-defined]
     shown = [repr(settings), str(settings.model_dump()), settings.model_dump_json()]
     shown.append(repr(client.app.state.keyring))  # type: ignore[attr-defined]
     for headers in (bearer(ALICE), {"x-api-key": BOB}, bearer("wrong-wrong-wrong-wrong")):
-        for document in ("a", "crash", "refuse"):
+        for document in ("a", "crash", "refused"):
             body = {**BODY, "document": document, "colour": 1}
             shown.append(client.post("/v1/answers", json=body, headers=headers).text)
             del body["colour"]

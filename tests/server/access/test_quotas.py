@@ -114,7 +114,7 @@ def write_keys(path: Path, **quotas: int) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("quotas", "answered"),
-    [({"requests_per_minute": 2}, 2), ({"document_tokens_per_hour": 9}, 3)],
+    [({"requests_per_minute": 2}, 2), ({"document_tokens_per_hour": 15}, 3)],
 )
 def test_over_a_quota_is_429_that_names_it(
     make_client: Callable[..., TestClient], tmp_path: Path, quotas: dict[str, int], answered: int
@@ -158,7 +158,7 @@ def test_unfinished_adaptations_count(
     client = make_client(api_keys_file=tmp_path / "keys.json", max_active=4)
     client.headers.update(headers)
     statuses = []
-    for document in ("first", "hold a", "hold b"):
+    for document in ("first", fake.hold("second"), fake.hold("third")):
         body = {"document": document, "adapt": {"steps": 1}}
         reply = client.post("/v1/adaptations", json=body)
         statuses.append(reply.status_code)
@@ -173,7 +173,7 @@ def test_requests_at_the_same_time(
 ) -> None:
     headers = write_keys(tmp_path / "keys.json", concurrent_requests=1)
     url = live(api_keys_file=tmp_path / "keys.json")
-    held = {"document": "hold", "query": "who", "adapt": {"steps": 1}}
+    held = {"document": fake.hold("held"), "query": "who", "adapt": {"steps": 1}}
     got: list[int] = []
 
     def ask() -> None:

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.adaptations.adaptation import Adaptation
-from refine_server.server.adaptations.storage import Vault
+from refine_server.server.adaptations.storage import Storage
 
 DOCUMENT = "alpha text"
 
@@ -88,22 +88,23 @@ def test_events_tell_every_step_and_then_the_end(client) -> None:
 
 
 def test_the_same_document_joins_and_another_configuration_does_not(client, fake) -> None:
-    first = create(client, "hold text", adapt={"steps": 2}).json()
-    second = create(client, "hold text", adapt={"steps": 2}).json()
-    other = create(client, "hold text", adapt={"steps": 2, "seed": 1}).json()
+    fake.hold("held text")
+    first = create(client, "held text", adapt={"steps": 2}).json()
+    second = create(client, "held text", adapt={"steps": 2}).json()
+    other = create(client, "held text", adapt={"steps": 2, "seed": 1}).json()
     assert first["id"] == second["id"] != other["id"]
     fake.gate.set()
     until_ready(client, other["id"])
-    again = create(client, "hold text", adapt={"steps": 2})
+    again = create(client, "held text", adapt={"steps": 2})
     assert (again.status_code, again.json()["id"]) == (200, first["id"])
-    assert fake.closed.count("hold") == 2
+    assert fake.closed.count("held") == 2
     assert metric(client, "refine_adaptation_cache_hits_total") == 2
     assert metric(client, "refine_adaptation_cache_misses_total") == 2
 
 
 def test_deleting_a_running_adaptation_cancels_it(client, fake, wait_for) -> None:
-    running = create(client, "hold text", adapt={"steps": 9}).json()
-    wait_for(lambda: fake.turns == ["hold"])
+    running = create(client, fake.hold("held text"), adapt={"steps": 9}).json()
+    wait_for(lambda: fake.turns == ["held"])
     deleted = client.delete(f"/v1/adaptations/{running['id']}")
     assert deleted.json() == {
         "id": running["id"],
@@ -111,8 +112,8 @@ def test_deleting_a_running_adaptation_cancels_it(client, fake, wait_for) -> Non
         "deleted": True,
     }
     fake.gate.set()
-    wait_for(lambda: fake.closed == ["hold"])
-    assert fake.turns == ["hold"]
+    wait_for(lambda: fake.closed == ["held"])
+    assert fake.turns == ["held"]
     assert client.get(f"/v1/adaptations/{running['id']}").status_code == 404
     wait_for(lambda: metric(client, 'refine_wasted_seconds_total{reason="deleted"}') > 0)
 
@@ -123,10 +124,10 @@ def test_a_question_waits_for_an_adaptation_that_is_being_made(live, fake) -> No
     import httpx
 
     url = live()
-    made = httpx.post(f"{url}/v1/adaptations", json={"document": "hold text"}).json()
+    made = httpx.post(f"{url}/v1/adaptations", json={"document": fake.hold("held text")}).json()
     threading.Timer(0.2, fake.gate.set).start()
     answer = httpx.post(f"{url}/v1/answers", json={"query": "q", "adaptation": made["id"]})
-    assert answer.json()["answer"] == "hold"
+    assert answer.json()["answer"] == "held"
 
 
 BY_QUERY = {"prefix": "local", "selection": "query"}
@@ -145,7 +146,7 @@ BY_QUERY = {"prefix": "local", "selection": "query"}
         ({"document": "x", "priority": 11}, 422, "priority"),
         ({"document": "x", "colour": "red"}, 422, "colour"),
         ({"document": "x", "model": "other"}, 404, "model"),
-        ({"document": "w " * 60}, 413, "document"),
+        ({"document": "w " * 90}, 413, "document"),
     ],
 )
 def test_bad_input_names_the_field_and_leaves_nothing(client, body, status, param) -> None:
@@ -174,7 +175,7 @@ def test_a_question_needs_one_document(client, body, status, param) -> None:
 
 
 def test_a_failed_adaptation_says_so_and_may_be_tried_again(client, fake) -> None:
-    resource = ready(client, "crash text")
+    resource = ready(client, fake.fail("crash text"))
     assert resource["status"] == "failed"
     assert resource["error"]["code"] == "internal_error"
     assert "secret" not in json.dumps(resource)
@@ -230,14 +231,14 @@ def test_what_is_being_stored_stays_in_memory(
 ) -> None:
     gates = [threading.Event(), threading.Event()]
     saving: list[str] = []
-    save = Vault.save
+    save = Storage.save
 
-    async def held(self: Vault, adaptation: Adaptation, document: Any) -> bool:
+    async def held(self: Storage, adaptation: Adaptation, document: Any) -> bool:
         saving.append(adaptation.id)
         await asyncio.to_thread(gates[len(saving) - 1].wait, 10)
         return await save(self, adaptation, document)
 
-    monkeypatch.setattr(Vault, "save", held)
+    monkeypatch.setattr(Storage, "save", held)
     client = make_client(store=tmp_path.as_uri(), adaptation_memory_bytes=5000)
     first = create(client, "alpha x").json()["id"]
     wait_for(lambda: saving == [first])
@@ -286,7 +287,7 @@ def test_no_more_than_so_many_are_kept(make_client: Callable[..., TestClient]) -
 def test_a_full_queue_refuses_before_anything_is_paid(make_client, fake) -> None:
     client = make_client(max_active=1, max_queue=1)
     done = ready(client, "alpha x")["id"]
-    create(client, "hold x")
+    create(client, fake.hold("held x"))
     create(client, "beta x")
     refused = create(client, "gamma x")
     assert refused.status_code == 429
@@ -303,7 +304,7 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
     options = {"store": tmp_path.as_uri(), "shutdown_seconds": 2.0}
     with TestClient(make_app(**options)) as client:
         wait_for(lambda: client.get("/health/ready").is_success)
-        made = create(client, "slow x", adapt={"steps": 200}).json()
+        made = create(client, fake.slow_down("slow x"), adapt={"steps": 200}).json()
         wait_for(lambda: fake.turns)  # one that has not begun would be given up
     with TestClient(make_app(**options)) as client:
         wait_for(lambda: client.get("/health/ready").is_success)
@@ -314,10 +315,10 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
 
 
 def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> None:
-    body = {"document": "hold x", "query": "q", "timeout_seconds": 0.1}
+    body = {"document": fake.hold("held"), "query": "q", "timeout_seconds": 0.1}
     late = client.post("/v1/answers", json=body)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
-    made = create(client, "hold y", timeout_seconds=0.1).json()
+    made = create(client, "held y", timeout_seconds=0.1).json()
     ended = until_ready(client, made["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "timeout")
     fake.gate.set()
@@ -325,10 +326,10 @@ def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> Non
 
 def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:
     client = make_client(max_active=1)
-    create(client, "hold x")
-    wait_for(lambda: fake.turns == ["hold"])
+    create(client, fake.hold("held x"))
+    wait_for(lambda: fake.turns == ["held"])
     for name, priority in (("patient", 5), ("plain", 0), ("urgent", -5)):
         create(client, f"{name} x", priority=priority)
     fake.gate.set()
     wait_for(lambda: len(fake.closed) == 4)
-    assert fake.closed == ["hold", "urgent", "plain", "patient"]
+    assert fake.closed == ["held", "urgent", "plain", "patient"]

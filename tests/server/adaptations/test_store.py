@@ -78,7 +78,7 @@ def test_another_models_entries_are_not_seen(url: str) -> None:
 def test_only_ids_of_our_own_form_paths(url: str, bad: str) -> None:
     store = Store(url, FINGERPRINT)
     for touch in (store.load, store.delete, store.quarantine):
-        with pytest.raises(StoreError, match="no entry's id"):
+        with pytest.raises(StoreError, match="not the id of an entry"):
             touch(bad)
 
 

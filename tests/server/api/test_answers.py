@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from refine_server.clients import sse
+from refine_server.ttt.interface.errors import RequestError
+from support.fake_backend import Script
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
 
@@ -38,7 +40,7 @@ def test_answer_has_the_documented_shape(client: TestClient) -> None:
         *("kl", "grad_norm", "seconds"),
     }
     assert body["usage"] == {
-        "document_tokens": 3,
+        "document_tokens": 5,
         "query_tokens": 1,
         "completion_tokens": 3,
         "rollout_tokens": 20,
@@ -58,14 +60,14 @@ def test_ids_are_unguessable_and_each_request_has_its_own(client: TestClient) ->
     assert all(len(name) > 32 for name in ids)
 
 
-def test_a_rolled_back_adaptation_is_not_called_adapted(client: TestClient) -> None:
-    body = post(client, document="worse").json()
+def test_a_rolled_back_adaptation_is_not_called_adapted(client: TestClient, fake: Any) -> None:
+    body = post(client, document=fake.script("worse", Script(guard="kept_base"))).json()
     assert body["adapted"] is False
     assert body["adaptation"]["guard"] == "kept_base"
 
 
-def test_nan_is_null(client: TestClient) -> None:
-    response = post(client, document="nan")
+def test_nan_is_null(client: TestClient, fake: Any) -> None:
+    response = post(client, document=fake.script("nan", Script(loss=float("nan"))))
     assert response.json()["adaptation"]["steps"][0]["loss"] is None
     assert "NaN" not in response.text
 
@@ -84,21 +86,24 @@ def test_stream_tells_every_event_in_order_and_ends_with_the_response(client: Te
     assert events[-1][1]["adaptation"]["steps"] == whole["adaptation"]["steps"]
 
 
-def test_an_error_in_a_stream_is_its_final_event(client: TestClient) -> None:
-    events = stream(client, document="crash")
+def test_an_error_in_a_stream_is_its_final_event(client: TestClient, fake: Any) -> None:
+    events = stream(client, document=fake.fail("crash"))
     assert events[-1][0] == "error"
     assert events[-1][1]["error"]["code"] == "internal_error"
     assert "secret" not in json.dumps(events)
 
 
-def test_the_loop_may_refuse_after_the_checks(client: TestClient) -> None:
-    response = post(client, document="refuse")
+def test_the_loop_may_refuse_after_the_checks(client: TestClient, fake: Any) -> None:
+    unfit = RequestError("query is unfit", "query", "unfit")
+    response = post(client, document=fake.fail("refused", unfit))
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "query"
 
 
-def test_an_internal_error_tells_nothing_and_hurts_nobody_else(client: TestClient) -> None:
-    response = post(client, document="crash")
+def test_an_internal_error_tells_nothing_and_hurts_nobody_else(
+    client: TestClient, fake: Any
+) -> None:
+    response = post(client, document=fake.fail("crash"))
     assert response.status_code == 500
     assert response.json() == {
         "error": {

@@ -6,6 +6,8 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from support.fake_backend import Script
+
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
 
 SERIES = [
@@ -32,8 +34,9 @@ SERIES = [
 ]
 
 
-def test_metrics_are_all_there_and_labels_hold_no_paths(client: TestClient) -> None:
-    assert client.post("/v1/answers", json={**BODY, "document": "worse"}).status_code == 200
+def test_metrics_are_all_there_and_labels_hold_no_paths(client: TestClient, fake: Any) -> None:
+    worse = fake.script("worse", Script(guard="kept_base"))
+    assert client.post("/v1/answers", json={**BODY, "document": worse}).status_code == 200
     client.get("/secret/path/12345")
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -43,8 +46,9 @@ def test_metrics_are_all_there_and_labels_hold_no_paths(client: TestClient) -> N
     assert list(text_string_to_metric_families(response.text))
 
 
-def test_nan_does_not_poison_the_metrics(client: TestClient) -> None:
-    client.post("/v1/answers", json={**BODY, "document": "nan"})
+def test_nan_does_not_poison_the_metrics(client: TestClient, fake: Any) -> None:
+    nan = fake.script("nan", Script(loss=float("nan")))
+    client.post("/v1/answers", json={**BODY, "document": nan})
     assert " NaN" not in client.get("/metrics").text
 
 
@@ -87,10 +91,10 @@ def test_a_model_that_cannot_be_loaded_is_not_ready(
 def test_a_model_that_fails_its_self_check_is_not_ready(
     make_client: Callable[..., TestClient], fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: object) -> Any:
+    def broken(*_: object) -> Any:
         raise FloatingPointError("overflow")
 
-    monkeypatch.setattr(fake, "answer", broken)
+    monkeypatch.setattr(fake, "start", broken)
     client = make_client()
     assert client.get("/health/ready").status_code == 503
 
@@ -113,9 +117,9 @@ def test_models_and_version(client: TestClient) -> None:
     assert client.get("/version").json()["name"] == "refine-server"
 
 
-def test_each_response_has_a_request_id(client: TestClient) -> None:
+def test_each_response_has_a_request_id(client: TestClient, fake: Any) -> None:
     assert client.get("/nowhere").headers["x-request-id"].startswith("req-")
-    crashed = client.post("/v1/answers", json={**BODY, "document": "crash"})
+    crashed = client.post("/v1/answers", json={**BODY, "document": fake.fail("crash")})
     assert crashed.headers["x-request-id"]
     given = client.get("/health/live", headers={"x-request-id": "trace-1.a"})
     assert given.headers["x-request-id"] == "trace-1.a"
@@ -124,11 +128,11 @@ def test_each_response_has_a_request_id(client: TestClient) -> None:
 
 
 def test_the_log_names_the_request_and_not_the_document(
-    client: TestClient, caplog: pytest.LogCaptureFixture
+    client: TestClient, fake: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", logger="refine_server")
     headers = {"x-request-id": "find-me"}
-    client.post("/v1/answers", json={**BODY, "document": "crash private"}, headers=headers)
+    client.post("/v1/answers", json={**BODY, "document": fake.fail("private")}, headers=headers)
     assert caplog.text.count("find-me") == 2
     assert "private" not in caplog.text
 

@@ -13,6 +13,7 @@ from refine_server.server.cli import answer as asking
 from refine_server.server.cli import demo
 from refine_server.server.cli.main import app
 from refine_server.server.settings import Settings
+from refine_server.ttt.interface.errors import RequestError
 
 runner = CliRunner()
 
@@ -124,8 +125,8 @@ def test_answer_tells_plainly_what_is_wrong(
 
 
 def test_a_request_that_the_loop_refuses_is_told_plainly(here: Any, tmp_path: Path) -> None:
-    path = tmp_path / "refuse.md"
-    path.write_text("refuse")
+    path = tmp_path / "refused.md"
+    path.write_text(here.fail("refused", RequestError("query is unfit", "query", "unfit")))
     failing(2, "query is unfit", "--document", str(path), "--query", "who")
 
 

@@ -119,7 +119,7 @@ def test_a_slow_answer_is_not_a_slow_client(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live(client_timeout_seconds=0.2)
-    body = {"document": "slow", "query": "who", "adapt": {"steps": 25}}
+    body = {"document": fake.slow_down("slow"), "query": "who", "adapt": {"steps": 25}}
     with httpx.Client() as client:
         for _ in range(2):
             assert client.post(f"{url}/v1/answers", json=body).json()["answer"] == "who"

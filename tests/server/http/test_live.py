@@ -12,7 +12,7 @@ from refine_server.clients import ClientError, RefineClient
 from refine_server.clients.errors import NotFoundError
 from refine_server.clients.types import Adaptation, Answer, Event, Step
 
-HELD = {"document": "hold", "query": "gone", "adapt": {"steps": 50}}
+HELD = {"document": "held", "query": "gone", "adapt": {"steps": 50}}
 
 
 def ask(url: str, body: dict[str, Any]) -> list[Event]:
@@ -23,6 +23,7 @@ def ask(url: str, body: dict[str, Any]) -> list[Event]:
 def test_a_client_that_leaves_cancels_its_job_at_the_next_step(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
+    fake.hold("held")
     url = live()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/answers", json=HELD, timeout=0.3)
@@ -37,6 +38,7 @@ def test_a_client_that_leaves_cancels_its_job_at_the_next_step(
 def test_a_client_that_leaves_a_stream_cancels_its_job_at_the_next_step(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
+    fake.hold("held")
     url = live()
     with httpx.stream("POST", f"{url}/v1/answers", json={**HELD, "stream": True}) as response:
         assert response.status_code == 200
@@ -51,6 +53,7 @@ def test_a_client_that_leaves_a_stream_cancels_its_job_at_the_next_step(
 def test_a_full_queue_is_429_with_retry_after(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
+    fake.hold("held")
     url = live(max_active=1, max_queue=0)
     thread = threading.Thread(target=lambda: ask(url, HELD))
     thread.start()
@@ -63,7 +66,8 @@ def test_a_full_queue_is_429_with_retry_after(
     thread.join()
 
 
-def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str]) -> None:
+def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str], fake: Any) -> None:
+    fake.hold("held")
     url = live(request_timeout_seconds=0.1)
     response = httpx.post(f"{url}/v1/answers", json=HELD)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
@@ -121,8 +125,9 @@ def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None
             client.adaptation(made.id)
 
 
-def test_the_client_tells_what_went_wrong(live: Callable[..., str]) -> None:
+def test_the_client_tells_what_went_wrong(live: Callable[..., str], fake: Any) -> None:
     url = live()
+    fake.fail("crash")
     with pytest.raises(ClientError, match="no such field") as refused:
         ask(url, {"document": "a", "query": "b", "colour": 1})
     assert refused.value.param == "colour"
@@ -140,6 +145,7 @@ def test_the_client_tells_what_went_wrong(live: Callable[..., str]) -> None:
 def test_other_requests_are_answered_while_the_model_works(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
+    fake.hold("held")
     url = live()
     thread = threading.Thread(target=lambda: ask(url, HELD))
     thread.start()

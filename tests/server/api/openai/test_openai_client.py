@@ -167,8 +167,8 @@ def test_errors_are_openais_own_kinds(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="gpt-4", messages=HELLO)
 
 
-def test_an_error_in_a_stream_is_raised(connect: Callable[..., openai.OpenAI]) -> None:
-    stream = connect(0).completions.create(model="fake", prompt="crash", stream=True)
+def test_an_error_in_a_stream_is_raised(connect: Callable[..., openai.OpenAI], fake: Any) -> None:
+    stream = connect(0).completions.create(model="fake", prompt=fake.fail("crash"), stream=True)
     with pytest.raises(openai.APIError, match="Internal error"):
         list(stream)
 
@@ -178,7 +178,7 @@ def test_a_full_queue_is_waited_out(
 ) -> None:
     client = connect(5, max_active=1, max_queue=0)
     held = threading.Thread(
-        target=client.completions.create, kwargs={"model": "fake", "prompt": "first hold"}
+        target=client.completions.create, kwargs={"model": "fake", "prompt": fake.hold("first one")}
     )
     held.start()
     wait_for(lambda: fake.turns == ["first"])
@@ -194,6 +194,7 @@ def test_what_cost_an_adaptation_is_not_retried(
     connect: Callable[..., openai.OpenAI], fake: Any
 ) -> None:
     client = connect(2)
+    fake.fail("crash")
     with pytest.raises(openai.ConflictError) as failed:
         client.chat.completions.create(
             model="fake", messages=HELLO, extra_body={"ttt": {"document": "crash"}}

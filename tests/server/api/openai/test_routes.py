@@ -163,7 +163,7 @@ def test_what_cannot_be_served_is_refused_by_name(
 
 
 def test_a_prompt_too_long_is_what_openai_calls_it(client: TestClient) -> None:
-    error = error_of(client.post("/v1/completions", json={"prompt": "x" * 101}), 400)
+    error = error_of(client.post("/v1/completions", json={"prompt": "x" * 300}), 400)
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     body = {"messages": [{"role": "user", "content": "x" * 40_000}]}
     error = error_of(client.post("/v1/chat/completions", json=body), 400)
@@ -178,7 +178,7 @@ def test_an_adaptation_answers_by_its_id_and_a_document_adapts_once(
     again = client.post("/v1/chat/completions", json=body).json()
     assert fake.closed.count("lighthouse") == 1
     adaptation = first["ttt"]["adaptation"]
-    assert first["ttt"] == {"adaptation": adaptation, "adapted": True, "document_tokens": 4}
+    assert first["ttt"] == {"adaptation": adaptation, "adapted": True, "document_tokens": 22}
     assert again["ttt"] == first["ttt"]
     by_id = client.post("/v1/completions", json={**TEXT, "model": adaptation}).json()
     assert (by_id["model"], by_id["ttt"]) == (adaptation, first["ttt"])
@@ -208,8 +208,8 @@ def test_a_bad_document_is_refused_under_its_own_name(client: TestClient) -> Non
     assert error["param"] == "ttt.adapt.selection"
 
 
-def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient) -> None:
-    body = {**CHAT, "ttt": {"document": "crash"}}
+def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient, fake: Any) -> None:
+    body = {**CHAT, "ttt": {"document": fake.fail("crash")}}
     response = client.post("/v1/chat/completions", json=body)
     assert error_of(response, 409)["code"] == "adaptation_failed"
     assert response.headers["x-should-retry"] == "false"
@@ -222,16 +222,16 @@ def test_an_answer_that_fails_after_adapting_is_not_to_be_retried(
     live: Callable[..., str], fake: Any
 ) -> None:
     url = live(request_timeout_seconds=0.3)
-    body = {"document": "slow", "query": "late", "adapt": {"steps": 100}}
+    body = {"document": fake.slow_down("slow"), "query": "late", "adapt": {"steps": 100}}
     late = httpx.post(f"{url}/v1/answers", json=body)
     assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
-    waited = httpx.post(f"{url}/v1/answers", json={**body, "document": "hold"})
+    waited = httpx.post(f"{url}/v1/answers", json={**body, "document": fake.hold("held")})
     assert waited.status_code == 504
     assert "x-should-retry" not in waited.headers
 
 
-def test_a_stream_that_fails_ends_with_an_error_event(client: TestClient) -> None:
-    *chunks, (name, data) = stream(client, "/v1/completions", {"prompt": "crash"})
+def test_a_stream_that_fails_ends_with_an_error_event(client: TestClient, fake: Any) -> None:
+    *chunks, (name, data) = stream(client, "/v1/completions", {"prompt": fake.fail("crash")})
     assert chunks == []
     assert (name, data["error"]["code"]) == ("error", "internal_error")
 
@@ -241,7 +241,7 @@ def test_a_client_that_leaves_cancels_its_completion(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None], streamed: bool
 ) -> None:
     url = live()
-    body = {"prompt": "gone hold", "stream": streamed}
+    body = {"prompt": fake.hold("gone"), "stream": streamed}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/completions", json=body, timeout=0.3)
     assert fake.turns == ["gone"]
@@ -255,7 +255,8 @@ def test_a_client_that_leaves_while_a_document_is_adapted_to_keeps_nothing_busy(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live()
-    body = {**CHAT, "stream": True, "ttt": {"document": "left hold", "adapt": {"steps": 1}}}
+    document = fake.hold("left alone")
+    body = {**CHAT, "stream": True, "ttt": {"document": document, "adapt": {"steps": 1}}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.3)
     wait_for(lambda: 'status="499"' in httpx.get(f"{url}/metrics").text)

@@ -1,0 +1,91 @@
+"""Tokenising beside the event loop and the model's thread, in a few threads of its own."""
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import TypeVar
+
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.interface.requests import (
+    AdaptRequest,
+    AnswerRequest,
+    AskRequest,
+    CompletionRequest,
+    Conversation,
+    Prompt,
+    Work,
+)
+
+T = TypeVar("T")
+
+LONG_TEXT = 16_384
+"""Characters from which on a text is encoded by the threads for long texts."""
+SHORT_TEXT_THREADS = 1
+LONG_TEXT_THREADS = 2
+
+
+class TemplatePool:
+    """A prompt template for each encoding thread, as two threads cannot share a tokenizer."""
+
+    def __init__(self, template: PromptTemplate) -> None:
+        self._free: SimpleQueue[PromptTemplate] = SimpleQueue()
+        for _ in range(SHORT_TEXT_THREADS + LONG_TEXT_THREADS):
+            own = copy.copy(template)
+            own.tokenizer = copy.deepcopy(template.tokenizer)
+            self._free.put(own)
+
+    @contextmanager
+    def take(self) -> Iterator[PromptTemplate]:
+        """Give a template, with its tokenizer, that no other thread uses meanwhile."""
+        template = self._free.get()
+        try:
+            yield template
+        finally:
+            self._free.put(template)
+
+
+class Encoder:
+    """The encoding threads. Long texts have their own, so that short texts never wait for them."""
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(SHORT_TEXT_THREADS, "refine-encode-short")
+        self._long = ThreadPoolExecutor(LONG_TEXT_THREADS, "refine-encode-long")
+
+    async def run(self, encode: Callable[[], T], *, characters: int) -> T:
+        """Return what ``encode`` returns for a text of so many characters.
+
+        If the caller is cancelled before a thread is free, ``encode`` is never called.
+        """
+        threads = self._short if characters < LONG_TEXT else self._long
+        return await asyncio.get_running_loop().run_in_executor(threads, encode)
+
+    def close(self) -> None:
+        """Drop what has not begun."""
+        for threads in (self._short, self._long):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def count_characters(work: Work) -> int:
+    """Return how many characters of a request are to be encoded."""
+    match work:
+        case AnswerRequest():
+            return len(work.document) + len(work.query)
+        case AdaptRequest():
+            return len(work.document) + len(work.query or "")
+        case AskRequest():
+            return len(work.query)
+        case CompletionRequest():
+            return sum(map(_count_prompt, work.prompts))
+
+
+def _count_prompt(prompt: Prompt) -> int:
+    match prompt:
+        case str():
+            return len(prompt)
+        case Conversation(messages):
+            return sum(len(message.content) for message in messages)
+        case _:
+            return 0  # token ids

@@ -1,0 +1,176 @@
+"""What the event loop and the worker share: the jobs, behind one lock."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from refine_server.server.engine.job import Job, JobStatus
+from refine_server.server.engine.scheduler import QueueLimits, Scheduler
+from refine_server.server.http.errors import ApiError
+from refine_server.ttt.batching import Operation
+
+Verification = Future[bool]
+"""Resolves to whether the base weights are what was loaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What the worker does next."""
+
+    verifications: list[Verification]
+    """Requests to verify the base weights, all answered by one verification."""
+    jobs: list[Job]
+    """The jobs of the batch. A job alone without an operation is started, or ended if it was
+    cancelled."""
+    operations: list[Operation[Any]]
+    """What the jobs await, in their order."""
+
+
+class JobQueue:
+    """The jobs of the engine, from their submission to their end.
+
+    Every method takes the lock, so that any thread may call it; none of them waits for the model
+    but ``next_turn``, which is the worker's.
+    """
+
+    def __init__(self, limits: QueueLimits, max_batch_size: int) -> None:
+        self._scheduler = Scheduler(limits)
+        self._max_batch_size = max_batch_size
+        self._verifications: list[Verification] = []
+        self._refusal: ApiError | None = None
+        self._is_stopping = False
+        self._changed = threading.Condition()  # guards everything above, and the jobs' progress
+
+    # -- for any thread -----------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that have not ended."""
+        with self._changed:
+            return self._scheduler.jobs
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Jobs that wait to be admitted."""
+        with self._changed:
+            return list(self._scheduler.waiting)
+
+    @property
+    def refusal(self) -> ApiError | None:
+        """Why no job is accepted any more; None while jobs are accepted."""
+        with self._changed:
+            return self._refusal
+
+    def cancel(self, job: Job, reason: str) -> None:
+        """Stop work on a job before its next operation; do nothing if it has ended."""
+        with self._changed:
+            if self._scheduler.remove(job):
+                job.status, job.reason = JobStatus.CANCELLED, reason
+            elif job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
+                job.status, job.reason = JobStatus.CANCELLING, reason
+
+    # -- for the event loop -------------------------------------------------------------------
+
+    def require_place(self, *, reuses_adaptation: bool) -> None:
+        """Raise 429 if one more such job cannot wait."""
+        with self._changed:
+            self._scheduler.require_place(reuses_adaptation=reuses_adaptation)
+
+    def submit(self, job: Job, charge: Callable[[], AbstractContextManager[None]]) -> None:
+        """Put a job into the queue, inside the context that charges its owner for it.
+
+        Raises:
+            ApiError: no job is accepted any more, too much waits, or the owner's quota is used up.
+        """
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            with charge():
+                self._scheduler.add(job)
+            self._changed.notify()
+
+    def request_verification(self) -> Verification:
+        """Ask the worker to verify the base weights before its next turn.
+
+        Raises:
+            ApiError: the worker takes no turns any more, or soon will not.
+        """
+        verification: Verification = Future()
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            self._verifications.append(verification)
+            self._changed.notify()
+        return verification
+
+    def stop_adapting(self, reason: str) -> None:
+        """Let the adaptations of all jobs end after their present step; the jobs go on."""
+        with self._changed:
+            for job in self._scheduler.jobs:
+                job.stop_reason = reason
+
+    def close(self, refusal: ApiError) -> bool:
+        """Accept no further jobs; return False if none were accepted before."""
+        with self._changed:
+            if self._refusal is not None:
+                return False
+            self._refusal = refusal
+            return True
+
+    def stop(self) -> None:
+        """Let the worker end after its present turn."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+
+    def take_verifications(self) -> list[Verification]:
+        """Return the verifications that nobody has answered; the caller answers them."""
+        with self._changed:
+            return self._take_verifications()
+
+    # -- for the worker -----------------------------------------------------------------------
+
+    def next_turn(self) -> Turn | None:
+        """Wait for work and return it; None when the worker is to stop."""
+        with self._changed:
+            head = self._scheduler.next()
+            while head is None and not self._is_stopping and not self._verifications:
+                self._changed.wait()
+                head = self._scheduler.next()
+            if self._is_stopping:
+                return None
+            jobs = [] if head is None else self._scheduler.batch(head, self._max_batch_size)
+            awaited = [self._scheduler.active[job].operation for job in jobs]
+            return Turn(
+                verifications=self._take_verifications(),
+                jobs=jobs,
+                operations=[operation for operation in awaited if operation is not None],
+            )
+
+    def start(self, job: Job) -> None:
+        """Record that a job's first turn begins."""
+        with self._changed:
+            job.started = time.monotonic()
+            if job.status is JobStatus.QUEUED:
+                job.status = JobStatus.RUNNING
+
+    def requeue(self, job: Job, operation: Operation[Any], seconds: float) -> None:
+        """Charge a job for a turn, after which it awaits ``operation``."""
+        with self._changed:
+            self._scheduler.charge(job, seconds)
+            self._scheduler.active[job].operation = operation
+
+    def end(self, job: Job, status: JobStatus, reason: str | None, seconds: float) -> float:
+        """Charge a job for its last turn and remove it; return the seconds that it worked."""
+        with self._changed:
+            self._scheduler.charge(job, seconds)
+            job.status, job.reason = status, reason
+            return self._scheduler.end(job)
+
+    def _take_verifications(self) -> list[Verification]:
+        requested, self._verifications = self._verifications, []
+        return [v for v in requested if v.set_running_or_notify_cancel()]

@@ -1,0 +1,80 @@
+"""The backend of a real model."""
+
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from refine_server.server.engine.backend import Backend, Emit, ShouldStop
+from refine_server.server.engine.encoder import TemplatePool
+from refine_server.server.settings import Settings
+from refine_server.ttt.batching import Program
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.document import AdaptedDocument, dump, restore
+from refine_server.ttt.interface.requests import Work
+from refine_server.ttt.models import CausalLM, ModelError, load
+from refine_server.ttt.programs.encode import EncodedWork, encode
+from refine_server.ttt.programs.start import start
+
+SMALL_MODEL = 10_000_000
+"""Parameters below which an op is so short that a second CPU thread costs more than it gains."""
+
+
+class ModelBackend(Backend):
+    """A loaded model, with the options of the settings.
+
+    Raises:
+        ModelError: the model does not exist or cannot be loaded, or the device cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.model = model = _load(settings)
+        self.name = model.name
+        self.family = model.family
+        self.parameters = model.num_parameters
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.device = str(model.device)
+        self.fingerprint = model.fingerprint()
+        self.limits = settings.limits
+        try:
+            template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
+        except ValueError as error:
+            raise ModelError(f"the options --prompt and --chat do not fit: {error}") from None
+        self.templates = TemplatePool(template)
+
+    @override
+    def encode(self, work: Work) -> EncodedWork:
+        with self.templates.take() as template:
+            return encode(work, template, self.limits, self.model.embedding.num_embeddings)
+
+    @override
+    def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
+        return start(self.model, work, emit, should_stop)
+
+    @override
+    def verify(self) -> bool:
+        return self.model.fingerprint() == self.fingerprint
+
+    @override
+    def dump(self, document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
+        return dump(document)
+
+    @override
+    def restore(self, data: bytes, description: dict[str, Any]) -> AdaptedDocument:
+        return restore(data, description, self.model.device)
+
+
+def _load(settings: Settings) -> CausalLM:
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
+    model.activation_budget = settings.activation_memory_bytes
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif model.device.type == "cpu" and model.num_parameters < SMALL_MODEL:
+        model.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+    return model

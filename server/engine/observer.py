@@ -1,0 +1,32 @@
+"""The observers' interface: how metrics and the cost model learn what the engine does."""
+
+from collections.abc import Sequence
+
+from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.job import Job
+from refine_server.ttt.interface.events import Event
+
+
+class EngineObserver:
+    """Is notified of what the worker does; each method does nothing unless it is overridden.
+
+    All methods are called on the worker's thread, so they must be quick.
+    """
+
+    def on_opened(self, backend: Backend) -> None:
+        """Handle that the model is loaded and has passed its self-check."""
+
+    def on_started(self, job: Job) -> None:
+        """Handle the first turn of a job."""
+
+    def on_batch(self, operation: str, outcomes: Sequence[object]) -> None:
+        """Handle a batch of operations of one name: their results, or their exceptions."""
+
+    def on_event(self, job: Job, event: Event) -> None:
+        """Handle an event that a job's program emitted."""
+
+    def on_ended(self, job: Job, worked_seconds: float) -> None:
+        """Handle the end of a job that the worker had admitted; its status is final."""
+
+    def on_isolation_violated(self) -> None:
+        """Handle that weights or states were about to be used for another owner, or changed."""

@@ -1,0 +1,208 @@
+"""The worker: everything that runs on the thread that owns the model."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from refine_server.server.engine.backend import Backend, self_check
+from refine_server.server.engine.job import Job, JobStatus
+from refine_server.server.engine.job_queue import JobQueue, Turn, Verification
+from refine_server.server.engine.observer import EngineObserver
+from refine_server.server.http import errors
+from refine_server.server.http.errors import ApiError
+from refine_server.ttt.batching import Operation, Program, resume, run_batch
+from refine_server.ttt.interface.errors import IsolationError, RequestError
+from refine_server.ttt.interface.events import Event
+
+logger = logging.getLogger(__name__)
+
+WASTE_REASONS = {JobStatus.REFUSED: "refused", JobStatus.FAILED: "error"}
+
+
+class Worker:
+    """Opens a backend, then runs the jobs' programs on it, turn by turn.
+
+    ``run`` is the body of the thread. Other threads may read ``opened``, ``failure`` and
+    ``turn_began``; everything else belongs to the thread.
+
+    Args:
+        queue: gives turns, and takes back the jobs that await their next operation.
+        observers: are notified of what happens.
+    """
+
+    def __init__(self, queue: JobQueue, observers: Sequence[EngineObserver]) -> None:
+        self.opened: Future[Backend] = Future()
+        """Resolves to the backend when it has passed its self-check."""
+        self.opened.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+        self.failure: ApiError | None = None
+        """Why the thread died."""
+        self.turn_began: float | None = None
+        """When the present turn began, in monotonic seconds; None between turns."""
+        self._queue = queue
+        self._observers = observers
+        self._programs: dict[Job, Program[None]] = {}
+        self._backend: Backend
+
+    def run(self, open_backend: Callable[[], Backend]) -> None:
+        """Open the backend and work until the queue stops, or until isolation is broken."""
+        if not self._open(open_backend):
+            return
+        try:
+            while self.step():
+                pass
+        except IsolationError as error:
+            logger.critical("isolation is broken, nothing is served any more: %s", error)
+            for observer in self._observers:
+                observer.on_isolation_violated()
+            self.failure = errors.unavailable("Isolation is broken.", "isolation_violated")
+        except BaseException:
+            logger.critical("the engine died", exc_info=True)
+            self.failure = errors.unavailable("The engine died.", "engine_dead")
+        self._end_all(self.failure or errors.shutting_down())
+
+    def step(self) -> bool:
+        """Take one turn: schedule a batch, run its operations, advance its jobs to the next ones.
+
+        Waits while there is nothing to do. Returns False when the engine stops.
+        """
+        turn = self._queue.next_turn()
+        if turn is None:
+            return False
+        self.turn_began = time.monotonic()
+        if turn.verifications:
+            self._verify(turn.verifications)
+        outcomes, seconds = self._run_batch(turn)
+        for job, outcome in zip(turn.jobs, outcomes, strict=True):
+            self._advance(job, outcome, seconds / len(turn.jobs))
+        if any(job.status is JobStatus.FAILED for job in turn.jobs):
+            self._verify()
+        self.turn_began = None
+        return True
+
+    def _open(self, open_backend: Callable[[], Backend]) -> bool:
+        try:
+            backend = open_backend()
+            self_check(backend)
+        except BaseException as error:
+            # The message of a ValueError (ModelError is one) is enough; others need the traceback.
+            is_known = isinstance(error, ValueError)
+            logger.error("cannot open the model: %s", error, exc_info=not is_known)
+            self.opened.set_exception(error)
+            return False
+        self._backend = backend
+        for observer in self._observers:
+            observer.on_opened(backend)
+        self.opened.set_result(backend)
+        logger.info(
+            "ready: %s (%s, %s parameters)", backend.name, backend.family, backend.parameters
+        )
+        return True
+
+    def _run_batch(self, turn: Turn) -> tuple[list[Any], float]:
+        """Run what the jobs of a turn await; return the outcomes and the seconds that they took.
+
+        An outcome is a result, the exception of an operation that failed, or None for a job that
+        awaits nothing.
+        """
+        if not turn.operations:
+            return [None for _ in turn.jobs], 0.0
+        began = time.monotonic()
+        outcomes = run_batch(turn.operations)
+        seconds = time.monotonic() - began
+        for observer in self._observers:
+            observer.on_batch(turn.operations[0].name, outcomes)
+        return outcomes, seconds
+
+    def _advance(self, job: Job, outcome: object, seconds: float) -> None:
+        """Take a job to its next operation or its end; ``seconds`` were spent on its outcome."""
+        began = time.monotonic() - seconds
+        following = self._resume(job, outcome)
+        seconds = time.monotonic() - began
+        if isinstance(following, JobStatus):
+            self._end(job, following, WASTE_REASONS.get(following, job.reason), seconds)
+        else:
+            self._queue.requeue(job, following, seconds)
+
+    def _resume(self, job: Job, outcome: object) -> Operation[Any] | JobStatus:
+        """Resume a job's program; return the operation that it awaits next, or how it ended."""
+        # A failure is handled even so: it may have damaged what others use.
+        if job.status is JobStatus.CANCELLING and not isinstance(outcome, Exception):
+            return JobStatus.CANCELLED
+        try:
+            return resume(self._programs.get(job) or self._start(job), outcome)
+        except StopIteration:
+            return JobStatus.COMPLETED
+        except RequestError as error:
+            self._deliver(job, error)
+            return JobStatus.REFUSED
+        except IsolationError:
+            self._deliver(job, errors.internal())
+            raise
+        except Exception as error:
+            logger.exception("request %s failed", job.request_id)
+            self._deliver(job, errors.failed_working(error))
+            return JobStatus.FAILED
+
+    def _start(self, job: Job) -> Program[None]:
+        self._queue.start(job)
+        for observer in self._observers:
+            observer.on_started(job)
+        program = self._backend.start(job.work, partial(self._emit, job), lambda: job.stop_reason)
+        self._programs[job] = program
+        return program
+
+    def _emit(self, job: Job, event: Event) -> None:
+        for observer in self._observers:
+            observer.on_event(job, event)
+        self._deliver(job, event)
+
+    def _deliver(self, job: Job, item: Event | Exception) -> None:
+        try:
+            job.deliver(item)
+        except RuntimeError:  # the event loop is closed, so nobody will read it
+            self._queue.cancel(job, "disconnect")
+
+    def _end(self, job: Job, status: JobStatus, reason: str | None, seconds: float = 0.0) -> None:
+        """End an admitted job and free everything that its program holds."""
+        program = self._programs.pop(job, None)
+        try:
+            if program is not None:
+                program.close()
+        except Exception:
+            logger.exception("request %s: its program did not close cleanly", job.request_id)
+        worked_seconds = self._queue.end(job, status, reason, seconds)
+        for observer in self._observers:
+            observer.on_ended(job, worked_seconds)
+
+    def _verify(self, verifications: Sequence[Verification] = ()) -> None:
+        """Verify the base weights and answer ``verifications``.
+
+        Raises:
+            IsolationError: the base weights have changed.
+        """
+        try:
+            is_intact = self._backend.verify()
+        except BaseException:
+            for verification in verifications:
+                verification.set_exception(errors.internal())
+            raise
+        for verification in verifications:
+            verification.set_result(is_intact)
+        if not is_intact:
+            raise IsolationError("the base weights have changed")
+
+    def _end_all(self, error: ApiError) -> None:
+        """Refuse what comes, and end every job and verification with ``error``."""
+        self._queue.close(error)
+        for verification in self._queue.take_verifications():
+            verification.set_exception(error)
+        reason = error.body.error.code
+        for job in self._queue.waiting:
+            self._deliver(job, error)
+            self._queue.cancel(job, reason)
+        for job in self._queue.jobs:
+            self._deliver(job, error)
+            self._end(job, JobStatus.FAILED, reason)

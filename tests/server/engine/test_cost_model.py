@@ -1,0 +1,63 @@
+"""What work is estimated to cost, from what other work cost."""
+
+from typing import Any, cast
+
+import pytest
+
+from refine_server.server.engine.cost_model import CostModel, Rate, step_tokens
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.events import (
+    AdaptationStep,
+    CompletionEnded,
+    DocumentRead,
+    PromptRead,
+    ScoredToken,
+)
+from refine_server.ttt.interface.reports import StepReport, Timings
+from refine_server.ttt.interface.requests import AdaptRequest, AskRequest, CompletionRequest
+
+
+def test_a_rate_follows_what_is_seen() -> None:
+    rate = Rate(100.0)
+    rate.observe(2.0, 4)
+    assert rate.seconds == 0.5
+    for _ in range(50):
+        rate.observe(8.0, 4)
+    assert rate.seconds == pytest.approx(2.0, rel=1e-3)
+    rate.observe(1.0, 0)
+    assert rate.seconds == pytest.approx(2.0, rel=1e-3)
+
+
+def test_costs_are_learnt_from_events() -> None:
+    costs = CostModel()
+    config = AdaptConfig(prefix="full", steps=4, chunks=2, rollouts=3, rollout_tokens=5)
+    work = AdaptRequest("text", config)
+    costs.observe(work, 100, DocumentRead(100, 1.0))
+    step = StepReport(1, *[0.0] * 8, seconds=16.0, rollout_tokens=30)
+    costs.observe(work, 100, AdaptationStep(step))
+    assert costs.estimate(work, 100) == pytest.approx(1.0 + 4 * 16.0)
+    assert costs.estimate(work, 200) == pytest.approx(2.0 + 4 * 26.0)
+    short = AdaptRequest("text", config.model_copy(update={"max_seconds": 5.0}))
+    assert costs.estimate(short, 200) == 5.0
+    asked = AskRequest(cast(Any, None), "?", SamplingConfig(max_tokens=30))
+    assert costs.estimate(asked, 100) == pytest.approx(1.0 + 1.0)
+
+
+def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
+    costs = CostModel()
+    work = CompletionRequest(((1,) * 128, (1,) * 72), SamplingConfig(max_tokens=5), n=3)
+    costs.observe(work, 200, PromptRead(0, 128, 64.0, ()))
+    costs.observe(work, 200, PromptRead(1, 72, 99.0, ()))  # too short to tell
+    costs.observe(work, 200, PromptRead(0, 128, 99.0, (ScoredToken(b"x"),)))  # more than reading
+    costs.observe(work, 200, CompletionEnded(200, 10, Timings(64.0, 0.0, 20.0, 1.0)))
+    assert costs.estimate(work, 200) == pytest.approx(200 * 0.5 + 2 * 3 * 5 * 2.0)
+
+
+def test_a_step_on_spans_does_not_grow_with_the_document() -> None:
+    local = AdaptConfig(prefix="local", chunks=8, span_tokens=32, objective="ntp")
+    assert step_tokens(local, 1000) == step_tokens(local, 100_000) == 256
+    asked = local.model_copy(update={"selection": "query", "spans_as": "answer_in_context"})
+    assert step_tokens(asked, 1000) == 1256
+    whole = AdaptConfig(prefix="full", objective="ntp")
+    assert step_tokens(whole, 1000) == 1000
+    assert step_tokens(AdaptConfig(objective="none"), 1000) == 0
