@@ -1,30 +1,31 @@
-"""The engine: the event loop's side of everything that happens to the model.
+"""The engine: the event loop's interface to the model, which runs in a thread of its own.
 
-Who owns what, and how work and events travel::
+Threads and data flow::
 
-     event loop           encoding threads          one lock            model thread
-    ────────────         ──────────────────        ──────────          ──────────────
-     Engine.run ──Work──▶ Encoder
-         │      ◀────────  Backend.encode
-         │   EncodedWork   (tokenizers)
-         │
-         └──Job──────────────────────────────────▶ JobQueue
-                                                    Scheduler ──Turn──▶ Worker.step
-                                                        ▲                  │ run_batch(operations)
-                                                        └──next operation──┤ resume(programs)
-         ┌─────────────────────events──────────────────────────────────────┤
-         ▼                                                                 ▼
-     Run (Inbox) ──cancel──────────────────────────▶ JobQueue         EngineObserver
-                                                                   (metrics, cost model)
+    event loop            encoding threads        one lock               model thread
+    ──────────            ────────────────        ────────               ────────────
+    Engine.run ───Work──▶ Backend.encode
+        │ ◀──EncodedWork── (Encoder)
+        │
+        └───────────────────Job─────────────────▶ JobQueue
+                                                  Scheduler ────Turn───▶ Worker.step
+                                                     ▲                     │  run_batch(operations)
+                                                     └───next operation────┤  resume(programs)
+    Run  ◀──────────────────────events─────────────────────────────────────┤
+     │                                                                     ▼
+     └────────────────────cancel────────────────▶ JobQueue           EngineObserver:
+                                                                     metrics, cost model
 
-The event loop owns ``Engine`` and ``Run``, the model thread owns ``Worker``, its programs and the
-model; ``JobQueue`` is all that they share, behind one lock. A turn is one batch of operations, so
-cancelling, deadlines and fairness are exact to one step of work, and no request blocks HTTP.
+Who waits for what, and what bounds it:
 
-    The event loop waits for    an encoding thread, a job's next event (until its deadline)
-    an encoding thread waits    for nobody: texts beyond its speed wait in its executor
-    the model thread waits      for a job, while the queue is empty
-    a job waits                 for its turn; more jobs than the queue holds are refused with 429
+    event loop        for an encoding thread and for the next event of a run; the run's deadline
+    encoding thread   for nothing; a text is refused as soon as it is known to be too long
+    model thread      for a job, while the queue is empty
+    job               for its turn; what exceeds the queue's limits is refused with 429
+
+The event loop owns ``Engine`` and every ``Run``. The model thread owns ``Worker``, the programs and
+the model. They share ``JobQueue``, which locks itself. A turn is one batch of operations, so
+cancellation, deadlines and fairness are exact to one step of work.
 """
 
 import asyncio
