@@ -26,8 +26,8 @@ class Served:
 
     def wasted_seconds(self) -> dict[str, float]:
         """Seconds of work without an answer, by reason."""
-        samples = self.metrics.wasted_seconds.collect()[0].samples
-        return {s.labels["reason"]: s.value for s in samples if s.name.endswith("_total")}
+        [metric] = self.metrics.wasted_seconds.collect()
+        return {s.labels["reason"]: s.value for s in metric.samples if s.name.endswith("_total")}
 
     def mean_batch_size(self, operation: str) -> float:
         """Requests in a batch of operations of that name, on average."""

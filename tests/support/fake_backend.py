@@ -294,7 +294,7 @@ async def _pass() -> None:
     """Do nothing."""
 
 
-def step_report(step: int, *, loss: float = 2.0) -> StepReport:
+def step_report(step: int, *, loss: float = 2.0, seconds: float = 0.001) -> StepReport:
     """Return the report of a step that went well."""
     return StepReport(
         step=step,
@@ -306,7 +306,7 @@ def step_report(step: int, *, loss: float = 2.0) -> StepReport:
         entropy_mean=3.0,
         kl=0.0,
         grad_norm=1.0,
-        seconds=0.001,
+        seconds=seconds,
         rollout_tokens=10,
     )
 

@@ -8,11 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.adaptations.adaptation import Adaptation
 from refine_server.server.adaptations.storage import Storage
+from support.fake_backend import FakeBackend
+
+MakeClient = Callable[..., TestClient]
+WaitFor = Callable[..., None]
 
 DOCUMENT = "alpha text"
 
@@ -23,7 +29,7 @@ def create(client: TestClient, document: str = DOCUMENT, **fields: Any) -> Any:
 
 def until_ready(client: TestClient, adaptation_id: str) -> dict[str, Any]:
     for _ in range(1000):
-        resource = client.get(f"/v1/adaptations/{adaptation_id}").json()
+        resource: dict[str, Any] = client.get(f"/v1/adaptations/{adaptation_id}").json()
         if resource["status"] not in ("queued", "adapting"):
             return resource
         time.sleep(0.005)
@@ -49,7 +55,9 @@ def metric(client: TestClient, name: str) -> float:
     raise AssertionError(name)
 
 
-def test_a_document_is_adapted_to_once_and_asked_many_times(client, fake) -> None:
+def test_a_document_is_adapted_to_once_and_asked_many_times(
+    client: TestClient, fake: FakeBackend
+) -> None:
     made = create(client, adapt={"steps": 3})
     assert made.status_code == 202
     resource = until_ready(client, made.json()["id"])
@@ -72,7 +80,7 @@ def test_a_document_is_adapted_to_once_and_asked_many_times(client, fake) -> Non
     assert [r["id"] for r in listed] == [resource["id"]]
 
 
-def test_a_streamed_answer_comes_from_the_adaptation(client) -> None:
+def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None:
     resource = ready(client)
     body = {"query": "who?", "adaptation": resource["id"], "stream": True}
     text = client.post("/v1/answers", json=body).text
@@ -80,14 +88,16 @@ def test_a_streamed_answer_comes_from_the_adaptation(client) -> None:
     assert '"answer":"alpha"' in text
 
 
-def test_events_tell_every_step_and_then_the_end(client) -> None:
+def test_events_tell_every_step_and_then_the_end(client: TestClient) -> None:
     resource = ready(client, adapt={"steps": 4})
     told = events(client, resource["id"])
     assert [name for name, _ in told] == ["adaptation.step"] * 4 + ["adaptation.ready"]
     assert told[-1][1]["id"] == resource["id"]
 
 
-def test_the_same_document_joins_and_another_configuration_does_not(client, fake) -> None:
+def test_the_same_document_joins_and_another_configuration_does_not(
+    client: TestClient, fake: FakeBackend
+) -> None:
     fake.hold("held text")
     first = create(client, "held text", adapt={"steps": 2}).json()
     second = create(client, "held text", adapt={"steps": 2}).json()
@@ -102,7 +112,9 @@ def test_the_same_document_joins_and_another_configuration_does_not(client, fake
     assert metric(client, "refine_adaptation_cache_misses_total") == 2
 
 
-def test_deleting_a_running_adaptation_cancels_it(client, fake, wait_for) -> None:
+def test_deleting_a_running_adaptation_cancels_it(
+    client: TestClient, fake: FakeBackend, wait_for: WaitFor
+) -> None:
     running = create(client, fake.hold("held text"), adapt={"steps": 9}).json()
     wait_for(lambda: fake.turns == ["held"])
     deleted = client.delete(f"/v1/adaptations/{running['id']}")
@@ -118,11 +130,9 @@ def test_deleting_a_running_adaptation_cancels_it(client, fake, wait_for) -> Non
     wait_for(lambda: metric(client, 'refine_wasted_seconds_total{reason="deleted"}') > 0)
 
 
-def test_a_question_waits_for_an_adaptation_that_is_being_made(live, fake) -> None:
-    import threading
-
-    import httpx
-
+def test_a_question_waits_for_an_adaptation_that_is_being_made(
+    live: Callable[..., str], fake: FakeBackend
+) -> None:
     url = live()
     made = httpx.post(f"{url}/v1/adaptations", json={"document": fake.hold("held text")}).json()
     threading.Timer(0.2, fake.gate.set).start()
@@ -149,7 +159,9 @@ BY_QUERY = {"prefix": "local", "selection": "query"}
         ({"document": "w " * 90}, 413, "document"),
     ],
 )
-def test_bad_input_names_the_field_and_leaves_nothing(client, body, status, param) -> None:
+def test_bad_input_names_the_field_and_leaves_nothing(
+    client: TestClient, body: dict[str, Any], status: int, param: str
+) -> None:
     refused = client.post("/v1/adaptations", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
     assert client.get("/v1/adaptations").json()["data"] == []
@@ -167,14 +179,18 @@ def test_bad_input_names_the_field_and_leaves_nothing(client, body, status, para
         ({"query": "q", "adaptation": "{id}", "model": "other"}, 404, "model"),
     ],
 )
-def test_a_question_needs_one_document(client, body, status, param) -> None:
+def test_a_question_needs_one_document(
+    client: TestClient, body: dict[str, Any], status: int, param: str
+) -> None:
     made = ready(client)["id"]
     body = {k: v.format(id=made) if isinstance(v, str) else v for k, v in body.items()}
     refused = client.post("/v1/answers", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
 
 
-def test_a_failed_adaptation_says_so_and_may_be_tried_again(client, fake) -> None:
+def test_a_failed_adaptation_says_so_and_may_be_tried_again(
+    client: TestClient, fake: FakeBackend
+) -> None:
     resource = ready(client, fake.fail("crash text"))
     assert resource["status"] == "failed"
     assert resource["error"]["code"] == "internal_error"
@@ -185,7 +201,7 @@ def test_a_failed_adaptation_says_so_and_may_be_tried_again(client, fake) -> Non
     assert ready(client, "crash text")["id"] != resource["id"]
 
 
-def test_what_is_not_used_expires(make_client: Callable[..., TestClient], wait_for) -> None:
+def test_what_is_not_used_expires(make_client: MakeClient, wait_for: WaitFor) -> None:
     client = make_client()
     brief = ready(client, ttl_seconds=0.2)["id"]
     kept = ready(client, "beta text")["id"]
@@ -193,7 +209,7 @@ def test_what_is_not_used_expires(make_client: Callable[..., TestClient], wait_f
     assert [r["id"] for r in client.get("/v1/adaptations").json()["data"]] == [kept]
 
 
-def test_memory_goes_to_the_most_recently_used(make_client: Callable[..., TestClient]) -> None:
+def test_memory_goes_to_the_most_recently_used(make_client: MakeClient) -> None:
     client = make_client(adaptation_memory_bytes=9000)  # two documents of 4,000 bytes and some
     first, second = ready(client, "alpha x")["id"], ready(client, "beta x")["id"]
     client.post("/v1/answers", json={"query": "q", "adaptation": first})
@@ -204,9 +220,7 @@ def test_memory_goes_to_the_most_recently_used(make_client: Callable[..., TestCl
     assert 0 < metric(client, "refine_adaptation_bytes") <= 9000
 
 
-def test_what_the_store_has_comes_back(
-    make_client: Callable[..., TestClient], tmp_path: Path
-) -> None:
+def test_what_the_store_has_comes_back(make_client: MakeClient, tmp_path: Path) -> None:
     options = {"store": tmp_path.as_uri(), "adaptation_memory_bytes": 9000}
     client = make_client(**options)
     made = [ready(client, f"{name} x")["id"] for name in ("alpha", "beta", "gamma")]
@@ -227,7 +241,7 @@ def test_what_the_store_has_comes_back(
 
 
 def test_what_is_being_stored_stays_in_memory(
-    make_client: Callable[..., TestClient], tmp_path: Path, monkeypatch, wait_for
+    make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
 ) -> None:
     gates = [threading.Event(), threading.Event()]
     saving: list[str] = []
@@ -250,9 +264,7 @@ def test_what_is_being_stored_stays_in_memory(
     assert until_ready(client, second)["stored"]
 
 
-def test_a_damaged_entry_is_refused_with_a_reason(
-    make_client: Callable[..., TestClient], tmp_path: Path
-) -> None:
+def test_a_damaged_entry_is_refused_with_a_reason(make_client: MakeClient, tmp_path: Path) -> None:
     made = ready(make_client(store=tmp_path.as_uri()))["id"]
     (data,) = tmp_path.rglob("document.safetensors")
     data.write_bytes(data.read_bytes()[:-1])
@@ -264,9 +276,7 @@ def test_a_damaged_entry_is_refused_with_a_reason(
     assert metric(client, 'refine_store_errors_total{operation="load"}') == 1
 
 
-def test_a_store_that_fails_costs_durability_only(
-    make_client: Callable[..., TestClient], tmp_path: Path
-) -> None:
+def test_a_store_that_fails_costs_durability_only(make_client: MakeClient, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     client = make_client(store=(tmp_path / "file").as_uri())
     resource = ready(client)
@@ -275,7 +285,7 @@ def test_a_store_that_fails_costs_durability_only(
     assert metric(client, 'refine_store_errors_total{operation="save"}') == 1
 
 
-def test_no_more_than_so_many_are_kept(make_client: Callable[..., TestClient]) -> None:
+def test_no_more_than_so_many_are_kept(make_client: MakeClient) -> None:
     client = make_client(max_adaptations=2)
     ready(client, "alpha x")
     ready(client, "beta x")
@@ -284,7 +294,9 @@ def test_no_more_than_so_many_are_kept(make_client: Callable[..., TestClient]) -
     assert create(client, "alpha x").status_code == 200
 
 
-def test_a_full_queue_refuses_before_anything_is_paid(make_client, fake) -> None:
+def test_a_full_queue_refuses_before_anything_is_paid(
+    make_client: MakeClient, fake: FakeBackend
+) -> None:
     client = make_client(max_active=1, max_queue=1)
     done = ready(client, "alpha x")["id"]
     create(client, fake.hold("held x"))
@@ -299,7 +311,7 @@ def test_a_full_queue_refuses_before_anything_is_paid(make_client, fake) -> None
 
 
 def test_running_adaptations_are_kept_as_they_are_at_shutdown(
-    make_app, fake, wait_for, tmp_path
+    make_app: Callable[..., FastAPI], fake: FakeBackend, wait_for: WaitFor, tmp_path: Path
 ) -> None:
     options = {"store": tmp_path.as_uri(), "shutdown_seconds": 2.0}
     with TestClient(make_app(**options)) as client:
@@ -314,7 +326,9 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
         assert create(client, "slow x", adapt={"steps": 200}).json()["id"] != made["id"]
 
 
-def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> None:
+def test_a_request_may_give_up_sooner_than_the_server_would(
+    client: TestClient, fake: FakeBackend
+) -> None:
     body = {"document": fake.hold("held"), "query": "q", "timeout_seconds": 0.1}
     late = client.post("/v1/answers", json=body)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
@@ -324,7 +338,9 @@ def test_a_request_may_give_up_sooner_than_the_server_would(client, fake) -> Non
     fake.gate.set()
 
 
-def test_the_urgent_is_admitted_before_the_patient(make_client, fake, wait_for) -> None:
+def test_the_urgent_is_admitted_before_the_patient(
+    make_client: MakeClient, fake: FakeBackend, wait_for: WaitFor
+) -> None:
     client = make_client(max_active=1)
     create(client, fake.hold("held x"))
     wait_for(lambda: fake.turns == ["held"])

@@ -13,8 +13,9 @@ from refine_server.ttt.interface.events import (
     PromptRead,
     ScoredToken,
 )
-from refine_server.ttt.interface.reports import StepReport, Timings
+from refine_server.ttt.interface.reports import Timings
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest, CompletionRequest
+from support.fake_backend import step_report
 
 
 def test_a_rate_follows_what_is_seen() -> None:
@@ -33,8 +34,7 @@ def test_costs_are_learnt_from_events() -> None:
     config = AdaptConfig(prefix="full", steps=4, chunks=2, rollouts=3, rollout_tokens=5)
     work = AdaptRequest("text", config)
     costs.observe(work, 100, DocumentRead(100, 1.0))
-    step = StepReport(1, *[0.0] * 8, seconds=16.0, rollout_tokens=30)
-    costs.observe(work, 100, AdaptationStep(step))
+    costs.observe(work, 100, AdaptationStep(step_report(1, seconds=16.0)))
     assert costs.estimate(work, 100) == pytest.approx(1.0 + 4 * 16.0)
     assert costs.estimate(work, 200) == pytest.approx(2.0 + 4 * 26.0)
     short = AdaptRequest("text", config.model_copy(update={"max_seconds": 5.0}))

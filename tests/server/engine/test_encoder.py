@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ async def test_what_a_client_that_left_asked_for_is_never_encoded() -> None:
     first = asyncio.create_task(encoder.run(lambda: gate.wait(10), characters=1))
     await asyncio.sleep(0)
     left, stayed = (
-        asyncio.create_task(encoder.run(lambda name=name: encoded.append(name), characters=1))
+        asyncio.create_task(encoder.run(partial(encoded.append, name), characters=1))
         for name in ("left", "stayed")
     )
     await asyncio.sleep(0)

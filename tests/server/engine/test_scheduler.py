@@ -62,17 +62,17 @@ def test_the_queue_is_bounded_by_count() -> None:
         scheduler.add(make_job())
 
 
-@pytest.mark.parametrize("costly", [{"tokens": 999}, {"seconds": 99.5}])
-def test_the_queue_is_bounded_by_tokens_and_seconds(costly: dict[str, float]) -> None:
+@pytest.mark.parametrize(("tokens", "seconds"), [(999, 1.0), (10, 99.5)])
+def test_the_queue_is_bounded_by_tokens_and_seconds(tokens: int, seconds: float) -> None:
     scheduler = Scheduler(LIMITS)
     for _ in range(3):
         scheduler.add(make_job())
         scheduler.next()
     with pytest.raises(ApiError) as refused:
-        scheduler.add(make_job(**costly))
+        scheduler.add(make_job(tokens=tokens, seconds=seconds))
     assert refused.value.status == 429
     assert refused.value.retry_after == 2
-    scheduler.add(make_job(ask=True, **costly))  # its adaptation was paid for
+    scheduler.add(make_job(ask=True, tokens=tokens, seconds=seconds))  # its adaptation was paid for
 
 
 def test_a_job_over_the_bounds_is_served_when_nothing_waits() -> None:
@@ -145,7 +145,7 @@ class Token(Step):
     waits_for_peers = False
 
 
-def active_with(*operations: Operation | None) -> tuple[Scheduler, list[Job]]:
+def active_with(*operations: Operation[Any] | None) -> tuple[Scheduler, list[Job]]:
     """A scheduler in which every operation is what an active job waits for, all served alike."""
     scheduler = Scheduler(limits(active=8))
     jobs = [make_job() for _ in operations]
