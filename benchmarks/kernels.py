@@ -194,7 +194,7 @@ def unfused(case: Case, model: str) -> dict[str, float]:
 
 
 def on_gpu(case: Case) -> dict[str, Any]:
-    """Times of the Triton form on this GPU at its models' sizes, and against the torch form."""
+    """Times of the Triton form on this GPU at its models' sizes, and against the eager form."""
     measured = {}
     for model, sizes in case.models.items():
         run = case.build(Maker("cuda", torch.bfloat16), **sizes)
