@@ -27,7 +27,7 @@ async def tokenize(body: TokenizeBody, engine: EngineDep, settings: SettingsDep)
     def encode(template: "PromptTemplate") -> Tokens:
         if body.prompt is not None:
             special = body.add_special_tokens is not False
-            ids = template.encode_prompt(body.prompt, add_special_tokens=special)
+            ids = template.encode_prompt(body.prompt, limits, add_special_tokens=special)
         else:
             ids = template.encode_messages(messages, limits)
         texts = template.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
