@@ -43,18 +43,6 @@ ChoiceChunk = dict[str, Any]
 """One element of a chunk's ``choices``."""
 
 
-@dataclass(slots=True)
-class Choice:
-    """A choice so far."""
-
-    text: str = ""
-    tokens: list[ScoredToken] = field(default_factory=list)
-    """Tokens that ``logprobs`` reports."""
-    finish_reason: str = "length"
-    text_offset: "TextOffset" = field(default_factory=lambda: TextOffset())
-    """Of the next token of its stream."""
-
-
 class TextOffset:
     """Counts the whole characters of tokens, which may hold parts of characters."""
 
@@ -67,6 +55,30 @@ class TextOffset:
         start = self._characters
         self._characters += len(self._decoder.decode(token.data))
         return start
+
+
+@dataclass(slots=True)
+class Choice:
+    """A choice so far."""
+
+    text: str = ""
+    tokens: list[ScoredToken] = field(default_factory=list)
+    """Tokens that ``logprobs`` reports."""
+    finish_reason: str = "length"
+    text_offset: TextOffset = field(default_factory=TextOffset)
+    """Where the next token of its stream starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one chunk adds to a choice."""
+
+    text: str = ""
+    tokens: Sequence[ScoredToken] = ()
+    """Tokens that ``logprobs`` reports."""
+    is_first: bool = False
+    finish_reason: str | None = None
+    """Why the choice ends here; None if it goes on."""
 
 
 class GenerationEncoder(Encoder, ABC):
@@ -84,6 +96,8 @@ class GenerationEncoder(Encoder, ABC):
 
     id_prefix: ClassVar[str]
     chunk_object: ClassVar[str]
+    begins_with_role: ClassVar[bool]
+    """Whether the first chunk of a choice names the role, and so is sent without a text, too."""
 
     def __init__(
         self,
@@ -133,8 +147,8 @@ class GenerationEncoder(Encoder, ABC):
 
     @override
     def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
-        for choice in self._choice_chunks(event):
-            yield self._chunk([choice])
+        for index, delta in self._deltas(event):
+            yield self._chunk([self._choice_chunk(index, delta)])
 
     @override
     def last_chunks(self) -> Iterator[ServerSentEvent]:
@@ -154,17 +168,17 @@ class GenerationEncoder(Encoder, ABC):
     def _choices_of(self, event: PromptRead) -> range:
         return range(event.prompt * self.n, (event.prompt + 1) * self.n)
 
-    def _choice_chunks(self, event: Event) -> Iterator[ChoiceChunk]:
+    def _deltas(self, event: Event) -> Iterator[tuple[int, Delta]]:
         match event:
-            case PromptRead():
+            case PromptRead() if event.echo or self.begins_with_role:
                 for index in self._choices_of(event):
-                    yield from self._first_chunks(index, event.echo)
+                    yield index, Delta(self._choices[index].text, event.echo, is_first=True)
             case CompletionDelta():
                 tokens = self._logprob_tokens(event) if self.logprobs else ()
                 if event.text or tokens:
-                    yield self._text_chunk(event.choice, event.text, tokens)
+                    yield event.choice, Delta(event.text, tokens)
             case ChoiceEnded():
-                yield self._end_chunk(event)
+                yield event.choice, Delta(finish_reason=event.finish_reason)
 
     def _chunk(
         self, choices: list[ChoiceChunk], usage: CompletionUsage | None = None
@@ -183,16 +197,8 @@ class GenerationEncoder(Encoder, ABC):
         """Return the event's token, if ``logprobs`` reports it."""
 
     @abstractmethod
-    def _first_chunks(self, index: int, echo: Sequence[ScoredToken]) -> Iterator[ChoiceChunk]:
-        """Encode the start of a choice whose prompt was read."""
-
-    @abstractmethod
-    def _text_chunk(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> ChoiceChunk:
-        """Encode more text of a choice."""
-
-    @abstractmethod
-    def _end_chunk(self, event: ChoiceEnded) -> ChoiceChunk:
-        """Encode the end of a choice."""
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        """Encode a delta of a choice."""
 
     @abstractmethod
     def _response(self, choices: Sequence[tuple[int, Choice]]) -> BaseModel:
@@ -204,30 +210,23 @@ class CompletionEncoder(GenerationEncoder):
 
     id_prefix = "cmpl"
     chunk_object = "text_completion"
+    begins_with_role = False
 
     @override
     def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
         return (event.token,)
 
     @override
-    def _first_chunks(self, index: int, echo: Sequence[ScoredToken]) -> Iterator[ChoiceChunk]:
-        if echo:
-            yield self._text_chunk(index, self._choices[index].text, echo)
-
-    @override
-    def _text_chunk(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> ChoiceChunk:
-        logprobs = self._logprobs(tokens, self._choices[index].text_offset)
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        is_end = delta.finish_reason is not None
+        offset = self._choices[index].text_offset
+        logprobs = None if is_end else self._logprobs(delta.tokens, offset)
         return {
             "index": index,
-            "text": text,
+            "text": delta.text,
             "logprobs": logprobs and logprobs.model_dump(),
-            "finish_reason": None,
+            "finish_reason": delta.finish_reason,
         }
-
-    @override
-    def _end_chunk(self, event: ChoiceEnded) -> ChoiceChunk:
-        finish_reason = event.finish_reason
-        return {"index": event.choice, "text": "", "logprobs": None, "finish_reason": finish_reason}
 
     @override
     def _response(self, choices: Sequence[tuple[int, Choice]]) -> Completion:
@@ -271,28 +270,21 @@ class ChatEncoder(GenerationEncoder):
 
     id_prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
+    begins_with_role = True
 
     @override
     def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
         return () if event.ends else (event.token,)
 
     @override
-    def _first_chunks(self, index: int, echo: Sequence[ScoredToken]) -> Iterator[ChoiceChunk]:
-        yield self._delta_chunk(index, {"role": "assistant", "content": ""})
-
-    @override
-    def _text_chunk(self, index: int, text: str, tokens: Sequence[ScoredToken]) -> ChoiceChunk:
-        logprobs = _chat_logprobs(tokens).model_dump() if tokens else None
-        return self._delta_chunk(index, {"content": text}, logprobs)
-
-    @override
-    def _end_chunk(self, event: ChoiceEnded) -> ChoiceChunk:
-        return {**self._delta_chunk(event.choice, {}), "finish_reason": event.finish_reason}
-
-    def _delta_chunk(
-        self, index: int, delta: dict[str, str], logprobs: dict[str, Any] | None = None
-    ) -> ChoiceChunk:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        content = {"content": delta.text} if delta.finish_reason is None else {}
+        return {
+            "index": index,
+            "delta": {"role": "assistant", **content} if delta.is_first else content,
+            "logprobs": _chat_logprobs(delta.tokens).model_dump() if delta.tokens else None,
+            "finish_reason": delta.finish_reason,
+        }
 
     @override
     def _response(self, choices: Sequence[tuple[int, Choice]]) -> ChatCompletion:
