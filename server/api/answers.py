@@ -20,7 +20,7 @@ from refine_server.server.api.answers_schema import (
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import ApiError, documented
-from refine_server.server.http.respond import Encoder, RunResponse, event_stream_docs
+from refine_server.server.http.respond import ResponseEncoder, RunResponse, event_stream_docs
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import Work
@@ -40,7 +40,7 @@ RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class AnswerEncoder(Encoder):
+class AnswerEncoder(ResponseEncoder):
     """Encodes the events of one answer.
 
     Args:

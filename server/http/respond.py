@@ -20,7 +20,7 @@ from refine_server.ttt.interface.events import Event
 logger = logging.getLogger(__name__)
 
 
-class Encoder(Protocol):
+class ResponseEncoder(Protocol):
     """Encodes the events of one run in the form of one API."""
 
     def add(self, event: Event) -> None:
@@ -50,7 +50,7 @@ class RunResponse(Response):
 
     def __init__(
         self,
-        exchange: AbstractAsyncContextManager[tuple[AsyncIterable[Event], Encoder]],
+        exchange: AbstractAsyncContextManager[tuple[AsyncIterable[Event], ResponseEncoder]],
         *,
         stream: bool,
         shutdown_seconds: float,
@@ -96,7 +96,9 @@ def event_stream(
     )
 
 
-async def _chunks(events: AsyncIterable[Event], encoder: Encoder) -> AsyncIterator[ServerSentEvent]:
+async def _chunks(
+    events: AsyncIterable[Event], encoder: ResponseEncoder
+) -> AsyncIterator[ServerSentEvent]:
     async for event in events:
         encoder.add(event)
         for chunk in encoder.chunks(event):

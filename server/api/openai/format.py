@@ -27,7 +27,7 @@ from refine_server.server.api.openai.responses import (
     TopLogprob,
     TttReport,
 )
-from refine_server.server.http.respond import Encoder
+from refine_server.server.http.respond import ResponseEncoder
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
@@ -81,7 +81,7 @@ class Delta:
     """Why the choice ends here; None if it goes on."""
 
 
-class GenerationEncoder(Encoder, ABC):
+class GenerationEncoder(ResponseEncoder, ABC):
     """What the encoders of completions and of chat completions have in common.
 
     Args:

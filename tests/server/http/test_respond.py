@@ -13,14 +13,14 @@ from typing_extensions import override
 from refine_server.clients import sse
 from refine_server.server.http.connections import ClientDisconnected
 from refine_server.server.http.errors import ApiError
-from refine_server.server.http.respond import Encoder, RunResponse
+from refine_server.server.http.respond import ResponseEncoder, RunResponse
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import AnswerDelta, Event
 
 pytestmark = pytest.mark.anyio
 
 
-class Letters(Encoder):
+class Letters(ResponseEncoder):
     """Encodes deltas as their text, and the whole as their texts joined."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Exchange:
         self.ended = False
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[AsyncIterator[Event], Encoder]]:
+    async def open(self) -> AsyncIterator[tuple[AsyncIterator[Event], ResponseEncoder]]:
         try:
             await self._play(self.before)
             yield self._events(), Letters()
