@@ -1,4 +1,4 @@
-"""For those who run the server: health, metrics, version."""
+"""Health, metrics and version, for those who operate the server."""
 
 from importlib.metadata import version
 
@@ -15,13 +15,13 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/health/live")
 async def live() -> Health:
-    """The process answers."""
+    """Report that the process responds."""
     return Health(status="live")
 
 
 @router.get("/health/ready", responses=documented(503))
 async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
-    """The model is loaded, has passed its self-check, and the engine makes progress."""
+    """Report that requests are served: the model is loaded and the engine makes progress."""
     engine.ready()
     adaptations.require_open()
     return Health(status="ready")
@@ -29,7 +29,7 @@ async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
 
 @router.post("/health/verify", responses=documented(500, 503))
 async def verify(engine: EngineDep) -> Health:
-    """The base weights are, bit for bit, what was loaded. If not, nothing is served any more."""
+    """Verify that the base weights are bitwise what was loaded; if not, all service ends."""
     if not await engine.verify():
         raise unavailable("The base weights have changed.", "isolation_violated")
     return Health(status="intact")
@@ -41,7 +41,7 @@ async def verify(engine: EngineDep) -> Health:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(metrics: MetricsDep) -> Response:
-    """Prometheus metrics."""
+    """Export metrics in Prometheus' text format."""
     return Response(
         generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
     )
@@ -49,5 +49,5 @@ async def metrics(metrics: MetricsDep) -> Response:
 
 @router.get("/version")
 async def read_version() -> Version:
-    """Which software answers."""
+    """Show the name and version of the software."""
     return Version(version=version("refine-server"))

@@ -1,4 +1,4 @@
-"""Which models can be asked: the served one, and what was adapted from it."""
+"""The models that requests can name: the served one, and its adaptations."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from refine_server.server.http.errors import ApiError, documented
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-ModelId = Annotated[str, Path(max_length=512, description="As it is listed.")]
+ModelId = Annotated[str, Path(max_length=512, description="The model's id, as it is listed.")]
 
 
 @router.get("", responses=documented(503))
@@ -22,7 +22,7 @@ async def list_models(
     adaptations: AdaptationsDep,
     settings: SettingsDep,
 ) -> ModelList:
-    """The served model and one's own adaptations that are ready, in OpenAI's list form."""
+    """List the served model and the caller's adaptations that are ready, in OpenAI's form."""
     backend = engine.ready()
     adaptations.require_open()
     served = Model(
@@ -46,19 +46,20 @@ async def get_model(
     adaptations: AdaptationsDep,
     settings: SettingsDep,
 ) -> Model:
-    """One of the listed models."""
+    """Show one of the listed models."""
     listed = await list_models(request, owner, engine, adaptations, settings)
-    for known in listed.data:
-        if known.id == model:
-            return known
+    for candidate in listed.data:
+        if candidate.id == model:
+            return candidate
     raise ApiError(404, f"There is no model {model!r} here.", "model_not_found", param="model")
 
 
 def _adapted(served: Model, adaptation: Adaptation, settings: SettingsDep) -> Model:
-    changed = {
-        "id": adaptation.id,
-        "created": int(adaptation.created_at),
-        "parent": served.id,
-        "max_model_len": settings.limits.query_tokens,
-    }
-    return served.model_copy(update=changed)
+    return served.model_copy(
+        update={
+            "id": adaptation.id,
+            "created": int(adaptation.created_at),
+            "parent": served.id,
+            "max_model_len": settings.limits.query_tokens,
+        }
+    )

@@ -1,33 +1,41 @@
-"""The tokenizer over HTTP, as vLLM serves it and lm-evaluation-harness asks for it."""
+"""The tokenizer over HTTP, as vLLM serves it and lm-evaluation-harness uses it."""
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from refine_server.server.api.answers_schema import require_model
 from refine_server.server.api.openai.requests import DetokenizeBody, TokenizeBody
 from refine_server.server.api.openai.responses import Detokenized, TokenizerInfo, Tokens
+from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import EngineDep, SettingsDep
 from refine_server.server.http.errors import documented
-from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.errors import TOO_LONG, RequestError
+from refine_server.ttt.interface.requests import Limits
 
-if TYPE_CHECKING:  # it would import torch
+if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.decoding.prompt import PromptTemplate
 
 router = APIRouter(tags=["tokenizer"])
 
 
 @router.post("/tokenize", responses=documented(400, 404, 413, 422, 503))
-async def tokenize(body: TokenizeBody, engine: EngineDep, settings: SettingsDep) -> Tokens:
-    """A text's tokens, or those of a conversation up to where the assistant answers."""
+async def tokenize(
+    body: TokenizeBody, request: Request, engine: EngineDep, settings: SettingsDep
+) -> Tokens:
+    """Encode a text, or a conversation up to where the assistant answers.
+
+    A text longer than the longest prompt is refused.
+    """
     require_model(body.model, engine.ready().name)
     limits = settings.limits
-    messages = [message.to_message() for message in body.messages or []]
+    messages = [message.to_message() for message in body.messages or ()]
+    characters = len(body.prompt or "") + sum(len(message.content) for message in messages)
 
     def encode(template: "PromptTemplate") -> Tokens:
         if body.prompt is not None:
             special = body.add_special_tokens is not False
-            ids = template.encode_prompt(body.prompt, add_special_tokens=special)
+            ids = template.encode_prompt(body.prompt, limits, add_special_tokens=special)
         else:
             ids = template.encode_messages(messages, limits)
         texts = template.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
@@ -35,29 +43,36 @@ async def tokenize(body: TokenizeBody, engine: EngineDep, settings: SettingsDep)
             count=len(ids), max_model_len=limits.prompt_tokens, tokens=ids, token_strs=texts
         )
 
-    characters = len(body.prompt or "") + sum(len(message.content) for message in messages)
-    return await engine.with_tokenizer(encode, characters=characters)
+    async with cancel_on_disconnect(request.receive):
+        return await engine.with_tokenizer(encode, characters=characters)
 
 
 @router.post("/detokenize", responses=documented(400, 404, 413, 422, 503))
-async def detokenize(body: DetokenizeBody, engine: EngineDep) -> Detokenized:
-    """The text of tokens, control tokens spelled out."""
+async def detokenize(
+    body: DetokenizeBody, request: Request, engine: EngineDep, settings: SettingsDep
+) -> Detokenized:
+    """Decode tokens into their text, control tokens included.
+
+    More tokens than the longest prompt has are refused.
+    """
     require_model(body.model, engine.ready().name)
+    _require_length(body.tokens, settings.limits)
 
     def decode(template: "PromptTemplate") -> Detokenized:
-        known = len(template.tokenizer)
-        unknown = [id for id in body.tokens if id >= known]
-        if unknown:
-            message = f"tokens: {unknown[0]} is unknown; the tokenizer knows 0 to {known - 1}"
+        size = len(template.tokenizer)
+        unknown = next((id for id in body.tokens if id >= size), None)
+        if unknown is not None:
+            message = f"tokens: {unknown} is unknown; the tokenizer knows 0 to {size - 1}"
             raise RequestError(message, "tokens", "unknown_token")
         return Detokenized(prompt=template.tokenizer.decode(body.tokens))
 
-    return await engine.with_tokenizer(decode, characters=len(body.tokens))
+    async with cancel_on_disconnect(request.receive):
+        return await engine.with_tokenizer(decode, characters=len(body.tokens))
 
 
 @router.get("/tokenizer_info", responses=documented(503))
 async def tokenizer_info(engine: EngineDep, settings: SettingsDep) -> TokenizerInfo:
-    """Special tokens and the chat template."""
+    """Describe the special tokens and the chat template."""
 
     def describe(template: "PromptTemplate") -> TokenizerInfo:
         tokenizer = template.tokenizer
@@ -72,3 +87,9 @@ async def tokenizer_info(engine: EngineDep, settings: SettingsDep) -> TokenizerI
         )
 
     return await engine.with_tokenizer(describe, characters=0)
+
+
+def _require_length(tokens: list[int], limits: Limits) -> None:
+    if len(tokens) > limits.prompt_tokens:
+        message = f"tokens: {len(tokens)} tokens; at most {limits.prompt_tokens} are accepted"
+        raise RequestError(message, "tokens", TOO_LONG)

@@ -16,7 +16,7 @@ from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.decoding.prompt import PromptTemplate
-from refine_server.ttt.decoding.token_bytes import _BYTES
+from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.events import (
@@ -329,7 +329,7 @@ def adapted_document(
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of which every token is a byte, its value its id."""
-    alphabet = dict(zip(_BYTES.values(), _BYTES, strict=True))
+    alphabet = {byte: character for character, byte in BYTE_ALPHABET.items()}
     vocabulary = {alphabet[byte]: byte for byte in range(256)}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

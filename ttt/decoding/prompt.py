@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
+from refine_server.ttt.decoding.token_limit import TokenLimit
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits, Message
 
@@ -17,26 +18,34 @@ PLAIN_PROMPT = "{document}\n\nQuestion: {query}\nAnswer:"
 
 
 SLOT = re.compile("\ue000(\\d+)\ue001")
-"""Stands in a rendered template for a text of a request, in characters that no template uses."""
+"""Placeholder of a request's text in a rendered template, in characters that no template uses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DocumentPrompt:
-    """Token ids of a prompt's first part: what an adaptation reads, and every query follows."""
+    """Token ids of a prompt's first part: what an adaptation reads and every query follows."""
 
     header: list[int]
+    """The template's text before the document."""
     document: list[int]
 
 
 class PromptTemplate:
-    """Text around a document and a query.
+    """The text around a document and a query, and the tokenizer that encodes all three.
+
+    Texts of requests are encoded as plain text: what looks like a control token is spelled out, so
+    that a document cannot end its own turn. An oversized text is refused before it is encoded
+    whole.
 
     Args:
-        tokenizer: of the model.
-        text: with ``{document}`` before ``{query}``, once each; None takes ``CHAT_PROMPT`` for
-            chat models and ``PLAIN_PROMPT`` for base models.
-        chat: whether the text is the user's message of the tokenizer's chat template; ``auto`` does
-            that when the tokenizer has one.
+        tokenizer: the model's tokenizer.
+        text: the prompt, with ``{document}`` before ``{query}``, once each; None takes
+            ``CHAT_PROMPT`` for chat models and ``PLAIN_PROMPT`` for base models.
+        chat: whether the text becomes the user's message in the tokenizer's chat template; ``auto``
+            does that if the tokenizer has one.
+
+    Raises:
+        ValueError: if the text or ``chat`` does not fit.
     """
 
     def __init__(self, tokenizer: Any, text: str | None = None, chat: Chat = "auto") -> None:
@@ -47,6 +56,7 @@ class PromptTemplate:
         self.is_chat = has_template and chat != "never"
         self.text = text or (CHAT_PROMPT if self.is_chat else PLAIN_PROMPT)
         self._before, self._between, self._after = self._parts()
+        self._token_limit = TokenLimit(tokenizer)
 
     def _parts(self) -> tuple[str, str, str]:
         rendered = self.text
@@ -60,37 +70,55 @@ class PromptTemplate:
         return before, between, after
 
     def encode_document(self, document: str, limits: Limits) -> DocumentPrompt:
-        """The prompt up to the end of the document; RequestError when that is empty or too long.
+        """Encode the prompt up to the end of the document.
 
-        Requests' texts are read as plain text: what looks like a control token is spelled out, so
-        a document cannot end its own turn.
+        Raises:
+            RequestError: if the document is empty or too long.
         """
-        ids = self._plain_ids(document)
-        _check_length(ids, limits.document_tokens, "document")
+        (ids,) = self._encode_plain([document], limits.document_tokens, "document")
         return DocumentPrompt(self._bos() + self._template_ids(self._before), ids)
 
     def encode_query(self, query: str, limits: Limits) -> list[int]:
-        """The prompt after the document; RequestError when the query is empty or too long."""
-        ids = self._plain_ids(query)
-        _check_length(ids, limits.query_tokens, "query")
+        """Encode the prompt after the document; raise RequestError if the query is unfit."""
+        (ids,) = self._encode_plain([query], limits.query_tokens, "query")
         return self._template_ids(self._between) + ids + self._template_ids(self._after)
 
-    def encode_prompt(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """A text as the model's own vocabulary has it, control tokens included."""
-        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    def encode_prompt(
+        self,
+        text: str,
+        limits: Limits,
+        *,
+        after_document: bool = False,
+        add_special_tokens: bool = True,
+    ) -> list[int]:
+        """Encode a text as it is, control tokens included; raise RequestError if it is too long.
+
+        Args:
+            text: the prompt.
+            limits: the longest texts that are accepted, in tokens.
+            after_document: whether a document precedes the text. The tokenizer then adds nothing.
+            add_special_tokens: whether the tokenizer adds the tokens that begin or end a text.
+        """
+        longest = limits.query_tokens if after_document else limits.prompt_tokens
+        special = add_special_tokens and not after_document
+        (ids,) = self._encode([text], longest, "prompt", TOO_LONG, add_special_tokens=special)
+        return ids
 
     def encode_messages(
         self, messages: Sequence[Message], limits: Limits, *, after_document: bool = False
     ) -> list[int]:
-        """A conversation up to where the assistant answers; RequestError when it cannot be one.
+        """Encode a conversation up to where the assistant answers.
 
-        Chat models get their template, base models ``PLAIN_PROMPT`` turn by turn. After a document
-        this is what follows it: the document opens the first turn, instructions come next and then
-        the user's message, so that a single message is just what ``encode_query`` makes of it.
+        Chat models use their template, base models ``PLAIN_PROMPT`` for each turn. After a document
+        the result is what follows the document: instructions come first and then the user's
+        message, so that a single message is encoded exactly as by ``encode_query``.
+
+        Raises:
+            RequestError: if the messages are empty, too long or in an order that does not fit.
         """
-        ids = [self._plain_ids(message.content) for message in messages]
         longest = limits.query_tokens if after_document else limits.prompt_tokens
-        _check_length([id for own in ids for id in own], longest, "messages", TOO_LONG)
+        texts = [message.content for message in messages]
+        ids = self._encode_plain(texts, longest, "messages", TOO_LONG)
         try:
             rendered = self._render(messages, after_document)
         except TemplateError as error:
@@ -136,15 +164,46 @@ class PromptTemplate:
         return rendered
 
     def _bos(self) -> list[int]:
-        """What the tokenizer itself puts before a text (a chat template brings its own)."""
-        return [] if self.is_chat else list(self.tokenizer("")["input_ids"])
+        """Return the tokens that the tokenizer puts before a text; chat templates bring them."""
+        return [] if self.is_chat else self._ids("")
 
     def _template_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self._ids(text, add_special_tokens=False) if text else []
 
-    def _plain_ids(self, text: str) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+    def _encode_plain(
+        self, texts: Sequence[str], limit: int, param: str, code: str | None = None
+    ) -> list[list[int]]:
+        """Encode texts with control tokens spelled out; raise RequestError if they hold no text."""
+        encoded = self._encode(
+            texts,
+            limit,
+            param,
+            code or f"{param}_too_long",
+            add_special_tokens=False,
+            split_special_tokens=True,
+        )
+        if not any(encoded):
+            raise RequestError(f"{param} holds no text", param, "empty")
+        return encoded
+
+    def _encode(
+        self, texts: Sequence[str], limit: int, param: str, code: str, **options: bool
+    ) -> list[list[int]]:
+        """Encode texts; raise RequestError if they have more than ``limit`` tokens together."""
+
+        def count_tokens(piece: str) -> int:
+            return len(self._ids(piece, **{**options, "add_special_tokens": False}))
+
+        if self._token_limit.is_exceeded(texts, limit, count_tokens):
+            raise _too_long(f"more than {limit}", limit, param, code)
+        encoded = [self._ids(text, **options) for text in texts]
+        tokens = sum(map(len, encoded))
+        if tokens > limit:
+            raise _too_long(str(tokens), limit, param, code)
+        return encoded
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        return list(self.tokenizer(text, **options)["input_ids"])
 
 
 def _slot(number: int) -> str:
@@ -155,12 +214,6 @@ def _unfit(reason: str) -> RequestError:
     return RequestError(f"messages: {reason}", "messages", "invalid_messages")
 
 
-def _check_length(ids: list[int], limit: int, param: str, code: str | None = None) -> None:
-    if not ids:
-        raise RequestError(f"{param} holds no text", param, "empty")
-    if len(ids) > limit:
-        raise RequestError(
-            f"{param} has {len(ids)} tokens; at most {limit} are accepted",
-            param,
-            code or f"{param}_too_long",
-        )
+def _too_long(tokens: str, limit: int, param: str, code: str) -> RequestError:
+    message = f"{param}: {tokens} tokens; at most {limit} are accepted"
+    return RequestError(message, param, code)

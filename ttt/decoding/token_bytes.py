@@ -1,4 +1,4 @@
-"""What single tokens stand for, in bytes: a token need not be whole characters."""
+"""The bytes of single tokens: a token need not hold whole characters."""
 
 import re
 from typing import Any
@@ -7,10 +7,13 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenBytes:
-    """The bytes of each token of a tokenizer, so that a text's tokens joined are the text.
+    """Maps a token id to the token's bytes, which joined in order are the text.
 
-    Byte-level tokenizers (GPT-2's kind) spell every byte as a character of its own alphabet;
-    SentencePiece's kind spell a space as U+2581 and a byte that is no character as ``<0xNN>``.
+    Byte-level tokenizers (as GPT-2's) spell every byte as a character of their own alphabet;
+    SentencePiece's spell a space as U+2581 and a byte that is not a character as ``<0xNN>``.
+
+    Args:
+        tokenizer: a fast tokenizer of ``transformers``.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -30,18 +33,19 @@ class TokenBytes:
         if token is None:  # the model's vocabulary may be padded beyond the tokenizer's
             return b""
         if self._is_byte_level:
-            return bytes(_BYTES[character] for character in token)
+            return bytes(BYTE_ALPHABET[character] for character in token)
         if self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(byte[1], 16)])
         return str(token).replace("\u2581", " ").encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes are themselves, others stand from U+0100 on in order."""
+    """Return GPT-2's alphabet: printable bytes spell themselves, others follow from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     spelled = {chr(byte): byte for byte in printable}
     return spelled | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
+"""Each byte by the character that byte-level tokenizers spell it with."""

@@ -111,9 +111,12 @@ def _encode_completion(
     work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
 ) -> EncodedCompletion:
     after_document = work.adapted is not None
-    prompts = tuple(
-        tuple(_encode_prompt(prompt, template, limits, after_document)) for prompt in work.prompts
-    )
+    # Longest first: an oversized text is refused before the others are encoded.
+    ids = {
+        prompt: tuple(_encode_prompt(prompt, template, limits, after_document))
+        for prompt in sorted(set(work.prompts), key=_size, reverse=True)
+    }
+    prompts = tuple(ids[prompt] for prompt in work.prompts)
     longest = limits.query_tokens if after_document else limits.prompt_tokens
     for prompt in prompts:
         _check_prompt(prompt, longest, vocabulary, may_be_empty=after_document)
@@ -127,11 +130,16 @@ def _encode_prompt(
 ) -> list[int] | tuple[int, ...]:
     match prompt:
         case str():
-            return template.encode_prompt(prompt, add_special_tokens=not after_document)
+            return template.encode_prompt(prompt, limits, after_document=after_document)
         case Conversation(messages):
             return template.encode_messages(messages, limits, after_document=after_document)
         case _:
             return prompt
+
+
+def _size(prompt: Prompt) -> int:
+    """Return the length of a prompt in characters, messages or tokens."""
+    return len(prompt.messages) if isinstance(prompt, Conversation) else len(prompt)
 
 
 def _check_prompt(
@@ -140,7 +148,7 @@ def _check_prompt(
     if not prompt and not may_be_empty:
         raise RequestError("prompt holds no token", "prompt", "empty")
     if len(prompt) > longest:
-        message = f"prompt has {len(prompt)} tokens; at most {longest} are accepted"
+        message = f"prompt: {len(prompt)} tokens; at most {longest} are accepted"
         raise RequestError(message, "prompt", TOO_LONG)
     unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
     if unknown is not None:

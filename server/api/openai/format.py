@@ -1,13 +1,18 @@
-"""From a completion's events to OpenAI's response, or to the chunks of its stream."""
+"""Encoders of a completion's events: OpenAI's whole response, or the chunks of its stream."""
 
 import codecs
+import json
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import anyio.to_thread
 from pydantic import BaseModel
+from sse_starlette import ServerSentEvent
+from typing_extensions import override
 
 from refine_server.server.api.openai.responses import (
     AssistantMessage,
@@ -22,6 +27,7 @@ from refine_server.server.api.openai.responses import (
     TopLogprob,
     TttReport,
 )
+from refine_server.server.http.respond import ResponseEncoder
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
@@ -31,103 +37,88 @@ from refine_server.ttt.interface.events import (
 )
 
 UsageIn = Literal["response", "last_chunk", "every_chunk", "no_chunk"]
+"""Where token counts are reported."""
+
+ChoiceChunk = dict[str, Any]
+"""One element of a chunk's ``choices``."""
 
 
-@dataclass
-class _Choice:
-    """A choice so far: its text, the tokens to tell of, and the characters that they make up."""
+class TextOffset:
+    """Counts the whole characters of tokens, which may hold parts of characters."""
 
-    text: str = ""
-    tokens: list[ScoredToken] = field(default_factory=list)
-    finish_reason: str = "length"
-    characters: int = 0
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
-    )
+    def __init__(self) -> None:
+        self._characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def offset(self, token: ScoredToken) -> int:
-        """Where the next token starts in the text, in whole characters."""
-        start = self.characters
-        self.characters += len(self.decoder.decode(token.data))
+    def advance(self, token: ScoredToken) -> int:
+        """Return where a token starts in the text, and move past it."""
+        start = self._characters
+        self._characters += len(self._decoder.decode(token.data))
         return start
 
 
-class Formatter(ABC):
-    """Takes the events of one request, in order.
+@dataclass(slots=True)
+class Choice:
+    """A choice so far."""
+
+    text: str = ""
+    tokens: list[ScoredToken] = field(default_factory=list)
+    """Tokens that ``logprobs`` reports."""
+    finish_reason: str = "length"
+    text_offset: TextOffset = field(default_factory=TextOffset)
+    """Where the next token of its stream starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one chunk adds to a choice."""
+
+    text: str = ""
+    tokens: Sequence[ScoredToken] = ()
+    """Tokens that ``logprobs`` reports."""
+    is_first: bool = False
+    finish_reason: str | None = None
+    """Why the choice ends here; None if it goes on."""
+
+
+class GenerationEncoder(ResponseEncoder, ABC):
+    """What the encoders of completions and of chat completions have in common.
 
     Args:
-        id: of the response, without what its kind puts before it.
-        model: that was asked for.
-        fingerprint: of the base weights.
+        id: the response's id, without the prefix of its kind.
+        model: the model that the request named.
+        fingerprint: hash of the base weights.
         n: choices for each prompt.
-        logprobs: whether log-probabilities are told.
-        usage_in: where token counts are told.
+        logprobs: whether log-probabilities are reported.
+        usage_in: where token counts are reported.
+        ttt: the adaptation that answers, if one does.
     """
 
-    prefix: str
-    chunk_object: str
+    id_prefix: ClassVar[str]
+    chunk_object: ClassVar[str]
+    begins_with_role: ClassVar[bool]
+    """Whether the first chunk of a choice names the role, and so is sent without a text, too."""
 
     def __init__(
-        self, id: str, model: str, fingerprint: str, *, n: int, logprobs: bool, usage_in: UsageIn
+        self,
+        id: str,
+        model: str,
+        fingerprint: str,
+        *,
+        n: int,
+        logprobs: bool,
+        usage_in: UsageIn,
+        ttt: TttReport | None,
     ) -> None:
-        self.n, self.logprobs, self.usage_in = n, logprobs, usage_in
-        self.ttt: TttReport | None = None
+        self.n, self.logprobs, self.usage_in, self.ttt = n, logprobs, usage_in, ttt
         self._head = {
-            "id": f"{self.prefix}-{id}",
+            "id": f"{self.id_prefix}-{id}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": f"fp_{fingerprint[:16]}",
         }
-        self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
+        self._choices: defaultdict[int, Choice] = defaultdict(Choice)
         self._prompt_tokens = self._completion_tokens = 0
-
-    def take(self, event: Event) -> None:
-        """Take the next event."""
-        match event:
-            case PromptRead():
-                self._prompt_tokens += event.tokens
-                text = b"".join(token.data for token in event.echo).decode(errors="replace")
-                for index in self._choices_of(event):
-                    self._choices[index].text = text
-                    self._choices[index].tokens += event.echo
-            case CompletionDelta():
-                self._completion_tokens += 1
-                self._choices[event.choice].text += event.text
-                self._choices[event.choice].tokens += self._told(event)
-            case ChoiceEnded():
-                self._choices[event.choice].finish_reason = event.finish_reason
-
-    def chunks(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream tells of an event that was taken."""
-        match event:
-            case PromptRead():
-                told = [self._begin(index, event.echo) for index in self._choices_of(event)]
-                return [self._chunk(choice) for choice in told if choice is not None]
-            case CompletionDelta():
-                tokens = self._told(event) if self.logprobs else ()
-                if not event.text and not tokens:
-                    return []
-                return [self._chunk(self._piece(event.choice, event.text, tokens))]
-            case ChoiceEnded():
-                return [self._chunk(self._end(event))]
-            case _:
-                return []
-
-    def _choices_of(self, event: PromptRead) -> range:
-        return range(event.prompt * self.n, (event.prompt + 1) * self.n)
-
-    def last_chunks(self) -> list[dict[str, Any]]:
-        """What a stream tells after the last event."""
-        if self.usage_in in ("response", "no_chunk"):
-            return []
-        return [{**self._chunk(None), "usage": self.usage.model_dump()}]
-
-    def response(self) -> dict[str, Any]:
-        """The whole response, after the last event."""
-        whole = self._whole(sorted(self._choices.items())).model_dump()
-        if self.ttt is None:
-            del whole["ttt"]
-        return whole
 
     @property
     def usage(self) -> CompletionUsage:
@@ -138,117 +129,166 @@ class Formatter(ABC):
             total_tokens=self._prompt_tokens + self._completion_tokens,
         )
 
-    def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
-        told = [] if choice is None else [choice]
-        chunk = {**self._head, "object": self.chunk_object, "choices": told}
+    @override
+    def add(self, event: Event) -> None:
+        match event:
+            case PromptRead():
+                self._prompt_tokens += event.tokens
+                text = b"".join(token.data for token in event.echo).decode(errors="replace")
+                for index in self._choices_of(event):
+                    self._choices[index].text = text
+                    self._choices[index].tokens += event.echo
+            case CompletionDelta():
+                self._completion_tokens += 1
+                self._choices[event.choice].text += event.text
+                self._choices[event.choice].tokens += self._logprob_tokens(event)
+            case ChoiceEnded():
+                self._choices[event.choice].finish_reason = event.finish_reason
+
+    @override
+    def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
+        for index, delta in self._deltas(event):
+            yield self._chunk([self._choice_chunk(index, delta)])
+
+    @override
+    def last_chunks(self) -> Iterator[ServerSentEvent]:
+        if self.usage_in in ("last_chunk", "every_chunk"):
+            yield self._chunk([], usage=self.usage)
+        yield ServerSentEvent(data="[DONE]")
+
+    @override
+    async def response(self) -> str:
+        # Thousands of log-probabilities take a while, in which the event loop serves others.
+        return await anyio.to_thread.run_sync(self._response_json)
+
+    def _response_json(self) -> str:
+        whole = self._response(sorted(self._choices.items()))
+        return whole.model_dump_json(exclude={"ttt"} if self.ttt is None else None)
+
+    def _choices_of(self, event: PromptRead) -> range:
+        return range(event.prompt * self.n, (event.prompt + 1) * self.n)
+
+    def _deltas(self, event: Event) -> Iterator[tuple[int, Delta]]:
+        match event:
+            case PromptRead() if event.echo or self.begins_with_role:
+                for index in self._choices_of(event):
+                    yield index, Delta(self._choices[index].text, event.echo, is_first=True)
+            case CompletionDelta():
+                tokens = self._logprob_tokens(event) if self.logprobs else ()
+                if event.text or tokens:
+                    yield event.choice, Delta(event.text, tokens)
+            case ChoiceEnded():
+                yield event.choice, Delta(finish_reason=event.finish_reason)
+
+    def _chunk(
+        self, choices: list[ChoiceChunk], usage: CompletionUsage | None = None
+    ) -> ServerSentEvent:
+        chunk = {**self._head, "object": self.chunk_object, "choices": choices}
         if self.usage_in == "every_chunk":
-            chunk["usage"] = self.usage.model_dump()
-        elif self.usage_in == "last_chunk":
-            chunk["usage"] = None
+            usage = self.usage
+        if self.usage_in in ("last_chunk", "every_chunk"):
+            chunk["usage"] = usage and usage.model_dump()
         if self.ttt is not None:
             chunk["ttt"] = self.ttt.model_dump()
-        return chunk
+        return ServerSentEvent(data=json.dumps(chunk))
 
     @abstractmethod
-    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
-        """The token, if log-probabilities tell of it."""
+    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
+        """Return the event's token, if ``logprobs`` reports it."""
 
     @abstractmethod
-    def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        """What a chunk tells of a choice whose prompt was read."""
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        """Encode a delta of a choice."""
 
     @abstractmethod
-    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
-        """What a chunk tells of more text."""
-
-    @abstractmethod
-    def _end(self, event: ChoiceEnded) -> dict[str, Any]:
-        """What a chunk tells of a choice that is complete."""
-
-    @abstractmethod
-    def _whole(self, choices: list[tuple[int, _Choice]]) -> BaseModel:
-        """All choices, in order."""
+    def _response(self, choices: Sequence[tuple[int, Choice]]) -> BaseModel:
+        """Make the whole response from all choices, in order."""
 
 
-class CompletionFormatter(Formatter):
-    """Of ``/v1/completions``. Tokens that end a text are told of, but not part of it."""
+class CompletionEncoder(GenerationEncoder):
+    """Encodes ``/v1/completions``. A token that ends a text is in ``logprobs``, not in the text."""
 
-    prefix = "cmpl"
+    id_prefix = "cmpl"
     chunk_object = "text_completion"
+    begins_with_role = False
 
-    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
+    @override
+    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
         return (event.token,)
 
-    def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        return self._piece(index, self._choices[index].text, echo) if echo else None
+    @override
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        is_end = delta.finish_reason is not None
+        offset = self._choices[index].text_offset
+        logprobs = None if is_end else self._logprobs(delta.tokens, offset)
+        return {
+            "index": index,
+            "text": delta.text,
+            "logprobs": logprobs and logprobs.model_dump(),
+            "finish_reason": delta.finish_reason,
+        }
 
-    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
-        told = self._logprobs(self._choices[index], list(tokens))
-        logprobs = None if told is None else told.model_dump()
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-
-    def _end(self, event: ChoiceEnded) -> dict[str, Any]:
-        end = {"index": event.choice, "text": "", "logprobs": None}
-        return {**end, "finish_reason": event.finish_reason}
-
-    def _whole(self, choices: list[tuple[int, _Choice]]) -> BaseModel:
-        told = [
+    @override
+    def _response(self, choices: Sequence[tuple[int, Choice]]) -> Completion:
+        whole = [
             CompletionChoice(
                 index=index,
                 text=choice.text,
-                logprobs=self._logprobs(_Choice(), choice.tokens),
+                logprobs=self._logprobs(choice.tokens, TextOffset()),
                 finish_reason=choice.finish_reason,
             )
             for index, choice in choices
         ]
-        return Completion(**self._head, choices=told, usage=self.usage, ttt=self.ttt)
+        return Completion(**self._head, choices=whole, usage=self.usage, ttt=self.ttt)
 
-    def _logprobs(self, at: _Choice, tokens: list[ScoredToken]) -> CompletionLogprobs | None:
-        """Of tokens that come next in ``at``'s text."""
+    def _logprobs(
+        self, tokens: Sequence[ScoredToken], offset: TextOffset
+    ) -> CompletionLogprobs | None:
         if not self.logprobs:
             return None
         return CompletionLogprobs(
             tokens=[token.text for token in tokens],
             token_logprobs=[token.log_prob for token in tokens],
-            top_logprobs=[_by_text(token) for token in tokens],
-            text_offset=[at.offset(token) for token in tokens],
+            top_logprobs=[_top_logprobs(token) for token in tokens],
+            text_offset=[offset.advance(token) for token in tokens],
         )
 
 
-def _by_text(token: ScoredToken) -> dict[str, float] | None:
-    """The likeliest tokens and the token itself, which clients look for among them."""
+def _top_logprobs(token: ScoredToken) -> dict[str, float] | None:
+    """Return the most likely tokens and the token itself, which clients expect among them."""
     if token.log_prob is None:
         return None
-    told: dict[str, float] = {}
+    by_text: dict[str, float] = {}
     for other in (*token.top, token):
         assert other.log_prob is not None
-        told.setdefault(other.text, other.log_prob)  # of two with one text, the likelier
-    return told
+        by_text.setdefault(other.text, other.log_prob)  # of two with one text, the likelier
+    return by_text
 
 
-class ChatFormatter(Formatter):
-    """Of ``/v1/chat/completions``. Tokens that end the answer are not part of its content."""
+class ChatEncoder(GenerationEncoder):
+    """Encodes ``/v1/chat/completions``. A token that ends an answer is in no part of it."""
 
-    prefix = "chatcmpl"
+    id_prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
+    begins_with_role = True
 
-    def _told(self, event: CompletionDelta) -> tuple[ScoredToken, ...]:
+    @override
+    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
         return () if event.ends else (event.token,)
 
-    def _begin(self, index: int, echo: tuple[ScoredToken, ...]) -> dict[str, Any] | None:
-        return {**self._piece(index, "", ()), "delta": {"role": "assistant", "content": ""}}
+    @override
+    def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
+        content = {"content": delta.text} if delta.finish_reason is None else {}
+        return {
+            "index": index,
+            "delta": {"role": "assistant", **content} if delta.is_first else content,
+            "logprobs": _chat_logprobs(delta.tokens).model_dump() if delta.tokens else None,
+            "finish_reason": delta.finish_reason,
+        }
 
-    def _piece(self, index: int, text: str, tokens: tuple[ScoredToken, ...]) -> dict[str, Any]:
-        logprobs = _chat_logprobs(list(tokens)).model_dump() if tokens else None
-        delta = {"content": text}
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-
-    def _end(self, event: ChoiceEnded) -> dict[str, Any]:
-        end = {"index": event.choice, "delta": {}, "logprobs": None}
-        return {**end, "finish_reason": event.finish_reason}
-
-    def _whole(self, choices: list[tuple[int, _Choice]]) -> BaseModel:
-        told = [
+    @override
+    def _response(self, choices: Sequence[tuple[int, Choice]]) -> ChatCompletion:
+        whole = [
             ChatChoice(
                 index=index,
                 message=AssistantMessage(content=choice.text),
@@ -257,16 +297,19 @@ class ChatFormatter(Formatter):
             )
             for index, choice in choices
         ]
-        return ChatCompletion(**self._head, choices=told, usage=self.usage, ttt=self.ttt)
+        return ChatCompletion(**self._head, choices=whole, usage=self.usage, ttt=self.ttt)
 
 
-def _chat_logprobs(tokens: list[ScoredToken]) -> ChatLogprobs:
-    told = []
-    for token in tokens:
-        top = [TopLogprob(**_spelled(other)) for other in token.top]
-        told.append(TokenLogprob(**_spelled(token), top_logprobs=top))
-    return ChatLogprobs(content=told)
+def _chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:
+    return ChatLogprobs(
+        content=[
+            TokenLogprob(
+                **_logprob(token), top_logprobs=[TopLogprob(**_logprob(top)) for top in token.top]
+            )
+            for token in tokens
+        ]
+    )
 
 
-def _spelled(token: ScoredToken) -> dict[str, Any]:
+def _logprob(token: ScoredToken) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.log_prob, "bytes": list(token.data)}

@@ -1,4 +1,4 @@
-"""Which model a request of OpenAI's asks for: the base model, or an adaptation."""
+"""What a request's ``model`` and ``ttt`` mean: the base model, an adaptation, or to adapt now."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,76 +10,91 @@ from refine_server.server.adaptations.adaptation import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.answers_schema import require_model
 from refine_server.server.api.openai.requests import TttOptions
+from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest
 
-if TYPE_CHECKING:  # it would import torch
+if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.document import AdaptedDocument
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """What answers: the adaptation's id and document, or None for the base model."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What answers a request: the base model, unless there is an adapted document."""
 
-    adaptation: str | None = None
     document: "AdaptedDocument | None" = None
+    report: TttReport | None = None
+    """Which adaptation the document is, for the response."""
 
 
 @asynccontextmanager
-async def resolve(
-    adaptations: Adaptations,
-    served: str,
-    asked: str | None,
+async def open_target(
+    model: str | None,
     ttt: TttOptions | None,
     *,
+    served_model: str,
+    adaptations: Adaptations,
     owner: str,
     request_id: str,
-) -> AsyncIterator[Resolved]:
-    """What a request's ``model`` and ``ttt`` ask for, kept in memory until the block ends.
+) -> AsyncIterator[Target]:
+    """Find what answers a request, and keep it in memory meanwhile.
 
-    A document is adapted to as a resource, so the same one in the next request costs nothing.
+    A document is adapted to as a resource, so that the next request with it reuses the adaptation.
+
+    Args:
+        model: the request's ``model``, which may be an adaptation's id.
+        ttt: the request's ``ttt``.
+        served_model: the base model's name.
+        adaptations: finds or makes the adaptation.
+        owner: may use the adaptation.
+        request_id: the HTTP request.
 
     Raises:
-        RequestError: the document cannot be served.
-        ApiError: there is no such model, or the adaptation failed or finds no place.
+        RequestError: if the document cannot be served.
+        ApiError: if there is no such model, or the adaptation fails or does not fit into memory.
     """
-    adaptation = asked if asked is not None and is_adaptation_id(asked) else None
-    if adaptation is None:
-        require_model(asked, served)
-    elif ttt is not None and ttt.document is not None:
-        message = "ttt.document: the model is an adaptation already, to a document of its own"
-        raise ApiError(422, message, "invalid_value", param="ttt.document")
+    adaptation_id = model if model is not None and is_adaptation_id(model) else None
+    if adaptation_id is None:
+        require_model(model, served_model)
     if ttt is not None and ttt.document is not None:
-        adaptation = await _adapt(adaptations, ttt.document, ttt.adapt, owner, request_id)
-    if adaptation is None:
-        yield Resolved()
+        if adaptation_id is not None:
+            message = "ttt.document: the model is an adaptation already, to a document of its own"
+            raise ApiError(422, message, "invalid_value", param="ttt.document")
+        adaptation_id = await _adapt(
+            ttt.document, ttt.adapt or AdaptConfig(), adaptations, owner, request_id
+        )
+    if adaptation_id is None:
+        yield Target()
         return
-    _require(adaptations, owner, adaptation)
-    async with adaptations.use(owner, adaptation) as adapted:
-        yield Resolved(adaptation, adapted)
+    _require_adaptation(adaptation_id, adaptations, owner)
+    async with adaptations.use(owner, adaptation_id) as document:
+        report = TttReport(
+            adaptation=adaptation_id,
+            adapted=document.report.adapted,
+            document_tokens=document.document_tokens,
+        )
+        yield Target(document, report)
 
 
 async def _adapt(
-    adaptations: Adaptations,
-    document: str,
-    adapt: AdaptConfig | None,
-    owner: str,
-    request_id: str,
+    document: str, adapt: AdaptConfig, adaptations: Adaptations, owner: str, request_id: str
 ) -> str:
+    """Start or join an adaptation to the document, and return its id."""
     try:
-        request = AdaptRequest(document, adapt or AdaptConfig(), owner)
+        request = AdaptRequest(document, adapt, owner)
         return (await adaptations.create(request, request_id=request_id)).id
     except RequestError as error:
         raise RequestError(str(error), f"ttt.{error.param}", error.code) from None
 
 
-def _require(adaptations: Adaptations, owner: str, adaptation: str) -> None:
+def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str) -> None:
+    """Raise 404 for an unknown adaptation as for an unknown model."""
     try:
-        adaptations.get(owner, adaptation)
+        adaptations.get(owner, adaptation_id)
     except ApiError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
-        message = f"There is no model {adaptation!r} here."
+        message = f"There is no model {adaptation_id!r} here."
         raise ApiError(404, message, "model_not_found", param="model") from None

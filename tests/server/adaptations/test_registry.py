@@ -70,8 +70,9 @@ def test_a_document_is_adapted_to_once_and_asked_many_times(
     assert resource["in_memory"]
     assert resource["bytes"] >= 4000
     assert 3500 < resource["expires_at"] - time.time() <= 3600
-    for field in ({"adaptation": resource["id"]}, {"model": resource["id"]}):
-        answer = client.post("/v1/answers", json={"query": "who?", **field}).json()
+    for query in ("who?", "where?"):
+        body = {"query": query, "adaptation": resource["id"]}
+        answer = client.post("/v1/answers", json=body).json()
         assert answer["answer"] == "alpha"
         assert answer["adaptation"]["id"] == resource["id"]
         assert answer["adapted"]
@@ -172,7 +173,7 @@ def test_bad_input_names_the_field_and_leaves_nothing(
     [
         ({"query": "q"}, 422, "document"),
         ({"query": "q", "adaptation": "adapt-0"}, 404, "adaptation"),
-        ({"query": "q", "model": "adapt-0"}, 404, "adaptation"),
+        ({"query": "q", "model": "adapt-0"}, 404, "model"),
         ({"query": "q", "adaptation": "{id}", "document": "x"}, 422, "document"),
         ({"query": "q", "adaptation": "{id}", "adapt": {"steps": 1}}, 422, "adapt"),
         ({"query": "q", "adaptation": "{id}", "compare_base": True}, 422, "compare_base"),

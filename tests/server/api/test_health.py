@@ -137,17 +137,23 @@ def test_the_log_names_the_request_and_not_the_document(
     assert "private" not in caplog.text
 
 
-def test_a_crash_outside_the_engine_is_a_500_in_our_form(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_crash_outside_the_engine_is_an_internal_error(
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    streamed: bool,
 ) -> None:
     def broken(*_: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("refine_server.server.api.answers._work", broken)
-    response = client.post("/v1/answers", json=BODY)
-    assert response.status_code == 500
-    assert response.json()["error"]["code"] == "internal_error"
+    monkeypatch.setattr("refine_server.server.api.answers.AnswerEncoder.add", broken)
+    response = client.post("/v1/answers", json={**BODY, "stream": streamed})
+    assert response.status_code == (200 if streamed else 500)
+    assert '"code": "internal_error"' in response.text
+    assert "secret" not in response.text
     assert response.headers["x-request-id"]
+    assert "KeyError: 'secret'" in caplog.text
 
 
 def test_the_documentation_describes_the_errors(client: TestClient) -> None:

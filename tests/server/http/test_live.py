@@ -50,6 +50,61 @@ def test_a_client_that_leaves_a_stream_cancels_its_job_at_the_next_step(
     assert fake.turns == ["gone"]
 
 
+LEAVERS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/answers", {"query": "left"}),
+    ("/v1/completions", {"prompt": "left"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "left"}]}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), LEAVERS)
+def test_a_client_that_leaves_while_it_waits_for_an_adaptation_is_noticed(
+    live: Callable[..., str],
+    fake: Any,
+    wait_for: Callable[..., None],
+    path: str,
+    body: dict[str, Any],
+    stream: bool,
+) -> None:
+    fake.hold("kept")
+    url = live()
+    made = httpx.post(f"{url}/v1/adaptations", json={"document": "kept"}).json()["id"]
+    names = {"adaptation": made} if path == "/v1/answers" else {"model": made}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}{path}", json={**body, **names, "stream": stream}, timeout=0.2)
+    wait_for(lambda: f'endpoint="{path}",status="499"' in httpx.get(f"{url}/metrics").text)
+    fake.gate.set()
+    wait_for(lambda: fake.closed == ["kept"])  # the adaptation goes on, the question does not
+    assert "left" not in fake.turns
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), LEAVERS)
+def test_a_client_that_leaves_the_queue_gives_its_place_back(
+    live: Callable[..., str],
+    fake: Any,
+    wait_for: Callable[..., None],
+    path: str,
+    body: dict[str, Any],
+    stream: bool,
+) -> None:
+    fake.hold("held")
+    url = live(max_active=1)
+    thread = threading.Thread(target=lambda: ask(url, HELD))
+    thread.start()
+    wait_for(lambda: fake.turns == ["gone"])
+    document = {"document": "some words"} if path == "/v1/answers" else {}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}{path}", json={**body, **document, "stream": stream}, timeout=0.2)
+    wait_for(lambda: "refine_queue_depth 0.0" in httpx.get(f"{url}/metrics").text)
+    status = 200 if stream else 499  # a stream has begun
+    wait_for(lambda: f'endpoint="{path}",status="{status}"' in httpx.get(f"{url}/metrics").text)
+    fake.gate.set()
+    thread.join()
+    assert "left" not in fake.turns
+
+
 def test_a_full_queue_is_429_with_retry_after(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:

@@ -1,0 +1,142 @@
+"""Texts that are far over the limits, on every route that tokenises: refused after little work."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from refine_server.ttt.interface.requests import Limits
+
+BYTES = 3_900_000
+"""Of the text: what a request's body may have, less room for the rest."""
+
+ENGLISH = "The lighthouse keeper writes the weather into a blue book every evening at eight. "
+TEXTS = {
+    "spaces": "a" + " " * BYTES,
+    "English": ENGLISH * (BYTES // len(ENGLISH)),
+    "one letter": "a" * BYTES,
+    "emoji": "\U0001f980" * (BYTES // 4),
+    "Chinese": "\u6f22\u5b57\u4e2d\u6587" * (BYTES // 12),
+}
+
+HELLO = [{"role": "user", "content": "hello"}]
+FIRST: dict[str, Any] = {"json": {"prompt": "first"}, "timeout": 30}
+
+
+def prompts(text: str) -> list[str]:
+    """One oversized prompt behind a hundred short ones."""
+    return ["hello"] * 100 + [text]
+
+
+def turns(text: str) -> list[dict[str, str]]:
+    """A conversation of many turns, each within the limits, that is oversized as a whole."""
+    pieces = [text[at : at + 10_000] for at in range(0, len(text), 10_000)]
+    return [{"role": "user", "content": piece} for piece in pieces]
+
+
+ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
+    "document": ("/v1/answers", lambda t: {"document": t, "query": "who?"}, 413, "document"),
+    "query": ("/v1/answers", lambda t: {"document": "a log", "query": t}, 413, "query"),
+    "adaptation": ("/v1/adaptations", lambda t: {"document": t}, 413, "document"),
+    "prompt": ("/v1/completions", lambda t: {"prompt": t}, 400, "prompt"),
+    "prompts": ("/v1/completions", lambda t: {"prompt": prompts(t)}, 400, "prompt"),
+    "turns": ("/v1/chat/completions", lambda t: {"messages": turns(t)}, 400, "messages"),
+    "ttt": (
+        "/v1/chat/completions",
+        lambda t: {"messages": HELLO, "ttt": {"document": t}},
+        413,
+        "ttt.document",
+    ),
+    "tokenize": ("/tokenize", lambda t: {"prompt": t}, 400, "prompt"),
+    "tokenize turns": ("/tokenize", lambda t: {"messages": turns(t)}, 400, "messages"),
+}
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths, in characters, of all texts that tokenizers encode."""
+    lengths: list[int] = []
+    encode = PreTrainedTokenizerBase.__call__
+
+    def recording(tokenizer: Any, text: str, **options: Any) -> Any:
+        lengths.append(len(text))
+        return encode(tokenizer, text, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", recording)
+    return lengths
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
+    tiny_url: str, encoded: list[int], route: str, kind: str
+) -> None:
+    path, body_of, status, param = ROUTES[route]
+    content = json.dumps(body_of(TEXTS[kind]), ensure_ascii=False).encode()
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{tiny_url}{path}", content=content, headers=headers, timeout=30)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert "more than" in error["message"]
+    # tiny's tokens have 14 characters at most, and the longest text is refused by that alone.
+    assert sum(encoded) <= Limits().prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "second"}),
+        ("/v1/answers", {"document": "second", "query": "second"}),
+        ("/v1/adaptations", {"document": "second"}),
+        ("/v1/completions", {"prompt": "second"}),
+        ("/v1/chat/completions", {"messages": HELLO, "ttt": {"document": "second"}}),
+    ],
+)
+def test_a_text_of_a_client_that_left_is_not_encoded(
+    live: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for: Callable[..., None],
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    texts: list[str] = []
+    gate = threading.Event()
+    encode = PreTrainedTokenizerBase.__call__
+
+    def waiting(tokenizer: Any, text: str, **options: Any) -> Any:
+        texts.append(text)
+        assert text != "first" or gate.wait(20)
+        return encode(tokenizer, text, **options)
+
+    url = live()
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", waiting)
+    first = threading.Thread(target=httpx.post, args=(f"{url}/tokenize",), kwargs=FIRST)
+    first.start()
+    wait_for(lambda: "first" in texts)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}{path}", json=body, timeout=0.2)
+    wait_for(lambda: f'endpoint="{path}",status="499"' in httpx.get(f"{url}/metrics").text)
+    gate.set()
+    first.join()
+    assert httpx.post(f"{url}/tokenize", json={"prompt": "third"}).status_code == 200
+    assert "second" not in texts
+
+
+def test_a_text_that_fits_is_encoded_once(tiny_url: str, encoded: list[int]) -> None:
+    text = ENGLISH * 100
+    response = httpx.post(f"{tiny_url}/tokenize", json={"prompt": text})
+    assert response.status_code == 200
+    assert encoded == [len(text)]
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(36_864, 200), (36_865, 400)])
+def test_tokens_to_decode_are_bounded(tiny_url: str, tokens: int, status: int) -> None:
+    response = httpx.post(f"{tiny_url}/detokenize", json={"tokens": [5] * tokens})
+    assert response.status_code == status
+    if status == 400:
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("tokens", "context_length_exceeded")

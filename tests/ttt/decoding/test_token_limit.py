@@ -1,0 +1,171 @@
+"""Oversized texts are refused after little encoding; texts that fit are encoded as ever."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
+from refine_server.ttt.decoding.token_limit import TokenLimit
+from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.requests import Limits, Message
+from refine_server.ttt.models import load
+
+BYTES = 3_900_000
+"""The largest text that fits a request's body, with room for the rest."""
+
+ENGLISH = "The lighthouse keeper writes the weather into a blue book every evening at eight. "
+OVERSIZED = {
+    "spaces": " " * BYTES,
+    "newlines": "\n" * BYTES,
+    "English": ENGLISH * (BYTES // len(ENGLISH)),
+    "one letter": "a" * BYTES,
+    "emoji": "\U0001f980" * (BYTES // 4),
+    "Chinese": "\u6f22\u5b57\u4e2d\u6587" * (BYTES // 12),
+}
+
+FITTING = [
+    "x",
+    " ",
+    " " * 500,
+    ENGLISH * 40,
+    "a" * 3000,
+    "\U0001f980 \u6f22\u5b57 <|endoftext|> e\u0301 \r\n\t",
+    "<|endoftext|>" * 50,
+    "3.14159 " * 300,
+    "def f(x):\n    return x\n" * 100,
+]
+
+
+class CountingTokenizer:
+    """A tokenizer that records how many characters it encoded."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.characters = 0
+
+    def __call__(self, text: str, **options: bool) -> Any:
+        self.characters += len(text)
+        return self._tokenizer(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def byte_level_bpe(merged: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """Make a byte-level tokenizer without a word boundary, from its merges in order."""
+    tokens = [*BYTE_ALPHABET, *(left + right for left, right in merged)]
+    vocabulary = {token: id for id, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(models.BPE(vocabulary, merged))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def merges_to(token: str) -> list[tuple[str, str]]:
+    """Give the merges that make a token whose length is a power of two from its halves."""
+    if len(token) == 1:
+        return []
+    half = len(token) // 2
+    return [*merges_to(token[:half]), (token[:half], token[half:])]
+
+
+def indented() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token of 128 spaces, as large vocabularies have."""
+    (space,) = (character for character, byte in BYTE_ALPHABET.items() if byte == ord(" "))
+    return byte_level_bpe(merges_to(space * 128))
+
+
+@pytest.fixture(scope="module", params=["tiny", "indented"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return load("tiny").tokenizer if request.param == "tiny" else indented()
+
+
+ROUTES: dict[str, Callable[[PromptTemplate, str, Limits], object]] = {
+    "document": lambda template, text, limits: template.encode_document(text, limits),
+    "query": lambda template, text, limits: template.encode_query(text, limits),
+    "prompt": lambda template, text, limits: template.encode_prompt(text, limits),
+    "message": lambda template, text, limits: template.encode_messages(
+        [Message("user", text)], limits
+    ),
+    "many messages": lambda template, text, limits: template.encode_messages(
+        [Message("user", text[at : at + 4000]) for at in range(0, len(text), 4000)], limits
+    ),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("kind", OVERSIZED)
+def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
+    tokenizer: Any, route: str, kind: str
+) -> None:
+    counting = CountingTokenizer(tokenizer)
+    template = PromptTemplate(counting)
+    limits = Limits(document_tokens=16_384)
+    counting.characters = 0
+    with pytest.raises(RequestError, match=r"more than \d+ tokens") as refused:
+        ROUTES[route](template, OVERSIZED[kind], limits)
+    assert refused.value.code in ("document_too_long", "query_too_long", "context_length_exceeded")
+    # The limit's tokens at this text's density, and one piece more.
+    longest = template._token_limit.longest_token
+    per_token = {"spaces": longest, "English": 4}.get(kind, 1)
+    assert counting.characters <= 2 * max(limits.prompt_tokens, 2 * longest**2) * per_token
+
+
+@pytest.mark.parametrize("text", FITTING)
+def test_texts_that_fit_are_encoded_as_the_tokenizer_does(tokenizer: Any, text: str) -> None:
+    template = PromptTemplate(tokenizer, "{document}{query}")
+    plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    exact = Limits(document_tokens=len(plain), query_tokens=len(plain))
+    assert template.encode_document(text, exact).document == plain
+    assert template.encode_query(text, exact) == plain
+    whole = tokenizer(text)["input_ids"]
+    assert template.encode_prompt(text, Limits(len(whole), 0)) == whole
+    short = Limits(document_tokens=len(plain) - 1)
+    with pytest.raises(RequestError, match=rf"tokens; at most {len(plain) - 1} are"):
+        template.encode_document(text, short)
+
+
+def test_a_text_in_pieces_is_encoded_as_the_tokenizer_does(tokenizer: Any) -> None:
+    text = "".join(FITTING) * 20
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    limit = Limits(document_tokens=len(ids))
+    assert PromptTemplate(tokenizer).encode_document(text, limit).document == ids
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_text_within_the_limit_is_refused(seed: int) -> None:
+    """Whatever the merges: pieces have other tokens than the whole, at most by the allowance."""
+    rng = random.Random(seed)
+    tokens, merges = ["a", "b", "c"], []
+    for _ in range(rng.randrange(2, 14)):
+        pair = rng.choice(tokens), rng.choice(tokens)
+        if len("".join(pair)) <= 9 and pair not in merges:
+            merges.append(pair)
+            tokens.append("".join(pair))
+    tokenizer = byte_level_bpe(merges)
+    token_limit = TokenLimit(tokenizer)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    for _ in range(20):
+        pattern = "".join(rng.choices("abc", weights=[rng.random() for _ in "abc"], k=50))
+        text = (pattern[: rng.randrange(1, 50)] * 4000)[: rng.randrange(1, 4000)]
+        assert not token_limit.is_exceeded([text], count(text), count)
+        assert not token_limit.is_exceeded([text[:100], text[100:]], count(text) + 1, count)
+
+
+@pytest.mark.parametrize("repeats", [1, 100_000])
+def test_tokenizers_that_drop_characters_are_not_judged_by_characters(repeats: int) -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.normalizer = normalizers.Strip()
+    template = PromptTemplate(PreTrainedTokenizerFast(tokenizer_object=backend))
+    text = " " * repeats + "a" + " " * repeats
+    assert template.encode_document(text, Limits(document_tokens=1)).document == [0]
+    with pytest.raises(RequestError, match="more than 10 tokens"):
+        template.encode_document("a " * 1000 * repeats, Limits(document_tokens=10))

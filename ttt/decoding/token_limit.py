@@ -1,0 +1,77 @@
+"""Whether a text exceeds a limit of tokens, found out without encoding all of it."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
+
+KEEPING_PRE_TOKENIZERS = {b"Sequence", b"Split", b"Digits", b"Punctuation", b"ByteLevel"}
+"""Kinds of pre-tokenizers that only cut texts, as long as nothing cut out is removed."""
+
+
+class TokenLimit:
+    """Recognises oversized texts by their characters, or else by encoding them in pieces.
+
+    A text within the limit is never called oversized. One that is a little over it may be missed,
+    so that the tokens of the whole are still to be counted.
+
+    Args:
+        tokenizer: a tokenizer of ``transformers``.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        vocabulary = tokenizer.get_vocab()
+        # Byte-level tokens are spelled with one character a byte, so no token has more characters.
+        self.longest_token = max(map(len, vocabulary), default=1)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._keeps_bytes = backend is not None and _keeps_bytes(backend, vocabulary)
+        # So many characters have at least twice as many tokens as a cut is allowed for.
+        self._shortest_piece = 2 * self.longest_token**2
+
+    def is_exceeded(
+        self, texts: Sequence[str], limit: int, count_tokens: Callable[[str], int]
+    ) -> bool:
+        """Return whether texts have, for certain, more than ``limit`` tokens together.
+
+        Args:
+            texts: the texts; one that is no longer than a piece is not encoded here.
+            limit: number of tokens.
+            count_tokens: encodes a piece of a text and returns the number of its tokens.
+        """
+        characters = sum(map(len, texts))
+        if self._keeps_bytes and characters > limit * self.longest_token:
+            return True
+        length = max(limit, self._shortest_piece)
+        if characters <= length:
+            return False
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text), length):
+                # A cut may part one token into single characters, which the whole does not have.
+                allowance = self.longest_token if start else 0
+                tokens += max(count_tokens(text[start : start + length]) - allowance, 0)
+                if tokens > limit:
+                    return True
+        return False
+
+
+def _keeps_bytes(backend: Any, vocabulary: dict[str, int]) -> bool:
+    """Return whether every byte of a text is part of one of its tokens.
+
+    That holds for byte-level BPE without a normalizer. Other tokenizers may drop or merge
+    characters: a run of spaces, or characters that are not in the vocabulary.
+    """
+    if backend.normalizer is not None or backend.pre_tokenizer is None:
+        return False
+    pre_tokenizer = backend.pre_tokenizer.__getstate__()
+    kinds = set(re.findall(rb'"type":"(\w+)"', pre_tokenizer))
+    added = backend.get_added_tokens_decoder().values()
+    return (
+        type(backend.model).__name__ == "BPE"
+        and b"ByteLevel" in kinds
+        and kinds <= KEEPING_PRE_TOKENIZERS
+        and b'"Removed"' not in pre_tokenizer
+        and not any(token.lstrip or token.rstrip for token in added)
+        and BYTE_ALPHABET.keys() <= vocabulary.keys()
+    )
