@@ -13,9 +13,10 @@ from refine_server.ttt.decoding.decode import DecodeStep
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.refine.loop import AdaptStep, Loop
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.naive import naive_gradient
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 
 Points = Mapping[int, float]
 """Seconds, by what is on the x axis."""
@@ -92,18 +93,18 @@ class CostBench:
         return {n: {x: s for (name, x), s in seconds.items() if name == n} for n in names}
 
     def _step(self, ids: torch.Tensor, config: AdaptConfig) -> Callable[[], object]:
-        loop = self._loop(ids, config)
-        return lambda: loop.step(1)
+        step = AdaptStep(self._run(ids, config), 1)
+        return lambda: AdaptStep.run_batch([step])
 
     def _naive(self, ids: torch.Tensor, config: AdaptConfig) -> Callable[[], object]:
-        fast = self._fast().requires_grad_()
-        rows = Reading(self.model, ids, fast, positions=config.chunks)
-        generator = torch.Generator().manual_seed(0)
-        return lambda: naive_gradient(self.model, rows, fast, config, generator)
+        fast = self._fast()
+        rows = Rows(self.model, ids, fast, positions=config.chunks)
+        inputs = StepInputs.of(rows, fast, config)
+        return lambda: naive_gradient(inputs)
 
     def _batch(self, requests: int, tokens: int) -> Callable[[], object]:
-        loops = [self._loop(self._ids(tokens), self.config) for _ in range(requests)]
-        return lambda: AdaptStep.run_batch([AdaptStep(loop, 1) for loop in loops])
+        runs = [self._run(self._ids(tokens), self.config) for _ in range(requests)]
+        return lambda: AdaptStep.run_batch([AdaptStep(run, 1) for run in runs])
 
     def _tokens(self, requests: int, tokens: int) -> Callable[[], object]:
         """Decode ``TOKENS`` for each of some requests, from states after documents of T tokens."""
@@ -118,11 +119,10 @@ class CostBench:
 
         return decode
 
-    def _loop(self, ids: torch.Tensor, config: AdaptConfig) -> Loop:
+    def _run(self, ids: torch.Tensor, config: AdaptConfig) -> AdaptationRun:
         fast = self._fast()
-        return Loop(
-            self.model, Reading(self.model, ids, fast, positions=config.chunks), fast, config
-        )
+        rows = Rows(self.model, ids, fast, positions=config.chunks)
+        return AdaptationRun.of(rows, fast, config)
 
     def _fast(self) -> FastWeights:
         return self.model.new_fast_weights(self.config.targets, self.config.rank, self.config.seed)

@@ -10,8 +10,8 @@ import torch
 
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
 
 KIB = 1024
 
@@ -56,10 +56,10 @@ def measure(name: str, tokens: int, budget: int | None) -> dict[str, float]:
     ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=generator)
     before = _peak()
     fast = model.new_fast_weights(config.targets, config.rank, config.seed)
-    document = Reading(model, ids, fast, positions=config.chunks)
-    report, _ = Loop(model, document, fast, config).step(1)
-    assert report is not None  # nobody judges the first step
-    return {"before": before, "peak": _peak(), "seconds": report.seconds}
+    document = Rows(model, ids, fast, positions=config.chunks)
+    [outcome] = AdaptStep.run_batch([AdaptStep(AdaptationRun.of(document, fast, config), 1)])
+    assert isinstance(outcome, StepDone)
+    return {"before": before, "peak": _peak(), "seconds": outcome.report.seconds}
 
 
 def _peak() -> int:

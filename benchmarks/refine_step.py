@@ -12,11 +12,13 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, build, load
 from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.loss import Drawn
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import step_losses
 from refine_server.ttt.refine.naive import naive_gradient
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.rollouts import Rollouts
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 
 
 class StepBench:
@@ -58,15 +60,15 @@ class StepBench:
         what needs it is None.
         """
         naive_repeats = repeats if naive_repeats is None else min(naive_repeats, repeats)
-        ours = self._loop("refine")
-        loss = ours.loss()  # also warms the path up
+        ours, ntp = self._step("refine"), self._step("ntp")
+        [loss] = step_losses([ours.run.inputs])  # also warms the path up
         loss.total.backward()
-        gradient = {name: _grad(ours.fast[name]) for name in ours.fast}
-        ntp, naive = self._loop("ntp"), _Naive(self, loss.drawn)
+        gradient = {name: _grad(ours.run.fast[name]) for name in ours.run.fast}
+        naive = _Naive(self, loss.rollouts)
         sides: dict[str, Callable[[], object]] = {
-            "ours": lambda: ours.step(1),
+            "ours": lambda: AdaptStep.run_batch([ours]),
             "naive": naive.step,
-            "ntp": lambda: ntp.step(1),
+            "ntp": lambda: AdaptStep.run_batch([ntp]),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for turn in range(repeats):
@@ -106,36 +108,32 @@ class StepBench:
             tensor += 0.02 * torch.randn(tensor.shape, generator=generator).to(tensor)
         return fast
 
-    def document(self, fast: FastWeights) -> Reading:
-        """The document as a reading under ``fast``."""
-        return Reading(self.model, self.ids, fast, positions=self.config.chunks)
+    def document(self, fast: FastWeights) -> Rows:
+        """The document as rows for ``fast``."""
+        return Rows(self.model, self.ids, fast, positions=self.config.chunks)
 
-    def _loop(self, objective: str) -> Loop:
+    def _step(self, objective: str) -> AdaptStep:
         fast = self.fresh()
         config = self.config.model_copy(update={"objective": objective})
-        return Loop(self.model, self.document(fast), fast, config)
+        return AdaptStep(AdaptationRun.of(self.document(fast), fast, config), 1)
 
 
 class _Naive:
-    """The naive side's steps; the first is for the positions and tokens that our side had drawn."""
+    """The naive side's steps; the first is for the positions and tokens of our side's rollouts."""
 
-    def __init__(self, bench: StepBench, drawn: Drawn | None) -> None:
-        self.bench, self.drawn = bench, drawn
-        self.fast = bench.fresh().requires_grad_()
-        self.rows = bench.document(self.fast)
-        self.optimizer = FastWeightOptimizer(bench.config, self.fast)
-        self.generator = torch.Generator().manual_seed(bench.config.seed)
+    def __init__(self, bench: StepBench, rollouts: Rollouts | None) -> None:
+        self.bench, self.rollouts = bench, rollouts
+        fast = bench.fresh()
+        self.inputs = StepInputs.of(bench.document(fast), fast, bench.config)
+        self.optimizer = FastWeightOptimizer(bench.config, fast)
         self.first_gradient: dict[str, Tensor] = {}
 
     def step(self) -> None:
         """Gradient by re-reading every prefix, and the update."""
-        bench = self.bench
-        gradient, _ = naive_gradient(
-            bench.model, self.rows, self.fast, bench.config, self.generator, self.drawn
-        )
+        gradient, _ = naive_gradient(self.inputs, self.rollouts)
         self.first_gradient = self.first_gradient or gradient
-        self.drawn = None
-        self.optimizer.step(torch.ones((), dtype=torch.bool, device=bench.ids.device))
+        self.rollouts = None
+        self.optimizer.step(torch.ones((), dtype=torch.bool, device=self.bench.ids.device))
 
 
 def _median(values: Iterable[float]) -> float | None:

@@ -3,10 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from refine_server.ttt.interface.errors import IsolationError
@@ -34,9 +32,6 @@ class FastWeights:
         sizes = {t.shape[0] for t in self.tensors.values()}
         if len(sizes) > 1:
             raise ValueError(f"fast weights disagree on the number of requests: {sorted(sizes)}")
-
-    def __bool__(self) -> bool:
-        return bool(self.tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -91,6 +86,11 @@ class FastWeights:
         return joint_a, joint_b
 
     @property
+    def is_base(self) -> bool:
+        """Whether there are none: the model is used as it was loaded."""
+        return not self.tensors
+
+    @property
     def requests(self) -> int:
         """How many requests' copies are stacked here."""
         return next(iter(self.tensors.values())).shape[0] if self.tensors else 1
@@ -116,7 +116,7 @@ class FastWeights:
 
     def require_owner(self, owner: str) -> None:
         """Raise IsolationError when this is somebody's copy and not the given owner's."""
-        if self and self.owner != owner:
+        if not self.is_base and self.owner != owner:
             raise IsolationError(f"fast weights of {self.owner!r} were asked for by {owner!r}")
 
     def parameters(self) -> list[Tensor]:
@@ -191,15 +191,6 @@ class FastWeights:
                 if t is not None:
                     stacked[row].narrow(axis - 1, 0, t.shape[axis]).copy_(t[0])
         return FastWeights(tensors)
-
-    def save(self, path: Path | str) -> None:
-        """Write the tensors as safetensors."""
-        save_file({name: t.detach().contiguous() for name, t in self.tensors.items()}, path)
-
-    @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> "FastWeights":
-        """Read what ``save`` wrote."""
-        return cls(load_file(path, device=device))
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
         return FastWeights({name: fn(t) for name, t in self.tensors.items()}, self.owner)

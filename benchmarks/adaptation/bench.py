@@ -18,12 +18,13 @@ from refine_server.benchmarks.rows import read_rows
 from refine_server.ttt.batching import run
 from refine_server.ttt.decoding.decoder import decode
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.answer import new_fast_weights, read_document
-from refine_server.ttt.refine.loop import Adapted, adapt
-from refine_server.ttt.refine.rows import Asked
+from refine_server.ttt.refine.inputs.spans import QueryContext
+from refine_server.ttt.refine.loop import adapt
 
 T = TypeVar("T")
 
@@ -133,7 +134,9 @@ class AdaptationBench:
             report.guard,
         )
 
-    def _adapt(self, item: Item, objective: Objective, question: Question | None = None) -> Adapted:
+    def _adapt(
+        self, item: Item, objective: Objective, question: Question | None = None
+    ) -> AdaptedDocument:
         """Adapt to an item's document, for one question if its spans are chosen by it.
 
         The instruction before the document is read, but neither learned nor chosen.
@@ -141,18 +144,21 @@ class AdaptationBench:
         config = self.config.model_copy(update={"objective": objective})
         template, limits = self.template, Limits()
         prompt = template.encode_document(item.context, limits)
-        about, asked = None, None
+        about, context = None, None
         if question is not None:
             query = template.encode_query(question.query, limits)
-            about, asked = question.about, Asked(question.about, prompt.header, query)
+            about = question.about
+            context = QueryContext(text=about, header=prompt.header, query=query)
         request = AdaptRequest(item.context, config, query=about)
         header = prompt.header + self.tokenizer.encode(item.before)
         whole = DocumentPrompt(header, prompt.document)
         fast = new_fast_weights(self.model, request)
         document = read_document(self.model, whole, request, fast)
-        return run(adapt(self.model, document, fast, config, asked=asked))
+        return run(adapt(document, fast, config, query=context))
 
-    def _answer(self, adapted: Adapted, item: Item, question: Question, regime: Regime) -> str:
+    def _answer(
+        self, adapted: AdaptedDocument, item: Item, question: Question, regime: Regime
+    ) -> str:
         query = self.template.encode_query(question.query, Limits())
         state = adapted.state
         if regime != "context":

@@ -23,7 +23,8 @@ from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.refine import loop, rows
+from refine_server.ttt.refine import loop
+from refine_server.ttt.refine.inputs import spans
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +188,14 @@ def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None
     )
     bench = AdaptationBench(tiny, settings, ("context",), 128)
     learned = []
-    original = rows.answer_reading
+    original = spans.answer_rows
 
-    def answer_reading(*arguments):
+    def answer_rows(*arguments):
         rows = original(*arguments)
         learned.append(tiny.tokenizer.decode(rows.input_ids[0].tolist()))
         return rows
 
-    monkeypatch.setattr(loop, "answer_reading", answer_reading)
+    monkeypatch.setattr(loop, "answer_rows", answer_rows)
     bench.measure(item, "ntp")
     [row] = learned
     assert row.count("harbour code is amber") == 1

@@ -12,10 +12,9 @@ from refine_server.ttt.interface.errors import DamagedError, IsolationError
 from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import load
-from refine_server.ttt.models.state import compact
 from refine_server.ttt.programs.start import perform
+from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import adapt
-from refine_server.ttt.refine.rows import Reading
 
 CPU = torch.device("cpu")
 TEXT = "The harbour code is amber. It rained until late. The castle animal is falcon. " * 3
@@ -24,11 +23,8 @@ TEXT = "The harbour code is amber. It rained until late. The castle animal is fa
 def adapted(model, ids, owner: str = "a") -> AdaptedDocument:
     fast = model.new_fast_weights("fast_weights", 4, 0)
     fast.owner = owner
-    rows = Reading(model, ids, fast, positions=2)
-    result = run(adapt(model, rows, fast, AdaptConfig(steps=2)))
-    state, hidden = compact(result.state), compact(result.hidden)
-    tokens = ids.shape[1]
-    return AdaptedDocument(owner, result.fast_weights, state, hidden, result.report, tokens)
+    document = Rows(model, ids, fast, positions=2)
+    return run(adapt(document, fast, AdaptConfig(steps=2), owner=owner))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""Deltas of modules with one input, joined into one."""
+"""Fast weights of several requests, and deltas of modules with one input joined into one."""
 
+import pytest
 import torch
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
@@ -55,3 +56,25 @@ def test_what_is_made_of_a_detached_copy_ends_with_it() -> None:
     fast = deltas()
     copy = fast.detach()
     assert copy.joint_delta(MODULES, SIZES) is not fast.joint_delta(MODULES, SIZES)
+
+
+def test_fast_weights_are_cloned_stacked_and_selected() -> None:
+    a = FastWeights({"m.layers.2.x.lora_a": torch.randn(1, 3), "m.layers.5.y": torch.randn(1, 2)})
+    b = a.clone()
+    b["m.layers.5.y"].add_(1)
+    assert not torch.equal(a["m.layers.5.y"], b["m.layers.5.y"])
+    both = FastWeights.stack([a, b])
+    assert (both.requests, both.nbytes, a.first_layer) == (2, 40, 2)
+    assert torch.equal(both.select(1)["m.layers.5.y"], b["m.layers.5.y"])
+
+
+def test_only_the_base_weights_are_none() -> None:
+    assert BASE.is_base
+    assert not deltas().is_base
+
+
+def test_fast_weights_refuse_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="number of requests"):
+        FastWeights({"a": torch.zeros(1, 2), "b": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="same names"):
+        FastWeights.stack([FastWeights({"a": torch.zeros(1)}), FastWeights({"b": torch.zeros(1)})])

@@ -199,7 +199,7 @@ class CausalLM(nn.Module, ABC):
 
     def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
         """The part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
-        first = fast.first_layer if fast else self.num_layers
+        first = self.num_layers if fast.is_base else fast.first_layer
         if first is None:
             return Frozen(input_ids, None, (), 0)
         position, states = self._begin(input_ids, state, 0, first)

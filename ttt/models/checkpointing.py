@@ -85,7 +85,7 @@ def _segment_tokens(model: "CausalLM", x: Tensor, fast: FastWeights, first: int)
     """The longest segment within the budget, in whole kernel chunks; all of x if that fits."""
     R, T, _ = x.shape
     budget = model.activation_budget
-    wanted = torch.is_grad_enabled() and bool(fast) and model.joins_segments
+    wanted = torch.is_grad_enabled() and not fast.is_base and model.joins_segments
     if budget is None or not wanted or T <= PROBE_TOKENS:
         return T
     tokens = int(budget / (R * activation_bytes(model, x, fast, first)))

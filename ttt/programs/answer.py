@@ -27,10 +27,10 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.reports import Timings, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import compact
 from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, EncodedAsk
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
-from refine_server.ttt.refine.rows import Asked, Reading
 
 Emit = Callable[[Event], None]
 """Receives a program's events while it runs."""
@@ -43,11 +43,11 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
     request = work.request
     query = None
     if request.query is not None and work.query is not None:
-        query = Asked(request.query, work.prompt.header, work.query)
+        query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
     clock = Clock()
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill")))
-    adapted = await _adapt(model, document, fast, work, emit, should_stop, query)
+    adapted = await _adapt(document, fast, work, emit, should_stop, query)
     emit(DocumentAdapted(adapted))
 
 
@@ -82,14 +82,14 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
 
     base_answer = None
     if request.compare_base:
-        state = document.base_end[1]
+        state = document.base_end.state
         base = await decode(model, work.query, state, BASE, request.sampling, document=known)
         base_answer = base.text
         clock.lap("base")
         emit(BaseAnswered(base_answer))
 
-    query = Asked(request.query, work.prompt.header, work.query)
-    adapted = await _adapt(model, document, fast, work, emit, should_stop, query)
+    query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
+    adapted = await _adapt(document, fast, work, emit, should_stop, query)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer
 
@@ -137,13 +137,13 @@ class Clock:
 
 async def _prefill(
     model: CausalLM, prompt: DocumentPrompt, request: AdaptRequest | AnswerRequest
-) -> tuple[FastWeights, Reading]:
+) -> tuple[FastWeights, Rows]:
     """Make the request's copy of the fast weights and read the layers that it does not change."""
     is_base_needed = request.adapt.objective == "none" or (
         isinstance(request, AnswerRequest) and request.compare_base
     )
 
-    def prefill() -> tuple[FastWeights, Reading]:
+    def prefill() -> tuple[FastWeights, Rows]:
         fast = new_fast_weights(model, request)
         document = read_document(model, prompt, request, fast)
         if is_base_needed:
@@ -168,41 +168,33 @@ def read_document(
     prompt: DocumentPrompt,
     request: AdaptRequest | AnswerRequest,
     fast: FastWeights,
-) -> Reading:
+) -> Rows:
     """Prepare the prompt up to the end of the document, with its frozen layers computed."""
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
-    first = len(prompt.header)
-    return Reading(model, ids, fast, first=first, positions=request.adapt.chunks)
+    context = len(prompt.header)
+    return Rows(model, ids, fast, context_tokens=context, positions=request.adapt.chunks)
 
 
 async def _adapt(
-    model: CausalLM,
-    document: Reading,
+    document: Rows,
     fast: FastWeights,
     work: EncodedAdapt | EncodedAnswer,
     emit: Emit,
     should_stop: ShouldStop,
-    query: Asked | None,
+    query: QueryContext | None,
 ) -> AdaptedDocument:
     began = time.monotonic()
-    result = await refine(
-        model,
+    adapted = await refine(
         document,
         fast,
         work.request.adapt,
+        owner=work.request.owner,
+        query=query,
         on_step=lambda report: emit(AdaptationStep(report)),
         should_stop=should_stop,
-        asked=query,
     )
-    emit(AdaptationEnded(result.report, time.monotonic() - began))
-    return AdaptedDocument(
-        owner=work.request.owner,
-        fast_weights=result.fast_weights,
-        state=compact(result.state),  # it may be kept for long
-        hidden=compact(result.hidden),
-        report=result.report,
-        document_tokens=work.tokens,
-    )
+    emit(AdaptationEnded(adapted.report, time.monotonic() - began))
+    return adapted
 
 
 def _answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:

@@ -1,104 +1,111 @@
-"""The REFINE step as the paper's code does it: every rollout re-reads its prefix from token 0.
+"""The REFINE step as the paper's code computes it: every rollout reads its prefix from token 0.
 
-It exists to be compared with: ``refine.Loop`` must give the same gradient, and the benchmark says
-how much sooner. Selection, rewards, advantages and losses are shared; reading is not.
+It exists to be compared with: ``loss`` must give the same gradient, and a benchmark measures how
+much sooner. The stages are those of ``loss``, and so are the functions that select, reward and
+weigh; what differs is that there are no branches, so each stage is a loop over whole prefixes.
 """
 
 import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.refine.loss import Drawn, draw
-from refine_server.ttt.refine.rollouts import beside, sample
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Prefix, continuations
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.positions import select_starts
+from refine_server.ttt.refine.rollouts import Policy, Rollouts, interleave, rollout_noise
 
 
 def naive_gradient(
-    model: CausalLM,
-    rows: Reading,
-    fast: FastWeights,
-    config: AdaptConfig,
-    generator: torch.Generator,
-    drawn: Drawn | None = None,
+    request: StepInputs, rollouts: Rollouts | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradient of the REFINE loss with respect to ``fast``, and the branches' tokens [N, k].
+    """Compute the gradient of one request's REFINE loss with respect to its fast weights.
 
-    With ``drawn`` it is the gradient for those positions and tokens, whatever is drawn here: where
-    many tokens are about equally likely, rounding alone makes two readings draw another one.
+    With N rollouts it costs 1 forward for the entropies, N prefix forwards for the rollouts, N for
+    the old log-probabilities, 1 forward and backward for the next-token loss, and N prefix forwards
+    and backwards for GRPO.
 
-    Costs, with N = positions · branches of each: 1 forward for entropies, a prefix prefill for
-    every rollout, N prefix forwards for old log-probabilities, 1 forward-backward for the
-    next-token loss and N prefix forward-backwards for GRPO. ``rows`` must be a whole document
-    ([1, T]) or spans, with the next-token loss on the same rows, and kl_coef 0.
+    Args:
+        request: both terms read the same rows, and there is no KL term.
+        rollouts: take these positions and tokens instead of those that are drawn here. Where many
+            tokens are about equally likely, rounding alone lets two forwards draw different ones.
+
+    Returns:
+        The gradient by name, like the fast weights, and the rollouts' tokens [N, k].
     """
-    leaves = fast.requires_grad_()
-    with torch.no_grad():
-        document_hidden = model(rows.input_ids, None, leaves).hidden
-        stats = rows.stats(document_hidden, leaves)
-    starts, noise = draw(rows, stats, config, generator)
-    if drawn is not None:
-        starts = drawn.starts
-    sampled = _prefixes(rows.input_ids, starts, config.rollouts)
-    tokens = torch.cat(
-        [_roll_out(model, p, leaves, noise[i : i + 1], config) for i, p in enumerate(sampled)]
-    )
-    if config.demonstration:
-        tokens = beside(tokens, rows.continuations(starts, config.rollout_tokens))
-    if drawn is not None:
-        tokens = drawn.tokens
-    prefixes = _prefixes(rows.input_ids, starts, config.group)
-    old, hidden = [], []
-    with torch.no_grad():
-        for prefix, own in zip(prefixes, tokens, strict=True):
-            log_prob, h = _read(model, prefix, own, leaves, config)
-            old.append(log_prob)
-            hidden.append(h)
-    _, advantages = dispatch.rollout_reward(
-        config.reward, tokens, torch.cat(hidden), rows.input_ids, document_hidden, starts
-    )
+    rows, config, fast = request.rollout_rows, request.config, request.fast
+    policy = Policy(request.model, fast, config.rollout_temperature)
 
-    for tensor in leaves.parameters():
+    # Trunk and token statistics: one forward over the document, for the entropies.
+    with torch.no_grad():
+        document_hidden = request.model(rows.input_ids, None, fast).hidden  # [S, T, D]
+        stats = rows.token_stats(document_hidden, fast)  # [S, T - first]
+
+    # Positions (section 3.1).
+    starts = select_starts(request, stats)  # [S, G]
+    noise = rollout_noise(request, starts)  # [S G n, k]
+    if rollouts is not None:
+        starts = rollouts.starts
+
+    # Rollouts (section 3.2): every prefix is read again for each.
+    prefixes = _prefixes(rows.input_ids, starts, config.rollouts)
+    sampled = [_sample(policy, p, noise[i : i + 1]) for i, p in enumerate(prefixes)]
+    tokens = torch.cat(sampled)  # [S G n, k]
+    if config.demonstration:
+        references = continuations(rows.input_ids, starts, config.rollout_tokens)
+        tokens = interleave(tokens, references)  # [N, k]
+    if rollouts is not None:
+        tokens = rollouts.tokens
+
+    # Log-probabilities under the sampling policy: every prefix is read again with its rollout.
+    prefixes = _prefixes(rows.input_ids, starts, config.group)
+    with torch.no_grad():
+        old = [_score(policy, p, t) for p, t in zip(prefixes, tokens, strict=True)]
+    hidden = torch.cat([h for _, h in old])  # [N, k, D]
+
+    # Rewards and advantages (sections 3.3 and 3.4).
+    _, advantages = dispatch.rollout_reward(
+        config.reward, tokens, hidden, rows.input_ids, document_hidden, starts
+    )  # [N]
+
+    # Loss (section 3.4), one term after the other: only one forward's graph is alive at a time.
+    for tensor in fast.parameters():
         tensor.grad = None
-    ntp = rows.stats(model(rows.input_ids, None, leaves).hidden, leaves).loss
+    ntp = rows.token_stats(request.model(rows.input_ids, None, fast).hidden, fast).ntp_loss
     (config.ntp_coef * ntp).backward()
     for i, prefix in enumerate(prefixes):
-        log_prob, _ = _read(model, prefix, tokens[i], leaves, config)
-        term, _ = dispatch.grpo_loss(log_prob, old[i], advantages[i : i + 1])
-        (config.grpo_coef * term / len(prefixes)).backward()
-    gradient = {n: _grad(leaves[n]) for n in leaves}
-    return gradient, tokens
+        log_prob, _ = _score(policy, prefix, tokens[i])  # [1, k]
+        grpo, _ = dispatch.grpo_loss(log_prob, old[i][0], advantages[i : i + 1])
+        (config.grpo_coef * grpo / len(prefixes)).backward()
+    return {name: _grad(fast[name]) for name in fast}, tokens
 
 
-def _prefixes(input_ids: Tensor, starts: Tensor, branches: int) -> list[Tensor]:
-    """The tokens before each branch, [1, s] each, once for every branch."""
+def _prefixes(input_ids: Tensor, starts: Tensor, rollouts: int) -> list[Tensor]:
+    """Cut the prefix [1, s] out of its row for each of so many rollouts at starts [S, G]."""
     return [
-        input_ids[r : r + 1, : int(s)]
-        for r, row in enumerate(starts)
-        for s in row
-        for _ in range(branches)
+        input_ids[row : row + 1, : int(start)]
+        for row, own in enumerate(starts)
+        for start in own
+        for _ in range(rollouts)
     ]
 
 
-def _roll_out(
-    model: CausalLM, prefix: Tensor, fast: FastWeights, noise: Tensor, config: AdaptConfig
-) -> Tensor:
-    with torch.no_grad():
-        read = model(prefix, None, fast)
-        temperature = config.rollout_temperature
-        return sample(model, read.hidden[:, -1], read.state, fast, noise, temperature).tokens
+@torch.no_grad()
+def _sample(policy: Policy, prefix: Tensor, noise: Tensor) -> Tensor:
+    """Read a prefix [1, s] from token 0 and continue it: noise [1, k] -> tokens [1, k]."""
+    read = policy.model(prefix, None, policy.fast)
+    return policy.sample(Prefix(read.hidden[:, -1], read.state), noise)[0]
 
 
-def _read(
-    model: CausalLM, prefix: Tensor, tokens: Tensor, fast: FastWeights, config: AdaptConfig
-) -> tuple[Tensor, Tensor]:
-    """Read prefix and rollout from token 0: log-probabilities [1, k] and hidden [1, k, D]."""
+def _score(policy: Policy, prefix: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Read a prefix [1, s] and its rollout [k] from token 0.
+
+    Returns:
+        Log-probabilities [1, k] and hidden states [1, k, D] of the rollout's tokens.
+    """
     k = tokens.shape[0]
-    hidden = model(torch.cat([prefix, tokens[None]], dim=1), None, fast).hidden
-    log_prob, _ = model.token_stats(
-        hidden[:, -k - 1 : -1], tokens[None], fast, config.rollout_temperature
+    hidden = policy.model(torch.cat([prefix, tokens[None]], dim=1), None, policy.fast).hidden
+    log_prob, _ = policy.model.token_stats(
+        hidden[:, -k - 1 : -1], tokens[None], policy.fast, policy.temperature
     )
     return log_prob, hidden[:, -k:]
 

@@ -1,4 +1,4 @@
-"""The optimiser over a request's own fast weights."""
+"""The optimiser of requests' own fast weights."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from refine_server.ttt.interface.config import AdaptConfig
 
 
 class FastWeightOptimizer:
-    """AdamW or SGD, gradients clipped by norm, over R requests' fast weights; in place."""
+    """AdamW or SGD over R requests' fast weights, in place, with gradients clipped by norm.
+
+    Args:
+        config: tells the rule, the learning rate and the largest norm.
+        fast: [R, ...], leaves that require a gradient.
+    """
 
     def __init__(self, config: AdaptConfig, fast: FastWeights) -> None:
         self.rule = config.optimizer
@@ -23,15 +28,18 @@ class FastWeightOptimizer:
         )
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+        """Drop the gradients of the last step."""
         for param in self.params:
             param.grad = None
 
     def step(self, active: Tensor) -> Tensor:
-        """Step the requests that are active ([R] or []) and whose gradient is finite.
+        """Make one step for each request that is active and whose gradient is finite.
+
+        Args:
+            active: [R], or [] for all requests alike.
 
         Returns:
-            [R] norms of the gradients before clipping.
+            [R], the norm of each request's gradient before clipping.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         norm, _ = dispatch.fast_weight_optim(

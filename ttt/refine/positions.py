@@ -4,11 +4,28 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.select_positions import smooth
 from refine_server.ttt.interface.config import Selection
+from refine_server.ttt.refine.inputs.rows import TokenStats
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 
-SPAN_POOL = 5
-"""Tokens over which scores are averaged before spans are chosen."""
+
+def select_starts(request: StepInputs, stats: TokenStats) -> Tensor:
+    """Select where a request's rollouts start: [S, G], counted in its rows' ``input_ids``.
+
+    Args:
+        request: its generator decides.
+        stats: of its S rows, under the policy that will be rolled out.
+    """
+    config, rows = request.config, request.rollout_rows
+    positions = select_positions(
+        stats.entropy,
+        -stats.log_prob.detach(),
+        config.selection,
+        chunks=rows.positions,
+        kernel=config.rollout_tokens,
+        generator=request.generator,
+    )
+    return rows.rollout_starts(positions, config.rollout_tokens)
 
 
 def select_positions(
@@ -20,25 +37,27 @@ def select_positions(
     kernel: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """One index in each of ``chunks`` equal chunks of every row.
+    """Select one position in each of ``chunks`` equal chunks of every row.
 
     Args:
-        entropy, surprise: [R, T], of the next token and of the document's own next token.
-        rule: ``entropy`` and ``surprise`` sample from the softmax of the smoothed score (the
-            Gumbel-max way), ``uniform`` samples evenly, ``argmax`` and ``argmin`` take the extreme
-            of the smoothed entropy. ``query`` has chosen the rows; in them it is ``entropy``.
+        entropy: [S, T], of the distribution that predicts each token.
+        surprise: [S, T], minus the log-probability of each token.
+        rule: ``entropy`` and ``surprise`` sample from the softmax of the smoothed score (by the
+            Gumbel-max trick), ``uniform`` samples evenly, ``argmax`` and ``argmin`` take the
+            extreme of the smoothed entropy. ``query`` has chosen the rows already; within them it
+            is ``entropy``.
         chunks: c; each chunk has T // c tokens.
-        kernel: of the average pool, k in the paper.
+        kernel: of the average pool that smooths the score: k in the paper.
         generator: the only source of randomness.
 
     Returns:
-        [R, chunks] indices into T, rising within a row.
+        [S, chunks] indices into T, rising within a row.
     """
-    R, T = entropy.shape
+    S, T = entropy.shape
     scores = surprise if rule == "surprise" else entropy
     if rule == "argmax" or rule == "argmin":
         return dispatch.select_positions(scores, None, chunks=chunks, kernel=kernel, rule=rule)
-    noise = torch.rand(R, chunks, T // chunks, generator=generator).to(scores.device)
+    noise = torch.rand(S, chunks, T // chunks, generator=generator).to(scores.device)
     return dispatch.select_positions(
         scores,
         noise,
@@ -46,35 +65,3 @@ def select_positions(
         kernel=kernel,
         rule="uniform" if rule == "uniform" else "sample",
     )
-
-
-def select_spans(
-    entropy: Tensor,
-    surprise: Tensor,
-    rule: Selection,
-    *,
-    count: int,
-    length: int,
-    generator: torch.Generator,
-) -> list[int]:
-    """Starts of the ``count`` best windows of ``length`` tokens that do not overlap, in order.
-
-    Windows stand around the positions with the highest pooled score (lowest for ``argmin``, random
-    for ``uniform``); fewer are returned when no more fit.
-
-    Args:
-        entropy, surprise: [T].
-    """
-    scores = smooth((surprise if rule == "surprise" else entropy)[None], SPAN_POOL)[0]
-    if rule == "uniform":
-        scores = torch.rand(scores.shape[0], generator=generator)
-    order = scores.argsort(descending=rule != "argmin", stable=True).tolist()
-    last = scores.shape[0] - length
-    starts: list[int] = []
-    for position in order:
-        start = min(max(position - length // 2, 0), last)
-        if all(abs(start - other) >= length for other in starts):
-            starts.append(start)
-        if len(starts) == count:
-            break
-    return sorted(starts)

@@ -1,66 +1,198 @@
-"""Rollouts: what the policy would have written at the selected positions."""
+"""Rollouts: what the policy writes from the selected positions on (arXiv 2602.16704, section 3.2).
+
+They branch off the trunk: each starts from the state that the trunk's forward has at its position,
+so no prefix is read again. They lie in groups, one for each position: n sampled rollouts and then,
+where it is asked for, a reference rollout, which is the document's own continuation.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import State
+from refine_server.kernels import dispatch
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.base import CausalLM, Trunk
+from refine_server.ttt.refine.inputs.row_batch import RequestTrunk
+from refine_server.ttt.refine.inputs.rows import Prefix
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model under R requests' fast weights, as a policy that writes tokens at a temperature τ."""
+
+    model: CausalLM
+    fast: FastWeights
+    temperature: float
+
+    @torch.no_grad()
+    def sample(self, prefixes: Prefix, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Continue P prefixes n times each by k sampled tokens.
+
+        Args:
+            prefixes: P of them; those of one request are neighbours.
+            noise: [P n, k] uniform in [0, 1). One number decides one token, so the same noise gives
+                the same rollout in any batch.
+
+        Returns:
+            Tokens and their log-probabilities, [P n, k] each, without graph.
+        """
+        n = noise.shape[0] // prefixes.hidden.shape[0]
+        hidden, state = prefixes.detach().repeat(n)  # [P n, D]
+        tokens: list[Tensor] = []
+        log_probs: list[Tensor] = []
+        for j in range(noise.shape[1]):
+            if j > 0:
+                output = self.model(tokens[-1][:, None], state, self.fast)
+                hidden, state = output.hidden[:, 0], output.state
+            wide = torch.promote_types(hidden.dtype, torch.float32)
+            logits = self.model.head_logits(hidden, self.fast).to(wide)
+            log_prob = (logits / self.temperature).log_softmax(-1)  # [P n, V]
+            tokens.append(_inverse_cdf(log_prob.exp(), noise[:, j, None]))
+            log_probs.append(log_prob.gather(-1, tokens[-1][:, None])[:, 0])
+        return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
+
+    def score(self, prefixes: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what the policy makes of given continuations, in one forward and in the graph.
+
+        Args:
+            prefixes: P of them.
+            tokens: [N, k]; N is a multiple of P, the continuations of one prefix are neighbours.
+
+        Returns:
+            Log-probabilities [N, k] of the tokens, and their final hidden states [N, k, D].
+        """
+        branches = prefixes.repeat(tokens.shape[0] // prefixes.hidden.shape[0])
+        hidden = self.model(tokens, branches.state, self.fast).hidden
+        predicting = torch.cat([branches.hidden[:, None], hidden[:, :-1]], dim=1)
+        log_prob, _ = self.model.token_stats(predicting, tokens, self.fast, self.temperature)
+        return log_prob, hidden
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rollouts:
-    """N sampled continuations of k tokens.
+    """Continuations of k tokens each, in P groups, one for each position."""
 
-    tokens: [N, k]. old_log_prob: [N, k], under the policy that sampled them, at its temperature.
-    """
-
+    starts: Tensor
+    """[R S, G], where the groups start in their rows; P = R S G."""
     tokens: Tensor
+    """[N, k], N = P times the size of a group."""
+    sampled_log_prob: Tensor
+    """[P n, k], log-probabilities of the sampled ones under the policy that sampled them."""
+
+    @property
+    def group(self) -> int:
+        """How many continuations each position has: n, or n + 1 with a reference rollout."""
+        return self.tokens.shape[0] // self.starts.numel()
+
+    @property
+    def sampled(self) -> int:
+        """n: how many of each position's continuations were sampled."""
+        return self.sampled_log_prob.shape[0] // self.starts.numel()
+
+    def split(self, requests: int) -> list["Rollouts"]:
+        """Give each of the requests its own groups."""
+        fields = self.starts, self.tokens, self.sampled_log_prob
+        parts = zip(*(field.chunk(requests) for field in fields), strict=True)
+        return [Rollouts(starts=s, tokens=t, sampled_log_prob=p) for s, t, p in parts]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the policy that is being adapted makes of N rollouts of k tokens."""
+
+    log_prob: Tensor
+    """[N, k], in the graph."""
     old_log_prob: Tensor
+    """[N, k], under the policy that sampled, without graph. A reference rollout counts as a sample
+    of the policy itself, so its ratio is 1."""
+    hidden: Tensor
+    """[N, k, D]."""
+
+    def split(self, requests: int) -> list["Scores"]:
+        """Give each of the requests its own rollouts' scores."""
+        fields = self.log_prob, self.old_log_prob, self.hidden
+        parts = zip(*(field.chunk(requests) for field in fields), strict=True)
+        return [Scores(log_prob=p, old_log_prob=o, hidden=h) for p, o, h in parts]
+
+
+def rollout_noise(request: StepInputs, starts: Tensor) -> Tensor:
+    """Draw the numbers that decide a request's rollouts from starts [S, G]: [S G n, k]."""
+    count, k = starts.numel() * request.config.rollouts, request.config.rollout_tokens
+    noise = torch.rand(count, k, generator=request.generator, dtype=torch.float64)
+    return noise.to(starts.device)
+
+
+def prefixes_at(trunk: Trunk, starts: Tensor) -> Prefix:
+    """Take the prefixes that end before starts [S, G] out of a trunk, in its graph: S G of them."""
+    row = torch.arange(starts.shape[0], device=starts.device)[:, None]
+    return Prefix(trunk.hidden[row, starts - 1].flatten(0, 1), trunk.state_at(starts))
+
+
+def sample_rollouts(
+    policy: Policy, prefixes: Prefix, starts: Tensor, noise: Tensor, references: Tensor | None
+) -> Rollouts:
+    """Sample n rollouts of k tokens from each of P prefixes.
+
+    Args:
+        policy: writes them.
+        prefixes: P = R S G of them, those before ``starts``.
+        starts: [R S, G].
+        noise: [P n, k], from ``rollout_noise``.
+        references: [P, k], a reference rollout for each group, or None.
+    """
+    tokens, log_prob = policy.sample(prefixes, noise)
+    if references is not None:
+        tokens = interleave(tokens, references)
+    return Rollouts(starts=starts, tokens=tokens, sampled_log_prob=log_prob)
+
+
+def score_rollouts(policy: Policy, prefixes: Prefix, rollouts: Rollouts) -> Scores:
+    """Compute the rollouts' log-probabilities and hidden states in the graph of their prefixes."""
+    log_prob, hidden = policy.score(prefixes, rollouts.tokens)
+    old_log_prob = rollouts.sampled_log_prob
+    if rollouts.group > rollouts.sampled:
+        references = log_prob.detach()[rollouts.sampled :: rollouts.group]
+        old_log_prob = interleave(old_log_prob, references)
+    return Scores(log_prob=log_prob, old_log_prob=old_log_prob, hidden=hidden)
+
+
+def reward_rollouts(
+    request: StepInputs, trunk: RequestTrunk, rollouts: Rollouts, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """Reward one request's rollouts for what its document has in their place (section 3.3).
+
+    Returns:
+        Rewards [N], and their group-relative advantages [N] (section 3.4), without graph.
+    """
+    ids = trunk.rows.input_ids
+    return dispatch.rollout_reward(
+        request.config.reward, rollouts.tokens, scores.hidden, ids, trunk.hidden, rollouts.starts
+    )
 
 
 @torch.no_grad()
-def sample(
-    model: CausalLM,
-    before: Tensor,
-    state: State,
-    fast: FastWeights,
-    noise: Tensor,
-    temperature: float,
-) -> Rollouts:
-    """Continue N prefixes by k tokens.
+def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Tensor | None:
+    """Compute a request's rollouts' log-probabilities [N, k] under the unadapted policy.
 
-    Args:
-        before: [N, D], hidden state of the last prefix token.
-        state: of N rows, after that token.
-        noise: [N, k] uniform in [0, 1): one number decides one token, so the same noise gives the
-            same rollout in any batch.
-        temperature: tau.
+    None where the loss has no KL term.
     """
-    tokens: list[Tensor] = []
-    log_probs: list[Tensor] = []
-    for j in range(noise.shape[1]):
-        if j > 0:
-            output = model(tokens[-1][:, None], state, fast)
-            before, state = output.hidden[:, 0], output.state
-        wide = torch.promote_types(before.dtype, torch.float32)
-        logits = model.head_logits(before, fast).to(wide)
-        log_prob = (logits / temperature).log_softmax(-1)  # [N, V]
-        tokens.append(_pick(log_prob.exp(), noise[:, j, None]))
-        log_probs.append(log_prob.gather(-1, tokens[-1][:, None])[:, 0])
-    return Rollouts(torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1))
+    if not request.config.kl_coef:
+        return None
+    base = Policy(request.model, BASE, request.config.rollout_temperature)
+    prefixes = prefixes_at(request.rollout_rows.base_trunk, rollouts.starts)
+    return base.score(prefixes, rollouts.tokens)[0]
 
 
-def beside(rollouts: Tensor, demonstrations: Tensor) -> Tensor:
-    """Each position's rollouts [P n, k], then its demonstration [P, k]: [P (n + 1), k]."""
-    groups = rollouts.unflatten(0, (demonstrations.shape[0], -1))
-    return torch.cat([groups, demonstrations[:, None]], dim=1).flatten(0, 1)
+def interleave(sampled: Tensor, references: Tensor) -> Tensor:
+    """Put one of references [P, k] behind each group of sampled [P n, k]: [P (n + 1), k]."""
+    groups = sampled.unflatten(0, (references.shape[0], -1))
+    return torch.cat([groups, references[:, None]], dim=1).flatten(0, 1)
 
 
-def _pick(p: Tensor, noise: Tensor) -> Tensor:
-    """Invert the cumulative distribution: p [N, V], noise [N, 1] -> [N].
+def _inverse_cdf(p: Tensor, noise: Tensor) -> Tensor:
+    """Sample by inverting the cumulative distribution: p [N, V], noise [N, 1] -> [N].
 
     In fp64: a vocabulary's probabilities are so small that the rounding of an fp32 sum would choose
     another token in another batch.

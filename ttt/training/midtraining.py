@@ -16,8 +16,9 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import step_losses
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 
@@ -88,7 +89,7 @@ class Trainer(Run):
         ids = self.corpus[starts[:, None] + torch.arange(recipe.tokens)]  # [B, T]
         own = FastWeights({name: weight[None] for name, weight in self.weights.items()})
         config = recipe.adapt.model_copy(update={"seed": rng.getrandbits(62)})
-        loop = Loop(self.model, Reading(self.model, ids, own, positions=config.chunks), own, config)
-        loss = loop.loss()
+        rows = Rows(self.model, ids, own, positions=config.chunks)
+        [loss] = step_losses([StepInputs.of(rows, own, config)])
         figures = {"next_token": loss.ntp.item(), "reward": loss.rewards.mean().item()}
         return StepLoss(loss.total, figures, ids.numel())

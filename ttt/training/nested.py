@@ -19,8 +19,10 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.state import State
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import step_losses
+from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 from refine_server.ttt.training import corpus, tiny
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
@@ -197,13 +199,13 @@ def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeigh
         raise ValueError(f"prefix={config.prefix!r}: nested training adapts on whole documents")
     R = ids.shape[0]
     fast = FastWeights.stack([model.new_fast_weights(config.targets, config.rank, config.seed)] * R)
-    reading = Reading(model, ids, fast, positions=config.chunks)
-    loop = Loop(model, reading, fast, config)
+    rows = Rows(model, ids, fast, positions=config.chunks)
+    inputs, optimizer = StepInputs.of(rows, fast, config), FastWeightOptimizer(config, fast)
     for _ in range(config.steps):
-        loss = loop.loss().total
-        loop.optimizer.zero_grad()
-        (loss * R).backward()
-        loop.optimizer.step(loss.detach().isfinite())
+        [loss] = step_losses([inputs])
+        optimizer.zero_grad()
+        (loss.total * R).backward()
+        optimizer.step(loss.total.detach().isfinite())
     return fast.detach()
 
 

@@ -13,8 +13,8 @@ from refine_server.ttt.interface.events import AdaptationStep, AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.start import perform
-from refine_server.ttt.refine import held_out
-from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine import guard
+from refine_server.ttt.refine.step import AdaptStep
 from support.engines import Served, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -59,15 +59,15 @@ async def test_answers_in_batches_are_those_given_alone(
     tiny: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among others of which one is cancelled on its way and one becomes NaN."""
-    update = Loop.update
+    update = AdaptStep.update
 
-    def break_one(loop: Loop, number: int, *args: Any) -> Any:
-        if loop.config.seed == 5:
-            for tensor in loop.fast.parameters():
+    def break_one(step: AdaptStep, *args: Any) -> Any:
+        if step.run.config.seed == 5:
+            for tensor in step.run.fast.parameters():
                 tensor.data.fill_(float("nan"))
-        return update(loop, number, *args)
+        return update(step, *args)
 
-    monkeypatch.setattr(Loop, "update", break_one)
+    monkeypatch.setattr(AdaptStep, "update", break_one)
     healthy = [request(number) for number in range(4)]
     prompt = tuple(tiny.tokenizer(TEXT)["input_ids"])
     plain = CompletionRequest((prompt,), SamplingConfig(max_tokens=12), owner="owner 9")
@@ -85,8 +85,8 @@ async def test_answers_in_batches_are_those_given_alone(
         for ours, work in zip(answers, healthy, strict=True):
             same(ours, alone(tiny, work))
         assert failed.adaptation.guard in (
-            held_out.NON_FINITE_LOSS,
-            held_out.NON_FINITE_GRADIENT,
+            guard.NON_FINITE_LOSS,
+            guard.NON_FINITE_GRADIENT,
         )
         assert served.mean_batch_size("adapt") > 1.5
         assert served.mean_batch_size("decode") > 1
@@ -102,14 +102,14 @@ async def test_one_at_a_time_when_asked() -> None:
 async def test_an_exception_in_one_request_leaves_the_others(
     tiny: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = Loop.update
+    update = AdaptStep.update
 
-    def fail_for_one(self: Loop, *args: Any) -> Any:
-        if self.config.seed == 1:
+    def fail_for_one(step: AdaptStep, *args: Any) -> Any:
+        if step.run.config.seed == 1:
             raise RuntimeError("secret internals")
-        return update(self, *args)
+        return update(step, *args)
 
-    monkeypatch.setattr(Loop, "update", fail_for_one)
+    monkeypatch.setattr(AdaptStep, "update", fail_for_one)
     async with serving_tiny() as served:
         first, failing, third = [await served.submit(request(n)).admitted() for n in range(3)]
         with pytest.raises(ApiError):

@@ -5,8 +5,9 @@ import torch
 
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import step_losses
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")
@@ -14,8 +15,9 @@ CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")
 
 def loss_and_gradient(model, ids, fast):
     """Of one whole step, branches included."""
-    loop = Loop(model, Reading(model, ids, fast, positions=CONFIG.chunks), fast, CONFIG)
-    loss = loop.loss().total
+    rows = Rows(model, ids, fast, positions=CONFIG.chunks)
+    [step] = step_losses([StepInputs.of(rows, fast, CONFIG)])
+    loss = step.total
     names = list(fast)
     gradient = torch.autograd.grad(loss, [fast[n] for n in names], allow_unused=True)
     return loss.detach(), [g for g in gradient if g is not None]

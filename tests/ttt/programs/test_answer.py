@@ -23,7 +23,7 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.programs.start import perform
-from refine_server.ttt.refine import held_out
+from refine_server.ttt.refine import guard
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SHORT = SamplingConfig(max_tokens=8)
@@ -159,7 +159,7 @@ def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
     cancelled.close()
     with pytest.raises(RequestError):
         next(perform(tiny, request("", "What?")))
-    monkeypatch.setattr(held_out, "reject_step", lambda *_: held_out.NON_FINITE_LOSS)
+    monkeypatch.setattr(guard, "check_step", lambda *_: guard.NON_FINITE_LOSS)
     completed(perform(tiny, request(document, questions[0]["query"])))
     assert base_hash(tiny) == before
 
@@ -168,7 +168,7 @@ def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
     document, questions = example("tiny_example")
     asked = request(document, questions[0]["query"], learning_rate=10.0, steps=4, compare_base=True)
     result = completed(perform(tiny, asked))
-    assert result.adaptation.guard in (held_out.KEPT_BASE, held_out.NON_FINITE_LOSS)
+    assert result.adaptation.guard in (guard.KEPT_BASE, guard.NON_FINITE_LOSS)
     assert not result.adaptation.adapted
     assert result.answer == result.base_answer
 

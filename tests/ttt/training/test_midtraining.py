@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.training import corpus
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
@@ -43,8 +43,8 @@ def test_the_next_token_loss_steps_the_models_own_weights(text, tmp_path):
     rng = random.Random(f"mid:{ntp.seed}:0")
     starts = [rng.randint(0, len(run.corpus) - 48) for _ in range(2)]
     ids = torch.stack([run.corpus[start : start + 48] for start in starts])
-    rows = Reading(model, ids, BASE)
-    rows.stats(model(ids).hidden, BASE).loss.backward()
+    rows = Rows(model, ids, BASE)
+    rows.token_stats(model(ids).hidden, BASE).ntp_loss.backward()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(inner[name], weight.grad, rtol=1e-4, atol=1e-6)
 

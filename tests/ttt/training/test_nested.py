@@ -13,8 +13,8 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import load
 from refine_server.ttt.models.bundled import tiny_nested
+from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import adapt
-from refine_server.ttt.refine.rows import Reading
 from refine_server.ttt.training import corpus, evaluate, nested, run
 from refine_server.ttt.training.cli import app
 from refine_server.ttt.training.compare import compare
@@ -64,7 +64,7 @@ def test_copies_adapted_together_are_as_if_adapted_alone(tiny, episode, targets,
     together = nested.adapt_copies(tiny, episode.ids, config)
     for row, ids in enumerate(episode.ids):
         fast = tiny.new_fast_weights(config.targets, config.rank, config.seed)
-        batching.run(adapt(tiny, Reading(tiny, ids[None], fast), fast, config))
+        batching.run(adapt(Rows(tiny, ids[None], fast), fast, config))
         alone = fast.detach()
         for name in alone:
             torch.testing.assert_close(together[name][row], alone[name][0], rtol=1e-7, atol=1e-9)

@@ -10,9 +10,11 @@ from refine_server.ttt.models import ModelError, load
 from refine_server.ttt.models.hf.overlay import Overlay
 from refine_server.ttt.models.loading.loader import wrap
 from refine_server.ttt.programs.start import perform
-from refine_server.ttt.refine.loop import Loop
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loop import prepare
+from refine_server.ttt.refine.loss import step_losses
 from refine_server.ttt.refine.naive import naive_gradient
-from refine_server.ttt.refine.rows import Reading
 
 WINDOW = 16
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -70,7 +72,7 @@ def test_no_piece_is_longer_than_the_window(make_transformers, tokens, monkeypat
     monkeypatch.setattr(
         model, "forward", lambda ids, *rest: lengths.append(ids.shape[1]) or forward(ids, *rest)
     )
-    Reading(model, tokens(1, 100), BASE).end(BASE)
+    Rows(model, tokens(1, 100), BASE).end(BASE)
     assert lengths == [WINDOW] * 6 + [4]
 
 
@@ -95,11 +97,13 @@ def test_gradient_equals_the_naive_loop(
     model = windowed(make_transformers, dtype)
     settings = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", targets="fast_weights")
     fast = perturbed(model)
-    document = Reading(model, tokens(1, length), fast, positions=4)
-    Loop(model, document, fast, settings).loss().total.backward()
+    document = Rows(model, tokens(1, length), fast, positions=4)
+    run = prepare(document, fast, settings)
+    assert document.held_out
+    [loss] = step_losses([run.inputs])
+    loss.total.backward()
     ours = {name: fast[name].grad for name in fast}
-    generator = torch.Generator().manual_seed(settings.seed)
-    naive, _ = naive_gradient(model, document, fast, settings, generator)
+    naive, _ = naive_gradient(StepInputs.of(document, fast, settings))
     difference = sum((ours[n] - naive[n]).square().sum() for n in naive)
     total = sum(g.square().sum() for g in naive.values())
     assert float((difference / total).sqrt()) <= TOLERANCE[dtype]

@@ -1,29 +1,40 @@
 """A whole step through the Triton forms, in the interpreter: loss, gradient and update."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
 from refine_server.kernels import dispatch
+from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.refine.loop import Loop
-from refine_server.ttt.refine.rows import Reading
+from refine_server.ttt.interface.reports import StepReport
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
 
 SETTINGS = AdaptConfig(
     prefix="full", chunks=1, rollouts=2, rollout_tokens=3, reward="hybrid", kl_coef=0.1
 )
 
 
-def test_a_step_is_the_same(make_model, tokens, perturbed, monkeypatch) -> None:
+def test_a_step_is_the_same(
+    make_model: Callable[[torch.dtype], CausalLM],
+    tokens: Callable[..., Tensor],
+    perturbed: Callable[..., FastWeights],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = make_model(torch.float32)
 
-    def step():
+    def step() -> tuple[StepReport, FastWeights]:
         fast = perturbed(model)
-        loop = Loop(model, Reading(model, tokens(1, 30), fast), fast, SETTINGS)
-        report, reason = loop.step(1)
-        assert reason is None
-        return report, fast
+        run = AdaptationRun.of(Rows(model, tokens(1, 30), fast), fast, SETTINGS)
+        [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+        assert isinstance(outcome, StepDone)
+        return outcome.report, fast
 
     expected, expected_fast = step()
     for name, op in list(vars(dispatch).items()):
@@ -37,6 +48,8 @@ def test_a_step_is_the_same(make_model, tokens, perturbed, monkeypatch) -> None:
     moved = 0.0
     for name in expected_fast:
         gradient, other = expected_fast[name].grad, actual_fast[name].grad
+        assert gradient is not None
+        assert other is not None
         size = gradient.abs().max().clamp_min(1e-3)
         assert float((gradient - other).abs().max() / size) < 1e-3, name
         moved += float((actual_fast[name] - perturbed(model)[name]).detach().abs().max())

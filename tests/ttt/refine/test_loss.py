@@ -1,0 +1,281 @@
+"""A step's loss: its gradient is that of reading every prefix again, whatever the step is like."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.spans import QueryContext, answer_rows, span_rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loop import prepare
+from refine_server.ttt.refine.loss import StepLoss, step_losses
+from refine_server.ttt.refine.naive import naive_gradient
+from refine_server.ttt.refine.step import AdaptationRun
+
+Families = dict[str, Callable[[torch.dtype], CausalLM]]
+Tokens = Callable[..., Tensor]
+Perturbed = Callable[..., FastWeights]
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
+FAMILIES = pytest.mark.parametrize("family", ["delta_net", "lact", "overlay"])
+"""One family of each kind of state."""
+
+
+def config(**changes: object) -> AdaptConfig:
+    defaults = {"chunks": 4, "rollouts": 3, "reward": "hybrid", "guard": "none"}
+    return AdaptConfig(**(defaults | changes))
+
+
+def with_reference(**changes: object) -> AdaptConfig:
+    fields = {"demonstration": True, "rollouts": 2, "rollout_tokens": 3, "reward": "exact"}
+    return config(**{**fields, "targets": "fast_weights", **changes})
+
+
+def loss_of(inputs: StepInputs) -> StepLoss:
+    [loss] = step_losses([inputs])
+    return loss
+
+
+def gradient_error(inputs: StepInputs) -> float:
+    """The distance of the gradient from the naive one, relative to the length of that."""
+    before = inputs.generator.get_state()
+    loss_of(inputs).total.backward()
+    fast = inputs.fast
+    ours = {n: torch.zeros_like(fast[n]) if fast[n].grad is None else fast[n].grad for n in fast}
+    inputs.generator.set_state(before)  # so that the naive step draws the same rollouts
+    naive, _ = naive_gradient(inputs)
+    difference = sum((ours[name] - naive[name]).square().sum() for name in naive)
+    return float((difference / sum(own.square().sum() for own in naive.values())).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "targets"),
+    [
+        (torch.float64, "fast_weights"),
+        (torch.float64, "low_rank"),
+        (torch.float64, "all"),
+        (torch.float32, "fast_weights"),
+    ],
+)
+def test_gradient_is_exact_in_every_family(
+    make_model: Callable[[torch.dtype], CausalLM],
+    dtype: torch.dtype,
+    targets: str,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
+    """Whatever weights a request owns a copy of.
+
+    Hot rollouts differ: where a group's rewards are nearly equal, an advantage is their rounding
+    divided by their spread.
+    """
+    model, settings = make_model(dtype), config(targets=targets, rollout_temperature=4.0)
+    fast = perturbed(model, targets)
+    rows = Rows(model, tokens(1, 131), fast, positions=4)
+    assert gradient_error(StepInputs.of(rows, fast, settings)) <= TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("length", [192, 333])
+@pytest.mark.parametrize("targets", ["fast_weights", "all"])
+@pytest.mark.parametrize("family", ["delta_net", "overlay"])
+def test_gradient_is_exact_on_longer_documents(
+    families: Families,
+    family: str,
+    targets: str,
+    length: int,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
+    model, settings = families[family](dtype), config(targets=targets)
+    fast = perturbed(model, targets)
+    rows = Rows(model, tokens(1, length), fast, positions=4)
+    assert gradient_error(StepInputs.of(rows, fast, settings)) <= TOLERANCE[dtype]
+
+
+@FAMILIES
+@pytest.mark.parametrize("start", [63, 64, 65, 127, 128, 145])
+def test_gradient_is_exact_at_kernel_chunk_edges(
+    families: Families,
+    family: str,
+    start: int,
+    tokens: Tokens,
+    perturbed: Perturbed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = families[family](torch.float64)
+    fast = perturbed(model)
+    rows = Rows(model, tokens(1, 150), fast)
+    monkeypatch.setattr(rows, "rollout_starts", lambda index, k: torch.tensor([[start]]))
+    assert gradient_error(StepInputs.of(rows, fast, config(chunks=1))) <= 1e-10
+
+
+@FAMILIES
+def test_gradient_is_exact_where_a_group_is_all_positions(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    """With one rollout at each position advantages are relative to the whole document."""
+    model = families[family](torch.float64)
+    fast = perturbed(model)
+    rows = Rows(model, tokens(1, 131), fast, positions=4)
+    inputs = StepInputs.of(rows, fast, config(rollouts=1, reward="cosine"))
+    assert gradient_error(inputs) <= 1e-10
+
+
+@DTYPES
+@FAMILIES
+@pytest.mark.parametrize("in_context", [False, True])
+def test_gradient_is_exact_on_spans_as_an_answer(
+    families: Families,
+    family: str,
+    in_context: bool,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
+    model = families[family](dtype)
+    fast = perturbed(model)
+    document = Rows(model, tokens(1, 131), fast, positions=4)
+    header, question = tokens(1, 23, seed=1)[0].split([9, 14])
+    query = QueryContext(text="?", header=header.tolist(), query=question.tolist())
+    rows = answer_rows(document, [(3, 22), (90, 107)], fast, query, in_context)
+    assert gradient_error(StepInputs.of(rows, fast, config())) <= TOLERANCE[dtype]
+
+
+@FAMILIES
+def test_gradient_is_exact_on_spans_of_their_own(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    model = families[family](torch.float64)
+    fast = perturbed(model)
+    document = Rows(model, tokens(1, 131), fast, positions=4)
+    rows = span_rows(document, [(3, 35), (60, 92), (99, 131)], fast)
+    assert gradient_error(StepInputs.of(rows, fast, config())) <= 1e-10
+
+
+@DTYPES
+@pytest.mark.parametrize("family", ["delta_net", "overlay"])
+@pytest.mark.parametrize("length", [131, 333])
+def test_gradient_is_exact_where_spans_are_held_out(
+    families: Families,
+    family: str,
+    length: int,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
+    model = families[family](dtype)
+    settings = config(rollouts=2, targets="fast_weights", guard="held_out")
+    fast = perturbed(model)
+    run = prepare(Rows(model, tokens(1, length), fast, positions=4), fast, settings)
+    assert isinstance(run, AdaptationRun)
+    assert run.document.held_out
+    assert gradient_error(run.inputs) <= TOLERANCE[dtype]
+
+
+@DTYPES
+@FAMILIES
+@pytest.mark.parametrize(
+    "settings",
+    [
+        with_reference(rollouts=1, rollout_tokens=1),
+        with_reference(reward="hybrid", rollout_temperature=0.7),
+        with_reference(reward="cosine", rollouts=1, rollout_tokens=5),
+    ],
+    ids=["one", "hybrid", "cosine"],
+)
+def test_gradient_is_exact_with_reference_rollouts(
+    families: Families,
+    family: str,
+    settings: AdaptConfig,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
+    model = families[family](dtype)
+    fast = perturbed(model)
+    rows = Rows(model, tokens(1, 131), fast, positions=4)
+    inputs = StepInputs.of(rows, fast, settings)
+    assert gradient_error(inputs) <= TOLERANCE[dtype]
+    rollouts = loss_of(inputs).rollouts
+    assert rollouts is not None
+    assert rollouts.tokens.shape == (4 * (settings.rollouts + 1), settings.rollout_tokens)
+
+
+@pytest.mark.parametrize("start", [20, 63, 64, 147])
+def test_gradient_is_exact_at_edges_with_a_reference_rollout(
+    families: Families,
+    start: int,
+    tokens: Tokens,
+    perturbed: Perturbed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the first start, around a kernel's chunk, and where document and rollout end together."""
+    model, ids = families["delta_net"](torch.float64), tokens(1, 150)
+    fast = perturbed(model)
+    rows = Rows(model, ids, fast)
+    monkeypatch.setattr(rows, "rollout_starts", lambda index, k: torch.tensor([[start]]))
+    inputs = StepInputs.of(rows, fast, with_reference(chunks=1))
+    assert gradient_error(inputs) <= 1e-10
+    rollouts = loss_of(inputs).rollouts
+    assert rollouts is not None
+    assert rollouts.tokens[-1].tolist() == ids[0, start : start + 3].tolist()
+
+
+def test_the_naive_step_takes_given_rollouts(
+    families: Families, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    """They come from another seed, and the gradient is that of the step that drew them."""
+    model = families["delta_net"](torch.float64)
+    fast = perturbed(model)
+    rows = Rows(model, tokens(1, 131), fast, positions=4)
+    inputs = StepInputs.of(rows, fast, config())
+    loss = loss_of(inputs)
+    ours = torch.autograd.grad(loss.total, fast.parameters())
+    drawn_next, _ = naive_gradient(inputs)
+    given, _ = naive_gradient(inputs, loss.rollouts)
+    for name, own in zip(fast, ours, strict=True):
+        torch.testing.assert_close(given[name], own, atol=1e-12, rtol=1e-9)
+    assert any(not torch.allclose(drawn_next[name], given[name]) for name in fast)
+
+
+@pytest.fixture
+def first_step(families: Families, tokens: Tokens) -> Callable[[AdaptConfig], StepLoss]:
+    def compute(settings: AdaptConfig) -> StepLoss:
+        model = families["delta_net"](torch.float64)
+        fast = model.new_fast_weights("fast_weights", 8, 0)
+        rows = Rows(model, tokens(1, 90), fast, context_tokens=30, positions=4)
+        return loss_of(StepInputs.of(rows, fast, settings))
+
+    return compute
+
+
+def test_the_total_is_the_weighted_sum_of_its_terms(
+    first_step: Callable[[AdaptConfig], StepLoss],
+) -> None:
+    loss = first_step(config(ntp_coef=0.5, grpo_coef=2.0, kl_coef=3.0))
+    total = 0.5 * loss.ntp + 2.0 * loss.grpo + 3.0 * loss.kl
+    assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-12)
+    assert float(loss.kl.detach()) == pytest.approx(0.0, abs=1e-9)  # nothing was adapted yet
+
+
+def test_next_token_prediction_has_no_rollouts(
+    first_step: Callable[[AdaptConfig], StepLoss],
+) -> None:
+    loss = first_step(config(objective="ntp", ntp_coef=0.5))
+    assert float(loss.total.detach()) == 0.5 * float(loss.ntp.detach())
+    assert (loss.rollouts, loss.rollout_tokens, float(loss.grpo)) == (None, 0, 0.0)
+
+
+def test_a_header_is_context_only(first_step: Callable[[AdaptConfig], StepLoss]) -> None:
+    loss = first_step(config())
+    assert loss.entropy.shape == (1, 90 - 30)
+    assert loss.rollouts is not None
+    assert int(loss.rollouts.starts.min()) >= 30

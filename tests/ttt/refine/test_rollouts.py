@@ -1,0 +1,123 @@
+"""Rollouts and their groups; a reference rollout teaches where no sampled one is right."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.refine.inputs.rows import Prefix, Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import step_losses
+from refine_server.ttt.refine.rollouts import Policy, Rollouts, interleave
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
+
+Tokens = Callable[..., Tensor]
+
+
+@pytest.fixture
+def model(families: dict[str, Callable[[torch.dtype], CausalLM]]) -> CausalLM:
+    return families["delta_net"](torch.float64)
+
+
+def config(**changes: object) -> AdaptConfig:
+    defaults = {"chunks": 4, "rollouts": 2, "rollout_tokens": 3, "demonstration": True}
+    return AdaptConfig(**{**defaults, "targets": "fast_weights", "guard": "none", **changes})
+
+
+def first_step(document: Rows, settings: AdaptConfig) -> StepDone:
+    run = AdaptationRun.of(document, document.fast, settings)
+    [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+    assert isinstance(outcome, StepDone)
+    return outcome
+
+
+def test_a_rollout_is_scored_as_it_was_sampled(
+    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+) -> None:
+    policy = Policy(model, perturbed(model), 0.7)
+    read = model(tokens(2, 40), None, policy.fast)
+    prefixes = Prefix(read.hidden[:, -1], read.state)
+    noise = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampled, log_prob = policy.sample(prefixes, noise)
+    scored, hidden = policy.score(prefixes, sampled)
+    torch.testing.assert_close(scored, log_prob, check_dtype=False)
+    assert (sampled.shape, hidden.shape[:2]) == ((6, 5), (6, 5))
+
+
+def test_the_same_noise_gives_the_same_rollout_in_any_batch(
+    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+) -> None:
+    policy = Policy(model, perturbed(model), 1.0)
+    read = model(tokens(3, 40), None, policy.fast)
+    noise = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    together, _ = policy.sample(Prefix(read.hidden[:, -1], read.state), noise)
+    for row, ids in enumerate(tokens(3, 40).split(1)):
+        read = model(ids, None, policy.fast)
+        alone, _ = policy.sample(Prefix(read.hidden[:, -1], read.state), noise[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+
+
+def test_a_reference_rollout_is_the_last_of_its_group() -> None:
+    sampled = torch.tensor([[1, 1], [2, 2], [3, 3], [4, 4]])
+    tokens = interleave(sampled, torch.tensor([[8, 8], [9, 9]]))
+    assert tokens[:, 0].tolist() == [1, 2, 8, 3, 4, 9]
+    rollouts = Rollouts(
+        starts=torch.tensor([[20, 40]]), tokens=tokens, sampled_log_prob=sampled.float()
+    )
+    assert (rollouts.group, rollouts.sampled) == (3, 2)
+
+
+def test_a_reference_rollout_teaches_where_no_sampled_one_is_right(
+    model: CausalLM, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups that earn nothing have no gradient; with a reference its tokens become likelier."""
+    starts = torch.tensor([[20, 40, 60, 80]])
+    predicted = (starts[0, :, None] + torch.arange(3)).flatten() - 1
+
+    def learned(demonstration: bool) -> tuple[float, list[float], list[float]]:
+        settings = config(demonstration=demonstration, ntp_coef=0.0, grpo_coef=1.0, optimizer="sgd")
+        fast = model.new_fast_weights("fast_weights", 8, 0)
+        document = Rows(model, tokens(1, 90), fast, positions=4)
+        monkeypatch.setattr(document, "rollout_starts", lambda index, k: starts)
+        before = document.token_stats(document.trunk(fast).hidden, fast).log_prob
+        report = first_step(document, settings).report
+        after = document.token_stats(document.trunk(fast).hidden, fast).log_prob
+        return report.reward_mean, before[0, predicted].tolist(), after[0, predicted].tolist()
+
+    reward, before, after = learned(demonstration=False)
+    assert reward == 0.0
+    assert before == after
+    reward, before, after = learned(demonstration=True)
+    assert reward == 0.0  # of the sampled rollouts alone
+    assert sum(after) > sum(before) + 0.01
+
+
+def test_a_reference_rollout_changes_nothing_where_every_sampled_one_is_right(
+    model: CausalLM, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = model.new_fast_weights("fast_weights", 8, 0)
+    document = Rows(model, tokens(1, 90).fill_(7), fast, positions=4)
+    right = torch.full((1, model.config.vocab_size), float("-inf"), dtype=torch.float64)
+    right[0, 7] = 0.0
+    monkeypatch.setattr(
+        type(model), "head_logits", lambda self, hidden, fast: right.expand(len(hidden), -1)
+    )
+    settings = config(ntp_coef=0.0, grpo_coef=1.0)
+    [loss] = step_losses([StepInputs.of(document, fast, settings)])
+    assert loss.rewards.tolist() == [[1.0, 1.0]] * 4
+    assert float(loss.grpo.detach()) == 0.0
+    loss.total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in fast.parameters())
+
+
+def test_only_sampled_rollouts_are_counted_and_reported(model: CausalLM, tokens: Tokens) -> None:
+    fast = model.new_fast_weights("fast_weights", 8, 0)
+    document = Rows(model, tokens(1, 90), fast, positions=4)
+    report = first_step(document, config(kl_coef=0.1)).report
+    assert report.rollout_tokens == 4 * 2 * 3
+    assert report.reward_mean < 0.5  # a reference rollout earns 1
+    assert report.kl == pytest.approx(0.0, abs=1e-9)

@@ -1,0 +1,39 @@
+"""Why an adaptation made no use of its steps, or stopped before the last one: reason codes.
+
+Values that are not finite are noticed here. ``held_out`` says whether finite weights are any good.
+"""
+
+import math
+
+from refine_server.ttt.fast_weights import FastWeights
+
+NON_FINITE_LOSS = "non_finite_loss"
+NON_FINITE_GRADIENT = "non_finite_gradient"
+NON_FINITE_WEIGHTS = "non_finite_weights"
+KEPT_BASE = "kept_base"
+"""No adapted weights did better on the held-out spans than the base weights."""
+DOCUMENT_TOO_SHORT = "document_too_short"
+"""No rollout fits into the document, or no span can be held out of it."""
+NOTHING_SIMILAR = "nothing_similar"
+"""No word of the query occurs in the document, so there are no spans to adapt on."""
+NO_IMPROVEMENT = "no_improvement"
+"""Several evaluations in a row brought no better weights, so no more steps were made."""
+MAX_SECONDS = "max_seconds"
+"""The time that the configuration allows had passed."""
+
+
+def check_step(loss: float, grad_norm: float) -> str | None:
+    """Give the reason why no update with this loss and gradient may be made, or None."""
+    if not math.isfinite(grad_norm) and math.isfinite(loss):
+        return NON_FINITE_GRADIENT
+    return check_loss(loss)
+
+
+def check_weights(fast: FastWeights) -> str | None:
+    """Give the reason why these fast weights must not be used, or None."""
+    return None if fast.is_finite() else NON_FINITE_WEIGHTS
+
+
+def check_loss(loss: float) -> str | None:
+    """Give the reason why weights with this next-token loss must not be used, or None."""
+    return None if math.isfinite(loss) else NON_FINITE_LOSS

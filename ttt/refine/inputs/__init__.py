@@ -1,0 +1,1 @@
+"""What the steps of an adaptation read: rows of tokens, chosen from a document."""

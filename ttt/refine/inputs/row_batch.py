@@ -1,0 +1,125 @@
+"""The rows of several requests as one batch, and the one forward over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.base import Frozen, Trunk
+from refine_server.ttt.models.state import State
+from refine_server.ttt.refine.inputs.rows import Prefix, Rows, TokenStats, continuations
+
+
+class RowBatch:
+    """The rows of R requests, S rows of each, padded at the end to the longest of T tokens.
+
+    Request r has rows r S … (r + 1) S - 1. A model is causal, so the padding changes nothing that
+    stands before it.
+    """
+
+    def __init__(self, requests: Sequence[Rows]) -> None:
+        self.requests = requests
+        self.model = requests[0].model
+        self.frozen = Frozen.stack([rows.frozen for rows in requests])
+        self.rows_per_request = requests[0].input_ids.shape[0]
+
+    def forward(self, fast: FastWeights) -> "TrunkBatch":
+        """Compute one differentiable forward over all rows under the requests' fast weights."""
+        return TrunkBatch(self, self.model.trunk(self.frozen, fast), fast)
+
+    def rows_of(self, r: int) -> slice:
+        """Give the rows of request r."""
+        return slice(r * self.rows_per_request, (r + 1) * self.rows_per_request)
+
+
+class TrunkBatch:
+    """The forward over a ``RowBatch``: hidden [R S, T, D] in the graph, and states in its middle.
+
+    Args:
+        batch: the rows.
+        trunk: the forward over them.
+        fast: [R, ...], the fast weights that it was computed under.
+    """
+
+    def __init__(self, batch: RowBatch, trunk: Trunk, fast: FastWeights) -> None:
+        self.batch, self.trunk, self.fast = batch, trunk, fast
+        self.hidden = trunk.hidden
+
+    def requests(self) -> list["RequestTrunk"]:
+        """Give each request its own part."""
+        return [RequestTrunk(self, r) for r in range(len(self.batch.requests))]
+
+    @cached_property
+    def token_stats(self) -> list[TokenStats]:
+        """The statistics of each request's own tokens, padding left out: R of [S, T - first]."""
+        requests, ids = self.batch.requests, self.batch.frozen.input_ids
+        first = min(rows.first for rows in requests)
+        log_prob, entropy = self.batch.model.token_stats(
+            self.hidden[:, first - 1 : -1], ids[:, first:], self.fast
+        )
+        stats = []
+        for r, rows in enumerate(requests):
+            own = self.batch.rows_of(r), slice(rows.first - first, rows.input_ids.shape[1] - first)
+            stats.append(
+                TokenStats(log_prob=log_prob[own], entropy=entropy[own], loss_mask=rows.loss_mask)
+            )
+        return stats
+
+    def continuations(self, starts: Tensor, tokens: int) -> Tensor:
+        """Gather the documents' own next tokens from starts [R S, G] on: [R S G, tokens]."""
+        return continuations(self.batch.frozen.input_ids, starts, tokens)
+
+    @cached_property
+    def ends(self) -> State:
+        """The states after the last token of every row, R S of them, without graph.
+
+        The trunk's own state is the one after the longest row; the others stand before the padding.
+        """
+        if len(self.batch.requests) == 1:
+            return self.trunk.state
+        lengths = [rows.input_ids.shape[1] for rows in self.batch.requests]
+        ends = torch.tensor(lengths, device=self.hidden.device)
+        with torch.no_grad():
+            return self.trunk.state_at(ends.repeat_interleave(self.batch.rows_per_request)[:, None])
+
+    @cached_property
+    def ends_by_row(self) -> list[State]:
+        """``ends`` as states of one row each."""
+        return self.ends.split()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTrunk:
+    """One request's part of the forward over a batch, padding left out."""
+
+    batch: TrunkBatch
+    request: int
+
+    @property
+    def rows(self) -> Rows:
+        """The request's rows."""
+        return self.batch.batch.requests[self.request]
+
+    @property
+    def hidden(self) -> Tensor:
+        """[S, T, D], the hidden states of the request's own tokens."""
+        own = self.batch.batch.rows_of(self.request)
+        return self.batch.hidden[own, : self.rows.input_ids.shape[1]]
+
+    @property
+    def token_stats(self) -> TokenStats:
+        """The statistics of the request's own tokens, [S, T - first]."""
+        return self.batch.token_stats[self.request]
+
+    def end(self) -> Prefix:
+        """Give the request's whole rows as S prefixes of what follows."""
+        return Prefix(self.hidden[:, -1], self.end_state())
+
+    def end_state(self) -> State:
+        """Give the state after the last token of each of the S rows."""
+        if len(self.batch.batch.requests) == 1:
+            return self.batch.ends
+        return State.stack(self.batch.ends_by_row[self.batch.batch.rows_of(self.request)])

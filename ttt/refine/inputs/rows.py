@@ -1,0 +1,183 @@
+"""The token rows of one request: its whole document, spans of it, or an answer made of spans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.state import State
+
+MIN_PREFIX = 20
+"""The fewest tokens that stand before a rollout, as in the paper's code."""
+
+
+class Span(NamedTuple):
+    """A range of a document's tokens, counted in its ``input_ids``; ``end`` is not part of it."""
+
+    start: int
+    end: int
+
+
+class Prefix(NamedTuple):
+    """P prefixes as a model continues them.
+
+    hidden: [P, D], the final hidden state of each prefix's last token. state: P rows, after it.
+    """
+
+    hidden: Tensor
+    state: State
+
+    def repeat(self, n: int) -> "Prefix":
+        """Every prefix n times, the copies of one side by side: [P n, D]."""
+        return Prefix(self.hidden.repeat_interleave(n, 0), self.state.repeat(n))
+
+    def detach(self) -> "Prefix":
+        """The same values outside any graph."""
+        return Prefix(self.hidden.detach(), self.state.detach())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenStats:
+    """The statistics of the T - first tokens of every row that the model predicts."""
+
+    log_prob: Tensor
+    """[S, T - first], log-probabilities of the rows' own tokens in nats, in the graph."""
+    entropy: Tensor
+    """[S, T - first], entropies of the distributions that predicted them, without graph."""
+    loss_mask: Tensor | None
+    """[T - first], False for tokens that are held out; None when no token is."""
+
+    @property
+    def ntp_loss(self) -> Tensor:
+        """The next-token cross-entropy, a mean over the tokens of the mask in nats: []."""
+        log_prob = self.log_prob if self.loss_mask is None else self.log_prob[:, self.loss_mask]
+        return -log_prob.mean()
+
+
+class Rows:
+    """S rows of T tokens that every step reads; what no step changes is computed once.
+
+    Args:
+        model: reads the rows; its base weights stay as they are.
+        input_ids: [S, T].
+        fast: fast weights whose names tell how much of a forward they cannot reach (``frozen``).
+        context_tokens: how many tokens at the beginning of each row are context, such as the
+            header of a prompt: the loss does not read them and no rollout starts among them. A
+            row's first token is context in any case, because nothing predicts it.
+        positions: how many rollout positions each row has.
+        min_prefix: the fewest tokens before a rollout.
+
+    Attributes:
+        first: the first token of a row that the loss reads.
+        held_out: spans that are read like all others, but are in no loss and in no rollout.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        input_ids: Tensor,
+        fast: FastWeights,
+        *,
+        context_tokens: int = 0,
+        positions: int = 1,
+        min_prefix: int = MIN_PREFIX,
+    ) -> None:
+        self.model = model
+        self.input_ids = input_ids
+        self.fast = fast
+        self.context_tokens = context_tokens
+        self.first = max(context_tokens, 1)
+        self.min_prefix = min_prefix
+        self.held_out: Sequence[Span] = ()
+        self.positions = min(positions, self.num_targets)
+        if model.piece_tokens is None:
+            _ = self.frozen  # part of reading the document, not of the first step
+
+    @property
+    def num_targets(self) -> int:
+        """T - first: how many tokens of a row the model predicts, held-out ones included."""
+        return self.input_ids.shape[1] - self.first
+
+    # -- forward --------------------------------------------------------------------------------
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The forward over the rows below all fast weights."""
+        return self.model.freeze(self.input_ids, self.fast)
+
+    def trunk(self, fast: FastWeights) -> Trunk:
+        """Compute the forward over the rows under ``fast``, in the graph: hidden [S, T, D]."""
+        return self.model.trunk(self.frozen, fast)
+
+    @cached_property
+    def base_trunk(self) -> Trunk:
+        """The forward over the rows under the base weights, without graph."""
+        with torch.no_grad():
+            return self.trunk(BASE)
+
+    def end(self, fast: FastWeights) -> Prefix:
+        """Read the whole rows under ``fast``, without graph, as S prefixes of what follows."""
+        return self.base_end if fast.is_base else self._end(fast)
+
+    @cached_property
+    def base_end(self) -> Prefix:
+        """The whole rows, read under the base weights, as S prefixes of what follows."""
+        return self._end(BASE)
+
+    @torch.no_grad()
+    def _end(self, fast: FastWeights) -> Prefix:
+        if self.model.piece_tokens is not None:
+            return Prefix(*self.model.read(self.input_ids, fast))
+        trunk = self.base_trunk if fast.is_base else self.trunk(fast)
+        return Prefix(trunk.hidden[:, -1], trunk.state)
+
+    def token_stats(self, hidden: Tensor, fast: FastWeights) -> TokenStats:
+        """Compute the statistics of all tokens from ``first`` on out of hidden [S, T, D]."""
+        before, targets = hidden[:, self.first - 1 : -1], self.input_ids[:, self.first :]
+        log_prob, entropy = self.model.token_stats(before, targets, fast)
+        return TokenStats(log_prob=log_prob, entropy=entropy, loss_mask=self.loss_mask)
+
+    # -- held-out spans and rollouts --------------------------------------------------------------
+
+    @property
+    def loss_mask(self) -> Tensor | None:
+        """[T - first], False for tokens that are held out; None when no token is."""
+        if not self.held_out:
+            return None
+        mask = torch.ones(self.num_targets, dtype=torch.bool, device=self.input_ids.device)
+        for start, end in self.held_out:
+            mask[start - self.first : end - self.first] = False
+        return mask
+
+    def rollout_starts(self, index: Tensor, rollout_tokens: int) -> Tensor:
+        """Clamp positions to where a rollout and its shortest prefix fit into a row.
+
+        A rollout that would overlap a held-out span is moved behind the span, or before it where
+        the row ends too soon.
+
+        Args:
+            index: [S, G], positions in ``token_stats``: 0 stands for token ``first``.
+            rollout_tokens: k.
+
+        Returns:
+            [S, G], the first token of each rollout, counted in ``input_ids``.
+        """
+        last = self.input_ids.shape[1] - rollout_tokens
+        lowest = min(max(self.first, self.min_prefix), last)
+        starts = (self.first + index).clamp(lowest, last)
+        for start, end in self.held_out:
+            overlap = (starts < end) & (starts + rollout_tokens > start)
+            starts = starts.where(~overlap, end if end <= last else start - rollout_tokens)
+        return starts
+
+
+def continuations(input_ids: Tensor, starts: Tensor, tokens: int) -> Tensor:
+    """Gather the next ``tokens`` tokens from starts [S, G] on in rows [S, T]: [S G, tokens]."""
+    at = starts[..., None] + torch.arange(tokens, device=starts.device)  # [S, G, tokens]
+    row = torch.arange(starts.shape[0], device=starts.device)[:, None, None]
+    return input_ids[row, at].flatten(0, 1)

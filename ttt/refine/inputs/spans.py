@@ -1,0 +1,146 @@
+"""Which spans of a document are adapted on instead of all of it, and the rows that they become."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_server.kernels.select_positions import smooth
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.interface.config import AdaptConfig, Selection
+from refine_server.ttt.refine.inputs.query_spans import similar_spans, whole_sentences
+from refine_server.ttt.refine.inputs.rows import Rows, Span
+
+POOL_KERNEL = 5
+"""Tokens over which scores are averaged before spans are chosen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryContext:
+    """A query that is known when its document is adapted to, and the prompt around the document."""
+
+    text: str
+    """The query as its author wrote it: spans are chosen by its words."""
+    header: list[int]
+    """Tokens of the prompt before the document."""
+    query: list[int]
+    """Tokens of the prompt from the document's end to where the answer begins."""
+
+
+def choose_spans(
+    document: Rows, config: AdaptConfig, generator: torch.Generator, query: QueryContext | None
+) -> list[Span]:
+    """Choose the spans of a document that are adapted on (``prefix = local``).
+
+    By a query, the most similar ones, in the order that ``spans_as`` asks for; there are none when
+    no word of the query occurs. Otherwise those with the highest entropy or surprise under the
+    base weights, in the document's order.
+
+    Raises:
+        ValueError: the spans are to be chosen by a query, and there is none.
+    """
+    tokens = document.num_targets
+    room = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
+    length = min(config.span_tokens, tokens)
+    count = min(config.chunks, max(1, room // length))
+    if config.selection == "query":
+        if query is None:
+            raise ValueError("selection='query' needs a query")
+        return _query_spans(document, config, query, count, length)
+    with torch.no_grad():
+        stats = document.token_stats(document.base_trunk.hidden, BASE)
+    starts = select_spans(
+        stats.entropy[0],
+        -stats.log_prob[0],
+        config.selection,
+        count=count,
+        length=length,
+        generator=generator,
+    )
+    return [Span(document.first + start, document.first + start + length) for start in starts]
+
+
+def _query_spans(
+    document: Rows, config: AdaptConfig, query: QueryContext, count: int, length: int
+) -> list[Span]:
+    """Choose spans by a query: the best first, or as whole sentences in the document's order.
+
+    An answer is made of the latter, so that it says the same as the document where that is in
+    context.
+    """
+    ids, tokenizer = document.input_ids[0, document.first :].tolist(), document.model.tokenizer
+    starts = similar_spans(ids, query.text, tokenizer, count=count, length=length)
+    spans = [(start, start + length) for start in starts]
+    if config.spans_as != "text":
+        spans = sorted(whole_sentences(ids, *span, tokenizer) for span in spans)
+    return [Span(document.first + start, document.first + end) for start, end in spans]
+
+
+def select_spans(
+    entropy: Tensor,
+    surprise: Tensor,
+    rule: Selection,
+    *,
+    count: int,
+    length: int,
+    generator: torch.Generator,
+) -> list[int]:
+    """Select the ``count`` best windows of ``length`` tokens that do not overlap.
+
+    Windows stand around the positions with the highest pooled score (the lowest for ``argmin``,
+    random ones for ``uniform``); fewer are returned when no more fit.
+
+    Args:
+        entropy: [T], of the distribution that predicts each token.
+        surprise: [T], minus the log-probability of each token.
+        rule: which of the two is the score, and which end of it is best.
+        count: the most windows.
+        length: tokens of a window, at most T.
+        generator: the only source of randomness.
+
+    Returns:
+        The first token of every window, rising.
+    """
+    scores = smooth((surprise if rule == "surprise" else entropy)[None], POOL_KERNEL)[0]
+    if rule == "uniform":
+        scores = torch.rand(scores.shape[0], generator=generator)
+    order = scores.argsort(descending=rule != "argmin", stable=True).tolist()
+    last = scores.shape[0] - length
+    starts: list[int] = []
+    for position in order:
+        start = min(max(position - length // 2, 0), last)
+        if all(abs(start - other) >= length for other in starts):
+            starts.append(start)
+        if len(starts) == count:
+            break
+    return sorted(starts)
+
+
+def span_rows(document: Rows, spans: Sequence[Span], fast: FastWeights) -> Rows:
+    """Make short rows of their own out of a document's spans, which all have one length."""
+    ids = torch.stack([document.input_ids[0, start:end] for start, end in spans])
+    return Rows(document.model, ids, fast, min_prefix=ids.shape[1] // 4)
+
+
+def answer_rows(
+    document: Rows, spans: Sequence[Span], fast: FastWeights, query: QueryContext, in_context: bool
+) -> Rows:
+    """Make a single row out of a document's spans, one after the other, as the answer to a query.
+
+    The query and what stands before it are context: the prompt's header alone, or the document
+    itself where the answer is to be learned ``in_context``.
+    """
+    ids = document.input_ids[0]
+    header, question = ids.new_tensor(query.header), ids.new_tensor(query.query)
+    prompt = torch.cat([ids if in_context else header, question])
+    answer = torch.cat([ids[start:end] for start, end in spans])
+    tokens = prompt.shape[0]
+    return Rows(
+        document.model,
+        torch.cat([prompt, answer])[None],
+        fast,
+        context_tokens=tokens,
+        positions=document.positions,
+        min_prefix=tokens,
+    )

@@ -1,0 +1,254 @@
+"""One optimiser step, as an operation that serves several requests in one batch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from typing_extensions import override
+
+from refine_server.ttt.batching import Operation
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.reports import StepReport
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.refine import guard
+from refine_server.ttt.refine.held_out import HeldOutEvaluator, evaluate_batch
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.step_inputs import StepInputs
+from refine_server.ttt.refine.loss import StepLoss, step_losses
+from refine_server.ttt.refine.optimizer import FastWeightOptimizer
+
+MAX_TOKENS = 4096
+"""The most tokens, padding included, in one thread's share of a batch: more gain no speed and take
+memory."""
+MAX_LENGTH_RATIO = 1.25
+"""How many times longer than another a document of one batch may be: the rest is padding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptationRun:
+    """What the steps of one adaptation share."""
+
+    document: Rows
+    """The whole document, one row."""
+    inputs: StepInputs
+    optimizer: FastWeightOptimizer
+    evaluator: HeldOutEvaluator | None
+    """Evaluates the weights between the steps; None without a guard."""
+
+    @classmethod
+    def of(cls, document: Rows, fast: FastWeights, config: AdaptConfig) -> "AdaptationRun":
+        """Make a run whose steps read the whole document and are not evaluated."""
+        inputs = StepInputs.of(document, fast, config)
+        optimizer = FastWeightOptimizer(config, inputs.fast)
+        return cls(document=document, inputs=inputs, optimizer=optimizer, evaluator=None)
+
+    @property
+    def model(self) -> CausalLM:
+        """The model that reads the document."""
+        return self.document.model
+
+    @property
+    def fast(self) -> FastWeights:
+        """The weights that are adapted, in place."""
+        return self.inputs.fast
+
+    @property
+    def config(self) -> AdaptConfig:
+        """The settings of the adaptation."""
+        return self.inputs.config
+
+    @property
+    def reads_document(self) -> bool:
+        """Whether the next-token loss reads the whole document, not spans of it."""
+        return self.inputs.ntp_rows is self.document
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether no better weights are to be expected of more steps."""
+        return self.evaluator is not None and self.evaluator.out_of_patience
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The step was made."""
+
+    report: StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class StepRejected:
+    """The step was computed but not made, for a ``reason`` of ``guard``."""
+
+    report: StepReport
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoImprovement:
+    """The step was not made, because the last evaluations brought no better weights."""
+
+
+StepOutcome = StepDone | StepRejected | NoImprovement
+
+
+@dataclass(frozen=True)
+class AdaptStep(Operation[StepOutcome]):
+    """Step ``number`` of an adaptation, counted from 1."""
+
+    name: ClassVar[str] = "adapt"
+    waits_for_peers: ClassVar[bool] = True
+    run: AdaptationRun
+    number: int
+
+    @property
+    @override
+    def max_batch_size(self) -> int:
+        # Full copies share no matrix product, so they gain from threads alone.
+        if not self.run.model.stacks_states or self.run.config.targets == "all":
+            return self.threads
+        return self.threads * max(1, int(MAX_TOKENS / MAX_LENGTH_RATIO) // self._tokens)
+
+    @property
+    @override
+    def threads(self) -> int:
+        return self.run.model.threads
+
+    @override
+    def can_batch_with(self, head: Self) -> bool:
+        own, other = self.run.inputs, head.run.inputs
+        if own.model is not other.model or own.shape != other.shape:
+            return False
+        shorter, longer = sorted((self._tokens, head._tokens))
+        return self.max_batch_size > 1 and longer <= MAX_LENGTH_RATIO * shorter
+
+    @property
+    def _tokens(self) -> int:
+        return self.run.inputs.ntp_rows.input_ids.numel()
+
+    @classmethod
+    @override
+    def run_batch(cls, operations: Sequence[Self]) -> Sequence[StepOutcome | Exception]:
+        """Make R steps with one forward and one backward pass; each request has its own update."""
+        started = time.monotonic()
+        inputs = [step.run.inputs for step in operations]
+        with _restored_on_failure([own.generator for own in inputs]):
+            losses = step_losses(inputs)
+            stops = _evaluate(operations, losses)
+            _backward(operations, losses, stops)
+        seconds = (time.monotonic() - started) / len(operations)
+        return [
+            step._try_update(loss, seconds) if stop is None else stop
+            for step, loss, stop in zip(operations, losses, stops, strict=True)
+        ]
+
+    def update(self, loss: StepLoss, seconds: float) -> StepOutcome:
+        """Write the update that the gradient asks for, if gradient and loss are finite.
+
+        Args:
+            loss: of this step; its backward pass is done.
+            seconds: this step's share of the time that the batch's passes took.
+        """
+        started = time.monotonic()
+        total = loss.total.detach()
+        grad_norm = float(self.run.optimizer.step(total.isfinite()))
+        reason = guard.check_step(float(total), grad_norm)
+        seconds += time.monotonic() - started
+        report = _report(self.number, loss, grad_norm, seconds)
+        return StepDone(report) if reason is None else StepRejected(report, reason)
+
+    def evaluate(self, loss: StepLoss) -> None:
+        """Evaluate the weights before this step, if that is due; ``loss`` is this step's."""
+        if (evaluator := self.due_evaluator) is not None:
+            trunk = loss.ntp_trunk if self.run.reads_document else None
+            evaluator.evaluate(self.number - 1, trunk)
+
+    @property
+    def due_evaluator(self) -> HeldOutEvaluator | None:
+        """The run's evaluator, if it is to evaluate the weights before this step."""
+        evaluator = self.run.evaluator
+        return evaluator if evaluator is not None and evaluator.is_due(self.number - 1) else None
+
+    def _try_update(self, loss: StepLoss, seconds: float) -> StepOutcome | Exception:
+        try:
+            return self.update(loss, seconds)
+        except Exception as error:
+            return error
+
+    def _try_evaluate(self, loss: StepLoss) -> Exception | None:
+        try:
+            self.evaluate(loss)
+        except Exception as error:
+            return error
+        return None
+
+
+Stop = NoImprovement | Exception | None
+"""Why a step of a batch is not made, or None if it is."""
+
+
+def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[Stop]:
+    """Evaluate the weights whose evaluation is due, under which the losses were computed.
+
+    One forward serves all of them where all are due and the batch's trunk is over whole documents.
+    """
+    due = [step.due_evaluator for step in steps]
+    evaluators = [evaluator for evaluator in due if evaluator is not None]
+    failures: list[Exception | None] = [None] * len(steps)
+    if len(evaluators) == len(steps) > 1 and all(step.run.reads_document for step in steps):
+        trunk = losses[0].ntp_trunk.batch
+        evaluate_batch(evaluators, [step.number - 1 for step in steps], trunk.hidden, trunk.ends)
+    else:
+        failures = [s._try_evaluate(loss) for s, loss in zip(steps, losses, strict=True)]
+    return [
+        NoImprovement() if failure is None and step.run.out_of_patience else failure
+        for step, failure in zip(steps, failures, strict=True)
+    ]
+
+
+def _backward(
+    steps: Sequence[AdaptStep], losses: Sequence[StepLoss], stops: Sequence[Stop]
+) -> None:
+    """Compute the gradients of all steps that are made in one backward pass.
+
+    Requests share no term and no leaf, so the gradient of the losses' sum gives each its own.
+    """
+    totals = []
+    for step, loss, stop in zip(steps, losses, stops, strict=True):
+        if stop is None:
+            step.run.optimizer.zero_grad()
+            totals.append(loss.total)
+    if totals:
+        torch.stack(totals).sum().backward()
+
+
+@contextmanager
+def _restored_on_failure(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Put generators back on an exception, so that the steps can be tried again one by one."""
+    before = [generator.get_state() for generator in generators]
+    try:
+        yield
+    except Exception:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+        raise
+
+
+def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> StepReport:
+    spread = loss.rewards.std() if loss.rewards.numel() > 1 else loss.rewards.new_zeros(())
+    return StepReport(
+        step=number,
+        loss=float(loss.total.detach()),
+        ntp_loss=float(loss.ntp.detach()),
+        grpo_loss=float(loss.grpo.detach()),
+        reward_mean=float(loss.rewards.mean()),
+        reward_std=float(spread),
+        entropy_mean=float(loss.entropy.mean()),
+        kl=float(loss.kl.detach()),
+        grad_norm=grad_norm,
+        seconds=seconds,
+        rollout_tokens=loss.rollout_tokens,
+    )
