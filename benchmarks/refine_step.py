@@ -11,7 +11,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, build, load
-from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
+from refine_server.ttt.models.families.lact.model import LaCT, LaCTConfig
 from refine_server.ttt.refine.loop import Loop
 from refine_server.ttt.refine.loss import Drawn
 from refine_server.ttt.refine.naive import naive_gradient

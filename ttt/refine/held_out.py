@@ -13,8 +13,9 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.reports import Judgement
-from refine_server.ttt.models.base import CausalLM, Frozen
+from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen
 
 NON_FINITE_LOSS = "non_finite_loss"
 NON_FINITE_GRADIENT = "non_finite_gradient"

@@ -14,8 +14,9 @@ from torch import Tensor
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.models.base import CausalLM, Trunk
+from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Trunk
 from refine_server.ttt.refine.positions import select_positions
 from refine_server.ttt.refine.rollouts import beside, sample
 from refine_server.ttt.refine.rows import Reading, Readings, TokenStats, TrunkPart

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.refine import held_out
 from refine_server.ttt.refine.positions import select_spans
 from refine_server.ttt.refine.spans import similar_spans, whole_sentences
@@ -65,7 +66,7 @@ class Reading:
         self.min_prefix = min_prefix
         self.held_out: Sequence[held_out.Span] = ()
         self.fast = fast
-        if model.piece_tokens is None:
+        if model.prefill_chunk is None:
             _ = self.frozen  # part of reading the document, not of the first step
 
     @cached_property
@@ -84,7 +85,7 @@ class Reading:
 
     @torch.no_grad()
     def _end(self, fast: FastWeights) -> tuple[Tensor, State]:
-        if self.model.piece_tokens is not None:
+        if self.model.prefill_chunk is not None:
             return self.model.read(self.input_ids, fast)
         trunk = self.trunk(fast) if fast else self.base
         return trunk.hidden[:, -1], trunk.state
