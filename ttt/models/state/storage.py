@@ -19,10 +19,7 @@ def storable(kind: type[T]) -> type[T]:
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:
     """Return the names of a storable class's fields."""
-    if issubclass(kind, tuple):
-        names: tuple[str, ...] = kind._fields
-        return names
-    return tuple(f.name for f in fields(kind))
+    return getattr(kind, "_fields", None) or tuple(f.name for f in fields(kind))
 
 
 def compact(value: T) -> T:

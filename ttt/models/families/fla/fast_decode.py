@@ -270,7 +270,7 @@ def _log_decay(attn: Any, name: str, a: Tensor, fast: FastWeights) -> Tensor:
 
 
 def _packed(parent: nn.Module, name: str, parts: Sequence[str]) -> PackedProjections | None:
-    modules = [parent.get_submodule(part) for part in parts]
+    modules: list[Any] = [parent.get_submodule(part) for part in parts]
     packed = pack(modules)
     if packed is None:
         return None

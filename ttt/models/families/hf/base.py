@@ -114,9 +114,9 @@ class HFCausalLM(CausalLM):
             return {None: None}
         at = position[:, None] + torch.arange(x.shape[1], device=x.device)  # [B, T]
         if not self.settings.rotary_types:
-            return {None: _tables(*self.model.rotary_emb(x, at), x.dtype)}
+            return {None: _tables(self.model.rotary_emb(x, at), x.dtype)}
         return {
-            kind: _tables(*self.model.rotary_emb(x, at, kind), x.dtype)
+            kind: _tables(self.model.rotary_emb(x, at, kind), x.dtype)
             for kind in self.settings.rotary_types
         }
 
@@ -171,8 +171,9 @@ def _normed(x: Tensor, norm: Norm | None, fast: FastWeights) -> Tensor:
     return x if norm is None else norm(x, fast)
 
 
-def _tables(cos: Tensor, sin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _tables(cos_sin: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Give transformers' tables [B, T, D_rotary] a dimension of heads: [B, 1, T, D_rotary]."""
+    cos, sin = cos_sin
     return cos[:, None].to(dtype), signed(sin)[:, None].to(dtype)
 
 

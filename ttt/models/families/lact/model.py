@@ -16,7 +16,7 @@ chunk of tokens rewrites by one gradient step. The token mixer of one layer, ove
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +238,8 @@ class LaCT(FlaCausalLM):
         rates = self._heads(linear(h, attn.lr_proj, fast, f"{name}.lr_proj")).to(wide)
         rates = F.softplus(rates + BASE_RATE_BIAS)  # [B, H, T, 3 L]
         if self.config.use_momentum:
-            momentum = linear(h, attn.momentum_proj[0], fast, f"{name}.momentum_proj.0")
+            projection = cast(nn.Linear, attn.momentum_proj[0])
+            momentum = linear(h, projection, fast, f"{name}.momentum_proj.0")
             rates = torch.cat([rates, self._heads(momentum.sigmoid()).to(wide)], dim=-1)
         return q, Writes(k, v, rates)
 
