@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import torch
 import torch.nn.functional as F
+import toy_family
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -187,6 +189,20 @@ def make_wrapped(name: str, dtype: torch.dtype) -> CausalLM:
     return wrap(tiny_transformers(model_type, **settings).to(dtype))
 
 
+MOVING_AVERAGE = {
+    "model_type": toy_family.MovingAverage.family,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "vocab_size": VOCABULARY,
+}
+
+
+def make_toy(dtype: torch.dtype) -> CausalLM:
+    weights = checkpoints.random_weights(MOVING_AVERAGE)
+    return build(MOVING_AVERAGE, {name: w.to(dtype) for name, w in weights.items()})
+
+
 FAMILIES: dict[str, Callable[[torch.dtype], CausalLM]] = {
     "delta_net": partial(make_golden, "delta_net"),
     "gated_delta_net": partial(make_golden, "gated_delta_net"),
@@ -198,6 +214,7 @@ FAMILIES: dict[str, Callable[[torch.dtype], CausalLM]] = {
     "qwen3_5": partial(make_wrapped, "qwen3_5"),
     "olmo_hybrid": partial(make_wrapped, "olmo_hybrid"),
     "kimi_linear": partial(make_wrapped, "kimi_linear"),
+    "toy": make_toy,
 }
 
 

@@ -23,7 +23,7 @@ def loss_and_gradient(model, ids, fast):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 @pytest.mark.parametrize(
-    "family", ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next"]
+    "family", ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next", "toy"]
 )
 @pytest.mark.parametrize("length", [129, 333])
 def test_gradient_of_segments_is_that_of_the_whole(

@@ -14,7 +14,7 @@ from refine_server.ttt.refine.rows import Reading
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
-BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next"]
+BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next", "toy"]
 FAMILIES = pytest.mark.parametrize("family", BATCHED)
 
 

@@ -1,17 +1,12 @@
 """Checkpoints as wide as the real ones, of one or two layers: they load, adapt and answer."""
 
-import json
-import shutil
-from pathlib import Path
-
+import checkpoints
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
-from refine_server.ttt.models import bundled, load
+from refine_server.ttt.models import load
 from refine_server.ttt.models.families import native_family
 from refine_server.ttt.programs.start import perform
 
@@ -37,22 +32,6 @@ LACT_760M = {
 }
 
 
-def checkpoint(config: dict, layers: int, target: Path) -> Path:
-    """The configuration with few layers and the tiny model's vocabulary, and random weights."""
-    vocabulary = json.loads((bundled.tiny() / "config.json").read_text())["vocab_size"]
-    config = config | {"num_hidden_layers": layers, "vocab_size": vocabulary}
-    names = native_family(config["model_type"]).skeleton(config).state_dict()
-    weights = {
-        name: torch.ones(w.shape) if "norm" in name else torch.randn(w.shape) * w.shape[-1] ** -0.5
-        for name, w in names.items()
-    }
-    save_file(weights, target / "model.safetensors")
-    (target / "config.json").write_text(json.dumps(config))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(bundled.tiny() / file, target / file)
-    return target
-
-
 @pytest.mark.parametrize(
     ("config", "layers", "words"),
     [(DELTA_NET_1_3B, 2, 40), (LACT_760M, 1, 1750)],
@@ -60,7 +39,8 @@ def checkpoint(config: dict, layers: int, target: Path) -> Path:
 )
 def test_a_checkpoint_of_full_width_adapts_and_answers(config, layers, words, tmp_path) -> None:
     """LaCT's document is longer than a chunk, so its memory is written."""
-    model = load(checkpoint(config, layers, tmp_path))
+    few = config | {"num_hidden_layers": layers, "vocab_size": checkpoints.VOCABULARY}
+    model = load(checkpoints.write(few, tmp_path))
     text = "The harbour code is amber. " * (words // 5)
     request = AnswerRequest(
         text,
