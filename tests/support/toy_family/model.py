@@ -1,7 +1,7 @@
 """The toy family. The token mixer of one layer, over normed tokens h [B, T, D]:
 
 v   = h W_v                            # [B, T, D]
-m_t = a m_{t-1} + (1 - a) v_t          # [B, D], a = sigmoid(decay), one a channel, m_0 = 0
+m_t = a m_{t-1} + (1 - a) v_t          # [B, D], a = sigmoid(decay), m_0 = 0
 return (m * silu(h W_g)) W_o           # [B, T, D]
 """
 
@@ -42,7 +42,7 @@ class MovingAverageMixer(nn.Module):
         self.v_proj = nn.Linear(D, D, bias=False)
         self.g_proj = nn.Linear(D, D, bias=False)
         self.o_proj = nn.Linear(D, D, bias=False)
-        self.decay = nn.Parameter(torch.zeros(D))
+        self.decay = nn.Parameter(torch.zeros(1))
 
 
 @register_native("moving_average", config=MovingAverageConfig)
@@ -69,11 +69,12 @@ class MovingAverage(FlaCausalLM):
     ) -> tuple[Tensor, AverageTrace]:
         v, gate = linears(h, attn, ("v_proj", "g_proj"), fast, name)
         wide = torch.promote_types(h.dtype, torch.float32)
-        a = own_parameter(attn.decay, fast, f"{name}.decay", h).to(wide).sigmoid()[:, 0]
-        means = [h.new_zeros(h.shape[0], h.shape[2], dtype=wide) if state is None else state.mean]
-        for value in v.unbind(1):
-            means.append(torch.lerp(value.to(wide), means[-1], a.expand_as(value)))
-        trace = AverageTrace(torch.stack(means, dim=1))
+        a = own_parameter(attn.decay, fast, f"{name}.decay", h).to(wide).sigmoid()  # [1|B, 1, 1]
+        t = torch.arange(h.shape[1], device=h.device)
+        weights = ((1 - a) * a ** (t[:, None] - t).clamp_min(0)).tril()  # [1|B, T, T]
+        before = h.new_zeros(*h.shape[::2], dtype=wide) if state is None else state.mean  # [B, D]
+        means = weights @ v.to(wide) + a ** (t[:, None] + 1) * before[:, None]  # [B, T, D]
+        trace = AverageTrace(torch.cat([before[:, None], means], dim=1))
         o = trace.means[:, 1:].to(h.dtype) * F.silu(gate)
         return linear(o, attn.o_proj, fast, f"{name}.o_proj"), trace
 

@@ -1,9 +1,13 @@
-"""Reading in segments: the same gradient as in one, and less kept for it."""
+"""Reading in segments gives the gradient of one reading, and keeps less for it."""
 
 import pytest
 import torch
+from small_models import Families, Perturbed, Tokens
+from torch import Tensor
 
+from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
 from refine_server.ttt.refine.loop import Loop
 from refine_server.ttt.refine.rows import Reading
@@ -12,7 +16,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")
 
 
-def loss_and_gradient(model, ids, fast):
+def loss_and_gradient(
+    model: CausalLM, ids: Tensor, fast: FastWeights
+) -> tuple[Tensor, list[Tensor]]:
     """Of one whole step, branches included."""
     loop = Loop(model, Reading(model, ids, fast, positions=CONFIG.chunks), fast, CONFIG)
     loss = loop.loss().total
@@ -27,7 +33,12 @@ def loss_and_gradient(model, ids, fast):
 )
 @pytest.mark.parametrize("length", [129, 333])
 def test_gradient_of_segments_is_that_of_the_whole(
-    families, family, dtype, tokens, perturbed, length
+    families: Families,
+    family: str,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+    length: int,
 ) -> None:
     """Of one kernel chunk each: states are handed on, and branches lie in all of them."""
     model, ids = families[family](dtype), tokens(1, length)
@@ -41,7 +52,9 @@ def test_gradient_of_segments_is_that_of_the_whole(
 
 
 @pytest.mark.parametrize("family", ["delta_net", "overlay"])
-def test_requests_are_read_in_segments_side_by_side(families, family, tokens, perturbed) -> None:
+def test_requests_are_read_in_segments_side_by_side(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model, ids = families[family](torch.float64), tokens(2, 200)
     fast = perturbed(model).stack([perturbed(model, seed=s) for s in (1, 2)]).requires_grad_()
     hidden = model.trunk(model.freeze(ids, fast), fast).hidden
@@ -54,7 +67,9 @@ def test_requests_are_read_in_segments_side_by_side(families, family, tokens, pe
 
 
 @pytest.mark.parametrize("family", ["delta_net", "overlay"])
-def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbed) -> None:
+def test_a_budget_bounds_what_the_graph_keeps(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model, ids = families[family](torch.float32), tokens(1, 640)
     fast = perturbed(model).requires_grad_()
     frozen = model.freeze(ids, fast)
@@ -64,7 +79,7 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
     for budget in (None, 1):
         model.activation_budget, found = budget, {}
 
-        def note(tensor, found=found):
+        def note(tensor: Tensor, found: dict[int, int] = found) -> Tensor:
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
@@ -76,7 +91,9 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
     assert kept[1] < kept[None] / 4
 
 
-def test_activations_are_measured_by_the_token(families, tokens, perturbed) -> None:
+def test_activations_are_measured_by_the_token(
+    families: Families, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model = families["delta_net"](torch.float32)
     fast = perturbed(model)
     x = torch.randn(1, 640, model.config.hidden_size, requires_grad=True)

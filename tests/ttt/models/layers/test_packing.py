@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import MakeTransformers, Tokens
 from torch import nn
 
 from refine_server.ttt.models.layers.packing import pack
@@ -36,7 +37,7 @@ def test_what_does_not_go_together_is_left_as_it_is(odd: nn.Linear) -> None:
     assert (plain.weight.stride(), odd.weight.stride()) == strides
 
 
-def test_packing_changes_no_weight(make_transformers) -> None:
+def test_packing_changes_no_weight(make_transformers: MakeTransformers) -> None:
     theirs = make_transformers("llama", tie_word_embeddings=True)
     before = {n: p.detach().clone() for n, p in theirs.named_parameters()}
     model = wrap(theirs)
@@ -44,7 +45,9 @@ def test_packing_changes_no_weight(make_transformers) -> None:
     assert model.tied
 
 
-def test_a_cast_model_reads_with_its_new_weights(make_transformers, tokens) -> None:
+def test_a_cast_model_reads_with_its_new_weights(
+    make_transformers: MakeTransformers, tokens: Tokens
+) -> None:
     ids = tokens(1, 9)
     model = wrap(make_transformers("llama"))
     assert model(ids).logits.dtype == torch.float32

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import LoadGolden, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
@@ -23,7 +24,7 @@ Make = Callable[[str, torch.dtype], CausalLM]
 
 
 @pytest.fixture
-def make(load_golden) -> Make:
+def make(load_golden: LoadGolden) -> Make:
     """A model by the name of its golden file; "constant beta" has no write strengths."""
 
     def of(name: str, dtype: torch.dtype) -> CausalLM:
@@ -65,7 +66,14 @@ def assert_same(ours: Output, expected: Output, dtype: torch.dtype) -> None:
 @DTYPES
 @pytest.mark.parametrize("targets", [None, "low_rank", "fast_weights"])
 @pytest.mark.parametrize("name", [*GOLDEN, "constant beta"])
-def test_tokens_equal_the_general_layers(make, name, targets, dtype, tokens, perturbed) -> None:
+def test_tokens_equal_the_general_layers(
+    make: Make,
+    name: str,
+    targets: str | None,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+) -> None:
     model = make(name, dtype)
     assert model.fast_layers is not None
     fast = BASE if targets is None else perturbed(model, targets)
@@ -81,7 +89,7 @@ def test_tokens_equal_the_general_layers(make, name, targets, dtype, tokens, per
 @pytest.mark.parametrize("name", ["delta_net", "gated_delta_net_groups"])
 @pytest.mark.parametrize("T", [1, 9])
 def test_rows_of_several_requests_equal_the_general_layers(
-    make, name, T, dtype, tokens, perturbed
+    make: Make, name: str, T: int, dtype: torch.dtype, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     model = make(name, dtype)
     fast = FastWeights.stack([perturbed(model, "low_rank", seed) for seed in range(3)])
@@ -91,7 +99,7 @@ def test_rows_of_several_requests_equal_the_general_layers(
 
 
 @pytest.mark.parametrize("T", [1, 9])
-def test_a_state_stays_as_it_is(make, T, tokens, perturbed) -> None:
+def test_a_state_stays_as_it_is(make: Make, T: int, tokens: Tokens, perturbed: Perturbed) -> None:
     model = make("gated_delta_net", torch.float64)
     fast = perturbed(model, "low_rank")
     state = fast_path(model, tokens(1, 20), None, fast).state
@@ -104,7 +112,9 @@ def test_a_state_stays_as_it_is(make, T, tokens, perturbed) -> None:
         assert torch.equal(layer.conv, conv)
 
 
-def test_what_is_not_covered_takes_the_general_layers(make, tokens, perturbed, monkeypatch) -> None:
+def test_what_is_not_covered_takes_the_general_layers(
+    make: Make, tokens: Tokens, perturbed: Perturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = make("delta_net", torch.float64), tokens(1, 3)
 
     def refuse(*_: object) -> None:
@@ -120,7 +130,7 @@ def test_what_is_not_covered_takes_the_general_layers(make, tokens, perturbed, m
         fast_path(model, ids, state, BASE)
 
 
-def test_half_precision_and_fresh_weights_are_not_packed(make) -> None:
+def test_half_precision_and_fresh_weights_are_not_packed(make: Make) -> None:
     assert make("delta_net", torch.bfloat16).fast_layers is None
     assert (
         DeltaNet(DeltaNetConfig(hidden_size=16, num_hidden_layers=1, vocab_size=8)).fast_layers
@@ -128,13 +138,13 @@ def test_half_precision_and_fresh_weights_are_not_packed(make) -> None:
     )
 
 
-def test_packing_changes_no_weight(load_golden) -> None:
+def test_packing_changes_no_weight(load_golden: LoadGolden) -> None:
     golden = load_golden("gated_delta_net")
     model = golden.model()
     assert all(torch.equal(p, golden.tensors[f"weights.{n}"]) for n, p in model.named_parameters())
 
 
-def test_changed_weights_are_read(make, tokens) -> None:
+def test_changed_weights_are_read(make: Make, tokens: Tokens) -> None:
     """In place, as an optimiser changes them, or cast: the fast path reads no copies."""
     model = make("delta_net", torch.float32)
     state = general(model, tokens(1, 20), None, BASE).state

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from small_models import Families, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.kernels import dispatch
@@ -18,7 +19,9 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 
 @DTYPES
 @pytest.mark.parametrize("name", ["overlay", "window"])
-def test_a_few_tokens_equal_the_general_layers(families, dtype, tokens, name) -> None:
+def test_a_few_tokens_equal_the_general_layers(
+    families: Families, dtype: torch.dtype, tokens: Tokens, name: str
+) -> None:
     """With gradients enabled every layer is computed by its block."""
     model, ids = families[name](dtype), tokens(1, 31)
     assert (model.fast_layers is not None) == (name == "overlay")
@@ -39,7 +42,7 @@ def test_a_few_tokens_equal_the_general_layers(families, dtype, tokens, name) ->
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
 def test_a_few_tokens_from_the_middle_of_a_document_under_fast_weights(
-    families, tokens, perturbed, targets, T
+    families: Families, tokens: Tokens, perturbed: Perturbed, targets: str, T: int
 ) -> None:
     model, ids = families["overlay"](torch.float64), tokens(1, 31)
     fast = perturbed(model, targets)
@@ -54,8 +57,8 @@ def test_a_few_tokens_from_the_middle_of_a_document_under_fast_weights(
 @pytest.mark.parametrize("T", [1, 3])
 @torch.no_grad()
 def test_norms_and_attention_are_the_dispatchers(
-    families: dict[str, Callable[..., torch.nn.Module]],
-    tokens: Callable[..., Tensor],
+    families: Families,
+    tokens: Tokens,
     monkeypatch: pytest.MonkeyPatch,
     T: int,
 ) -> None:

@@ -1,21 +1,24 @@
 """Models of transformers: our forward equals theirs, and what it would not equal is refused."""
 
+from typing import Any
+
 import pytest
 import torch
+from small_models import MakeTransformers, Tokens
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import ModelError
 from refine_server.ttt.models.loading.loader import wrap
 
 
-def test_the_forward_equals_that_of_transformers(transformers_model, tokens) -> None:
+def test_the_forward_equals_that_of_transformers(transformers_model: Any, tokens: Tokens) -> None:
     ids = tokens(2, 75)
     with torch.no_grad():
         expected = transformers_model(ids, use_cache=False).logits
     torch.testing.assert_close(wrap(transformers_model)(ids).logits, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_half_precision_is_as_good_as_theirs(transformers_model, tokens) -> None:
+def test_half_precision_is_as_good_as_theirs(transformers_model: Any, tokens: Tokens) -> None:
     ids = tokens(1, 75)
     with torch.no_grad():
         exact = transformers_model(ids, use_cache=False).logits
@@ -43,14 +46,19 @@ def test_half_precision_is_as_good_as_theirs(transformers_model, tokens) -> None
     ],
 )  # fmt: skip
 def test_what_would_be_computed_wrongly_is_refused(
-    make_transformers, model_type, settings, message
+    make_transformers: MakeTransformers, model_type: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
         wrap(make_transformers(model_type, **settings))
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "kimi_linear"])
-def test_experts_may_belong_to_requests(make_transformers, model_type, tokens, experts) -> None:
+def test_experts_may_belong_to_requests(
+    make_transformers: MakeTransformers,
+    model_type: str,
+    tokens: Tokens,
+    experts: dict[str, dict[str, Any]],
+) -> None:
     """Two requests that own all weights, experts and routers among them, do not mix."""
     model = wrap(make_transformers(model_type, **experts[model_type]))
     generator = torch.Generator().manual_seed(3)
@@ -68,7 +76,7 @@ def test_experts_may_belong_to_requests(make_transformers, model_type, tokens, e
         torch.testing.assert_close(together[rows], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_biases_may_belong_to_requests(make_transformers, tokens) -> None:
+def test_biases_may_belong_to_requests(make_transformers: MakeTransformers, tokens: Tokens) -> None:
     model = wrap(make_transformers("llama", attention_bias=True, mlp_bias=True))
     fast, ids = model.full_copy(), tokens(1, 12)
     fast.tensors["model.layers.3.mlp.down_proj.bias"] += 1.0

@@ -1,7 +1,10 @@
 """The sliding-window mode of the overlay: exact, and of constant size however long the document."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from small_models import MakeTransformers, Perturbed, Tokens
 
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
@@ -19,14 +22,18 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 
 
-def windowed(make_transformers, dtype=torch.float64, window: int = WINDOW) -> Overlay:
+def windowed(
+    make_transformers: MakeTransformers, dtype: torch.dtype = torch.float64, window: int = WINDOW
+) -> Overlay:
     model = wrap(make_transformers("llama", tie_word_embeddings=True).to(dtype))
     assert isinstance(model, Overlay)
     model.limit_window(window)
     return model
 
 
-def test_it_is_what_transformers_calls_a_sliding_window(make_transformers, tokens) -> None:
+def test_it_is_what_transformers_calls_a_sliding_window(
+    make_transformers: MakeTransformers, tokens: Tokens
+) -> None:
     """A Llama that is limited equals a Mistral that was made with that window."""
     llama = make_transformers("llama")
     mistral = make_transformers("mistral", sliding_window=WINDOW, head_dim=16)
@@ -41,7 +48,9 @@ def test_it_is_what_transformers_calls_a_sliding_window(make_transformers, token
 
 @DTYPES
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 32, 131])
-def test_reading_in_pieces_equals_one_forward(make_transformers, tokens, dtype, length) -> None:
+def test_reading_in_pieces_equals_one_forward(
+    make_transformers: MakeTransformers, tokens: Tokens, dtype: torch.dtype, length: int
+) -> None:
     model, ids = windowed(make_transformers, dtype), tokens(2, length)
     whole = model(ids)
     hidden, state = model.read(ids, BASE)
@@ -55,7 +64,9 @@ def test_reading_in_pieces_equals_one_forward(make_transformers, tokens, dtype, 
     torch.testing.assert_close(model(after, state).hidden, both, **close)
 
 
-def test_a_state_does_not_grow_with_the_document(make_transformers, tokens) -> None:
+def test_a_state_does_not_grow_with_the_document(
+    make_transformers: MakeTransformers, tokens: Tokens
+) -> None:
     model = windowed(make_transformers)
     sizes = {length: model.read(tokens(1, length), BASE)[1].nbytes for length in (64, 200, 1000)}
     assert len(set(sizes.values())) == 1
@@ -63,7 +74,9 @@ def test_a_state_does_not_grow_with_the_document(make_transformers, tokens) -> N
     assert trunk.state.nbytes == sizes[64]
 
 
-def test_no_piece_is_longer_than_the_window(make_transformers, tokens, monkeypatch) -> None:
+def test_no_piece_is_longer_than_the_window(
+    make_transformers: MakeTransformers, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = windowed(make_transformers)
     lengths = []
     forward = model.forward
@@ -75,7 +88,9 @@ def test_no_piece_is_longer_than_the_window(make_transformers, tokens, monkeypat
 
 
 @DTYPES
-def test_branches_start_from_exact_states(make_transformers, tokens, dtype) -> None:
+def test_branches_start_from_exact_states(
+    make_transformers: MakeTransformers, tokens: Tokens, dtype: torch.dtype
+) -> None:
     model, ids = windowed(make_transformers, dtype), tokens(1, 90)
     at, after = torch.tensor([[3, 16, 17, 64, 89]]), tokens(1, 7, seed=2)
     trunk = model.trunk(model.freeze(ids, BASE), BASE)
@@ -90,7 +105,11 @@ def test_branches_start_from_exact_states(make_transformers, tokens, dtype) -> N
 @DTYPES
 @pytest.mark.parametrize("length", [131, 200])
 def test_gradient_equals_the_naive_loop(
-    make_transformers, tokens, perturbed, dtype, length
+    make_transformers: MakeTransformers,
+    tokens: Tokens,
+    perturbed: Perturbed,
+    dtype: torch.dtype,
+    length: int,
 ) -> None:
     model = windowed(make_transformers, dtype)
     settings = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", targets="fast_weights")
@@ -105,7 +124,9 @@ def test_gradient_equals_the_naive_loop(
     assert float((difference / total).sqrt()) <= TOLERANCE[dtype]
 
 
-def test_what_slid_out_is_not_seen_and_what_is_in_the_window_is(make_transformers, tokens) -> None:
+def test_what_slid_out_is_not_seen_and_what_is_in_the_window_is(
+    make_transformers: MakeTransformers, tokens: Tokens
+) -> None:
     model, ids = windowed(make_transformers), tokens(1, 200)
     other = ids.clone()
     other[0, 0] = (ids[0, 0] + 1) % 96
@@ -115,7 +136,9 @@ def test_what_slid_out_is_not_seen_and_what_is_in_the_window_is(make_transformer
     assert not torch.equal(hidden[reach], changed[reach])
 
 
-def test_a_directory_is_loaded_with_a_window_and_answers(tmp_path, make_transformers) -> None:
+def test_a_directory_is_loaded_with_a_window_and_answers(
+    tmp_path: Path, make_transformers: MakeTransformers
+) -> None:
 
     tokenizer = load("tiny").tokenizer
     llama = make_transformers("llama", vocab_size=len(tokenizer))
@@ -134,7 +157,7 @@ def test_a_directory_is_loaded_with_a_window_and_answers(tmp_path, make_transfor
     assert answered.usage.completion_tokens > 0
 
 
-def test_other_families_and_other_numbers_are_refused(make_transformers) -> None:
+def test_other_families_and_other_numbers_are_refused(make_transformers: MakeTransformers) -> None:
     with pytest.raises(ModelError, match="window: models of the family delta_net"):
         load("tiny", window=64)
     with pytest.raises(ModelError, match="window: 0"):

@@ -1,5 +1,8 @@
 """Checkpoints as wide as the real ones, of one or two layers: they load, adapt and answer."""
 
+from pathlib import Path
+from typing import Any
+
 import checkpoints
 import pytest
 
@@ -37,7 +40,9 @@ LACT_760M = {
     [(DELTA_NET_1_3B, 2, 40), (LACT_760M, 1, 1750)],
     ids=["DeltaNet-1.3B", "LaCT-760M"],
 )
-def test_a_checkpoint_of_full_width_adapts_and_answers(config, layers, words, tmp_path) -> None:
+def test_a_checkpoint_of_full_width_adapts_and_answers(
+    config: dict[str, Any], layers: int, words: int, tmp_path: Path
+) -> None:
     """LaCT's document is longer than a chunk, so its memory is written."""
     few = config | {"num_hidden_layers": layers, "vocab_size": checkpoints.VOCABULARY}
     model = load(checkpoints.write(few, tmp_path))
@@ -61,7 +66,9 @@ def test_a_checkpoint_of_full_width_adapts_and_answers(config, layers, words, tm
     [(DELTA_NET_1_3B, 1.37e9, 37_748_736), (LACT_760M, 0.80e9, 24 * 4 * 3 * 384**2 * 4)],
     ids=["DeltaNet-1.3B", "LaCT-760M"],
 )
-def test_the_real_models_have_these_sizes(config, parameters, fast_weights) -> None:
+def test_the_real_models_have_these_sizes(
+    config: dict[str, Any], parameters: float, fast_weights: int
+) -> None:
     model = native_family(config["model_type"]).skeleton(config)
     assert model.num_parameters == pytest.approx(parameters, rel=0.01)
     assert model.new_fast_weights("fast_weights", 8, 0).nbytes == fast_weights

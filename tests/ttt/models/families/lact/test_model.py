@@ -1,22 +1,31 @@
 """LaCT: chunks are written once and late, whatever the pieces in which a sequence comes."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
+from small_models import LoadGolden, Perturbed, Tokens
+from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import ModelError, build
+from refine_server.ttt.models import CausalLM, ModelError, State, build
 
 CHUNK = 16  # of the tiny model; its window is as long
 
 
 @pytest.fixture
-def lact(load_golden):
+def lact(load_golden: LoadGolden) -> CausalLM:
     return load_golden("lact_760m_style").model(torch.float64)
 
 
-def in_pieces(model, ids, sizes, fast=None, state=None):
+def in_pieces(
+    model: CausalLM,
+    ids: Tensor,
+    sizes: list[int],
+    fast: FastWeights | None = None,
+    state: State | None = None,
+) -> tuple[Tensor, State]:
     logits = []
     for piece in ids.split(sizes, dim=1):
         output = model(piece, state, fast)
@@ -26,7 +35,9 @@ def in_pieces(model, ids, sizes, fast=None, state=None):
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 48, 49])
-def test_any_cut_gives_the_same(lact, tokens, perturbed, length) -> None:
+def test_any_cut_gives_the_same(
+    lact: CausalLM, tokens: Tokens, perturbed: Perturbed, length: int
+) -> None:
     ids, fast = tokens(2, length), perturbed(lact)
     whole = lact(ids, None, fast)
     for cut in {1, 15, 16, 17, length - 1} & set(range(1, length)):
@@ -38,14 +49,16 @@ def test_any_cut_gives_the_same(lact, tokens, perturbed, length) -> None:
 
 
 @pytest.mark.parametrize("name", ["lact_muon", "lact_prenorm", "lact_per_channel"])
-def test_variants_go_on_at_any_token(load_golden, tokens, name) -> None:
+def test_variants_go_on_at_any_token(load_golden: LoadGolden, tokens: Tokens, name: str) -> None:
     model, ids = load_golden(name).model(torch.float64), tokens(2, 70)
     whole = model(ids).logits
     for sizes in ([33, 1, 16, 20], [1] * 70):
         assert (in_pieces(model, ids, sizes)[0] - whole).abs().max() <= 1e-9
 
 
-def test_rows_at_different_places_of_a_chunk_go_on_together(lact, tokens, perturbed) -> None:
+def test_rows_at_different_places_of_a_chunk_go_on_together(
+    lact: CausalLM, tokens: Tokens, perturbed: Perturbed
+) -> None:
     """Branches of one document, some of which cross the edge of a chunk and some of which do not.
 
     The last goes on for three chunks, so rows cross up to four edges, each at its own token.
@@ -63,7 +76,7 @@ def test_rows_at_different_places_of_a_chunk_go_on_together(lact, tokens, pertur
         assert (logits[row : row + 1] - expected).abs().max() <= 1e-9
 
 
-def test_the_last_chunk_never_writes(lact, tokens) -> None:
+def test_the_last_chunk_never_writes(lact: CausalLM, tokens: Tokens) -> None:
     """A full chunk changes the memory when the next token comes, as in the authors' code."""
     full = lact(tokens(1, CHUNK)).state.layers[0]
     assert full.pending.lengths == [CHUNK]
@@ -72,13 +85,13 @@ def test_the_last_chunk_never_writes(lact, tokens) -> None:
     assert not torch.equal(after.memory.weights[0], full.memory.weights[0])
 
 
-def test_rows_keep_their_norms(lact, tokens) -> None:
+def test_rows_keep_their_norms(lact: CausalLM, tokens: Tokens) -> None:
     memory = lact(tokens(1, 100)).state.layers[0].memory
     for weights, norms in zip(memory.weights, memory.norms, strict=True):
         torch.testing.assert_close(weights.norm(dim=-1, keepdim=True), norms, rtol=1e-3, atol=0)
 
 
-def test_branches_share_the_document(lact, tokens) -> None:
+def test_branches_share_the_document(lact: CausalLM, tokens: Tokens) -> None:
     trunk = lact.trunk(lact.freeze(tokens(1, 300), FastWeights()), FastWeights())
     one = trunk.state_at(torch.tensor([[250]]))
     assert one.repeat(8).nbytes == one.nbytes
@@ -86,7 +99,7 @@ def test_branches_share_the_document(lact, tokens) -> None:
     assert storages <= {x.untyped_storage().data_ptr() for x in trunk.traces[0].pending.tail}
 
 
-def test_a_state_keeps_no_more_than_it_needs(lact, tokens) -> None:
+def test_a_state_keeps_no_more_than_it_needs(lact: CausalLM, tokens: Tokens) -> None:
     """No view of the whole document's keys and values stays behind in a state."""
     state = lact(tokens(1, 500)).state
     for _ in range(2 * CHUNK):
@@ -98,7 +111,7 @@ def test_a_state_keeps_no_more_than_it_needs(lact, tokens) -> None:
         assert x.untyped_storage().nbytes() <= 2 * CHUNK * 4 * 64 * 8
 
 
-def test_muon_equals_the_reference(load_golden) -> None:
+def test_muon_equals_the_reference(load_golden: LoadGolden) -> None:
     """Although Newton–Schulz in bf16 amplifies a rounding error some hundred times.
 
     On a CPU whose fp32 products round as those of the reference's machine, that is: the tokens
@@ -130,7 +143,9 @@ def test_muon_equals_the_reference(load_golden) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
-def test_what_would_be_computed_wrongly_is_refused(load_golden, change, message) -> None:
+def test_what_would_be_computed_wrongly_is_refused(
+    load_golden: LoadGolden, change: dict[str, Any], message: str
+) -> None:
     golden = load_golden("lact_760m_style")
     with pytest.raises(ModelError, match=message):
         build(golden.config | change, golden.under("weights."))
