@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import torch
 import torch.nn.functional as F
-import toy_family
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -17,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, build
 from refine_server.ttt.models.loading.loader import wrap
+from support import checkpoints, toy_family
 
 VOCABULARY = 96
 

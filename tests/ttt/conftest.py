@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import (
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models import CausalLM
+from support.small_models import (
     FAMILIES,
     TRANSFORMERS,
     VOCABULARY,
@@ -18,12 +24,6 @@ from small_models import (
     Tokens,
     tiny_transformers,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
-
-from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import CausalLM
 
 
 @pytest.fixture(scope="session")

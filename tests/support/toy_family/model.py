@@ -17,7 +17,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.families.fla.base import MLP_PROJECTIONS, FlaCausalLM, FlaConfig
 from refine_server.ttt.models.families.registry import register_native
 from refine_server.ttt.models.layers.functional import linear, linears, own_parameter
-from toy_family.state import AverageState, AverageTrace
+from support.toy_family.state import AverageState, AverageTrace
 
 MIXER_PROJECTIONS = ("attn.v_proj", "attn.g_proj", "attn.o_proj")
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_models import Families, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
@@ -11,6 +10,7 @@ from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
 from refine_server.ttt.refine.loop import Loop
 from refine_server.ttt.refine.rows import Reading
+from support.small_models import Families, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import Golden, LoadGolden, MakeModel, Perturbed, Tokens
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, ModelError, build
 from refine_server.ttt.models.state import KVState
+from support.small_models import Golden, LoadGolden, MakeModel, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

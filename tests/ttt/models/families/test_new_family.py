@@ -6,10 +6,8 @@ test of a family: pieces, resuming, branches, batches, kept documents.
 
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
-from toy_family import MovingAverage
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
@@ -19,6 +17,8 @@ from refine_server.ttt.models.families import model_types
 from refine_server.ttt.models.loading.convert import convert
 from refine_server.ttt.models.loading.footprint import measure
 from refine_server.ttt.programs.start import perform
+from support import checkpoints
+from support.toy_family import MovingAverage
 
 CONFIG = {
     "model_type": "moving_average",

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import MakeTransformers, Tokens
 from torch import nn
 
 from refine_server.ttt.models.layers.packing import pack
 from refine_server.ttt.models.loading.loader import wrap
+from support.small_models import MakeTransformers, Tokens
 
 
 def test_packed_weights_are_the_modules_own_and_kept_once() -> None:

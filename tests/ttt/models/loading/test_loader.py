@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_models import Golden, MakeTransformers, Tokens
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import ModelError, bundled, load
 from refine_server.ttt.programs.start import perform
+from support.small_models import Golden, MakeTransformers, Tokens
 
 
 @pytest.fixture

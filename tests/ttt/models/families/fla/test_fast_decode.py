@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_models import LoadGolden, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
@@ -13,6 +12,7 @@ from refine_server.ttt.models.base import Output
 from refine_server.ttt.models.families.fla.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.families.fla.fast_decode import FastLayer
 from refine_server.ttt.models.state import DeltaState, State
+from support.small_models import LoadGolden, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # as of the forward's other tests
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

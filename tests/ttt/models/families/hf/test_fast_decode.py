@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from small_models import Families, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.models.families.hf.fast_decode import MAX_TOKENS
 from refine_server.ttt.models.state import KVState
+from support.small_models import Families, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import MakeTransformers, Tokens
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import ModelError
 from refine_server.ttt.models.loading.loader import wrap
+from support.small_models import MakeTransformers, Tokens
 
 
 def test_the_forward_equals_that_of_transformers(transformers_model: Any, tokens: Tokens) -> None:

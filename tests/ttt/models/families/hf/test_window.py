@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import MakeTransformers, Perturbed, Tokens
 
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
@@ -16,6 +15,7 @@ from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.loop import Loop
 from refine_server.ttt.refine.naive import naive_gradient
 from refine_server.ttt.refine.rows import Reading
+from support.small_models import MakeTransformers, Perturbed, Tokens
 
 WINDOW = 16
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

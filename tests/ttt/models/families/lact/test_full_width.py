@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
@@ -12,6 +11,7 @@ from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import load
 from refine_server.ttt.models.families import native_family
 from refine_server.ttt.programs.start import perform
+from support import checkpoints
 
 DELTA_NET_1_3B = {
     "model_type": "delta_net",

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import LoadGolden, Perturbed, Tokens
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models import CausalLM, ModelError, State, build
+from support.small_models import LoadGolden, Perturbed, Tokens
 
 CHUNK = 16  # of the tiny model; its window is as long
 
