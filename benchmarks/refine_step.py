@@ -11,7 +11,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, build, load
-from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
+from refine_server.ttt.models.families.lact.model import LaCT, LaCTConfig
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import step_losses

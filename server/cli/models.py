@@ -33,20 +33,15 @@ def _models() -> None:
 def list_models(as_json: JSON = False) -> None:
     """Embedded models, and the families that a directory or a hub id may be of."""
     from refine_server.ttt.models import bundled
-    from refine_server.ttt.models.hf.hybrid import KINDS
-    from refine_server.ttt.models.loading.loader import FLA_LAYOUT
+    from refine_server.ttt.models.families import model_types
 
-    families: dict[str, list[str]] = {}
-    for model_type, (family, _) in FLA_LAYOUT.items():
-        families.setdefault(family.family, []).append(model_type)
-    families["hybrid"] = sorted(KINDS)
-    families["overlay"] = ["any Llama-like model type of transformers"]
+    families = model_types()
     if as_json:
         typer.echo(json.dumps({"embedded": sorted(bundled.MODELS), "families": families}))
         return
     typer.echo("embedded   " + ", ".join(sorted(bundled.MODELS)))
-    for name, model_types in families.items():
-        typer.echo(f"{name:<16} model_type {', '.join(model_types)}")
+    for name, types in families.items():
+        typer.echo(f"{name:<16} model_type {', '.join(types)}")
 
 
 @app.command()

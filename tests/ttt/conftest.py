@@ -1,55 +1,29 @@
-"""Small random models: one of each family, in any dtype."""
+"""Fixtures of small random models, their tokens and fast weights."""
 
-import json
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import CausalLM, build
-from refine_server.ttt.models.loading.loader import wrap
-
-VOCABULARY = 96
-
-
-class Golden:
-    """The reference implementation's weights and outputs for one tiny model."""
-
-    def __init__(self, name: str = "delta_net") -> None:
-        path = Path(__file__).parents[1] / "data" / f"{name}.safetensors"
-        with safe_open(path, "pt") as file:
-            self.config: dict[str, Any] = json.loads(file.metadata()["config"])
-            self.tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def model(self, dtype: torch.dtype = torch.float32) -> CausalLM:
-        """Our model with the reference's weights."""
-        return build(self.config, {k: v.to(dtype) for k, v in self.under("weights.").items()})
-
-    def errors(self) -> dict[str, float]:
-        """Largest differences of our model's outputs and gradients from the reference's."""
-        model, ids = self.model().requires_grad_(), self.tensors["input_ids"]
-        output = model(ids)
-        loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        ours = {"logits": output.logits, "last_hidden_state": output.hidden, "loss": loss}
-        ours |= {f"grad.{n}": p.grad for n, p in model.named_parameters()}
-        return {
-            name: float((ours[name].detach() - expected).abs().max())
-            for name, expected in self.tensors.items()
-            if name in ours
-        }
+from refine_server.ttt.models import CausalLM
+from support.small_models import (
+    FAMILIES,
+    TRANSFORMERS,
+    VOCABULARY,
+    Families,
+    Golden,
+    LoadGolden,
+    MakeModel,
+    MakeTransformers,
+    Perturbed,
+    Tokens,
+    tiny_transformers,
+)
 
 
 @pytest.fixture(scope="session")
@@ -58,151 +32,12 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="session")
-def load_golden() -> Callable[[str], Golden]:
+def load_golden() -> LoadGolden:
     return Golden
 
 
-def make_golden(name: str, dtype: torch.dtype) -> CausalLM:
-    return Golden(name).model(dtype)
-
-
-def tiny_transformers(model_type: str, **settings: Any) -> Any:
-    """A small model of transformers with random weights, norms and biases included."""
-    shape = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "pad_token_id": None,
-    }
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**shape, **settings})
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.1 if parameter.ndim == 1 else 0.2 * parameter.shape[-1] ** -0.5
-            parameter += scale * torch.randn(parameter.shape)
-    return model
-
-
-DELTA_HEADS = {
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "head_dim": 16,
-}
-LATENT = {
-    "num_key_value_heads": 4,
-    "linear_head_dim": 16,
-    "linear_num_heads": 4,
-    "kv_lora_rank": 24,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-}
-EXPERTS = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-}
-LATENT_EXPERTS = {
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "n_group": 2,
-    "topk_group": 1,
-}
-TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"tie_word_embeddings": True}),
-    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama3 rope": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "mistral": ("mistral", {"sliding_window": 16}),
-    "ministral": ("ministral", {"sliding_window": 8, "head_dim": 16}),
-    "qwen2": ("qwen2", {}),
-    "qwen2 with windows": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
-    ),
-    "qwen3": ("qwen3", {"head_dim": 24}),
-    "gemma": ("gemma", {"head_dim": 16}),
-    "gemma2": (
-        "gemma2",
-        {
-            "head_dim": 16,
-            "sliding_window": 8,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        },
-    ),
-    "gemma3": (
-        "gemma3_text",
-        {
-            "head_dim": 16,
-            "sliding_window": 16,
-            "query_pre_attn_scalar": 24,
-            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
-        },
-    ),
-    "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", {"sliding_window": 8}),
-    "smollm3": ("smollm3", {}),
-    "qwen3_next": ("qwen3_next", {**DELTA_HEADS, "mlp_only_layers": [0, 1, 2, 3]}),
-    "qwen3_next with experts": ("qwen3_next", {**DELTA_HEADS, **EXPERTS}),
-    "qwen3_5": ("qwen3_5_text", DELTA_HEADS),
-    "olmo_hybrid": ("olmo_hybrid", {**DELTA_HEADS, "linear_num_key_heads": 4}),
-    "olmo_hybrid with rope": (
-        "olmo_hybrid",
-        {
-            **DELTA_HEADS,
-            "linear_num_key_heads": 4,
-            "layer_types": ["linear_attention", "full_attention"] * 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        },
-    ),
-    "kimi_linear": ("kimi_linear", {**LATENT, "mlp_layer_types": ["dense"] * 4}),
-    "kimi_linear with experts": ("kimi_linear", {**LATENT, **LATENT_EXPERTS, "q_lora_rank": 12}),
-}
-"""Small models of transformers: model type and settings."""
-
-
-def make_wrapped(name: str, dtype: torch.dtype) -> CausalLM:
-    model_type, settings = TRANSFORMERS[name]
-    return wrap(tiny_transformers(model_type, **settings).to(dtype))
-
-
-FAMILIES: dict[str, Callable[[torch.dtype], CausalLM]] = {
-    "delta_net": partial(make_golden, "delta_net"),
-    "gated_delta_net": partial(make_golden, "gated_delta_net"),
-    "lact": partial(make_golden, "lact_760m_style"),
-    "overlay": partial(make_wrapped, "llama"),
-    "window": partial(make_wrapped, "mistral"),
-    "gemma3": partial(make_wrapped, "gemma3"),
-    "qwen3_next": partial(make_wrapped, "qwen3_next"),
-    "qwen3_5": partial(make_wrapped, "qwen3_5"),
-    "olmo_hybrid": partial(make_wrapped, "olmo_hybrid"),
-    "kimi_linear": partial(make_wrapped, "kimi_linear"),
-}
-
-
 @pytest.fixture(scope="session")
-def make_transformers() -> Callable[..., Any]:
+def make_transformers() -> MakeTransformers:
     return tiny_transformers
 
 
@@ -220,17 +55,17 @@ def transformers_model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def families() -> dict[str, Callable[[torch.dtype], CausalLM]]:
+def families() -> Families:
     return FAMILIES
 
 
 @pytest.fixture(params=FAMILIES)
-def make_model(request: pytest.FixtureRequest) -> Callable[[torch.dtype], CausalLM]:
+def make_model(request: pytest.FixtureRequest) -> MakeModel:
     return FAMILIES[request.param]
 
 
 @pytest.fixture
-def model(make_model: Callable[[torch.dtype], CausalLM]) -> CausalLM:
+def model(make_model: MakeModel) -> CausalLM:
     return make_model(torch.float64)
 
 
@@ -250,7 +85,7 @@ def spell() -> Callable[[CausalLM], CausalLM]:
 
 
 @pytest.fixture
-def tokens() -> Callable[..., Tensor]:
+def tokens() -> Tokens:
     def make(*shape: int, seed: int = 1) -> Tensor:
         return torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
@@ -258,7 +93,7 @@ def tokens() -> Callable[..., Tensor]:
 
 
 @pytest.fixture
-def perturbed() -> Callable[..., FastWeights]:
+def perturbed() -> Perturbed:
     """Fast weights that differ from the base model in every tensor."""
 
     def make(model: CausalLM, targets: str = "fast_weights", seed: int = 1) -> FastWeights:

@@ -84,5 +84,5 @@ class DecodeStep(Operation[Prediction]):
             return Prediction(logits, output.state)
         right = (logits[:-1].argmax(-1) == ids[0, 1:]).cumprod(0)
         accepted = int(right.sum())
-        state = output.state.without_last(drafted - accepted)
+        state = output.state.truncate(drafted - accepted)
         return Prediction(logits[: 1 + accepted], state, drafted)

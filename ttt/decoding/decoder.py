@@ -83,7 +83,7 @@ class Decoder:
         self._stops = StopStrings(sampling.stop)
         self._spelling = _spelling(model.tokenizer, context)
         is_greedy = sampling.temperature == 0
-        self._lookup = Lookup(known) if is_greedy and model.cuts_states else None
+        self._lookup = Lookup(known) if is_greedy and model.truncates_states else None
         self._last = 0
 
     async def next_token(self) -> DecodedToken | None:

@@ -1,7 +1,8 @@
 """Models with an explicit state and explicit fast weights."""
 
-from refine_server.ttt.models.base import CausalLM, ModelError, Output, Trunk
+from refine_server.ttt.models.base import CausalLM, ModelError, Output
 from refine_server.ttt.models.loading.loader import build, load
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen, Trunk
 
-__all__ = ["CausalLM", "ModelError", "Output", "State", "Trunk", "build", "load"]
+__all__ = ["CausalLM", "Frozen", "ModelError", "Output", "State", "Trunk", "build", "load"]

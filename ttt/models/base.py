@@ -1,10 +1,24 @@
-"""What every model family shares: the stateful forward, the trunk and its branches, the LM head."""
+"""What every model family shares: the stateful forward, the trunk and its branches, the LM head.
+
+The forward reads tokens ids [B, T] from a state, under the requests' fast weights:
+
+    x            = embedding(ids)                          # [B, T, D]
+    context      = family.context(x, position)             # e.g. rotary tables
+    x, trace     = family.block(i, x, state[i], ...)       # for every layer i
+    hidden       = rms_norm(x)                             # [B, T, D]
+    logits       = hidden W_head^T                         # [B, T, V], only when asked for
+    state        = (trace.final() for every layer)
+
+An adaptation step needs the same of a whole document, differentiably, again and again: ``freeze``
+computes the layers below all fast weights once, ``trunk`` finishes the others under the present
+fast weights, and rollouts branch off from ``Trunk.state_at``.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,81 +27,33 @@ from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
-from refine_server.ttt.models.state import LayerState, State, Trace, cat_padded, stack_traces
+from refine_server.ttt.models.state import LayerState, State, Trace
+from refine_server.ttt.models.trunk import Frozen, Trunk
 
 
 class ModelError(ValueError):
     """A checkpoint, a configuration or a name that cannot be served; the message says why."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a forward gives. ``logits`` is computed when it is asked for, never before.
+Context = Any
+"""What a family's ``context`` returns and its ``block`` takes; the family knows its type."""
 
-    hidden: [B, T, D], after the final norm, as fed to the LM head. state: after the last token.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward returns."""
 
     hidden: Tensor
+    """[B, T, D], after the final norm, as fed to the LM head."""
     state: State
+    """The state after the last token."""
     head: Tensor = field(repr=False)
+    """The LM head's weight, [V, D] or [R, V, D]."""
 
     @property
     def logits(self) -> Tensor:
-        """[B, T, V]."""
+        """[B, T, V], computed whenever it is asked for."""
         return logits(self.hidden, self.head)
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What no fast weight of the request can reach: computed once a document, used by every step.
-
-    hidden: [R, T, D], the input of layer ``first_layer``, or None when the embedding itself adapts.
-    """
-
-    input_ids: Tensor
-    hidden: Tensor | None
-    traces: tuple[Trace, ...]
-    first_layer: int
-
-    @staticmethod
-    def stack(readings: Sequence["Frozen"]) -> "Frozen":
-        """Readings of several requests side by side, padded at the end: no token sees what follows.
-
-        All must have the same ``first_layer``.
-        """
-        if len(readings) == 1:
-            return readings[0]
-        ids = cat_padded([own.input_ids for own in readings], 1)
-        hidden = [own.hidden for own in readings if own.hidden is not None]
-        traces = zip(*(own.traces for own in readings), strict=True)
-        return Frozen(
-            ids,
-            cat_padded(hidden, 1) if hidden else None,
-            tuple(stack_traces(layer) for layer in traces),
-            readings[0].first_layer,
-        )
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """One differentiable reading of a document (design: trunk and branch).
-
-    hidden: [R, T, D], after the final norm. Branches start from ``state_at``.
-    """
-
-    hidden: Tensor
-    traces: tuple[Trace, ...]
-
-    @property
-    def state(self) -> State:
-        """The state after the last token."""
-        R, T, _ = self.hidden.shape
-        position = torch.full((R,), T, device=self.hidden.device)
-        return State(tuple(trace.final() for trace in self.traces), position)
-
-    def state_at(self, positions: Tensor) -> State:
-        """In-graph states before the tokens at positions [R, G]: a batch of R G rows."""
-        return State(tuple(trace.at(positions) for trace in self.traces), positions.flatten())
 
 
 class CausalLM(nn.Module, ABC):
@@ -97,58 +63,98 @@ class CausalLM(nn.Module, ABC):
     here ever writes to them.
     """
 
-    family: str
-    name: str
-    embed_name: str
-    norm_eps: float
-    low_rank_modules: tuple[str, ...]
-    stacks_states: ClassVar[bool] = True
-    """Whether states of different lengths go into one batch (``State.stack``)."""
-    joins_segments: ClassVar[bool] = True
-    """Whether traces of consecutive segments join into one (``checkpointing``)."""
+    family: ClassVar[str]
+    """The family's name, as ``refine-server models`` lists it."""
+    embed_name: ClassVar[str]
+    """The token embedding's name among the modules."""
+    state_classes: frozenset[type[LayerState]]
+    """Classes of the layers' states; what these can do is what the model's states can do."""
     model: Any
+    """The modules below the LM head, with ``layers`` and a final ``norm``."""
     lm_head: nn.Linear
-    config: Any
+    norm_eps: float
+    """Epsilon of the final norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.config = config
+        self.generation_config: Any = None
         self.name = "model"
         self.tokenizer: Any = None
-        self.piece_tokens: int | None = None
+        self.prefill_chunk: int | None = None
+        """Tokens of a document that are read at once (chunked prefill); None: all."""
         self.activation_budget: int | None = None
         """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
         self.threads = 1
         """Threads that work for different requests at once, each on ops of a single thread."""
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Cast or move the weights, and lay them out again."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Cast or move the weights, and pack them again."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.lay_out()
+        self.pack_weights()
         return self
 
+    # -- what states can do ---------------------------------------------------------------------
+
     @property
-    def cuts_states(self) -> bool:
-        """Whether a state can give up its last tokens (``State.without_last``)."""
-        return False
+    def stacks_states(self) -> bool:
+        """Whether states of different lengths go into one batch (``State.stack``)."""
+        return all(kind.stacks for kind in self.state_classes)
+
+    @property
+    def truncates_states(self) -> bool:
+        """Whether a state can give up its last tokens (``State.truncate``)."""
+        return all(kind.truncates for kind in self.state_classes)
+
+    @property
+    def joins_segments(self) -> bool:
+        """Whether traces of consecutive segments join into one (``checkpointing``)."""
+        return all(kind.joins_segments for kind in self.state_classes)
 
     # -- what a family defines ------------------------------------------------------------------
 
     @abstractmethod
     def block(
-        self, index: int, x: Tensor, state: LayerState | None, fast: FastWeights, context: Any
+        self, index: int, x: Tensor, state: Any, fast: FastWeights, context: Context
     ) -> tuple[Tensor, Trace]:
-        """Layer ``index`` over x [B, T, D], from a state (None: from the start)."""
+        """Run layer ``index`` over x [B, T, D], from a state (None: from the start)."""
 
     @abstractmethod
-    def context(self, x: Tensor, position: Tensor) -> Any:
-        """What all layers of one forward share, e.g. rotary tables; position: [B]."""
+    def context(self, x: Tensor, position: Tensor) -> Context:
+        """Make what all layers of one forward share, e.g. rotary tables; position: [B]."""
 
     @abstractmethod
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
-        """One request's fresh copy, equal to the base model in effect."""
+        """Make one request's fresh copy, equal to the base model in effect.
 
-    def lay_out(self) -> None:
-        """Lay the weights as the forward reads them best; their values stay as they are."""
+        Args:
+            targets: what the request owns: "fast_weights" (the family's own choice), "low_rank"
+                (LoRA on all projections) or "all" (every parameter).
+            rank: rank of the LoRA.
+            seed: of its random half.
+        """
+
+    def pack_weights(self) -> None:
+        """Lay the weights out as the forward reads them fastest; their values do not change.
+
+        Called after loading and after every cast or move.
+        """
+
+    def limit_window(self, tokens: int) -> None:
+        """Let attention see only the last ``tokens`` tokens; ModelError where there is none."""
+        raise ModelError(f"window: models of the family {self.family} have none to set")
+
+    def _can_decode_fast(
+        self, x: Tensor, states: Sequence[LayerState | None], fast: FastWeights
+    ) -> bool:
+        """Return whether ``_decode_fast`` covers this input; False for a family without it."""
+        return False
+
+    def _decode_fast(
+        self, x: Tensor, states: Sequence[Any], position: Tensor, fast: FastWeights
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Compute what ``advance`` does in fewer operations, for what a decode step reads."""
+        raise NotImplementedError
 
     # -- forward --------------------------------------------------------------------------------
 
@@ -158,27 +164,35 @@ class CausalLM(nn.Module, ABC):
         state: State | None = None,
         fast_weights: FastWeights | None = None,
     ) -> Output:
-        """Read input_ids [B, T] from a state: hidden states, lazy logits, the state after them."""
+        """Read input_ids [B, T] from a state: hidden states, logits if asked for, and the state.
+
+        Args:
+            input_ids: [B, T], T >= 1.
+            state: of B rows, where the tokens continue from; None: the start.
+            fast_weights: of R requests, B a multiple of R; None: the base model.
+        """
         if input_ids.ndim != 2 or input_ids.shape[1] == 0:
             raise ValueError("input_ids must be [B, T] with T >= 1")
         fast = BASE if fast_weights is None else fast_weights
         x = embedding(input_ids, self.embedding, fast, self.embed_name)  # [B, T, D]
         position, layers = self._begin(input_ids, state, 0, self.num_layers)
-        hidden, after = self.read_on(x, layers, position, fast)
+        hidden, after = self.advance(x, layers, position, fast)
         return Output(hidden, State(after, position + input_ids.shape[1]), self.head(fast))
 
-    def read_on(
+    def advance(
         self,
         x: Tensor,
         states: Sequence[LayerState | None],
         position: Tensor,
         fast: FastWeights,
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """Hidden states of x [B, T, D] after all layers and the final norm, and the layers' states.
+        """Run all layers and the final norm over x [B, T, D], every layer from its own state.
 
-        Every layer starts from its own of ``states``. No trace is kept, so a family can have a
-        shorter way for what it often reads.
+        Returns the hidden states [B, T, D] and the layers' states after x. No trace is kept, so
+        this is where a family takes its fast path.
         """
+        if self._can_decode_fast(x, states, fast):
+            return self._decode_fast(x, states, position, fast)
         x, traces = self.run_layers(x, states, position, fast, 0, self.num_layers)
         return self._final_norm(x, fast), tuple(trace.final() for trace in traces)
 
@@ -186,19 +200,19 @@ class CausalLM(nn.Module, ABC):
     def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:
         """Read input_ids [B, T] without a graph: the last hidden state [B, D] and the state.
 
-        In pieces of ``piece_tokens`` if the model has that, so that no more than a piece and a
-        state is in memory however long the text.
+        A model with a ``prefill_chunk`` reads so many tokens at once, so that no more than a chunk
+        and a state is in memory however long the text.
         """
         output, state = None, None
-        for piece in input_ids.split(self.piece_tokens or input_ids.shape[1], dim=1):
-            output = self(piece, state, fast)
+        for chunk in input_ids.split(self.prefill_chunk or input_ids.shape[1], dim=1):
+            output = self(chunk, state, fast)
             state = output.state
         if output is None:
             raise ValueError("input_ids must be [B, T] with T >= 1")
         return output.hidden[:, -1], output.state
 
     def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
-        """The part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
+        """Compute the part of the trunk over input_ids [R, T] that lies below all of ``fast``."""
         first = self.num_layers if fast.is_base else fast.first_layer
         if first is None:
             return Frozen(input_ids, None, (), 0)
@@ -223,7 +237,7 @@ class CausalLM(nn.Module, ABC):
     def _begin(
         self, input_ids: Tensor, state: State | None, first: int, last: int
     ) -> tuple[Tensor, Sequence[LayerState | None]]:
-        """Positions [B] and the states of layers ``first`` … ``last`` - 1 to continue from."""
+        """Return positions [B] and states of layers ``first`` … ``last`` - 1 to continue from."""
         if state is None:
             return input_ids.new_zeros(input_ids.shape[0]), [None] * (last - first)
         return state.position, state.layers[first:last]
@@ -237,7 +251,7 @@ class CausalLM(nn.Module, ABC):
         first: int,
         last: int,
     ) -> tuple[Tensor, list[Trace]]:
-        """Layers ``first`` … ``last`` - 1 over x [B, T, D], each from its own of ``states``."""
+        """Run layers ``first`` … ``last`` - 1 over x [B, T, D], each from its own of ``states``."""
         traces = []
         context = self.context(x, position)
         for index, state in zip(range(first, last), states, strict=True):
@@ -251,18 +265,21 @@ class CausalLM(nn.Module, ABC):
     # -- head -----------------------------------------------------------------------------------
 
     def head(self, fast: FastWeights) -> Tensor:
-        """The LM head's weight: [V, D], or [R, V, D] when the requests own it."""
+        """Return the LM head's weight: [V, D], or [R, V, D] when the requests own it."""
         own = fast.get(self.embed_name + ".weight" if self.tied else "lm_head.weight")
         return self.lm_head.weight if own is None else own
 
     def head_logits(self, hidden: Tensor, fast: FastWeights) -> Tensor:
-        """Logits [N, V] of a few hidden states [N, D], the requests' rows side by side."""
+        """Compute logits [N, V] of a few hidden states [N, D], the requests' rows side by side."""
         return logits(hidden, self.head(fast))
 
     def token_stats(
         self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of targets [N, T] and entropy after hidden [N, T, D]: both [N, T]."""
+        """Compute log-probabilities of targets [N, T] and entropies after hidden [N, T, D].
+
+        Both are [N, T]. N is a multiple of the number of requests.
+        """
         head = self.head(fast)
         heads = [head] if head.ndim == 2 else list(head)
         rows = hidden.shape[0] // len(heads)
@@ -276,8 +293,8 @@ class CausalLM(nn.Module, ABC):
 
     # -- fast weights ---------------------------------------------------------------------------
 
-    def low_rank_weights(self, modules: Sequence[str], rank: int, seed: int) -> dict[str, Tensor]:
-        """Low-rank deltas on the named projections: A random, B zero, so that they start at 0."""
+    def lora_weights(self, modules: Sequence[str], rank: int, seed: int) -> dict[str, Tensor]:
+        """Make LoRA for the named projections: A [1, in, r] random, B [1, r, out] zero."""
         generator = torch.Generator().manual_seed(seed)
         dtype = torch.promote_types(self.dtype, torch.float32)
         tensors = {}
@@ -289,10 +306,10 @@ class CausalLM(nn.Module, ABC):
             tensors[f"{name}.lora_b"] = torch.zeros(1, size, out, device=self.device, dtype=dtype)
         return tensors
 
-    def empty_memories(
+    def initial_memories(
         self, modules: Sequence[str], shape: tuple[int, int, int]
     ) -> dict[str, Tensor]:
-        """Learnable initial memories [1, H, K, V] of delta-rule layers: zeros, as without them."""
+        """Make learnable initial memories [1, H, K, V] of delta-rule layers: zeros, as without."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         return {
             f"{name}.state": torch.zeros(1, *shape, dtype=dtype, device=self.device)
@@ -300,7 +317,7 @@ class CausalLM(nn.Module, ABC):
         }
 
     def full_copy(self) -> FastWeights:
-        """A request's copy of every parameter (``targets = all``, as in the paper)."""
+        """Copy every parameter for one request (``targets = all``, as in the paper)."""
         dtype = torch.promote_types(self.dtype, torch.float32)
         return FastWeights(
             {name: p.detach().to(dtype, copy=True)[None] for name, p in self.named_parameters()}
@@ -339,13 +356,13 @@ class CausalLM(nn.Module, ABC):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
         found: set[int] = set()
-        for source in (self.config, getattr(self, "generation_config", None), self.tokenizer):
+        for source in (self.config, self.generation_config, self.tokenizer):
             ids = getattr(source, "eos_token_id", None)
             found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
         return frozenset(found)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the base weights: names, shapes, types and every bit of their values."""
+        """Hash the base weights (SHA-256): names, shapes, types and every bit of their values."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.named_parameters()):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
@@ -355,5 +372,5 @@ class CausalLM(nn.Module, ABC):
 
     @property
     def num_parameters(self) -> int:
-        """How many base weights there are, shared ones counted once."""
+        """Number of base weights, shared ones counted once."""
         return sum(p.numel() for p in self.parameters())

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.base import CausalLM, Trunk
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.trunk import Trunk
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk
 from refine_server.ttt.refine.inputs.rows import Prefix
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs

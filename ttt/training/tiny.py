@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.models.fla.delta_net import DeltaNet, DeltaNetConfig
+from refine_server.ttt.models.families.fla.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.training import corpus, evaluate
 from refine_server.ttt.training.run import CHECKPOINT, Run, StepLoss
 from refine_server.ttt.training.tokenizer import train_tokenizer

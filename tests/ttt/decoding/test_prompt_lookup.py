@@ -1,6 +1,7 @@
 """Drafts from what stands before: where they come from, and that they change nothing but speed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any, Self
 
@@ -177,14 +178,17 @@ def test_what_was_not_accepted_leaves_the_state(make: MakeDecode, targets) -> No
         torch.testing.assert_close(after.logits, torch.cat(rows), **close)
         torch.testing.assert_close(after.state.position, state.position)
         for layer, expected in zip(after.state.layers, state.layers, strict=True):
-            torch.testing.assert_close(vars(layer), vars(expected), **close)
+            for field in fields(layer):
+                torch.testing.assert_close(
+                    getattr(layer, field.name), getattr(expected, field.name), **close
+                )
 
 
 def test_a_state_gives_up_what_was_read_since_and_no_more(make: MakeDecode) -> None:
     state = make().after.state
-    assert state.without_last(0) is state
+    assert state.truncate(0) is state
     with pytest.raises(ValueError, match="fewer than 1"):
-        state.without_last(1)
+        state.truncate(1)
 
 
 def test_drafts_are_for_those_who_decode_alone(make: MakeDecode, perturbed) -> None:
@@ -245,8 +249,8 @@ def text(case: Decode, ids: Sequence[int]) -> str:
 def test_only_states_that_can_be_cut_are_drafted_on(model: CausalLM, make_model) -> None:
     """Recurrent memories and windows forget; nothing brings back what they were."""
     overlay = type(model).__name__ == "Overlay"
-    windows = overlay and any(model.window(n) for n in range(model.num_layers))
-    assert model.cuts_states is (overlay and not windows)
+    windows = overlay and any(model.windows)
+    assert model.truncates_states is (overlay and not windows)
 
 
 def test_a_window_and_a_temperature_have_no_drafts(make: MakeDecode) -> None:

@@ -1,19 +1,25 @@
-"""Reading in segments: the same gradient as in one, and less kept for it."""
+"""Reading in segments gives the gradient of one reading, and keeps less for it."""
 
 import pytest
 import torch
+from torch import Tensor
 
+from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import step_losses
+from support.small_models import Families, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")
 
 
-def loss_and_gradient(model, ids, fast):
+def loss_and_gradient(
+    model: CausalLM, ids: Tensor, fast: FastWeights
+) -> tuple[Tensor, list[Tensor]]:
     """Of one whole step, branches included."""
     rows = Rows(model, ids, fast, positions=CONFIG.chunks)
     [step] = step_losses([StepInputs.of(rows, fast, CONFIG)])
@@ -25,11 +31,16 @@ def loss_and_gradient(model, ids, fast):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 @pytest.mark.parametrize(
-    "family", ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next"]
+    "family", ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next", "toy"]
 )
 @pytest.mark.parametrize("length", [129, 333])
 def test_gradient_of_segments_is_that_of_the_whole(
-    families, family, dtype, tokens, perturbed, length
+    families: Families,
+    family: str,
+    dtype: torch.dtype,
+    tokens: Tokens,
+    perturbed: Perturbed,
+    length: int,
 ) -> None:
     """Of one kernel chunk each: states are handed on, and branches lie in all of them."""
     model, ids = families[family](dtype), tokens(1, length)
@@ -43,7 +54,9 @@ def test_gradient_of_segments_is_that_of_the_whole(
 
 
 @pytest.mark.parametrize("family", ["delta_net", "overlay"])
-def test_requests_are_read_in_segments_side_by_side(families, family, tokens, perturbed) -> None:
+def test_requests_are_read_in_segments_side_by_side(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model, ids = families[family](torch.float64), tokens(2, 200)
     fast = perturbed(model).stack([perturbed(model, seed=s) for s in (1, 2)]).requires_grad_()
     hidden = model.trunk(model.freeze(ids, fast), fast).hidden
@@ -56,7 +69,9 @@ def test_requests_are_read_in_segments_side_by_side(families, family, tokens, pe
 
 
 @pytest.mark.parametrize("family", ["delta_net", "overlay"])
-def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbed) -> None:
+def test_a_budget_bounds_what_the_graph_keeps(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model, ids = families[family](torch.float32), tokens(1, 640)
     fast = perturbed(model).requires_grad_()
     frozen = model.freeze(ids, fast)
@@ -66,7 +81,7 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
     for budget in (None, 1):
         model.activation_budget, found = budget, {}
 
-        def note(tensor, found=found):
+        def note(tensor: Tensor, found: dict[int, int] = found) -> Tensor:
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
@@ -78,7 +93,9 @@ def test_a_budget_bounds_what_the_graph_keeps(families, family, tokens, perturbe
     assert kept[1] < kept[None] / 4
 
 
-def test_activations_are_measured_by_the_token(families, tokens, perturbed) -> None:
+def test_activations_are_measured_by_the_token(
+    families: Families, tokens: Tokens, perturbed: Perturbed
+) -> None:
     model = families["delta_net"](torch.float32)
     fast = perturbed(model)
     x = torch.randn(1, 640, model.config.hidden_size, requires_grad=True)

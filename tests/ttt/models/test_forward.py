@@ -1,10 +1,14 @@
 """The stateful forward: parity with references, resuming anywhere, fast weights by request."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import ModelError, build
+from refine_server.ttt.models import CausalLM, ModelError, build
+from refine_server.ttt.models.state import KVState
+from support.small_models import Golden, LoadGolden, MakeModel, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
@@ -24,14 +28,16 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
         ("lact_per_channel", 28),
     ],
 )
-def test_equals_the_reference(load_golden, name, gradients) -> None:
+def test_equals_the_reference(load_golden: LoadGolden, name: str, gradients: int) -> None:
     errors = load_golden(name).errors()
     assert len(errors) == 3 + gradients
     assert max(errors.values()) <= 1e-4
 
 
 @DTYPES
-def test_pieces_equal_one_forward(make_model, dtype, tokens) -> None:
+def test_pieces_equal_one_forward(
+    make_model: MakeModel, dtype: torch.dtype, tokens: Tokens
+) -> None:
     model, ids = make_model(dtype), tokens(2, 141)
     whole = model(ids).logits
     pieces, state = [], None
@@ -44,7 +50,9 @@ def test_pieces_equal_one_forward(make_model, dtype, tokens) -> None:
 
 
 @DTYPES
-def test_token_by_token_equals_one_forward(make_model, dtype, tokens) -> None:
+def test_token_by_token_equals_one_forward(
+    make_model: MakeModel, dtype: torch.dtype, tokens: Tokens
+) -> None:
     model, ids = make_model(dtype), tokens(1, 70)
     whole = model(ids).logits
     state, steps = None, []
@@ -55,7 +63,7 @@ def test_token_by_token_equals_one_forward(make_model, dtype, tokens) -> None:
     assert (torch.cat(steps, dim=1) - whole).abs().max() <= TOLERANCE[dtype]
 
 
-def test_a_state_can_be_continued_twice(model, tokens) -> None:
+def test_a_state_can_be_continued_twice(model: CausalLM, tokens: Tokens) -> None:
     first, second = tokens(1, 9, seed=2), tokens(1, 9, seed=3)
     state = model(tokens(1, 80)).state
     before = model(first, state).logits
@@ -64,7 +72,9 @@ def test_a_state_can_be_continued_twice(model, tokens) -> None:
 
 
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
-def test_trunk_branches_equal_rereading(model, tokens, perturbed, targets) -> None:
+def test_trunk_branches_equal_rereading(
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed, targets: str
+) -> None:
     ids, rollouts = tokens(1, 150), tokens(6, 5, seed=4)
     fast = perturbed(model, targets)
     trunk = model.trunk(model.freeze(ids, fast), fast)
@@ -79,7 +89,9 @@ def test_trunk_branches_equal_rereading(model, tokens, perturbed, targets) -> No
 
 
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
-def test_requests_in_a_batch_do_not_mix(model, tokens, perturbed, targets) -> None:
+def test_requests_in_a_batch_do_not_mix(
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed, targets: str
+) -> None:
     ids = tokens(6, 33)
     requests = [perturbed(model, targets, seed) for seed in range(3)]
     together = model(ids, None, FastWeights.stack(requests)).logits
@@ -88,7 +100,9 @@ def test_requests_in_a_batch_do_not_mix(model, tokens, perturbed, targets) -> No
         torch.testing.assert_close(together[2 * r : 2 * r + 2], alone, atol=1e-9, rtol=1e-9)
 
 
-def test_half_precision_goes_on_as_it_began(make_model, tokens, perturbed) -> None:
+def test_half_precision_goes_on_as_it_began(
+    make_model: MakeModel, tokens: Tokens, perturbed: Perturbed
+) -> None:
     """In bf16, with fast weights in fp32, a state is the whole sequence up to rounding."""
     model, ids = make_model(torch.bfloat16), tokens(1, 90)
     fast = perturbed(model)
@@ -104,13 +118,13 @@ def test_half_precision_goes_on_as_it_began(make_model, tokens, perturbed) -> No
 
 
 @pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
-def test_fresh_fast_weights_change_nothing(model, tokens, targets) -> None:
+def test_fresh_fast_weights_change_nothing(model: CausalLM, tokens: Tokens, targets: str) -> None:
     ids = tokens(1, 40)
     fast = model.new_fast_weights(targets, 4, 0)
     torch.testing.assert_close(model(ids, None, fast).logits, model(ids).logits)
 
 
-def test_hidden_states_come_without_logits(model, tokens) -> None:
+def test_hidden_states_come_without_logits(model: CausalLM, tokens: Tokens) -> None:
     output = model(tokens(1, 8))
     assert output.logits.shape == (1, 8, 96)
     model.lm_head.weight.data.fill_(float("nan"))
@@ -118,21 +132,17 @@ def test_hidden_states_come_without_logits(model, tokens) -> None:
     assert output.logits.isnan().all()  # computed now, from the head as it is now
 
 
-def test_states_have_constant_size(make_model, tokens) -> None:
+def test_only_full_attention_has_states_that_grow(make_model: MakeModel, tokens: Tokens) -> None:
     model = make_model(torch.float32)
-    if "full_attention" in getattr(model.config, "layer_types", ()) or (
-        getattr(model.config, "model_type", None) == "llama"
-    ):
-        pytest.skip("keys and values of full attention grow with the document")
     sizes = {model(tokens(1, length)).state.nbytes for length in (96, 160, 992)}
-    assert len(sizes) == 1
+    assert len(sizes) == (3 if KVState in model.state_classes else 1)
 
 
-def test_base_parameters_never_ask_for_gradients(model) -> None:
+def test_base_parameters_never_ask_for_gradients(model: CausalLM) -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_unfit_weights_are_refused(golden) -> None:
+def test_unfit_weights_are_refused(golden: Golden) -> None:
     weights = golden.under("weights.")
     weights.pop("lm_head.weight")
     with pytest.raises(ModelError, match=r"missing.*lm_head"):
@@ -148,6 +158,8 @@ def test_unfit_weights_are_refused(golden) -> None:
         ({"attn": {"layers": [0]}}, "attn"),
     ],
 )
-def test_unsupported_configurations_are_refused_by_name(golden, change, message) -> None:
+def test_unsupported_configurations_are_refused_by_name(
+    golden: Golden, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         build(golden.config | change, golden.under("weights."))

@@ -16,24 +16,24 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: ``REFINE_CACHE_DIR``, or the user's cache directory."""
+    """Return where converted models are kept: ``REFINE_CACHE_DIR``, or the user's cache."""
     if chosen := os.environ.get("REFINE_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "refine-server"
 
 
 def tiny() -> Path:
-    """The tiny DeltaNet that ``refine-server train tiny`` made, as it lies in the package."""
+    """Return the directory of the tiny DeltaNet that ``refine-server train tiny`` made."""
     return Path(__file__).parent / "tiny"
 
 
 def tiny_nested() -> Path:
-    """The same model after ``refine-server train nested``: made to be adapted."""
+    """Return the directory of the same model after ``refine-server train nested``."""
     return Path(__file__).parent / "tiny_nested"
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct in HF layout, converted from the wheel's GGUF on first use.
+    """Return SmolLM2-135M-Instruct in HF layout, converted from the wheel's GGUF on first use.
 
     The conversion takes some 15 s and is written whole or not at all, so two processes that start
     at once, or one that is killed, leave no half model behind.

@@ -16,7 +16,10 @@ def attend(
     scale: float | None = None,
     window: int | None = None,
 ) -> tuple[Tensor, KVTrace]:
-    """Read T new tokens after a state: q [B, Hq, T, D], k and v [B, H, T, D] -> [B, Hq, T, D]."""
+    """Attend from T new tokens to themselves and to what a state holds.
+
+    q: [B, Hq, T, D]; k, v: [B, H, T, D]. Returns [B, Hq, T, D], and the trace.
+    """
     if state is not None:
         k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
     o = dispatch.attention(
@@ -29,7 +32,7 @@ def attend(
         scale=scale,
         window=window,
     )
-    return o, KVTrace(k, v, state, window)
+    return o, KVTrace(k=k, v=v, before=state, window=window)
 
 
 def attend_rows(
@@ -41,7 +44,7 @@ def attend_rows(
     scale: float | None = None,
     window: int | None = None,
 ) -> tuple[Tensor, Trace]:
-    """``attend`` after any state. Rows that share nothing are read one after the other.
+    """Attend as ``attend`` does, row by row where the rows share nothing.
 
     Their prefixes, of different lengths, would have to be copied into one tensor for every token.
     """
@@ -55,10 +58,7 @@ def attend_rows(
 def rotary_tables(
     position: Tensor, T: int, size: int, base: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for T tokens from position [B] on, as ``rotate`` takes them.
-
-    [B, 1, T, size] each.
-    """
+    """Make cosines and ``signed`` sines [B, 1, T, size] for T tokens from position [B] on."""
     wide = torch.promote_types(dtype, torch.float32)
     power = torch.arange(0, size, 2, dtype=wide, device=position.device) / size
     at = position[:, None] + torch.arange(T, device=position.device)  # [B, T]
@@ -67,13 +67,13 @@ def rotary_tables(
 
 
 def signed(sin: Tensor) -> Tensor:
-    """Sines [..., size] as ``rotate`` takes them: the first half negative."""
+    """Negate the first half of sines [..., size], as ``rotate`` takes them."""
     first, second = sin.chunk(2, dim=-1)
     return torch.cat([-first, second], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout of the first channels of x [B, H, T, D].
+    """Rotate the first channels of x [B, H, T, D] in RoPE's half-split layout.
 
     cos, sin (``signed``): [B, 1, T, D_rotary]; channels beyond D_rotary stay as they are.
     """

@@ -11,13 +11,16 @@ from refine_server.ttt.fast_weights import FastWeights
 
 
 def per_row(tensor: Tensor, rows: int) -> Tensor:
-    """Requests' tensors [R, ...] spread over their rows: [rows, ...]."""
+    """Spread the requests' tensors [R, ...] over their rows: [rows, ...]."""
     copies = rows // tensor.shape[0]
     return tensor if copies == 1 else tensor.repeat_interleave(copies, 0)
 
 
 def own_parameter(base: Tensor, fast: FastWeights, name: str, x: Tensor) -> Tensor:
-    """A parameter of any shape [...] for rows x [N, T, ...]: [1, 1, ...] or, own, [N, 1, ...]."""
+    """Return the parameter [...] that rows x [N, T, ...] see.
+
+    [1, 1, ...], the base model's, or [N, 1, ...] where the requests own it.
+    """
     own = fast.get(name)
     if own is None:
         return base[None, None]
@@ -25,7 +28,7 @@ def own_parameter(base: Tensor, fast: FastWeights, name: str, x: Tensor) -> Tens
 
 
 def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor:
-    """Projection of x [N, T, in] to [N, T, out], by the request's weight or delta if it has one."""
+    """Project x [N, T, in] to [N, T, out], under the requests' LoRA or own weight if any."""
     a = fast.get(f"{name}.lora_a")
     if a is not None:
         b = fast[f"{name}.lora_b"]
@@ -40,20 +43,35 @@ def linear(x: Tensor, module: nn.Linear, fast: FastWeights, name: str) -> Tensor
     return y if module.bias is None else y + own_parameter(module.bias, fast, f"{name}.bias", x)
 
 
-def joint_linear(
+def linears(
+    x: Tensor, parent: nn.Module, parts: Sequence[str], fast: FastWeights, name: str
+) -> list[Tensor]:
+    """Project x [N, T, in] by several linear modules of ``parent``, whose name is ``name``."""
+    return [linear(x, getattr(parent, part), fast, f"{name}.{part}") for part in parts]
+
+
+def packed_linear(
     x: Tensor,
     modules: Sequence[nn.Linear],
-    joined: Tensor | None,
+    packed: Tensor | None,
     fast: FastWeights,
     names: Sequence[str],
 ) -> Sequence[Tensor]:
-    """Several projections of one x [N, T, in]: one product with ``joined`` where nobody owns any.
+    """Project one x [N, T, in] several times, by one product where no request owns any of it.
 
-    joined: [sum of out, in], the modules' weights one after the other (``layout.join``).
+    Args:
+        x: the input.
+        modules: the projections.
+        packed: [sum of out, in], their weights side by side (``packing.pack``), or None.
+        fast: the requests' fast weights.
+        names: of the modules.
+
+    Returns:
+        One [N, T, out] a module.
     """
-    if joined is None or any(fast.changes(name) for name in names):
+    if packed is None or any(fast.changes(name) for name in names):
         return [linear(x, m, fast, name) for m, name in zip(modules, names, strict=True)]
-    return torch.split(F.linear(x, joined), [m.out_features for m in modules], dim=-1)
+    return torch.split(F.linear(x, packed), [m.out_features for m in modules], dim=-1)
 
 
 def rms_norm(
@@ -65,9 +83,9 @@ def rms_norm(
     *,
     zero_centred: bool = False,
 ) -> Tensor:
-    """Root-mean-square norm over the last dimension of x [N, ..., D], computed in at least fp32.
+    """Compute the RMS norm over the last dimension of x [N, ..., D], in at least fp32.
 
-    Zero-centred (Gemma, Qwen3-Next): the factor is 1 + weight.
+    Where it is zero-centred (Gemma, Qwen3-Next) the factor is 1 + weight.
     """
     own = fast.get(f"{name}.weight")
     if own is not None:
@@ -80,7 +98,7 @@ def rms_norm(
 
 
 def logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Scores of hidden [N, ..., D] under one head [V, D], or the requests' own [R, V, D]."""
+    """Score hidden [N, ..., D] under one head [V, D], or the requests' own heads [R, V, D]."""
     if head.ndim == 2:
         return hidden @ head.to(hidden.dtype).T
     by_request = hidden.reshape(head.shape[0], -1, hidden.shape[-1])
@@ -88,7 +106,7 @@ def logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 def embedding(ids: Tensor, module: nn.Embedding, fast: FastWeights, name: str) -> Tensor:
-    """Rows of the embedding for ids [N, T]: [N, T, D], scaled if the module scales them (Gemma)."""
+    """Embed ids [N, T] as [N, T, D], scaled if the module scales its rows (Gemma)."""
     own = fast.get(f"{name}.weight")
     if own is None:
         x = F.embedding(ids, module.weight)

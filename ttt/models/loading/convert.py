@@ -1,4 +1,4 @@
-"""Checkpoints rewritten: another type, one layout, safetensors alone."""
+"""Rewrite checkpoints: with another type, in one layout, as safetensors."""
 
 import json
 import shutil
@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from refine_server.ttt.models.base import ModelError
+from refine_server.ttt.models.families import native_family
 from refine_server.ttt.models.loading.gguf import write_hf
 from refine_server.ttt.models.loading.loader import (
-    FLA_LAYOUT,
     find,
     from_transformers,
     load,
@@ -39,8 +39,8 @@ def convert(source: str, target: Path, dtype: torch.dtype | None) -> None:
     try:
         if Path(source).suffix == ".gguf":
             write_hf(Path(source), partial, dtype or torch.float32)
-        elif model_type_of(read_config(find(source, weights=False))) in FLA_LAYOUT:
-            _write_fla(source, partial, dtype)
+        elif native_family(model_type_of(read_config(find(source, weights=False)))) is not None:
+            _write_native(source, partial, dtype)
         else:
             directory = find(source)
             from_transformers(directory, dtype, "cpu").save_pretrained(partial)
@@ -50,7 +50,7 @@ def convert(source: str, target: Path, dtype: torch.dtype | None) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_fla(source: str, target: Path, dtype: torch.dtype | None) -> None:
+def _write_native(source: str, target: Path, dtype: torch.dtype | None) -> None:
     model = load(source, dtype=dtype)
     config = read_config(find(source, weights=False))
     config["dtype"] = str(model.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What a model would need, computed without its weights: bytes by request, document and token.
+"""Compute what a model needs, without its weights: bytes by request, document and token.
 
 The model is built on torch's meta device, which knows shapes and no numbers, and runs there: what
 its forward keeps is counted instead of being restated in formulas.
@@ -17,13 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM, ModelError
-from refine_server.ttt.models.loading.loader import (
-    FLA_LAYOUT,
-    find,
-    model_type_of,
-    read_config,
-    wrap,
-)
+from refine_server.ttt.models.families import native_family
+from refine_server.ttt.models.loading.loader import find, model_type_of, read_config, wrap
 
 MEASURED = (4096, 8192)
 """Document lengths, in tokens, that are measured; longer ones are extrapolated from the two."""
@@ -32,27 +27,32 @@ OPTIMIZER_COPIES = 4
 """Fast weights, their gradient and AdamW's two moments."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """All bytes are computed, none is allocated.
-
-    state_bytes: of an adapted document of each length in tokens. step_bytes: what one adaptation
-    step keeps for its backward pass, by document length; the work space of single ops comes on top.
-    longest_document: that fits ``memory_bytes`` while being adapted on, None without a memory.
-    """
+    """What a model takes; all bytes are computed, none is allocated."""
 
     name: str
     family: str
     model_type: str
     dtype: str
+    """Of the base weights."""
     parameters: int
+    """Number of base weights."""
     weight_bytes: int
+    """Of the base weights."""
     targets: str
+    """What a request owns."""
     fast_weight_bytes: int
+    """Of one request's fast weights."""
     state_bytes: dict[int, int]
+    """Of an adapted document's state, by the document's length in tokens."""
     step_bytes: dict[int, int]
+    """What one adaptation step keeps for its backward pass, by the document's length in tokens;
+    the work space of single ops comes on top."""
     memory_bytes: int | None
+    """The memory that a document must fit, if one was given."""
     longest_document: int | None
+    """Tokens of the longest document that fits ``memory_bytes`` while it is adapted on."""
 
 
 def measure(
@@ -63,7 +63,7 @@ def measure(
     rank: int = 8,
     memory_bytes: int | None = None,
 ) -> Figures:
-    """Figures of a model by name, directory or hub id; of the hub, only JSON files are fetched.
+    """Measure a model by name, directory or hub id; of the hub, only JSON files are fetched.
 
     Raises:
         ModelError: it does not exist, or is of no supported family.
@@ -97,12 +97,10 @@ def measure(
 
 
 def _skeleton(config: dict[str, Any], directory: Path, dtype: torch.dtype) -> CausalLM:
-    """The model on the meta device."""
-    if model_type_of(config) in FLA_LAYOUT:
-        family, parse = FLA_LAYOUT[model_type_of(config)]
-        with torch.device("meta"):
-            model: CausalLM = family(parse.from_dict(config)).to(dtype)
-        return model
+    """Build the model on the meta device."""
+    family = native_family(model_type_of(config))
+    if family is not None:
+        return family.skeleton(config).to(dtype)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -131,7 +129,7 @@ def _tokens(T: int) -> Tensor:
 
 
 def _kept_by_a_step(model: CausalLM, fast: FastWeights, T: int) -> int:
-    """Bytes that one reading of T tokens keeps until its backward pass, weights not counted."""
+    """Count the bytes that reading T tokens keeps for its backward pass, without the weights."""
     known = {_key(p) for p in (*model.parameters(), *fast.parameters())}
     kept: dict[int, int] = {}
 
@@ -159,7 +157,7 @@ class FusedAttention(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Every call of torch's comes through here."""
+        """Replace fused attention; call every other function of torch as it is."""
         if func is F.scaled_dot_product_attention:
             return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
@@ -175,7 +173,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _without_routing(model: nn.Module) -> None:
-    """Lets the experts of a skeleton compute without looking at where tokens go.
+    """Make the experts of a skeleton compute without looking at where tokens go.
 
     Which expert a token sees does not change how much is kept, only that it sees k of them.
     """
@@ -197,7 +195,7 @@ def _key(tensor: Tensor) -> int:
 
 
 def _longest(steps: dict[int, int], left: int) -> int:
-    """Extrapolated: what is kept grows by the same bytes with every token."""
+    """Extrapolate: what is kept grows by the same bytes with every token."""
     (short, at_short), (long, at_long) = sorted(steps.items())
     per_token = (at_long - at_short) / (long - short)
     return max(0, int(long + (left - at_long) / per_token))

@@ -1,4 +1,4 @@
-"""GGUF files rewritten in HF layout."""
+"""Rewrite GGUF files in HF layout."""
 
 from pathlib import Path
 

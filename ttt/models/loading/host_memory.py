@@ -1,4 +1,4 @@
-"""Whether weights fit into memory, known before they are read."""
+"""Check, before weights are read, that they fit into the host's memory (RAM)."""
 
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -36,7 +36,7 @@ def require_memory(
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still get: from the machine and from each control group it is in.
+    """Return the bytes that the machine and this process's control groups still allow it.
 
     None where the system does not tell.
     """
@@ -69,7 +69,7 @@ def _of_machine(root: Path) -> Iterator[int]:
 
 
 def _of_groups(root: Path) -> Iterator[int]:
-    """Limit less use for the process's group and all above it; cache that can go is not use."""
+    """Compute limit less use for the process's group and all above it; page cache is not use."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = line.split(":", 2)
         if controllers == "":

@@ -1,4 +1,4 @@
-"""From a name to a model that can be served: embedded models, a directory, or a hub id."""
+"""Load a model by name: an embedded one, a directory or a hub id."""
 
 import gc
 import json
@@ -13,25 +13,12 @@ from torch import Tensor
 
 from refine_server.ttt.models import bundled
 from refine_server.ttt.models.base import CausalLM, ModelError
-from refine_server.ttt.models.fla.base import FlaCausalLM, FlaConfig
-from refine_server.ttt.models.fla.delta_net import DeltaNet, DeltaNetConfig
-from refine_server.ttt.models.fla.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
-from refine_server.ttt.models.hf.base import HFCausalLM
-from refine_server.ttt.models.hf.hybrid import KINDS, Hybrid
-from refine_server.ttt.models.hf.overlay import Overlay
-from refine_server.ttt.models.lact.model import LaCT, LaCTConfig
+from refine_server.ttt.models.families import native_family, transformers_family
 from refine_server.ttt.models.loading.host_memory import require_memory
 
-FLA_LAYOUT: dict[str, tuple[type[FlaCausalLM], type[FlaConfig]]] = {
-    "delta_net": (DeltaNet, DeltaNetConfig),
-    "gated_deltanet": (GatedDeltaNet, GatedDeltaNetConfig),
-    "lact_swiglu": (LaCT, LaCTConfig),
-}
-"""Model types that transformers does not know, with the family and the configuration of each."""
 
-
-def build(config: dict[str, Any], weights: dict[str, Tensor]) -> FlaCausalLM:
-    """A model in fla's layout from its configuration and its state dict.
+def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
+    """Build a model of a native family from its configuration and its state dict.
 
     Args:
         config: the configuration, ``model_type`` included.
@@ -41,28 +28,25 @@ def build(config: dict[str, Any], weights: dict[str, Tensor]) -> FlaCausalLM:
         ModelError: a configuration that cannot be computed, or weights that do not fit it.
     """
     model_type = model_type_of(config)
-    if model_type not in FLA_LAYOUT:
-        raise ModelError(f"model_type {model_type!r} is not in fla's layout")
-    family, parse = FLA_LAYOUT[model_type]
-    with torch.device("meta"):
-        model = family(parse.from_dict(config)).to(_common_dtype(weights))
-    return _with_weights(model, weights)
+    family = native_family(model_type)
+    if family is None:
+        raise ModelError(f"model_type {model_type!r} is of no native family")
+    return _with_weights(family.skeleton(config).to(_common_dtype(weights)), weights)
 
 
-def wrap(causal_lm: Any) -> HFCausalLM:
-    """A model of transformers as one of ours; it gives up its modules.
+def wrap(causal_lm: Any) -> CausalLM:
+    """Take over a model of transformers, which gives up its modules.
 
     Raises:
         ModelError: its architecture would be computed wrongly.
     """
     causal_lm.eval()
-    kind = Hybrid if causal_lm.config.model_type in KINDS else Overlay
-    return kind(causal_lm)
+    return transformers_family(causal_lm.config.model_type)(causal_lm)
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without garbage collections: what transformers' import makes lives on, so that they find
+    """Suspend garbage collection: what importing transformers makes lives on, so collections find
     nothing and take a tenth of the time."""
     collected = gc.isenabled()
     gc.disable()
@@ -81,7 +65,7 @@ def load(
     device: str = "cpu",
     window: int | None = None,
 ) -> CausalLM:
-    """A model with its tokenizer: a name (``bundled.MODELS``), an HF directory or a hub id.
+    """Load a model and its tokenizer by name (``bundled.MODELS``), HF directory or hub id.
 
     Only safetensors are read and no code from a checkpoint is ever run.
 
@@ -89,7 +73,7 @@ def load(
         path_or_id: what to load.
         dtype: of the base weights; None keeps the checkpoint's.
         device: where to put them.
-        window: the most tokens that attention sees (``Overlay.limit_window``); None: all.
+        window: the most tokens that attention sees (``CausalLM.limit_window``); None: all.
 
     Raises:
         ModelError: it does not exist, cannot be read, or is of no supported family.
@@ -98,8 +82,7 @@ def load(
     config = read_config(directory)
     files = _weight_files(directory)
     require_memory(files, dtype)
-    model: CausalLM
-    if model_type_of(config) in FLA_LAYOUT:
+    if native_family(model_type_of(config)) is not None:
         weights = _read_weights(files)
         if dtype is not None:
             weights = {name: w.to(dtype) for name, w in weights.items()}
@@ -107,20 +90,14 @@ def load(
     else:
         model = wrap(from_transformers(directory, dtype, device))
     if window is not None:
-        _limit_window(model, window)
+        model.limit_window(window)
     model.name = str(path_or_id)
     model.tokenizer = read_tokenizer(directory)
     return model
 
 
-def _limit_window(model: CausalLM, tokens: int) -> None:
-    if not isinstance(model, Overlay):
-        raise ModelError(f"window: models of the family {model.family} have none to set")
-    model.limit_window(tokens)
-
-
 def model_type_of(config: dict[str, Any]) -> str:
-    """The model type that a configuration names."""
+    """Return the model type that a configuration names."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelError("the configuration names no model_type")
@@ -128,7 +105,7 @@ def model_type_of(config: dict[str, Any]) -> str:
 
 
 def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -> Any:
-    """transformers' own model, which knows how each checkpoint's tensors map to its modules."""
+    """Load transformers' own model, which knows how a checkpoint's tensors map to its modules."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -153,7 +130,7 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
 
 
 def find(name: str, *, weights: bool = True) -> Path:
-    """The directory of a model: an embedded one, a path, or what the hub has under an id.
+    """Find the directory of a model: an embedded one, a path, or what the hub has under an id.
 
     Without ``weights`` only the hub's JSON files are fetched.
     """
@@ -176,7 +153,7 @@ def find(name: str, *, weights: bool = True) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration as it lies in the directory."""
+    """Read config.json."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -190,7 +167,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors of a model, all of them there."""
+    """List the safetensors of a model; raise ModelError if one is missing."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -214,7 +191,7 @@ def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def read_tokenizer(directory: Path) -> Any:
-    """The tokenizer that lies in the directory."""
+    """Load the tokenizer of a model's directory."""
     try:
         if _plain_tokenizer(directory):
             # What AutoTokenizer would choose, without its import of every model's configuration.
@@ -223,16 +200,17 @@ def read_tokenizer(directory: Path) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
         from transformers import AutoTokenizer, PreTrainedConfig
 
-        # A configuration of its own keeps transformers from guessing at a model type that it does
-        # not know (fla's); which tokenizer it is stands in tokenizer_config.json.
-        own = PreTrainedConfig() if read_config(directory)["model_type"] in FLA_LAYOUT else None
-        return AutoTokenizer.from_pretrained(directory, config=own, trust_remote_code=False)
+        # An empty configuration keeps transformers from guessing at a model type that it does not
+        # know; which tokenizer it is stands in tokenizer_config.json.
+        native = native_family(model_type_of(read_config(directory))) is not None
+        config = PreTrainedConfig() if native else None
+        return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
 
 
 def _plain_tokenizer(directory: Path) -> bool:
-    """Whether ``tokenizer.json`` is all there is: no class that changes what it does."""
+    """Return whether ``tokenizer.json`` is all there is: no class that changes what it does."""
     path = directory / "tokenizer_config.json"
     if not path.is_file() or not (directory / "tokenizer.json").is_file():
         return False
@@ -248,8 +226,8 @@ def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
     return max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.float32
 
 
-def _with_weights(model: FlaCausalLM, weights: dict[str, Tensor]) -> FlaCausalLM:
-    """Hand the tensors to the module without copying; every parameter must be there."""
+def _with_weights(model: CausalLM, weights: dict[str, Tensor]) -> CausalLM:
+    """Hand the tensors to the module without copying; raise ModelError unless all are there."""
     incomplete = model.load_state_dict(
         {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")},
         strict=False,
@@ -265,6 +243,6 @@ def _with_weights(model: FlaCausalLM, weights: dict[str, Tensor]) -> FlaCausalLM
     if tied:
         model.lm_head.weight = model.embedding.weight
     model.requires_grad_(False)
-    model.lay_out()
+    model.pack_weights()
     model.eval()
     return model

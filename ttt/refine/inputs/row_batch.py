@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.base import Frozen, Trunk
+from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.models.state import State
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows, TokenStats, continuations
 

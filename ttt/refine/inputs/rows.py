@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.base import CausalLM, Frozen, Trunk
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.models.state import State
 
 MIN_PREFIX = 20
@@ -95,7 +96,7 @@ class Rows:
         self.min_prefix = min_prefix
         self.held_out: Sequence[Span] = ()
         self.positions = min(positions, self.num_targets)
-        if model.piece_tokens is None:
+        if model.prefill_chunk is None:
             _ = self.frozen  # part of reading the document, not of the first step
 
     @property
@@ -131,7 +132,7 @@ class Rows:
 
     @torch.no_grad()
     def _end(self, fast: FastWeights) -> Prefix:
-        if self.model.piece_tokens is not None:
+        if self.model.prefill_chunk is not None:
             return Prefix(*self.model.read(self.input_ids, fast))
         trunk = self.base_trunk if fast.is_base else self.trunk(fast)
         return Prefix(trunk.hidden[:, -1], trunk.state)

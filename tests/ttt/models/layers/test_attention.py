@@ -8,7 +8,9 @@ from refine_server.ttt.models.layers.attention import rotary_tables, rotate
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("size", [8, 6, 2])
-def test_pairs_of_channels_are_turned_by_their_angles(dtype, tolerance, size) -> None:
+def test_pairs_of_channels_are_turned_by_their_angles(
+    dtype: torch.dtype, tolerance: float, size: int
+) -> None:
     """Channels beyond the tables, 8 - size of them, stay as they are."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 5, 8, generator=generator, dtype=dtype)

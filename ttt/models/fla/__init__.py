@@ -1,1 +1,0 @@
-"""Delta-rule models in the layout of flash-linear-attention."""

@@ -1,0 +1,152 @@
+"""The protocol of a layer's state and of its trace, and the model's state that is made of them.
+
+Reading T tokens takes a layer from one state to the next and leaves a trace, from which the state
+after any prefix of those tokens can be made, in the graph: rollouts branch off there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refine_server.ttt.models.state.storage import storable
+
+
+class LayerState(ABC):
+    """One layer's memory of the tokens that a batch of B sequences has read; never changed."""
+
+    __slots__ = ()
+
+    stacks: ClassVar[bool] = False
+    """Whether states after different numbers of tokens go into one batch (``stack``, ``split``)."""
+    truncates: ClassVar[bool] = False
+    """Whether a state can give up its last tokens (``truncate``)."""
+    joins_segments: ClassVar[bool] = False
+    """Whether traces of consecutive segments join into one (``Trace.join``)."""
+
+    @abstractmethod
+    def repeat(self, n: int) -> Self:
+        """Repeat every row n times, copies of a row side by side."""
+
+    @abstractmethod
+    def detach(self) -> Self:
+        """Return the same values outside any graph."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held, shared prefixes counted once."""
+
+    @classmethod
+    def stack(cls, rows: Sequence[Self]) -> "LayerState":
+        """Put states of one row each into one batch."""
+        raise TypeError(f"states of {cls.__name__} cannot be stacked")
+
+    def split(self) -> Sequence["LayerState"]:
+        """Return the rows of a batch as states of one row each."""
+        raise TypeError(f"states of {type(self).__name__} cannot be split")
+
+    def truncate(self, n: int) -> Self:
+        """Return the state as it was n tokens ago; ValueError where it does not hold them."""
+        raise TypeError(f"states of {type(self).__name__} cannot be truncated")
+
+
+class Trace(ABC):
+    """What a layer's forward left behind: enough to know its state after any prefix."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def final(self) -> LayerState:
+        """Return the state after the last token."""
+
+    @abstractmethod
+    def at(self, positions: Tensor) -> LayerState:
+        """Return the state before token positions[r, g] of row r, in the graph.
+
+        positions: [R, G]. The state has R G rows.
+        """
+
+    @classmethod
+    def stack(cls, traces: Sequence[Self]) -> "Trace":
+        """Put traces of whole sequences into one batch, padded at the end; without gradients.
+
+        A padded row's states are those before its own end; ``final`` must not be called.
+        """
+        raise TypeError(f"traces of {cls.__name__} cannot be stacked")
+
+    @classmethod
+    def join(cls, segments: Sequence[Self]) -> "Trace":
+        """Make one trace of those of consecutive segments, as of one forward over all tokens."""
+        raise TypeError(f"traces of {cls.__name__} cannot be joined")
+
+    @classmethod
+    def state_after(cls, segments: Sequence[Self]) -> LayerState:
+        """Return the state after consecutive segments, the first of which began a sequence."""
+        return cls.join(segments).final()
+
+
+@storable
+@dataclass(frozen=True, slots=True)
+class State:
+    """A model's memory of the tokens that B sequences have read."""
+
+    layers: tuple[LayerState, ...]
+    """One state a layer."""
+    position: Tensor
+    """[B], how many tokens each row has read."""
+
+    def repeat(self, n: int) -> "State":
+        """Repeat every row n times, copies of a row side by side."""
+        layers = tuple(layer.repeat(n) for layer in self.layers)
+        return State(layers, self.position.repeat_interleave(n))
+
+    def detach(self) -> "State":
+        """Return the same values outside any graph."""
+        return State(tuple(layer.detach() for layer in self.layers), self.position)
+
+    def truncate(self, n: int) -> "State":
+        """Return the state as it was n tokens ago.
+
+        Raises:
+            TypeError: a layer's state does not keep its tokens apart (``truncates``).
+            ValueError: a layer has read fewer than n tokens since the state that it started from.
+        """
+        if n == 0:
+            return self
+        return State(tuple(layer.truncate(n) for layer in self.layers), self.position - n)
+
+    @staticmethod
+    def stack(states: Sequence["State"]) -> "State":
+        """Put states of one row each into one batch; ``split`` takes it apart again."""
+        if len(states) == 1:
+            return states[0]
+        layers = zip(*(state.layers for state in states), strict=True)
+        position = torch.cat([state.position for state in states])
+        return State(tuple(rows[0].stack(rows) for rows in layers), position)
+
+    def split(self) -> list["State"]:
+        """Return the rows as states of one row each."""
+        if self.position.shape[0] == 1:
+            return [self]
+        layers = zip(*(layer.split() for layer in self.layers), strict=True)
+        return [State(*row) for row in zip(layers, self.position.split(1), strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, shared prefixes counted once."""
+        return sum(layer.nbytes for layer in self.layers)
+
+
+def cat_padded(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate along dimension 0 tensors of different size in ``dim``, padded with zeros."""
+    longest = max(t.shape[dim] for t in tensors)
+    rows = []
+    for t in tensors:
+        missing = longest - t.shape[dim]
+        rows.append(F.pad(t, (0, 0) * (t.ndim - 1 - dim) + (0, missing)) if missing else t)
+    return torch.cat(rows)
