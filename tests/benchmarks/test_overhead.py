@@ -71,10 +71,10 @@ def test_every_request_is_sent_and_timed() -> None:
 
 
 def test_the_difference_of_two_servers_is_found() -> None:
-    with answering_after(0.1) as slow, answering_after(0.0) as quick:
+    with answering_after(0.05) as slow, answering_after(0.0) as quick:
         result = overhead.compare({"ours": slow, "echo": quick}, **LOAD)
-    assert result["ours_one_client_p50_ms"] >= 100.0
-    assert result["more_p50_ms"] > 50.0
+    assert result["ours_one_client_p50_ms"] >= 50.0
+    assert result["more_p50_ms"] > 25.0
 
 
 def test_both_servers_answer_the_bodies_of_the_bench() -> None:
