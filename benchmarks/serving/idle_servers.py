@@ -17,7 +17,7 @@ from typing_extensions import override
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
 from refine_server.server.engine.backend import Backend, Emit, ShouldStop
-from refine_server.server.process import Server, listen, settle
+from refine_server.server.process import Server, listen, tune_interpreter
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
@@ -60,7 +60,7 @@ def _serve_ours(port: int) -> None:
     settings = Settings(model="tiny", host=HOST, port=port, store="none")
     logging.disable()
     server = Server(create_app(settings, _open_idle), settings)
-    server.engine.opened.add_done_callback(settle)
+    server.engine.opened.add_done_callback(tune_interpreter)
     server.run(sockets=[listen(HOST, port)])
 
 
