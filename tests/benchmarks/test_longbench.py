@@ -10,13 +10,13 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.longbench.data import bucket, load
 from refine_server.benchmarks.longbench.metrics import METRICS
 from refine_server.benchmarks.longbench.prompts import ask, cut_middle
 from refine_server.benchmarks.longbench.score import score_file
 from refine_server.benchmarks.longbench.tasks import task_of, tasks
 from refine_server.benchmarks.rows import DataError
+from refine_server.server.cli.main import app
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "longbench_metrics_golden.jsonl"
 
@@ -87,7 +87,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         {"dataset": "lcc_e", "pred": "abc", "answers": ["abcd"], "length": 4000},
     ]
     file = write(tmp_path / "rows.jsonl", rows)
-    said = CliRunner().invoke(app, ["longbench-score", str(file), "--json"])
+    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
     assert said.exit_code == 0
     assert json.loads(said.stdout.splitlines()[-1]) == {
         "rows": [100, 0, 86],
@@ -111,7 +111,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
 def test_the_scorer_names_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     row = {"dataset": "hotpotqa", "prediction": "x", "answers": ["y"], "all_classes": None}
     file = write(tmp_path / "rows.jsonl", [{**row, **changed}])
-    said = CliRunner().invoke(app, ["longbench-score", str(file)])
+    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
     assert said.exit_code == 2
     assert told in said.stderr
 

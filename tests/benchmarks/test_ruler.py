@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.benchmarks.ruler.generate import TASKS, Sources, generate
 from refine_server.benchmarks.ruler.needles import NOISE
 from refine_server.benchmarks.ruler.replay import questions
 from refine_server.benchmarks.ruler.samples import Sample
+from refine_server.server.cli.main import app
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "ruler" / "squadqa_4096.jsonl"
 
@@ -172,7 +172,7 @@ def test_a_file_of_samples_is_read_as_it_was_written(tmp_path: Path, sources: So
     file = tmp_path / "samples.jsonl"
     command = ["ruler-make", "--out", str(file), "--tokenizer", str(tokenizer), "--json"]
     options = ["--tasks", "niah_single_1,niah_multikey_2", "--lengths", "600,900", "--samples", "2"]
-    said = CliRunner().invoke(app, [*command, *options])
+    said = CliRunner().invoke(app, ["bench", *command, *options])
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
     samples = list(read_rows(file, Sample.parse))
