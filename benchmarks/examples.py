@@ -80,7 +80,7 @@ def examples_for(directory: Path, model: str) -> list[Path]:
     own = model == "tiny"
     files = [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
     if not files:
-        raise DataError(f"{directory} has no examples for {model}")
+        raise DataError(f"--directory: {directory} has no examples for {model}")
     return files
 
 

@@ -100,7 +100,7 @@ def test_rows_of_files_are_split_by_their_ids(tmp_path) -> None:
     assert (item.task, item.context) == ("qasper", "It is so.")
     assert item.questions[0].score("Yes") == 100.0
     assert item.questions[0].about == "Is it?"
-    with pytest.raises(DataError, match=f"no row of the part {other}"):
+    with pytest.raises(DataError, match=f"no rows of the part {other}"):
         list(file_items(longbench, 9, other))
 
 

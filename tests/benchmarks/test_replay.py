@@ -161,7 +161,7 @@ def test_an_interrupted_run_goes_on_where_it_was(scripted: Any, data: Path, tmp_
     scripted.bodies.clear()
     refused = longbench(scripted, data, out)
     assert refused.exit_code == 2
-    assert "--resume goes on with it" in refused.stderr
+    assert "continue it with --resume" in refused.stderr
     cut = CliRunner().invoke(app, ["bench", "report", str(out), "--json"])
     assert json.loads(cut.stdout.splitlines()[-1])["questions"] == 3
     resumed = longbench(scripted, data, out, "--resume")
@@ -177,9 +177,7 @@ def test_a_run_resumes_under_its_own_settings_only(
     longbench(scripted, data, out, "--limit", "1")
     other = longbench(scripted, data, out, "--limit", "1", "--resume", "--adapt", '{"steps": 3}')
     assert other.exit_code == 2
-    assert (
-        "another settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
-    )
+    assert "its settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -252,9 +250,9 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
         (["--adapt", "{"], "not valid JSON"),
         (["--adapt", '{"objective": "ntp"}'], "without `objective`"),
         (["--adapt", '{"kl_coef": NaN}'], "--adapt.kl_coef: nan is not finite"),
-        (["--tasks", "hotpot"], "no LongBench task"),
+        (["--tasks", "hotpot"], "not a LongBench task"),
         (["--tokenizer", "nowhere/at-all"], "cannot read nowhere/at-all"),
-        (["--max-length", "64"], "tokens are needed beside the context"),
+        (["--max-length", "64"], "tokens beside the context"),
     ],
 )
 def test_bad_options_are_told(

@@ -157,11 +157,11 @@ def test_the_share_of_outputs_counts_or_any_of_them() -> None:
 def test_what_is_missing_is_told(sources: Sources) -> None:
     with pytest.raises(DataError, match="need --essay: any long text"):
         make("niah_single_2", Sources())
-    with pytest.raises(DataError, match="'niah' is no RULER task"):
+    with pytest.raises(DataError, match="'niah' is not a RULER task"):
         make("niah", sources)
-    with pytest.raises(DataError, match="vt does not fit into 200 tokens"):
+    with pytest.raises(DataError, match="200 tokens are too few for vt"):
         make("vt", sources, 200)
-    with pytest.raises(DataError, match="qa_1 has 3 questions only"):
+    with pytest.raises(DataError, match="qa_1 has only 3 questions"):
         make("qa_1", sources, samples=4)
     with pytest.raises(DataError, match="not in its data set's published form"):
         make("qa_2", replace(sources, hotpotqa=sources.squad))
