@@ -2,13 +2,11 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from refine_server.server.cli import demo
-
-Run = Callable[..., Any]
+from support.command_line import run, run_failing
 
 
 def example(tmp_path: Path, answers: list[str]) -> str:
@@ -21,7 +19,6 @@ def example(tmp_path: Path, answers: list[str]) -> str:
 
 @pytest.mark.parametrize(("answers", "status"), [(["Keeper is"], 0), (["Bo", "Al"], 1)])
 def test_it_succeeds_when_the_answer_is_right(
-    run: Run,
     live: Callable[..., str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -35,14 +32,14 @@ def test_it_succeeds_when_the_answer_is_right(
     assert ("right" in shown.stdout) == (status == 0)
 
 
-def test_it_tells_why_its_server_did_not_start(run: Run, tmp_path: Path) -> None:
+def test_it_tells_why_its_server_did_not_start(tmp_path: Path) -> None:
     shown = run("demo", "--example", example(tmp_path, ["x"]), "--model", "no-such-model")
     assert shown.exit_code == 2
     assert "the server did not start" in shown.stderr
     assert "no-such-model" in shown.stderr
 
 
-def test_it_names_a_bad_example(fails: Run, tmp_path: Path) -> None:
+def test_it_names_a_bad_example(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
-    fails(2, "no-such.json", "demo", "--example", "no-such.json")
-    fails(2, "is not an example", "demo", "--example", str(tmp_path / "bad.json"))
+    run_failing(2, "no-such.json", "demo", "--example", "no-such.json")
+    run_failing(2, "is not an example", "demo", "--example", str(tmp_path / "bad.json"))

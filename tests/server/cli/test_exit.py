@@ -2,9 +2,7 @@
 
 import importlib
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -17,9 +15,9 @@ from refine_server.server.settings import SettingsError
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.models import ModelError
 from refine_server.ttt.training.errors import TrainingError
+from support.command_line import run_failing
 
 ROOT = Path(__file__).parents[3]
-Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def _module(requirement: str) -> str:
     ],
 )
 def test_the_map_holds_for_all_commands(
-    fails: Run, tmp_path: Path, command: tuple[str, ...], message: str
+    tmp_path: Path, command: tuple[str, ...], message: str
 ) -> None:
     arguments = [str(tmp_path) if word == "OUT" else word for word in command]
-    fails(2, message, *arguments, env={"REFINE_PORT": "x"})
+    run_failing(2, message, *arguments, env={"REFINE_PORT": "x"})

@@ -3,15 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 import pytest
 
 from refine_server.server.cli.main import main
+from support.command_line import run
 
-Run = Callable[..., Any]
 COMMANDS = ("serve", "answer", "adapt", "demo", "openapi", "models", "keys", "bench", "train")
 
 
@@ -29,12 +27,12 @@ def test_help_lists_the_commands_without_loading_torch_or_httpx() -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("answer",), ("bench", "load"), ("serve",)])
-def test_h_is_help(run: Run, command: tuple[str, ...]) -> None:
+def test_h_is_help(command: tuple[str, ...]) -> None:
     short, long = run(*command, "-h"), run(*command, "--help")
     assert (short.exit_code, short.stdout) == (0, long.stdout)
 
 
-def test_version_is_the_packages(run: Run) -> None:
+def test_version_is_the_packages() -> None:
     shown = run("--version")
     assert (shown.exit_code, shown.stdout) == (0, f"refine-server {version('refine-server')}\n")
 

@@ -1,12 +1,8 @@
-from collections.abc import Callable
-from typing import Any
-
 from refine_server.server.settings import Settings
+from support.command_line import run, run_failing
 
-Run = Callable[..., Any]
 
-
-def test_help_has_every_option_and_its_variable(run: Run) -> None:
+def test_help_has_every_option_and_its_variable() -> None:
     shown = run("serve", "--help")
     assert shown.exit_code == 0
     text = " ".join(shown.stdout.split())
@@ -17,7 +13,7 @@ def test_help_has_every_option_and_its_variable(run: Run) -> None:
         assert field.description in text
 
 
-def test_bad_options_are_refused_with_status_2(fails: Run) -> None:
-    fails(2, "--port (REFINE_PORT)", "serve", "--port", "x")
-    fails(2, "REFINE_PROT", "serve", env={"REFINE_PROT": "1"})
-    fails(2, "--prot", "serve", "--prot", "1")
+def test_bad_options_are_refused_with_status_2() -> None:
+    run_failing(2, "--port (REFINE_PORT)", "serve", "--port", "x")
+    run_failing(2, "REFINE_PROT", "serve", env={"REFINE_PROT": "1"})
+    run_failing(2, "--prot", "serve", "--prot", "1")
