@@ -212,7 +212,7 @@ def _path(location: Sequence[int | str]) -> str:
 def _reason(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field"
-    return str(error["msg"])
+    return str(error["msg"]).removeprefix("Value error, ")  # of validators of our own
 
 
 def install(app: FastAPI) -> None:
