@@ -7,24 +7,29 @@ from typing import Annotated
 import typer
 
 from refine_server.benchmarks.adaptation.cli import adaptation
-from refine_server.benchmarks.console import print_result
+from refine_server.benchmarks.console import (
+    Adapt,
+    AnswerTokens,
+    AsJson,
+    DocumentLengths,
+    Examples,
+    ModelName,
+    Repeats,
+    Threads,
+    adapt_config_of,
+    adapt_of,
+    numbers_of,
+    print_result,
+)
 from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
-from refine_server.benchmarks.serving.cli import load
+from refine_server.benchmarks.serving.cli import load, overhead
 
 app = typer.Typer(
-    no_args_is_help=True, help="Measure speed and quality: compare sides of one run only."
+    no_args_is_help=True,
+    help="Measure speed and quality. Compare only figures of the same run: a machine's speed "
+    "changes between runs.",
 )
-
-
-@app.callback()
-def _bench() -> None:
-    """Measure speed and quality: compare sides of one run only."""
-
-
-ModelName = Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one JSON object.")]
 
 app.command("longbench")(replay.longbench)
 app.command("longbench-score")(replay.longbench_score)
@@ -32,8 +37,7 @@ app.command("ruler-make")(replay.ruler_make)
 app.command("ruler")(replay.ruler)
 app.command("report")(replay.report)
 app.command("load")(load)
-
-
+app.command("overhead")(overhead)
 app.command("reliability")(reliability)
 app.command("adaptation")(adaptation)
 
@@ -41,20 +45,29 @@ app.command("adaptation")(adaptation)
 @app.command()
 def step(
     model: Annotated[
-        str, typer.Option(help="smollm2, tiny, lact (a small random one), a directory or a hub id.")
+        str,
+        typer.Option(
+            help="Model: smollm2, tiny, tiny-nested, lact (small, random weights), a directory or "
+            "a hub id (owner/name)."
+        ),
     ] = "tiny",
-    document_tokens: Annotated[int, typer.Option(min=64, help="T, the document's length.")] = 2048,
-    chunks: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
-    rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
-    rollout_tokens: Annotated[int, typer.Option(min=1, help="k, tokens a rollout.")] = 5,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    document_tokens: Annotated[
+        int, typer.Option(min=64, help="T: length of the document in tokens.")
+    ] = 2048,
+    chunks: Annotated[int, typer.Option(min=1, help="c: number of rollout positions.")] = 8,
+    rollouts: Annotated[int, typer.Option(min=1, help="n: rollouts for each position.")] = 4,
+    rollout_tokens: Annotated[int, typer.Option(min=1, help="k: tokens in each rollout.")] = 5,
+    repeats: Repeats = 5,
     naive_repeats: Annotated[
-        int | None, typer.Option(min=0, help="Of these, with the naive loop; by default all.")
+        int | None,
+        typer.Option(
+            min=0, help="Number of these rounds that also run the naive loop. Default: all of them."
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
-    """One REFINE step against the naive loop that re-reads prefixes, and against an NTP step."""
+    """Time a REFINE step against the naive loop, which re-reads prefixes, and an NTP step."""
     from refine_server.benchmarks.refine_step import StepBench
 
     bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
@@ -63,37 +76,46 @@ def step(
 
 @app.command()
 def batch(
-    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
-    concurrency: Annotated[int, typer.Option(min=2, help="Requests at once.")] = 8,
-    lengths: Annotated[str, typer.Option(help="Documents: TOKENS:WEIGHT, with commas.")] = "512",
-    adapt: Annotated[str, typer.Option(help="Fields of `adapt`, as JSON.")] = "{}",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the medians are reported.")] = 2,
+    model: ModelName = "tiny",
+    concurrency: Annotated[int, typer.Option(min=2, help="Number of concurrent requests.")] = 8,
+    lengths: DocumentLengths = "512",
+    adapt: Adapt = "{}",
+    max_tokens: AnswerTokens = 64,
+    repeats: Repeats = 2,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Adaptations and answers at once against the same ones one after the other, over HTTP."""
+    """Time concurrent adaptations and answers against the same ones in sequence, over HTTP."""
     from refine_server.benchmarks.batch import BatchBench
-    from refine_server.benchmarks.console import adapt_of, told_plainly
 
-    with told_plainly():
-        bench = BatchBench(model, concurrency, lengths, adapt_of(adapt), max_tokens, threads)
-        print_result(bench.run(repeats), as_json)
+    bench = BatchBench(model, concurrency, lengths, adapt_of(adapt), max_tokens, threads)
+    print_result(bench.run(repeats), as_json)
 
 
 @app.command()
 def ask(
     model: ModelName = "tiny",
-    shortest: Annotated[int, typer.Option(min=64, help="Tokens of the short document.")] = 1024,
-    longest: Annotated[int, typer.Option(min=64, help="Tokens of the long one.")] = 16384,
-    document_tokens: Annotated[int, typer.Option(min=64, help="Of the one asked often.")] = 512,
-    queries: Annotated[int, typer.Option(min=1, help="Questions about it.")] = 10,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens that a query decodes.")] = 16,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 9,
+    shortest: Annotated[
+        int, typer.Option(min=64, help="Length of the short document in tokens.")
+    ] = 1024,
+    longest: Annotated[
+        int, typer.Option(min=64, help="Length of the long document in tokens.")
+    ] = 16384,
+    document_tokens: Annotated[
+        int, typer.Option(min=64, help="Length in tokens of the document that is asked many times.")
+    ] = 512,
+    queries: Annotated[
+        int, typer.Option(min=1, help="Number of queries about that document.")
+    ] = 10,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that each query decodes.")] = 16,
+    repeats: Repeats = 9,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """A query on a long and a short adapted document; many queries against adapting for each."""
+    """Time a query on a long and on a short adapted document.
+
+    Also times many queries on one adapted document against adapting again for each query.
+    """
     from refine_server.benchmarks.ask import AskBench
 
     bench = AskBench(model, tokens, threads)
@@ -103,32 +125,41 @@ def ask(
 @app.command()
 def decode(
     model: ModelName = "tiny",
-    directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),
-    questions: Annotated[int, typer.Option(min=1, help="About each document.")] = 5,
-    tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
+    directory: Examples = Path("examples"),
+    questions: Annotated[
+        int, typer.Option(min=1, help="Number of questions about each document.")
+    ] = 5,
+    tokens: AnswerTokens = 64,
+    repeats: Repeats = 3,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Greedy answers against transformers' generate; for tiny on a random Llama of its shape."""
-    from refine_server.benchmarks.console import told_plainly
+    """Time greedy answers against `generate` of transformers.
+
+    For tiny, which transformers does not have, both sides run a random Llama of the same size.
+    """
     from refine_server.benchmarks.decode import DecodeBench
 
-    with told_plainly():
-        bench = DecodeBench(model, directory, questions, tokens, threads)
-        print_result(bench.run(repeats), as_json)
+    bench = DecodeBench(model, directory, questions, tokens, threads)
+    print_result(bench.run(repeats), as_json)
 
 
 @app.command()
 def prefill(
     model: ModelName = "tiny",
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
-    delta_tokens: Annotated[int, typer.Option(min=64, help="T of the delta rule.")] = 8192,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt in tokens.")] = 512,
+    delta_tokens: Annotated[
+        int,
+        typer.Option(min=64, help="Sequence length for the delta rule, rounded down to 64 tokens."),
+    ] = 8192,
+    repeats: Repeats = 5,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Reading a prompt against transformers' forward, and the delta rule against plainer forms."""
+    """Time the prefill of a prompt against transformers, and the delta rule against its reference.
+
+    The delta rule is the chunked form; its reference forms process one token after the other.
+    """
     from refine_server.benchmarks.generate import PrefillBench, delta_rule_prefill
 
     result = PrefillBench(model, threads).run(tokens, repeats)
@@ -138,14 +169,23 @@ def prefill(
 @app.command()
 def memory(
     model: ModelName = "tiny",
-    shortest: Annotated[int, typer.Option(min=64, help="Tokens of the short document.")] = 4096,
-    longest: Annotated[int, typer.Option(min=64, help="Tokens of the long one.")] = 16384,
+    shortest: Annotated[
+        int, typer.Option(min=64, help="Length of the short document in tokens.")
+    ] = 4096,
+    longest: Annotated[
+        int, typer.Option(min=64, help="Length of the long document in tokens.")
+    ] = 16384,
     budget_mib: Annotated[
-        int, typer.Option(min=0, help="Of activations before segments are recomputed; 0: no limit.")
+        int,
+        typer.Option(
+            min=0,
+            help="MiB of activations that a step may keep; a document that needs more is "
+            "recomputed in segments. 0: no limit.",
+        ),
     ] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Peak memory of one adaptation step on two lengths of document."""
+    """Measure the peak memory of one adaptation step on a short and on a long document."""
     from refine_server.benchmarks.memory import run
 
     print_result(run(model, shortest, longest, budget_mib * 2**20 or None), as_json)
@@ -154,57 +194,66 @@ def memory(
 @app.command()
 def costs(
     model: ModelName = "tiny",
-    lengths: Annotated[str, typer.Option(help="T, with commas.")] = "512,1024,2048,4096,8192",
-    rollouts: Annotated[str, typer.Option(help="n, with commas; c is 8.")] = "1,2,4,8,16,32",
-    rollouts_tokens: Annotated[int, typer.Option(min=64, help="T where c n grows.")] = 2048,
-    batches: Annotated[str, typer.Option(help="Requests at once, with commas.")] = "1,2,4,8",
-    batch_tokens: Annotated[int, typer.Option(min=64, help="T of each of them.")] = 384,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 3,
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("costs.png"),
+    lengths: Annotated[
+        str, typer.Option(help="T: document lengths in tokens, separated by commas.")
+    ] = "512,1024,2048,4096,8192",
+    rollouts: Annotated[
+        str,
+        typer.Option(help="n: rollouts for each of c = 8 positions, separated by commas."),
+    ] = "1,2,4,8,16,32",
+    rollouts_tokens: Annotated[
+        int, typer.Option(min=64, help="T where the number of rollouts varies.")
+    ] = 2048,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes in requests, separated by commas.")
+    ] = "1,2,4,8",
+    batch_tokens: Annotated[
+        int, typer.Option(min=64, help="T of each request where the batch size varies.")
+    ] = 384,
+    repeats: Repeats = 3,
+    out: Annotated[Path, typer.Option(help="PNG file to write the plot to.")] = Path("costs.png"),
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """A step by T and by rollouts, a batch by its size, a token by T: seconds, and a picture."""
-    from refine_server.benchmarks.console import numbers_of, told_plainly
+    """Measure how the cost of a step, a batch and a decoded token grows, in seconds; draw a plot.
 
-    with told_plainly():
-        from refine_server.benchmarks.costs import CostBench, draw
+    A step by document length and by number of rollouts, a batch by its size, a token by document
+    length.
+    """
+    from refine_server.benchmarks.costs import CostBench, draw
 
-        sizes = numbers_of(lengths, "--lengths"), numbers_of(rollouts, "--rollouts")
-        at_once = numbers_of(batches, "--batches")
-        panels = CostBench(model, repeats, threads).run(
-            *sizes, rollouts_tokens, at_once, batch_tokens
-        )
-        draw(panels, out)
-        print_result({"model": model, **panels, "picture": str(out)}, as_json)
+    sizes = numbers_of(lengths, "--lengths"), numbers_of(rollouts, "--rollouts")
+    batch_sizes = numbers_of(batches, "--batches")
+    bench = CostBench(model, repeats, threads)
+    panels = bench.run(*sizes, rollouts_tokens, batch_sizes, batch_tokens)
+    draw(panels, out)
+    print_result({"model": model, **panels, "picture": str(out)}, as_json)
 
 
 @app.command()
 def examples(
-    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "smollm2",
-    directory: Annotated[Path, typer.Option(help="Example files.")] = Path("examples"),
-    adapt: Annotated[str, typer.Option(help="Fields of `adapt` to change, as JSON.")] = "{}",
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+    model: ModelName = "smollm2",
+    directory: Examples = Path("examples"),
+    adapt: Adapt = "{}",
+    as_json: AsJson = False,
 ) -> None:
-    """Right answers about the example documents: unadapted, next-token and REFINE adaptation."""
-    from refine_server.benchmarks.console import told_plainly
+    """Count right answers about the example documents: unadapted, next-token and REFINE."""
     from refine_server.benchmarks.examples import ExamplesBench
 
-    with told_plainly():
-        print_result(ExamplesBench(model, directory, json.loads(adapt)).run(), as_json)
+    print_result(ExamplesBench(model, directory, adapt_config_of(adapt)).run(), as_json)
 
 
 @app.command()
-def kernels(
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
-) -> None:
-    """The kernels: errors, registers and shared memory on sm_90, times against definitions."""
-    import importlib.util
+def kernels(threads: Threads = None, as_json: AsJson = False) -> None:
+    """Check and time the Triton kernels (needs Triton, but no GPU).
 
-    if importlib.util.find_spec("triton") is None:
-        typer.echo("refine-server: bench kernels needs Triton: pip install triton", err=True)
-        raise typer.Exit(1)
+    Errors against the definitions, registers and shared memory for sm_90, and CPU times of the
+    torch forms against the definitions.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("triton") is None:
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
     import torch
 
     from refine_server.benchmarks import kernels as bench

@@ -1,85 +1,117 @@
-"""What the benches' commands share: options, errors told plainly, results printed."""
+"""What the commands of ``refine-server bench`` share: options, lists, and printed results."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from refine_server.clients import ClientError
-from refine_server.clients.arguments import encode_body
-from refine_server.clients.errors import InvalidArgumentError
-from refine_server.clients.types import AdaptOptions
+if TYPE_CHECKING:  # httpx takes a tenth of a second to import, and --help must be quick
+    from refine_server.clients.types import AdaptOptions
+    from refine_server.ttt.interface.config import AdaptConfig
 
+LOCAL = "http://127.0.0.1:8000"
 OBJECTIVES = ("none", "ntp", "refine")
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
 
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """One line on stderr instead of a traceback, for whatever a user can put right."""
-    from refine_server.benchmarks.rows import DataError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("refine-server: interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except (DataError, InvalidArgumentError) as error:
-        typer.echo(f"refine-server: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    except ClientError as error:
-        typer.echo(f"refine-server: {error}", err=True)
-        raise typer.Exit(FAILED) from None
-    except ModuleNotFoundError as error:
-        wanted = f"{error.name} is not installed: pip install 'refine-server[bench]'"
-        typer.echo(f"refine-server: {wanted}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
+ModelName = Annotated[
+    str,
+    typer.Option(help="Model: smollm2, tiny, tiny-nested, a directory or a hub id (owner/name)."),
+]
+Adapt = Annotated[
+    str,
+    typer.Option(
+        help="Fields of the request's `adapt` object that differ from the defaults, as a JSON "
+        "object without `objective`."
+    ),
+]
+AnswerTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]
+DocumentLengths = Annotated[
+    str,
+    typer.Option(
+        help="Document lengths in tokens as TOKENS or TOKENS:WEIGHT, separated by commas; a "
+        "length with a higher weight is drawn more often."
+    ),
+]
+Repeats = Annotated[
+    int, typer.Option(min=1, help="Number of measured rounds; medians over them are reported.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads for one operation. Default: chosen automatically."),
+]
+Url = Annotated[str, typer.Option(help="URL of the server.")]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Tokenizer that counts lengths: a tokenizer.json, a directory or a hub id. "
+        "Default: the tokenizer of the server.",
+    ),
+]
+Examples = Annotated[Path, typer.Option(help="Directory with example files (JSON).")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object in the last line.")
+]
 
 
 def names_of(text: str | None) -> list[str]:
-    """The names of a list with commas."""
+    """Split a list of names at its commas."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def numbers_of(text: str, option: str) -> list[int]:
-    """The numbers of a list with commas."""
+    """Parse a list of positive numbers, separated by commas."""
     try:
         numbers = [int(name) for name in names_of(text)]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(f"{option}: positive whole numbers, with commas")
+        raise typer.BadParameter(f"{option} must be positive integers, separated by commas")
     return numbers
 
 
 def objectives_of(text: str) -> list[str]:
-    """Objectives from a list with commas."""
+    """Parse a list of objectives, separated by commas."""
     names = names_of(text)
     if not names or len(set(names)) < len(names) or not set(names) <= set(OBJECTIVES):
-        raise typer.BadParameter(f"--objectives: some of {','.join(OBJECTIVES)}, once each")
+        allowed = ", ".join(OBJECTIVES)
+        raise typer.BadParameter(f"--objectives must be some of {allowed}, each once")
     return names
 
 
-def adapt_of(text: str) -> AdaptOptions:
-    """Fields of ``adapt`` from JSON; the server checks them."""
+def adapt_of(text: str) -> "AdaptOptions":
+    """Parse the fields of ``adapt`` from JSON; the server checks their values.
+
+    Raises:
+        InvalidArgumentError: a value cannot be sent, such as NaN, which Python's parser accepts.
+    """
+    from refine_server.clients.arguments import encode_body
+
     try:
         fields = json.loads(text)
-        encode_body({"--adapt": fields})  # Python reads NaN, which is no JSON
-    except InvalidArgumentError as error:
-        raise typer.BadParameter(str(error)) from None
+        encode_body({"--adapt": fields})
     except ValueError as error:
-        raise typer.BadParameter(f"--adapt: no JSON: {error}") from None
+        raise typer.BadParameter(f"--adapt is not valid JSON: {error}") from None
     if not isinstance(fields, dict) or "objective" in fields:
-        raise typer.BadParameter("--adapt: a JSON object without `objective`")
-    return cast(AdaptOptions, fields)
+        raise typer.BadParameter("--adapt must be a JSON object without `objective`")
+    return cast("AdaptOptions", fields)
+
+
+def adapt_config_of(text: str) -> "AdaptConfig":
+    """Parse the fields of ``adapt`` from JSON and check their values."""
+    from pydantic import ValidationError
+
+    from refine_server.ttt.interface.config import AdaptConfig
+
+    try:
+        return AdaptConfig.model_validate(adapt_of(text))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise typer.BadParameter(f"--adapt: {'; '.join(problems)}") from None
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result's fields, a line each, and with ``--json`` all of it as the last line."""
+    """Print one line for each field and, if ``as_json``, the whole result as the last line."""
     for name, value in result.items():
         typer.echo(
             f"{name:>24}  {value:.4g}" if isinstance(value, float) else f"{name:>24}  {value}"

@@ -29,13 +29,13 @@ class ExamplesBench:
     Args:
         model: what to load.
         directory: of files as in ``examples/``.
-        overrides: fields of ``AdaptConfig`` that differ from the defaults.
+        config: how to adapt; its objective is replaced by each of ``OBJECTIVES``.
     """
 
-    def __init__(self, model: str, directory: Path, overrides: dict[str, Any]) -> None:
+    def __init__(self, model: str, directory: Path, config: AdaptConfig) -> None:
         self.model = load(model)
         self.sampling = SamplingConfig(max_tokens=32)
-        self.config = AdaptConfig(**overrides)
+        self.config = config
         self.files = examples_for(directory, model)
 
     def run(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def examples_for(directory: Path, model: str) -> list[Path]:
     own = model == "tiny"
     files = [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
     if not files:
-        raise DataError(f"{directory} has no examples for {model}")
+        raise DataError(f"--directory: {directory} has no examples for {model}")
     return files
 
 

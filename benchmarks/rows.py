@@ -23,7 +23,7 @@ def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T
         try:
             yield parse(row)
         except KeyError as error:
-            raise DataError(f"{path}, row {number}: there is no field {error}") from None
+            raise DataError(f"{path}, row {number}: the field {error} is missing") from None
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, row {number}: {error}") from None
 
@@ -55,7 +55,7 @@ def _object(line: str, path: Path, number: int) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{path}, row {number}: no JSON: {error}") from None
+        raise DataError(f"{path}, row {number}: not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{path}, row {number}: must be a JSON object")
     return row
@@ -75,4 +75,4 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from None
     except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is no parquet file: {error}") from None
+        raise DataError(f"{path} is not a parquet file: {error}") from None

@@ -1,4 +1,4 @@
-"""The ASGI application, put together from its parts."""
+"""The ASGI application, assembled from its parts."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ from importlib.metadata import version
 import anyio.to_thread
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from refine_server.server.access.keys import Keyring
@@ -21,30 +22,35 @@ from refine_server.server.api.openai import routes as openai
 from refine_server.server.engine.backend import Backend, open_backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors
-from refine_server.server.http.middleware import Authentication, BodyLimit, RequestContext
+from refine_server.server.http.middleware.authentication import Authentication
+from refine_server.server.http.middleware.body_limit import BodyLimit
+from refine_server.server.http.middleware.request_context import RequestContext
+from refine_server.server.http.middleware.security_headers import SecurityHeaders
+from refine_server.server.http.middleware.send_timeout import SendTimeout
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
 
 DESCRIPTION = """
 Every request adapts its own copy of the model's fast weights to its document (REFINE, arXiv
-2602.16704), then answers from it. Every error is `{"error": {"message", "type", "param", "code"}}`.
+2602.16704) and answers from the adapted model. Every error has the form
+`{"error": {"message", "type", "param", "code"}}`.
 """
 
-BEARER = HTTPBearer(auto_error=False, description="Where the server has API keys: one of them.")
-"""For the documentation alone; ``Authentication`` asks for the key."""
+BEARER = HTTPBearer(auto_error=False, description="An API key, if the server has any.")
+"""Documents the key in the OpenAPI document; the middleware ``Authentication`` checks it."""
 
 
 def create_app(
     settings: Settings, open_backend: Callable[[Settings], Backend] = open_backend
 ) -> FastAPI:
-    """An app whose model is loaded by the engine's thread while the app already answers.
+    """Create the app. The engine's thread loads the model while the app already answers.
 
     Args:
-        settings: the options.
-        open_backend: makes what the engine serves; called once, in the engine's thread.
+        settings: the server's options.
+        open_backend: opens the backend that the engine serves; called once, in the engine's thread.
 
     Raises:
-        SettingsError: the API keys are not as they should be.
+        SettingsError: the API keys are invalid.
     """
     keyring = Keyring.of(settings)
     quotas = QuotaKeeper(keyring)
@@ -72,6 +78,18 @@ def create_app(
         version=version("refine-server"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        middleware=[
+            Middleware(SecurityHeaders),
+            Middleware(RequestContext, metrics=metrics),
+            Middleware(SendTimeout, seconds=settings.client_timeout_seconds),
+            *_cors(settings),
+            Middleware(Authentication, keyring=keyring, quotas=quotas),
+            Middleware(
+                BodyLimit,
+                max_bytes=settings.max_body_bytes,
+                max_seconds=settings.client_timeout_seconds,
+            ),
+        ],
     )
     app.state.settings = settings
     app.state.keyring = keyring
@@ -79,25 +97,23 @@ def create_app(
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.started = int(time.time())
-    # The last is the outermost.
-    app.add_middleware(
-        BodyLimit, max_bytes=settings.max_body_bytes, max_seconds=settings.client_timeout_seconds
-    )
-    app.add_middleware(Authentication, keyring=keyring, quotas=quotas)
-    if settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-            expose_headers=["retry-after", "x-request-id"],
-        )
-    app.add_middleware(
-        RequestContext, metrics=metrics, max_send_seconds=settings.client_timeout_seconds
-    )
     errors.install(app)
     for routes in (answers, adaptation_routes, openai, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    if not settings.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    ]

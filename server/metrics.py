@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of the app's own so that two apps in a process do not mix."""
+"""Prometheus metrics. Each app has a registry of its own, so that two in a process do not mix."""
 
 import math
 import time
@@ -43,7 +43,7 @@ LOSS_DELTAS = (-2.0, -1.0, -0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.1, 0.5,
 
 
 class Metrics:
-    """What is counted and measured; no label ever holds an id or a raw path."""
+    """All metrics of a server. No label holds an id or a raw path, which clients choose."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -56,78 +56,112 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"refine_{name}", text, labels, registry=registry)
 
-        self.requests = counter("requests_total", "HTTP requests.", "endpoint", "status")
+        self.requests = counter(
+            "requests_total", "HTTP requests, by endpoint and status code.", "endpoint", "status"
+        )
         self.request_seconds = seconds(
-            "request_seconds", "HTTP requests, to the last byte.", "endpoint"
+            "request_seconds",
+            "Duration of HTTP requests, until the last byte of the response.",
+            "endpoint",
         )
         self.queue_depth = Gauge(
-            "refine_queue_depth", "Requests that wait for their first turn.", registry=registry
+            "refine_queue_depth", "Requests in the queue, not yet started.", registry=registry
         )
-        self.queue_seconds = seconds("queue_seconds", "From submission to the first turn.")
-        self.prefill_seconds = seconds("prefill_seconds", "Reading a document or a prompt.")
-        self.adapt_seconds = seconds("adapt_seconds", "Whole adaptations.", "objective")
-        self.adapt_step_seconds = seconds("adapt_step_seconds", "Single adaptation steps.")
+        self.queue_seconds = seconds("queue_seconds", "Time that a request waited in the queue.")
+        self.prefill_seconds = seconds(
+            "prefill_seconds",
+            "Time to process a document or a prompt before adaptation or decoding (prefill).",
+        )
+        self.adapt_seconds = seconds(
+            "adapt_seconds", "Duration of adaptations, by objective.", "objective"
+        )
+        self.adapt_step_seconds = seconds(
+            "adapt_step_seconds", "Duration of single adaptation steps."
+        )
         self.batch_size = Histogram(
             "refine_batch_size",
-            "Requests whose steps were done at once.",
+            "Requests in one batch, by operation.",
             ["operation"],
             buckets=SIZES,
             registry=registry,
         )
-        self.decode_seconds = seconds("decode_seconds", "Decoding an answer.")
+        self.decode_seconds = seconds("decode_seconds", "Time to decode an answer.")
         self.first_token_seconds = seconds(
-            "time_to_first_token_seconds", "From submission to the first token.", "adapted"
+            "time_to_first_token_seconds",
+            "Time from the submission of a request to the first token of its answer.",
+            "adapted",
         )
-        self.inter_token_seconds = seconds("inter_token_seconds", "Between two decoded tokens.")
+        self.inter_token_seconds = seconds(
+            "inter_token_seconds", "Time between two decoded tokens of an answer."
+        )
         self.document_tokens = Histogram(
-            "refine_document_tokens", "Lengths of documents.", buckets=TOKENS, registry=registry
+            "refine_document_tokens",
+            "Length of documents in tokens.",
+            buckets=TOKENS,
+            registry=registry,
         )
         self.drafted_tokens = counter(
-            "drafted_tokens_total", "Tokens that lone greedy decodings read ahead."
+            "drafted_tokens_total",
+            "Draft tokens proposed by prompt lookup in unbatched greedy decoding.",
         )
-        self.accepted_tokens = counter(
-            "accepted_tokens_total", "Drafted tokens that were what decoding would have written."
-        )
-        self.generated_tokens = counter("generated_tokens_total", "Tokens of finished answers.")
+        self.accepted_tokens = counter("accepted_tokens_total", "Draft tokens that were accepted.")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens in completed answers.")
         self.rollout_tokens = counter("rollout_tokens_total", "Tokens sampled in rollouts.")
         self.reward = Histogram(
-            "refine_reward", "Mean reward of a step's rollouts.", buckets=REWARDS, registry=registry
+            "refine_reward",
+            "Mean reward of the rollouts of a step.",
+            buckets=REWARDS,
+            registry=registry,
         )
         self.ntp_loss_delta = Histogram(
             "refine_ntp_loss_delta",
-            "Next-token loss after an adaptation less that before it.",
+            "Change of the next-token loss through an adaptation, in nats per token.",
             buckets=LOSS_DELTAS,
             registry=registry,
         )
         self.guard_rollbacks = counter(
-            "guard_rollbacks_total", "Adaptations that fell back to the base weights.", "reason"
+            "guard_rollbacks_total",
+            "Adaptations that fell back to the base weights, by reason.",
+            "reason",
         )
         self.wasted_seconds = counter(
-            "wasted_seconds_total", "Work on requests that got no answer.", "reason"
+            "wasted_seconds_total",
+            "Time spent on requests that ended without an answer, by reason.",
+            "reason",
         )
         self.isolation_violations = counter(
-            "isolation_violations_total", "Copies that were about to be used by another owner."
+            "isolation_violations_total",
+            "Failed isolation checks: weights of another owner, or changed base weights.",
         )
         self.adaptations = Gauge(
-            "refine_adaptations", "Adaptations by status.", ["status"], registry=registry
+            "refine_adaptations",
+            "Adaptations that the server keeps, by status.",
+            ["status"],
+            registry=registry,
         )
         self.adaptation_bytes = Gauge(
-            "refine_adaptation_bytes", "Adapted documents in memory.", registry=registry
+            "refine_adaptation_bytes",
+            "Memory used by adapted documents, in bytes.",
+            registry=registry,
         )
         self.cache_hits = counter(
-            "adaptation_cache_hits_total", "Adaptations that were joined or used again."
+            "adaptation_cache_hits_total",
+            "Requests for an adaptation that found an equal one, running or kept.",
         )
-        self.cache_misses = counter("adaptation_cache_misses_total", "Adaptations that were made.")
+        self.cache_misses = counter(
+            "adaptation_cache_misses_total", "Requests for an adaptation that started a new one."
+        )
         self.cache_evictions = counter(
-            "adaptation_cache_evictions_total", "Adapted documents that left memory for others."
+            "adaptation_cache_evictions_total",
+            "Adapted documents dropped from memory to stay within the memory limit.",
         )
         self.store_errors = counter(
-            "store_errors_total", "Reads and writes of the store that failed.", "operation"
+            "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )
-        self._model = Info("refine_model", "The served model.", registry=registry)
+        self._model = Info("refine_model", "The model that is served.", registry=registry)
 
     def describe(self, backend: Backend) -> None:
-        """Show which model is served."""
+        """Publish which model is served."""
         self._model.info(
             {
                 "model": backend.name,
@@ -224,6 +258,6 @@ def _continues_adapted_document(work: Work) -> bool:
 
 
 def _observe_finite(histogram: Histogram, value: float) -> None:
-    """One NaN would make the histogram's sum NaN for ever."""
+    """Observe a value unless it is NaN or infinite, which would stay in the histogram's sum."""
     if math.isfinite(value):
         histogram.observe(value)

@@ -1,4 +1,4 @@
-"""``refine-server serve``: the app under uvicorn."""
+"""The server as a process: uvicorn, signals, shutdown and the exit status."""
 
 import asyncio
 import gc
@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from typing_extensions import override
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.app import create_app
@@ -27,23 +28,24 @@ logger = logging.getLogger(__name__)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 POLL_SECONDS = 0.05
 EXIT_SECONDS = 30.0
+"""Time for a shutdown beside that of the running requests, before the process is ended by force."""
 SWITCH_SECONDS = 1e-3
-"""Longest time that a thread holds the interpreter while another waits for it. With Python's own,
-5 ms, the two parts of a batch of tiny's steps take 6 % longer."""
-BROKEN = 1
-"""Exit status that makes a supervisor start a new process."""
+"""Longest time that a thread holds the interpreter while another waits for it. With Python's
+default, 5 ms, the two halves of a batch of tiny's steps take 6 % longer."""
+ENGINE_BROKEN = 1
+"""Exit status after which a supervisor should start a new process."""
 
 
 class StartError(RuntimeError):
-    """The server could not start; the message says why."""
+    """The server cannot start; the message says why."""
 
 
 class Server(uvicorn.Server):
-    """Uvicorn that ends with its engine, and in good order.
+    """A uvicorn server that shuts down together with its engine.
 
-    After SIGTERM it listens on until the engine's jobs have ended, so that whoever comes meanwhile
-    is told to try elsewhere, then closes its connections and exits with 0. When the engine is dead
-    or hangs it tells the clients so and ends: ``is_broken``.
+    After SIGTERM it keeps listening until the engine's jobs have ended, so that new requests get a
+    503 instead of a refused connection; then it closes its connections. If the engine is dead or
+    hangs, it answers all requests with an error and shuts down; ``is_broken`` is then true.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -52,9 +54,9 @@ class Server(uvicorn.Server):
             http=head_timeout_protocol(settings.client_timeout_seconds),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             log_config=None,
-            access_log=False,  # RequestContext writes a line with the request's id
+            access_log=False,  # RequestContext logs a line with the request's id
             server_header=False,
-            # Past this, what is left is cut: the engine has told every job to end by then.
+            # Connections that are left then are cut; by then the engine has ended every job.
             timeout_graceful_shutdown=int(settings.shutdown_seconds) + 5,
         )
         super().__init__(config)
@@ -62,34 +64,37 @@ class Server(uvicorn.Server):
         self.shutdown_seconds = settings.shutdown_seconds
         self.is_broken = False
 
+    @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Uvicorn would raise the signal again at the end, and the exit status would not be 0.
+        # Uvicorn's own handler raises the signal again at the end; the status would not be 0.
         if sig == signal.SIGTERM:
             self.should_exit = True
         else:
             super().handle_exit(sig, frame)
 
+    @override
     async def on_tick(self, counter: int) -> bool:
         self.is_broken = self.is_broken or self.engine.is_broken
         return self.is_broken or await super().on_tick(counter)
 
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Work, connections and the store each have a time limit; this is for one that fails.
-        longest = EXIT_SECONDS + (0.0 if self.is_broken else 2 * self.shutdown_seconds)
-        last = threading.Timer(longest, os._exit, [BROKEN])
-        last.daemon = True
-        last.start()
+        # Work, connections and the store have time limits; the watchdog is for one that fails.
+        limit = EXIT_SECONDS + (0.0 if self.is_broken else 2 * self.shutdown_seconds)
+        watchdog = threading.Timer(limit, os._exit, [ENGINE_BROKEN])
+        watchdog.daemon = True
+        watchdog.start()
         try:
             if self.is_broken:
                 self.engine.abandon()
             else:
                 self.engine.drain(self.shutdown_seconds)
-                await self._until_idle()
+                await self._wait_until_idle()
             await super().shutdown(sockets)
         finally:
-            last.cancel()
+            watchdog.cancel()
 
-    async def _until_idle(self) -> None:
+    async def _wait_until_idle(self) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + self.shutdown_seconds
         while self.engine.is_busy and not self.force_exit and loop.time() < end:
@@ -97,13 +102,13 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
-    Ends the process with status 1 when the engine has died or hangs.
+    Ends the process with status 1 if the engine dies or hangs.
 
     Raises:
-        StartError: the address is taken, or the model cannot be loaded.
-        SettingsError: the API keys are not as they should be.
+        StartError: the address is in use, or the model cannot be loaded.
+        SettingsError: the API keys are invalid.
     """
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -112,63 +117,63 @@ def serve(settings: Settings) -> None:
     server = Server(app, settings)
     engine = server.engine
 
-    def stop_when_failed(opened: "Future[Backend]") -> None:
+    def stop_if_failed(opened: "Future[Backend]") -> None:
         if opened.exception() is not None:
             server.should_exit = True
 
-    engine.opened.add_done_callback(stop_when_failed)
-    engine.opened.add_done_callback(settle)
-    _warn_when_open(app.state.keyring, settings.host)
+    engine.opened.add_done_callback(stop_if_failed)
+    engine.opened.add_done_callback(tune_interpreter)
+    _warn_if_unprotected(app.state.keyring, settings.host)
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%s, loading %s", host, port, settings.model)
     server.run(sockets=[listener])
     is_broken = server.is_broken or engine.is_broken
     if is_broken:
-        logger.critical("the engine is dead or hangs: this process ends, for a new one to start")
+        logger.critical("the engine is dead or hangs: the process ends and must be started again")
     if is_broken or engine.is_alive:
         logging.shutdown()
-        os._exit(BROKEN if is_broken else 0)  # a thread that hangs would keep the process
+        os._exit(ENGINE_BROKEN if is_broken else 0)  # a hung thread would keep the process alive
     if engine.opened.done() and (failure := engine.opened.exception()) is not None:
         raise StartError(f"cannot serve {settings.model}: {failure}")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is loaded, so that a taken port is known at once.
+    """Bind an address; done before anything is loaded, so that a port in use is reported at once.
 
     Raises:
-        StartError: the address cannot be had.
+        StartError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    # Connections inherit it. Without, the end of an answer waits 40 ms for the client's
-    # acknowledgement of its beginning: asyncio sees to it only on sockets that it makes itself.
+    # Connections inherit the option. Without it, the end of an answer waits 40 ms for the client's
+    # acknowledgement of its beginning; asyncio sets it only on sockets that it creates itself.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-def settle(opened: "Future[Backend]") -> None:
-    """Make Python ready to serve, once the model is loaded.
+def tune_interpreter(opened: "Future[Backend]") -> None:
+    """Tune Python for serving; called once the model is loaded.
 
-    What has been loaded stays, so it is taken out of the garbage collector's sight: a full
-    collection that visits it stops all threads for some 30 ms. And two threads that step on parts
-    of a batch take turns at the interpreter sooner.
+    Loaded objects live as long as the process, so they are excluded from garbage collection: a full
+    collection that visits them stops all threads for about 30 ms. A shorter switch interval lets
+    two threads that compute parts of a batch alternate sooner.
     """
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def _warn_when_open(keyring: Keyring, host: str) -> None:
+def _warn_if_unprotected(keyring: Keyring, host: str) -> None:
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_loopback = host == "localhost"
     if keyring.is_open and not is_loopback:
         logger.warning(
-            "there are no API keys and %s is no loopback address: whoever reaches this server may "
-            "use it; see --api-keys-file",
+            "there are no API keys and %s is not a loopback address: everybody who can reach this "
+            "server may use it; set --api-keys-file to require keys",
             host,
         )

@@ -1,4 +1,4 @@
-"""Every option of the server, each a ``serve`` flag and a ``REFINE_`` environment variable."""
+"""The server's options; each is a flag of ``serve`` and an environment variable ``REFINE_…``."""
 
 import os
 from collections.abc import Sequence
@@ -12,23 +12,24 @@ from refine_server.ttt.interface.requests import Limits
 
 ENV_PREFIX = "REFINE_"
 
-# Read by other rooms, or set by Kubernetes for a service that is called refine-server.
-FOREIGN_VARIABLES = ("REFINE_API_KEY", "REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
-
+OTHER_VARIABLES = ("REFINE_API_KEY", "REFINE_CACHE_DIR", "REFINE_KERNELS", "REFINE_SERVER_")
+"""Prefixes of variables that are not options of the server: those that other parts read, and those
+that Kubernetes sets for a service named refine-server."""
 
 MAX_TTL_SECONDS = 30 * 24 * 3600.0
-SECRET_ARGUMENT = (
-    "--api-keys: every user of the machine can read a command line; "
+
+API_KEYS_ON_COMMAND_LINE = (
+    "--api-keys is not accepted on the command line, which every user of the machine can read: "
     "set REFINE_API_KEYS, or use --api-keys-file"
 )
 
 
 class SettingsError(ValueError):
-    """An option that is unknown or has a bad value; the message names it."""
+    """An option or a variable is unknown or invalid; the message names it."""
 
 
 class Settings(BaseSettings):
-    """Options of one server process."""
+    """Options of one server process. A flag overrides the environment variable beside it."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -41,144 +42,201 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "smollm2", min_length=1, description="smollm2, tiny, a directory or a hub id."
+        "smollm2",
+        min_length=1,
+        description="Model to serve: smollm2, tiny, tiny-nested, a directory, or a hub id "
+        "(owner/name), which is downloaded.",
     )
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Network address to listen on; 0.0.0.0 accepts connections from other hosts.",
+    )
+    port: int = Field(
+        8000, ge=0, le=65535, description="TCP port to listen on; 0 chooses a free port."
+    )
     api_keys_file: Path | None = Field(
-        None, description="TOML or JSON file of keys, as `refine-server keys new` prints them."
+        None,
+        description="TOML or JSON file with the API keys, one entry each as `refine-server keys "
+        "new` prints it. Without API keys, every client may use the server.",
     )
     api_keys: SecretStr | None = Field(
-        None, description="Keys as name:key,name:key; only from the environment, never a flag."
+        None,
+        description="API keys as name:key,name:key. Only the environment variable is accepted, "
+        "because every user of the machine can read a command line.",
     )
     cors_origins: str = Field(
-        "", description="Web origins whose pages may call the server, with commas between them."
+        "",
+        description="Web origins whose pages may call the server, separated by commas, e.g. "
+        "https://example.org. Empty: none.",
     )
-    device: str = Field("cpu", description="Torch device that holds the model.")
+    device: str = Field(
+        "cpu", description="Torch device that holds the model and runs it, e.g. cpu or cuda."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        "auto", description="Type of the base weights; auto keeps the checkpoint's."
+        "auto", description="Data type of the base weights; auto: that of the checkpoint."
     )
     window: int | None = Field(
         None,
         ge=16,
-        description="Most tokens that attention sees (overlay family), e.g. 512: states stay "
-        "small, and what slid out is known from fast weights alone. By default all.",
+        description="Attention window in tokens, e.g. 512 (overlay family only). It bounds the "
+        "memory of a document's state; tokens outside the window can only be recalled from the "
+        "fast weights. Default: no window.",
     )
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads that share an op. By default torch's choice; for a small model "
-        "one, and requests at once share the cores instead.",
+        description="CPU threads for one operation. Default: 1 for a model of less than 10 million "
+        "parameters, whose requests then share the cores; otherwise torch's choice.",
     )
     activation_memory_bytes: int = Field(
         4 * 2**30,
         ge=1,
-        description="Memory for what one adaptation step keeps for its gradient; on longer "
-        "documents it is computed again piece by piece, with the same result.",
+        description="Memory in bytes for the activations that an adaptation step keeps for its "
+        "backward pass. A document that needs more is recomputed in segments, which takes longer "
+        "and gives the same result.",
     )
     prompt: str | None = Field(
         None,
-        description="Text with {document} and then {query}; the default goes by the model's kind.",
+        description="Prompt template: text with {document} and, after it, {query}. Default: the "
+        "document, an empty line and the query, which a base model gets after 'Question:'.",
     )
     chat: Literal["auto", "always", "never"] = Field(
-        "auto", description="Put the prompt into the tokenizer's chat template."
+        "auto",
+        description="Whether the prompt is the user's message in the tokenizer's chat template; "
+        "auto: if the tokenizer has one.",
     )
-    max_body_bytes: int = Field(4 * 2**20, ge=1, description="Largest request body.")
+    max_body_bytes: int = Field(
+        4 * 2**20,
+        ge=1,
+        description="Maximum size of a request's body in bytes; a larger one gets status 413.",
+    )
     client_timeout_seconds: float = Field(
         30.0,
         gt=0,
         allow_inf_nan=False,
-        description="Longest time that a client takes to send a request's head, then its body, and "
-        "to read each piece of the response.",
+        description="Maximum time in seconds that a client may take to send a request's head, to "
+        "send its body, and to receive each part of the response.",
     )
     max_document_tokens: int = Field(
-        Limits().document_tokens, ge=1, description="Longest document."
+        Limits().document_tokens, ge=1, description="Maximum length of a document in tokens."
     )
-    max_query_tokens: int = Field(Limits().query_tokens, ge=1, description="Longest query.")
+    max_query_tokens: int = Field(
+        Limits().query_tokens, ge=1, description="Maximum length of a query in tokens."
+    )
     max_tokens: int = Field(
-        4096, ge=1, le=4096, description="Longest answer that a request may ask for, in tokens."
+        4096,
+        ge=1,
+        le=4096,
+        description="Maximum length of an answer, in tokens, that a request may ask for.",
     )
     max_active: int = Field(
-        4, ge=1, le=256, description="Requests that take turns at the model; each owns memory."
+        4,
+        ge=1,
+        le=256,
+        description="Maximum number of requests that are processed at the same time. Each keeps "
+        "its own fast weights and state in memory.",
     )
     max_batch: int = Field(
-        8, ge=1, le=64, description="Requests whose steps are done at once; 1 batches nothing."
+        8,
+        ge=1,
+        le=64,
+        description="Maximum number of requests whose steps run as one batch; 1: no batching.",
     )
     max_queue: int = Field(
-        32, ge=0, description="Requests that may wait beyond these; more are refused with 429."
+        32,
+        ge=0,
+        description="Maximum number of requests that wait in the queue; further requests get "
+        "status 429.",
     )
     max_queue_tokens: int = Field(
-        1_000_000, ge=1, description="Document tokens that may wait; more are refused with 429."
+        1_000_000,
+        ge=1,
+        description="Maximum number of document tokens that wait in the queue; further requests "
+        "get status 429.",
     )
     max_queue_seconds: float = Field(
         600.0,
         gt=0,
         allow_inf_nan=False,
-        description="Work that may wait, in estimated seconds; more is refused with 429.",
+        description="Maximum amount of work that waits in the queue, in estimated seconds; further "
+        "requests get status 429.",
     )
     request_timeout_seconds: float = Field(
         600.0,
         gt=0,
         allow_inf_nan=False,
-        description="Longest time of a request, queueing included.",
+        description="Maximum duration of a request in seconds, including its time in the queue; "
+        "after that it ends with status 504.",
     )
     adaptation_memory_bytes: int = Field(
-        2 * 2**30, ge=0, description="Memory for adapted documents; the least used ones go first."
+        2 * 2**30,
+        ge=0,
+        description="Memory in bytes for adapted documents. When it is full, the least recently "
+        "used ones are dropped, and loaded again from the store when needed. Without a store they "
+        "are lost.",
     )
     adaptation_ttl_seconds: float = Field(
         3600.0,
         gt=0,
         le=MAX_TTL_SECONDS,
         allow_inf_nan=False,
-        description="How long an adaptation is kept after its last use, unless its request says.",
+        description="Time in seconds that an adaptation is kept after its last use, unless its "
+        "request sets ttl_seconds.",
     )
-    max_adaptations: int = Field(1000, ge=1, description="Adaptations that one owner may keep.")
+    max_adaptations: int = Field(
+        1000, ge=1, description="Maximum number of adaptations that one API key may keep."
+    )
     store: str = Field(
         "",
-        description="Where adaptations outlive the process: a URL for fsspec (file://, s3://); "
-        "empty: the cache directory; none: in memory only.",
+        description="Store in which adaptations survive a restart: an fsspec URL, e.g. file:// or "
+        "s3://. Empty: the cache directory (REFINE_CACHE_DIR); none: adaptations are kept in "
+        "memory only.",
     )
     store_timeout_seconds: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="Longest time of one read or write there."
+        60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Maximum time in seconds for one read or write of the store.",
     )
     stall_seconds: float = Field(
         300.0,
         gt=0,
         allow_inf_nan=False,
-        description="Not ready when one step of work takes longer than this.",
+        description="Time in seconds after which a single operation of the model counts as hung: "
+        "the server then ends with status 1, so that a supervisor can restart it.",
     )
     shutdown_seconds: float = Field(
         30.0,
         ge=0,
         allow_inf_nan=False,
-        description="Time that running requests get to finish after SIGTERM.",
+        description="Time in seconds that running requests get to finish after SIGTERM.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe messages to log."
+        "info", description="Minimum severity of the messages that are logged, on stderr."
     )
 
     @property
     def allowed_origins(self) -> list[str]:
-        """``cors_origins``, one by one."""
+        """The origins in ``cors_origins``."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def limits(self) -> Limits:
-        """The longest document and query, as the answering loop takes them."""
+        """The maximum lengths of a document and a query."""
         return Limits(self.max_document_tokens, self.max_query_tokens)
 
 
 def read_settings(arguments: Sequence[str] = ()) -> Settings:
-    """Settings from command-line arguments, then the environment, then the defaults.
+    """Read the settings from command-line arguments, the environment and the defaults.
 
-    ``--help`` prints every option with its variable and exits.
+    The first that has a value wins. ``--help`` prints every option with its variable and exits.
 
     Raises:
-        SettingsError: an unknown variable, or a bad value.
+        SettingsError: a variable is unknown, or a value is invalid.
     """
     _refuse_unknown_variables()
     if any(argument.partition("=")[0] == "--api-keys" for argument in arguments):
-        raise SettingsError(SECRET_ARGUMENT)
+        raise SettingsError(API_KEYS_ON_COMMAND_LINE)
     try:
         return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
     except ValidationError as error:
@@ -192,10 +250,12 @@ def _option(location: tuple[int | str, ...]) -> str:
 
 
 def _refuse_unknown_variables() -> None:
-    """A misspelt variable would otherwise be an option that silently keeps its default."""
+    """Refuse a misspelt variable, whose option would otherwise silently keep its default."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in known:
             continue
-        if not variable.startswith(FOREIGN_VARIABLES):
-            raise SettingsError(f"{variable}: no option has this environment variable")
+        if not variable.startswith(OTHER_VARIABLES):
+            raise SettingsError(
+                f"{variable}: there is no such option; see refine-server serve --help"
+            )

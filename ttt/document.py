@@ -68,11 +68,11 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
     """
     try:
         if description["format"] != FORMAT:
-            raise DamagedError(f"format {description['format']!r} is not {FORMAT}")
+            raise DamagedError(f"its format is {description['format']!r}, not {FORMAT}")
         tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
         state = _build(description["state"], tensors)
         if not isinstance(state, State):
-            raise DamagedError("its state is no state")
+            raise DamagedError("the state has an unknown type")
         owner = description["owner"]
         fast = {n.removeprefix(FAST): t for n, t in tensors.items() if n.startswith(FAST)}
         return AdaptedDocument(

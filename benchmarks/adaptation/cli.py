@@ -3,16 +3,19 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from refine_server.benchmarks.console import (
-    adapt_of,
+    Adapt,
+    AsJson,
+    ModelName,
+    Threads,
+    adapt_config_of,
     names_of,
     numbers_of,
     print_result,
-    told_plainly,
 )
 
 if TYPE_CHECKING:
@@ -23,68 +26,86 @@ QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 4
 
 
 def adaptation(
-    model: Annotated[str, typer.Option(help="tiny, smollm2, a directory or a hub id.")] = "tiny",
-    lengths: Annotated[str, typer.Option(help="Tokens of a document, about.")] = "512,1024,2048",
-    documents: Annotated[int, typer.Option(min=1, help="Of each task and length.")] = 20,
+    model: ModelName = "tiny",
+    lengths: Annotated[
+        str, typer.Option(help="Approximate document lengths in tokens, separated by commas.")
+    ] = "512,1024,2048",
+    documents: Annotated[
+        int, typer.Option(min=1, help="Number of documents for each task and length.")
+    ] = 20,
     data: Annotated[
-        Path | None, typer.Option(help="Rows of RULER or LongBench, instead of needles.")
+        Path | None,
+        typer.Option(
+            help="RULER or LongBench rows (.jsonl or .parquet) to use instead of generated needles."
+        ),
     ] = None,
-    part: Annotated[str, typer.Option(help="dev (to choose settings) or heldout.")] = "heldout",
-    seed: Annotated[int, typer.Option(help="Of the documents and questions.")] = 0,
+    part: Annotated[
+        Literal["dev", "heldout"],
+        typer.Option(help="Part of the documents: dev to choose settings, heldout for results."),
+    ] = "heldout",
+    seed: Annotated[int, typer.Option(help="Random seed for documents and questions.")] = 0,
     regimes: Annotated[
-        str, typer.Option(help="What stands in the prompt when it is asked; the first one leads.")
+        str,
+        typer.Option(
+            help="What the prompt contains when a question is asked, separated by commas: context "
+            "(the whole document), memory (nothing), truncated (the document without its middle), "
+            "passages (its best BM25 passages)."
+        ),
     ] = "context,memory,truncated,passages",
     window: Annotated[
-        int, typer.Option(min=64, help="Tokens that truncated and passages may fill.")
+        int, typer.Option(min=64, help="Size in tokens of what truncated and passages keep.")
     ] = 512,
     sliding: Annotated[
-        bool, typer.Option(help="Attention sees --window tokens only (overlay family).")
+        bool,
+        typer.Option(help="Limit attention to a window of --window tokens (overlay family only)."),
     ] = False,
-    adapt: Annotated[str, typer.Option(help="Fields of `adapt` to change, as JSON.")] = "{}",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    adapt: Adapt = "{}",
+    threads: Threads = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for results.jsonl, report.md and scores.png.")
+        Path, typer.Option(help="Folder to write results.jsonl, report.md and scores.png to.")
     ] = Path("adaptation"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where --out ends.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run whose results are in --out.")
+    ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help=f"{QUICK_DOCUMENTS} documents of {QUICK_LENGTHS} tokens."),
+        typer.Option(
+            "--quick", help=f"Use {QUICK_DOCUMENTS} documents of {QUICK_LENGTHS} tokens only."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Score unadapted, next-token and REFINE adaptation, beside truncation and BM25 passages."""
-    with told_plainly():
-        import torch
+    """Score answers without adaptation, with next-token adaptation and with REFINE.
 
-        from refine_server.benchmarks.adaptation.bench import AdaptationBench
-        from refine_server.benchmarks.adaptation.contexts import regimes_of
-        from refine_server.benchmarks.adaptation.report import Summary
-        from refine_server.ttt.interface.config import AdaptConfig
-        from refine_server.ttt.models import load
+    Every objective is scored in every regime of --regimes.
+    """
+    import torch
 
-        if part not in ("dev", "heldout"):
-            raise typer.BadParameter("--part: dev or heldout")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        config = AdaptConfig(**adapt_of(adapt))
-        chosen = regimes_of(names_of(regimes))
-        bench = AdaptationBench(
-            load(model, window=window if sliding else None), config, chosen, window
-        )
-        if quick:
-            lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
-        items = _items(bench, data, numbers_of(lengths, "--lengths"), documents, seed, part)
-        results = []
-        for result in bench.run(items, out / "results.jsonl", resume=resume):
-            results.append(result)
-            _tell(f"{len(results)}/{3 * len(items)} {result.key} {result.scores}")
-        summary = Summary(results, chosen)
-        title = f"{model}, {part}, {'window' if sliding else 'full'} attention"
-        command = shlex.join(["refine-server", *sys.argv[1:]])
-        about = f"Seed {seed}, {len(items)} documents, settings `{config.model_dump_json()}`."
-        (out / "report.md").write_text(summary.markdown(title, command, about))
-        summary.draw(out / "scores.png", title)
-        print_result({"model": model, "part": part, "seed": seed, **summary.figures()}, as_json)
+    from refine_server.benchmarks.adaptation.bench import AdaptationBench
+    from refine_server.benchmarks.adaptation.contexts import regimes_of
+    from refine_server.benchmarks.adaptation.report import Summary
+    from refine_server.ttt.models import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = adapt_config_of(adapt)
+    chosen = regimes_of(names_of(regimes))
+    loaded = load(model, window=window if sliding else None)
+    bench = AdaptationBench(loaded, config, chosen, window)
+    if quick:
+        lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
+    items = _items(bench, data, numbers_of(lengths, "--lengths"), documents, seed, part)
+    results = []
+    for result in bench.run(items, out / "results.jsonl", resume=resume):
+        results.append(result)
+        typer.echo(f"{len(results)}/{3 * len(items)} {result.key} {result.scores}", err=True)
+    summary = Summary(results, chosen)
+    title = f"{model}, {part}, {'window' if sliding else 'full'} attention"
+    command = shlex.join(["refine-server", *sys.argv[1:]])
+    about = f"Seed {seed}, {len(items)} documents, settings `{config.model_dump_json()}`."
+    (out / "report.md").write_text(summary.markdown(title, command, about))
+    summary.draw(out / "scores.png", title)
+    print_result({"model": model, "part": part, "seed": seed, **summary.figures()}, as_json)
 
 
 def _items(
@@ -93,17 +114,12 @@ def _items(
     lengths: list[int],
     count: int,
     seed: int,
-    part: str,
+    part: "Part",
 ) -> "list[Item]":
     from refine_server.benchmarks.adaptation import items
 
-    of = cast("Part", part)
     if data is not None:
-        return items.in_turns(items.file_items(data, count, of))
+        return items.in_turns(items.file_items(data, count, part))
     if bench.model.name in ("tiny", "tiny-nested"):
-        return items.in_turns(items.tiny_items(lengths, count, seed, of))
-    return items.in_turns(items.prose_items(lengths, count, bench.tokenizer, seed, of))
-
-
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+        return items.in_turns(items.tiny_items(lengths, count, seed, part))
+    return items.in_turns(items.prose_items(lengths, count, bench.tokenizer, seed, part))

@@ -70,5 +70,5 @@ def regimes_of(names: Sequence[str]) -> list[Regime]:
     """
     for name in names or [""]:
         if name not in REGIMES:
-            raise DataError(f"--regimes: {name!r} is none of {', '.join(REGIMES)}")
+            raise DataError(f"--regimes: {name!r} is not one of {', '.join(REGIMES)}")
     return [regime for regime in REGIMES if regime in names]

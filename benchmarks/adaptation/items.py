@@ -125,7 +125,7 @@ def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
             found += 1
             yield item
     if found == 0:
-        raise DataError(f"{path} holds no row of the part {part}")
+        raise DataError(f"{path} has no rows of the part {part}")
 
 
 def _of_row(row: dict[str, object]) -> Item:

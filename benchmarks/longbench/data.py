@@ -49,7 +49,7 @@ def strings(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{field}: must be a list of strings")
     if field == "answers" and not value:
-        raise ValueError("answers: there is none")
+        raise ValueError("answers: must have at least one answer")
     return tuple(value)
 
 
@@ -71,7 +71,7 @@ def load(folder: Path, names: Sequence[str], limit: int | None = None) -> list[R
         DataError: a task is unknown or has no file, or a row is not as published.
     """
     if not folder.is_dir():
-        raise DataError(f"--data: {folder} is no folder")
+        raise DataError(f"--data: {folder} is not a folder")
     rows: list[Row] = []
     for name in names or _there(folder):
         found = _rows(folder, name)
@@ -82,7 +82,7 @@ def load(folder: Path, names: Sequence[str], limit: int | None = None) -> list[R
 def _there(folder: Path) -> list[str]:
     names = [n for task in tasks() for n in (task, task + EXTENDED_SUFFIX) if _files(folder, n)]
     if not names:
-        raise DataError(f"--data: {folder} holds no file of a LongBench task")
+        raise DataError(f"--data: {folder} has no file of a LongBench task")
     return names
 
 

@@ -75,7 +75,7 @@ def retrieval(prediction: str, answer: str, _: Sequence[str]) -> float:
     """The share of the prediction's numbers that are the paragraph's ("Paragraph 3", "段落3")."""
     paragraph = re.search(r"(?:Paragraph |段落)(\d+)", answer)
     if paragraph is None:
-        raise ValueError(f"answers: {answer!r} names no paragraph")
+        raise ValueError(f"answers: {answer!r} does not name a paragraph")
     return _share_of_numbers(prediction, paragraph[1])
 
 

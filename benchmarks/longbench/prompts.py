@@ -61,7 +61,9 @@ def cut_middle(
     before, after = around
     budget = max_length - before - after
     if budget <= 0:
-        raise DataError(f"--max-length: {before + after} tokens are needed beside the context")
+        raise DataError(
+            f"--max-length: the prompt needs {before + after} tokens beside the context"
+        )
     ids = tokenizer.encode(text)
     if len(ids) <= budget:
         return text, False

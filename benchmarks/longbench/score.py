@@ -54,7 +54,7 @@ def score_file(path: Path) -> dict[str, Any]:
     """
     rows = list(read_rows(path, Scored.parse))
     if not rows:
-        raise DataError(f"{path} holds no row")
+        raise DataError(f"{path} has no rows")
     by_task = means((row.task, row.score) for row in rows)
     return {
         "rows": [round(row.score, 2) for row in rows],

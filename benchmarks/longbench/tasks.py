@@ -48,5 +48,7 @@ def task_of(dataset: str) -> Task:
     known = tasks()
     name = dataset if dataset in known else dataset.removesuffix(EXTENDED_SUFFIX)
     if name not in known:
-        raise ValueError(f"dataset: {dataset!r} is no LongBench task; they are {', '.join(known)}")
+        raise ValueError(
+            f"dataset: {dataset!r} is not a LongBench task; the tasks are {', '.join(known)}"
+        )
     return known[name]

@@ -6,17 +6,29 @@ from typing import Annotated
 
 import typer
 
+from refine_server.benchmarks.console import AsJson, ModelName
+
 
 def reliability(
-    model: Annotated[str, typer.Option(help="smollm2, tiny, a directory or a hub id.")] = "tiny",
-    minutes: Annotated[float, typer.Option(min=0.1, help="Length of the soak.")] = 30.0,
-    kills: Annotated[int, typer.Option(min=0, help="How often the server is killed.")] = 20,
-    clients: Annotated[int, typer.Option(min=1, help="Clients at the same time.")] = 6,
-    documents: Annotated[int, typer.Option(min=1, help="Different documents.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of all that is random in the traffic.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object.")] = False,
+    model: ModelName = "tiny",
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Duration of the soak test in minutes.")
+    ] = 30.0,
+    kills: Annotated[
+        int, typer.Option(min=0, help="Number of times that the server is killed with SIGKILL.")
+    ] = 20,
+    clients: Annotated[int, typer.Option(min=1, help="Number of concurrent clients.")] = 6,
+    documents: Annotated[
+        int, typer.Option(min=1, help="Number of different documents in the traffic.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Random seed for the traffic.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Soak, kill -9, full disk, lost store, clock jumps: wrong answers, losses, leaks, growth."""
+    """Test a server under load and faults; the exit status is 1 if a promise is broken.
+
+    A soak test with mixed traffic, then kills, a full disk, a lost store and clock jumps. Counts
+    wrong answers, lost or stuck requests, leaks and 5xx responses, and measures memory growth.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from refine_server.benchmarks.reliability.bench import ReliabilityBench, bench_folder

@@ -49,7 +49,7 @@ class ServerProcess:
         began = time.monotonic()
         while not self._is_ready():
             if self._process.poll() is not None:
-                raise RuntimeError(f"the server ended while it started; see {self._log}")
+                raise RuntimeError(f"the server ended during its start; see {self._log}")
             if time.monotonic() - began > START_SECONDS:
                 self.kill()
                 raise RuntimeError(f"the server was not ready in time; see {self._log}")

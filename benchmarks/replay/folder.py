@@ -85,7 +85,9 @@ class RunFolder:
             )
             return cls(path, manifest)
         if not resume:
-            raise DataError(f"--out: {path} holds a run; --resume goes on with it")
+            raise DataError(
+                f"--out: {path} has a run; continue it with --resume, or choose another folder"
+            )
         folder = cls.open(path)
         _require_same(folder, manifest)
         return folder
@@ -103,7 +105,7 @@ class RunFolder:
         except OSError as error:
             raise DataError(f"cannot read {described}: {error.strerror}") from None
         except (ValueError, TypeError) as error:
-            raise DataError(f"{described} describes no run: {error}") from None
+            raise DataError(f"{described} is not the description of a run: {error}") from None
 
     def results(self) -> list[Result]:
         """All answers so far."""
@@ -159,7 +161,7 @@ def _require_same(folder: RunFolder, manifest: Manifest) -> None:
         if before[name] != now[name]:
             was = before[name]
             changed = was if name == "kind" else _differences(was, now[name])
-            raise DataError(f"--resume: the run in {folder.path} has another {name}: {changed}")
+            raise DataError(f"--resume: the run in {folder.path} differs in its {name}: {changed}")
 
 
 def _differences(was: dict[str, Any], is_now: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ class CommonWords:
         self, size: int, common: int, uncommon: int, rng: random.Random
     ) -> tuple[str, list[str]]:
         if size > len(words()):
-            raise DataError(f"--lengths: cwe has {len(words())} words, too few for such a length")
+            raise DataError(f"--lengths: too long for cwe, which has only {len(words())} words")
         chosen = rng.sample(words(), size)
         listed = chosen[:COMMON] * common + chosen[COMMON:] * uncommon
         rng.shuffle(listed)

@@ -40,7 +40,7 @@ class Sources:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--essay: cannot read {path}: {error}") from None
         if not words:
-            raise DataError(f"--essay: {path} holds no text")
+            raise DataError(f"--essay: {path} is empty")
         return words
 
     def squad_documents(self) -> Documents:
@@ -102,7 +102,9 @@ def generate(
     """
     for task in tasks:
         if task not in TASKS:
-            raise DataError(f"--tasks: {task!r} is no RULER task; they are {', '.join(TASKS)}")
+            raise DataError(
+                f"--tasks: {task!r} is not a RULER task; the tasks are {', '.join(TASKS)}"
+            )
         for length in lengths:
             maker = TASKS[task](sources, length)
             fitting = Fitting(maker, task, length, tokenizer, seed)
@@ -144,7 +146,7 @@ class Fitting:
             if self.tokens(sample) <= self.length:
                 return sample
             if size == self.maker.least:
-                raise DataError(f"--lengths: {self.task} does not fit into {self.length} tokens")
+                raise DataError(f"--lengths: {self.length} tokens are too few for {self.task}")
             size = max(size - max(size // 50, 1), self.maker.least)
 
     def _make(self, number: int, size: int) -> Sample:

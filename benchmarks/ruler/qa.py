@@ -37,7 +37,7 @@ class Documents:
         """The ``index``-th question over ``size`` documents: its own, those near by, then any."""
         number = int(index.rpartition("-")[2])
         if number >= len(self.questions):
-            raise DataError(f"--samples: {task} has {len(self.questions)} questions only")
+            raise DataError(f"--samples: {task} has only {len(self.questions)} questions")
         question = self.questions[number]
         room = min(size, len(self.documents)) - len(question.own)
         near = rng.sample(question.near, min(room, len(question.near)))
@@ -100,5 +100,5 @@ def _read(path: Path, parse: Callable[[Any], Documents]) -> Documents:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{path} is not in its data set's published form: {error!r}") from None
     if not found.questions:
-        raise DataError(f"{path} holds no question that has an answer")
+        raise DataError(f"{path} has no question with an answer")
     return found

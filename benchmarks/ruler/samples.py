@@ -37,7 +37,7 @@ def family_of(task: str) -> str:
     """
     family = re.sub(r"_(single|multi)\w+|_\d+$", "", task)
     if family not in templates():
-        raise ValueError(f"task: {task!r} is no RULER task")
+        raise ValueError(f"task: {task!r} is not a RULER task")
     return family
 
 

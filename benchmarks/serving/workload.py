@@ -49,9 +49,9 @@ class Mix:
             try:
                 found[int(length)] = float(weight or 1)
             except ValueError:
-                raise DataError(f"--lengths: {part!r} is no LENGTH or LENGTH:WEIGHT") from None
+                raise DataError(f"--lengths: {part!r} must be TOKENS or TOKENS:WEIGHT") from None
         if min(found.values()) < 0 or not sum(found.values()):
-            raise DataError("--lengths: weights must not be negative, nor all of them 0")
+            raise DataError("--lengths: weights must not be negative, and one must be above 0")
         return cls(found, repeats, seed)
 
     def requests(self, count: int, tokenizer: Tokenizer) -> list[Request]:

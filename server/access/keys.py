@@ -1,4 +1,4 @@
-"""Who may ask: API keys, of which only hashes are kept, and what each key may use."""
+"""API keys, of which only hashes are stored, and the quotas of each key."""
 
 import hashlib
 import hmac
@@ -20,10 +20,11 @@ from refine_server.ttt.interface.requests import LOCAL
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY = re.compile(r"[!-~]+")
-SHORTEST_KEY = 16
-"""Characters of a key that is chosen by hand. Hashes are unsalted, so that a key has to be long."""
+MIN_KEY_LENGTH = 16
+"""Characters of a key that is chosen by hand. Hashes are unsalted, so a key has to be long."""
 KEY_PREFIX = "refine-"
 KEY_BYTES = 32
+"""Random bytes of a key that this server creates."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -31,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -43,35 +44,36 @@ class Quotas(BaseModel):
     requests_per_minute: Count | None = None
     concurrent_requests: Count | None = None
     document_tokens_per_hour: Count | None = None
+    """Tokens of the documents that are adapted to."""
     adaptation_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of all kept adaptations together."""
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks. ``name`` is the owner of all that is made for them."""
+    """The holder of an API key."""
 
     name: str
-    limits: Quotas = Quotas()
+    """Name of the key; the owner of everything that is created with it."""
+    quotas: Quotas = Quotas()
 
 
 ANYONE = Principal(LOCAL)
-"""Who asks a server without keys."""
+"""Every client of a server that has no keys."""
 
 
 class KeyEntry(BaseModel):
-    """One entry of a key file: a name, the SHA-256 of its key or keys, and quotas.
-
-    Two hashes let the old key and the new one both work while a key is being replaced.
-    """
+    """One entry of a key file."""
 
     model_config = _STRICT
 
     name: str
-    sha256: Annotated[list[Sha256], Field(min_length=1), BeforeValidator(_listed)]
+    sha256: Annotated[list[Sha256], Field(min_length=1), BeforeValidator(_as_list)]
+    """Hashes of the keys with this name; two while an old key is being replaced by a new one."""
     quotas: Quotas = Quotas()
 
     def toml(self) -> str:
-        """The entry as a key file has it."""
+        """Format the entry for a key file."""
         return f'[[keys]]\nname = "{self.name}"\nsha256 = "{self.sha256[0]}"\n'
 
 
@@ -82,10 +84,10 @@ class _KeyFile(BaseModel):
 
 
 def new_key(name: str) -> tuple[str, KeyEntry]:
-    """A fresh key of 256 random bits, to be shown once, and the entry that recognises it.
+    """Create a key of 256 random bits, and the entry that recognises it.
 
     Raises:
-        SettingsError: the name cannot be a key's.
+        SettingsError: the name is not valid for a key.
     """
     _check_name(name, "NAME")
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
@@ -94,21 +96,21 @@ def new_key(name: str) -> tuple[str, KeyEntry]:
 
 @dataclass(frozen=True)
 class Keyring:
-    """All keys of a server. Without any, the server is open and everybody is ``ANYONE``."""
+    """All keys of a server. Without keys the server is open, and every client is ``ANYONE``."""
 
     entries: Sequence[KeyEntry] = ()
 
     @cached_property
     def principals(self) -> dict[str, Principal]:
-        """Everybody who has a key, by name."""
+        """The holders of all keys, by name."""
         return {e.name: Principal(e.name, e.quotas) for e in self.entries}
 
     @classmethod
     def of(cls, settings: Settings) -> "Keyring":
-        """The keys of ``api_keys_file`` and ``api_keys``.
+        """Read the keys of ``api_keys_file`` and ``api_keys``.
 
         Raises:
-            SettingsError: a file or a variable that is not as it should be, or two keys alike.
+            SettingsError: the file or the variable is invalid, or a name or a key occurs twice.
         """
         entries: list[KeyEntry] = []
         if settings.api_keys_file is not None:
@@ -117,24 +119,24 @@ class Keyring:
             entries += _read_variable(settings.api_keys.get_secret_value())
         names = [entry.name for entry in entries]
         hashes = [sha256 for entry in entries for sha256 in entry.sha256]
-        for what, values in (("name", names), ("sha256", hashes)):
-            if twice := [value for value, times in Counter(values).items() if times > 1]:
-                raise SettingsError(f"API keys: the {what} {twice[0]!r} is there twice")
+        for field, values in (("name", names), ("sha256", hashes)):
+            if repeated := [value for value, count in Counter(values).items() if count > 1]:
+                raise SettingsError(f"API keys: the {field} {repeated[0]!r} occurs twice")
         return cls(tuple(entries))
 
     @property
     def is_open(self) -> bool:
-        """Whether no key is needed."""
+        """Whether the server needs no key."""
         return not self.entries
 
     def quotas_of(self, owner: str) -> Quotas:
-        """What an owner may use; there is no limit for one without a key."""
-        return self.principals.get(owner, ANYONE).limits
+        """The quotas of an owner; there are none for an owner without a key."""
+        return self.principals.get(owner, ANYONE).quotas
 
     def identify(self, key: str | None) -> Principal | None:
-        """Whose key it is, None when it is nobody's.
+        """Return the holder of a key, None if the key is missing or unknown.
 
-        Every entry is compared, each in constant time: how long it takes tells nothing.
+        Every entry is compared in constant time, so that the duration reveals nothing.
         """
         if self.is_open:
             return ANYONE
@@ -155,10 +157,12 @@ def _sha256(key: str) -> str:
 
 def _check_name(name: str, where: str) -> None:
     if not NAME.fullmatch(name):
-        allowed = "1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or a digit"
-        raise SettingsError(f"{where}: the name of a key has {allowed}")
+        allowed = "1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or a digit"
+        raise SettingsError(f"{where}: the name of a key must have {allowed}")
     if name == LOCAL:
-        raise SettingsError(f"{where}: {LOCAL!r} is the owner on a server without keys")
+        raise SettingsError(
+            f"{where}: a key cannot be named {LOCAL!r}, the owner on a server without keys"
+        )
 
 
 def _read_file(path: Path) -> list[KeyEntry]:
@@ -167,16 +171,16 @@ def _read_file(path: Path) -> list[KeyEntry]:
         text = path.read_text(encoding="utf-8")
         parsed: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise SettingsError(f"{where}: cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{where} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        # What the parser says quotes the file, which might hold a key by mistake.
+        # The parser's message quotes the file, which might contain a key by mistake.
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise SettingsError(f"{where}: this is no {kind} text in UTF-8") from None
+        raise SettingsError(f"{where} is not {kind} text in UTF-8") from None
     try:
         entries = _KeyFile.model_validate(parsed).keys
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError(f"{where}: {'; '.join(told)}") from None
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"{where}: {'; '.join(problems)}") from None
     for entry in entries:
         _check_name(entry.name, where)
     return entries
@@ -188,10 +192,10 @@ def _read_variable(text: str) -> list[KeyEntry]:
         where = f"REFINE_API_KEYS, entry {number}"
         name, colon, key = pair.strip().partition(":")
         if not colon:
-            raise SettingsError(f"{where}: it must be name:key")
+            raise SettingsError(f"{where} must have the form name:key")
         _check_name(name, where)
-        if len(key) < SHORTEST_KEY or not KEY.fullmatch(key):
-            least = f"at least {SHORTEST_KEY} printable ASCII characters"
-            raise SettingsError(f"{where}: the key of {name} must have {least} and no space")
+        if len(key) < MIN_KEY_LENGTH or not KEY.fullmatch(key):
+            needed = f"at least {MIN_KEY_LENGTH} printable ASCII characters and no space"
+            raise SettingsError(f"{where}: the key of {name} must have {needed}")
         entries.append(KeyEntry(name=name, sha256=[_sha256(key)]))
     return entries

@@ -1,4 +1,4 @@
-"""How much each key has used, and what it may not use any more for now."""
+"""Counts what each key uses, and refuses requests over its quotas."""
 
 import math
 import threading
@@ -14,117 +14,122 @@ HOUR = 3600.0
 
 
 def exceeded(quota: str, limit: int, retry_after: float) -> ApiError:
-    """429: the key has used what it may; ``code`` names the quota."""
+    """429: a quota of the key is used up; ``code`` names the quota."""
     seconds = max(math.ceil(retry_after), 1)
-    message = f"This key's quota {quota} ({limit}) is used up. Try again in {seconds} s."
+    message = f"The quota {quota} ({limit}) of this API key is used up. Try again in {seconds} s."
     return ApiError(429, message, f"quota_{quota}", retry_after=seconds)
 
 
-class Allowance:
-    """So many units for a period, regained steadily (a token bucket).
+class TokenBucket:
+    """A number of units for each period, refilled steadily.
 
     Args:
-        limit: units that a period gives, and the most that can be saved up.
-        period: seconds.
-        now: the time, in seconds of any steady clock.
+        limit: units that are refilled in a period, and the most that the bucket holds.
+        period: length of a period in seconds.
+        now: current time in seconds of a monotonic clock.
     """
 
     def __init__(self, limit: int, period: float, now: float) -> None:
         self.limit = limit
         self.rate = limit / period
-        self._left = float(limit)
-        self._at = now
+        self._units = float(limit)
+        self._updated = now
 
     def wait(self, units: int, now: float) -> float:
-        """Seconds until so many units are there; 0 when they are. Never when over the limit."""
+        """Return the seconds until the bucket holds so many units; infinity if it never can."""
         if units > self.limit:
             return math.inf
-        return max(units - self._regained(now), 0.0) / self.rate
+        return max(units - self._refilled(now), 0.0) / self.rate
 
-    def spend(self, units: int, now: float) -> None:
-        """Take units that are there."""
-        self._left = self._regained(now) - units
-        self._at = now
+    def take(self, units: int, now: float) -> None:
+        """Take units that the bucket holds; a negative number gives units back."""
+        self._units = self._refilled(now) - units
+        self._updated = now
 
-    def _regained(self, now: float) -> float:
-        return min(self._left + (now - self._at) * self.rate, float(self.limit))
+    def _refilled(self, now: float) -> float:
+        return min(self._units + (now - self._updated) * self.rate, float(self.limit))
 
 
-class _Used:
-    """What one key has used."""
+class _Usage:
+    """What one key uses."""
 
     def __init__(self, principal: Principal, now: float) -> None:
-        limits = principal.limits
+        quotas = principal.quotas
         self.running = 0
-        self.requests = _allowance(limits.requests_per_minute, MINUTE, now)
-        self.tokens = _allowance(limits.document_tokens_per_hour, HOUR, now)
+        self.requests = _bucket(quotas.requests_per_minute, MINUTE, now)
+        self.document_tokens = _bucket(quotas.document_tokens_per_hour, HOUR, now)
 
 
-def _allowance(limit: int | None, period: float, now: float) -> Allowance | None:
-    return None if limit is None else Allowance(limit, period, now)
+def _bucket(limit: int | None, period: float, now: float) -> TokenBucket | None:
+    return None if limit is None else TokenBucket(limit, period, now)
 
 
 class QuotaKeeper:
-    """Counts what keys use. Safe from any thread; usage is forgotten when the process ends.
+    """Holds requests and documents against the quotas of their keys; safe to use in any thread.
+
+    Usage is kept in memory and starts anew with the process.
 
     Args:
-        keyring: whose quotas.
-        clock: steady seconds.
+        keyring: the keys and their quotas.
+        clock: returns the seconds of a monotonic clock.
     """
 
     def __init__(self, keyring: Keyring, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         principals = [*keyring.principals.values(), ANYONE]
-        self._used = {p.name: _Used(p, clock()) for p in principals}
+        self._usage = {p.name: _Usage(p, clock()) for p in principals}
 
     @contextmanager
     def request(self, principal: Principal) -> Iterator[None]:
-        """One HTTP request, from its head to the last byte of its response.
+        """Count an HTTP request, from its head to the last byte of its response.
 
         Raises:
-            ApiError: 429, too many in a minute or at the same time.
+            ApiError: 429, too many requests in a minute or at the same time.
         """
-        used, limits = self._used[principal.name], principal.limits
+        usage, limit = self._usage[principal.name], principal.quotas.concurrent_requests
         with self._lock:
             now = self._clock()
-            most = limits.concurrent_requests
-            if most is not None and used.running >= most:
-                raise exceeded("concurrent_requests", most, 1.0)
-            if used.requests is not None:
-                if wait := used.requests.wait(1, now):
-                    raise exceeded("requests_per_minute", used.requests.limit, wait)
-                used.requests.spend(1, now)
-            used.running += 1
+            if limit is not None and usage.running >= limit:
+                raise exceeded("concurrent_requests", limit, 1.0)
+            if usage.requests is not None:
+                if wait := usage.requests.wait(1, now):
+                    raise exceeded("requests_per_minute", usage.requests.limit, wait)
+                usage.requests.take(1, now)
+            usage.running += 1
         try:
             yield
         finally:
             with self._lock:
-                used.running -= 1
+                usage.running -= 1
 
     @contextmanager
     def document(self, owner: str, tokens: int) -> Iterator[None]:
-        """A document that is about to be let in; nothing is taken when it is not.
+        """Count a document while it is admitted to the queue; give its tokens back if it is not.
 
         Raises:
-            ApiError: 429 when the owner has read too many tokens lately, 413 when no wait helps.
+            ApiError: 429 if the owner's documents had too many tokens lately, 413 if this one alone
+                has more than the quota of an hour.
         """
-        used = self._used[owner]
-        if used.tokens is None:
+        bucket = self._usage[owner].document_tokens
+        if bucket is None:
             yield
             return
         with self._lock:
             now = self._clock()
-            wait = used.tokens.wait(tokens, now)
+            wait = bucket.wait(tokens, now)
             if math.isinf(wait):
-                message = f"This key's documents may have {used.tokens.limit} tokens in an hour."
+                message = (
+                    f"The document has {tokens} tokens; the quota document_tokens_per_hour of this "
+                    f"API key is {bucket.limit}."
+                )
                 raise ApiError(413, message, "quota_document_tokens_per_hour")
             if wait:
-                raise exceeded("document_tokens_per_hour", used.tokens.limit, wait)
-            used.tokens.spend(tokens, now)
+                raise exceeded("document_tokens_per_hour", bucket.limit, wait)
+            bucket.take(tokens, now)
         try:
             yield
         except BaseException:
             with self._lock:
-                used.tokens.spend(-tokens, self._clock())
+                bucket.take(-tokens, self._clock())
             raise

@@ -24,14 +24,17 @@ def require_place(
         max_bytes: the most that they may take together; None for any number.
     """
     if len(own) >= max_count:
-        message = f"Adaptation limit ({max_count}) reached; delete some first."
+        message = f"This API key keeps {max_count} adaptations, the maximum. Delete one first."
         raise ApiError(429, message, "too_many_adaptations", retry_after=RETRY_SECONDS)
     if max_bytes is None:
         return
     # The size of one that still runs is not known: it counts as the largest one so far.
     largest = max((a.nbytes for a in everybodys), default=0)
     if sum(a.nbytes if a.status.is_final else largest for a in own) + largest > max_bytes:
-        message = f"This key's quota adaptation_bytes ({max_bytes}) is used up; delete some first."
+        message = (
+            f"The quota adaptation_bytes ({max_bytes}) of this API key is used up. Delete "
+            "adaptations first."
+        )
         raise ApiError(429, message, "quota_adaptation_bytes", retry_after=RETRY_SECONDS)
 
 

@@ -87,7 +87,9 @@ class Adaptations:
         """Raise 503 while it is not known yet what the store has."""
         if not self.is_open:
             self._engine.ready()
-            raise errors.unavailable("The store is being read.", "loading")
+            raise errors.unavailable(
+                "The server is still reading its store of adaptations.", "loading"
+            )
 
     async def sweep(self) -> None:
         """Forget and delete what has expired."""
@@ -249,12 +251,15 @@ class Adaptations:
     async def _load(self, adaptation: Adaptation) -> "AdaptedDocument":
         self._evict(adaptation.nbytes)
         if not self._budget.fits(self._by_id.values(), adaptation.nbytes):
-            raise errors.unavailable("Other adaptations are using all memory.", "memory_in_use")
+            raise errors.unavailable(
+                "Adaptations in use take all memory for adaptations.", "memory_in_use"
+            )
         try:
             adaptation.document = await self._storage.load(adaptation.id)
         except StoreError as error:
             self._forget(adaptation)
-            raise ApiError(409, str(error), "adaptation_lost") from error
+            message = f"The adaptation {adaptation.id!r} is lost: {error}. Adapt again."
+            raise ApiError(409, message, "adaptation_lost") from error
         return adaptation.document
 
     def _evict(self, nbytes: int = 0) -> None:

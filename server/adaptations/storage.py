@@ -94,7 +94,7 @@ class Storage:
         """
         store, backend = self._store, self._backend
         if store is None or backend is None:
-            raise StoreError("there is no store")
+            raise StoreError("this server has no store")
 
         def read() -> "AdaptedDocument":
             manifest, data = store.load(adaptation_id)
@@ -102,7 +102,7 @@ class Storage:
                 document = backend.restore(data, manifest.description)
             except DamagedError as error:
                 store.quarantine(adaptation_id)
-                raise StoreError(f"the stored adaptation is refused: {error}") from error
+                raise StoreError(f"the stored adaptation cannot be used: {error}") from error
             document.require_owner(manifest.owner)
             return document
 
@@ -128,7 +128,7 @@ class Storage:
             report = AdaptationReport.from_dict(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
         except (KeyError, TypeError, ValueError) as error:
-            logger.error("the stored adaptation %s is refused: %r", manifest.id, error)
+            logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)
             return None
         owner, config = manifest.owner, manifest.config
         adaptation = Adaptation(manifest.id, owner, manifest.key, config, manifest.ttl_seconds)

@@ -165,7 +165,7 @@ class Store:
             reason += "; it was moved into quarantine"
         except StoreError as error:
             reason += f"; {error}"
-        return DamagedEntryError(f"the stored adaptation {entry_id} is refused: {reason}")
+        return DamagedEntryError(f"the stored adaptation {entry_id} cannot be used: {reason}")
 
     def _is_partial(self, entry_id: str) -> bool:
         with _store_errors("list"):

@@ -101,7 +101,7 @@ async def create_answer(
     model = engine.ready().name
     require_model(body.model, model)
     if body.max_tokens is not None and body.max_tokens > settings.max_tokens:
-        message = f"max_tokens: this server allows {settings.max_tokens} at most"
+        message = f"max_tokens: this server allows at most {settings.max_tokens}"
         raise ApiError(422, message, "invalid_value", param="max_tokens")
     longest = settings.request_timeout_seconds
 

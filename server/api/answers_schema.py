@@ -41,14 +41,14 @@ StopStrings = Annotated[
 def require_model(asked: str | None, served: str) -> None:
     """404 when a request names a model that is not the served one."""
     if asked is not None and asked != served:
-        message = f"There is no model {asked!r} here; {served!r} is served."
+        message = f"This server does not serve the model {asked!r} but {served!r}."
         raise ApiError(404, message, "model_not_found", param="model")
 
 
 def holds_text(value: str | None) -> str | None:
     """Refuse a text of nothing but white space."""
     if value is not None and not value.strip():
-        raise ValueError("must hold more than white space")
+        raise ValueError("must contain more than white space")
     return value
 
 
@@ -113,7 +113,7 @@ class AnswerBody(BaseModel):
     def to_work(self, longest: int, owner: str = LOCAL) -> AnswerRequest:
         """The work on a document of its own; raises RequestError when there is no document."""
         if self.document is None:
-            message = "document: it is needed, or the id of an adaptation"
+            message = "document: required, unless adaptation has the id of an adaptation"
             raise RequestError(message, "document", "invalid_value")
         sampling = self.sampling(longest)
         return AnswerRequest(
@@ -124,7 +124,7 @@ class AnswerBody(BaseModel):
         """The work on a document that was adapted to; RequestError for fields that do not fit."""
         for name in ("document", "adapt", "compare_base"):
             if name in self.model_fields_set:
-                message = f"{name}: it must not stand beside an adaptation"
+                message = f"{name}: cannot be combined with an adaptation"
                 raise RequestError(message, name, "invalid_value")
         return AskRequest(adapted, self.query, self.sampling(longest), owner)
 

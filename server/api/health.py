@@ -31,7 +31,10 @@ async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
 async def verify(engine: EngineDep) -> Health:
     """Verify that the base weights are bitwise what was loaded; if not, all service ends."""
     if not await engine.verify():
-        raise unavailable("The base weights have changed.", "isolation_violated")
+        raise unavailable(
+            "The base weights have changed. The server serves no more requests.",
+            "isolation_violated",
+        )
     return Health(status="intact")
 
 

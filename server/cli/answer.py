@@ -1,31 +1,131 @@
-"""``refine-server answer`` and ``adapt``: in this process, or by a server."""
+"""``refine-server answer`` and ``refine-server adapt``."""
 
-import secrets
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+import typer
 
-from refine_server.clients import RefineClient, errors
-from refine_server.clients.types import Adaptation
-from refine_server.server.api.answers_schema import AnswerBody, Origin, wire_event
-from refine_server.server.engine.backend import open_backend
-from refine_server.server.http.errors import invalid_body
-from refine_server.server.settings import Settings
-from refine_server.ttt.batching import stream
-from refine_server.ttt.interface.events import Event
+from refine_server.server.cli.exit import InputError
 
-WireEvent = tuple[str, dict[str, Any]]
+Document = typer.Option(help="Text file (UTF-8) to adapt to; - reads standard input.")
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        help="Training objective of the adaptation: refine (REFINE and next-token loss), ntp "
+        "(next-token loss only) or none (no adaptation). Default: refine."
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Maximum number of adaptation steps. Default: 8.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="REFINE_API_KEY", help="API key for the server, if it needs one."),
+]
 
 
-class InputError(ValueError):
-    """Something that was asked for cannot be; the message says what to change."""
+def answer(
+    query: Annotated[str, typer.Option(help="Question to answer from the document.")],
+    document: Annotated[str | None, Document] = None,
+    adaptation: Annotated[
+        str | None,
+        typer.Option(help="Id of an adaptation that the server keeps, instead of --document."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to load: smollm2, tiny, tiny-nested, a directory or a hub id (owner/name). "
+            "With --url, the model that the server must be serving."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="URL of a server that answers. Default: answer in this process."),
+    ] = None,
+    objective: Objective = None,
+    steps: Steps = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum length of the answer in tokens. Default: 64.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for the adaptation and for sampling the answer.")
+    ] = 0,
+    api_key: ApiKey = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="Print the unadapted model's answer as well.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole response as one JSON object.")
+    ] = False,
+) -> None:
+    """Adapt to a document and answer a question about it.
+
+    The answer goes to stdout, progress to stderr. Without --url the model is loaded into this
+    process; the REFINE_ variables of `refine-server serve` apply to it.
+    """
+    from refine_server.server.cli import event_sources
+    from refine_server.server.cli.progress import Follower
+    from refine_server.server.settings import read_settings
+
+    if document is None and adaptation is None:
+        raise InputError("name a document with --document, or an adaptation with --adaptation")
+    if adaptation is not None and url is None:
+        raise InputError("--adaptation needs --url, the server that keeps the adaptation")
+    body: dict[str, Any] = {"query": query, "seed": seed, **_given(max_tokens=max_tokens)}
+    if document is not None:
+        body["document"] = read_document(document)
+    if adaptation is not None:
+        body["adaptation"] = adaptation
+    else:
+        body["adapt"] = _given(objective=objective, steps=steps, seed=seed)
+        body["compare_base"] = compare_base
+    parsed = event_sources.parse_body(body)
+    if url is not None:
+        events = event_sources.answer_by_server(url, api_key, body | _given(model=model))
+    else:
+        settings = read_settings().model_copy(update=_given(model=model))
+        events = event_sources.answer_in_process(parsed, settings)
+    Follower(parsed.adapt.steps, as_json).follow(events)
+
+
+def adapt(
+    document: Annotated[str, Document],
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    objective: Objective = None,
+    steps: Steps = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed for the adaptation.")] = None,
+    ttl_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep the adaptation this many seconds after its last use. "
+            "Default: the server's --adaptation-ttl-seconds."
+        ),
+    ] = None,
+    api_key: ApiKey = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole adaptation as one JSON object.")
+    ] = False,
+) -> None:
+    """Have a server adapt to a document, and print the id of the adaptation.
+
+    The server keeps the adaptation. Ask it questions with `refine-server answer --adaptation ID`.
+    """
+    from refine_server.server.cli.event_sources import adapt_by_server
+    from refine_server.server.cli.progress import Follower
+    from refine_server.ttt.interface.config import AdaptConfig
+
+    text = read_document(document)
+    fields = _given(objective=objective, steps=steps, seed=seed)
+    follower = Follower(AdaptConfig().steps if steps is None else steps, as_json)
+    kept = _given(ttl_seconds=ttl_seconds)
+    follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
 
 
 def read_document(path: str) -> str:
-    """The text of a file, or of stdin when the path is ``-``."""
+    """Read the text of a file, or of standard input when the path is ``-``.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8.
+    """
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
@@ -35,55 +135,6 @@ def read_document(path: str) -> str:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
 
 
-def parse_body(body: dict[str, Any]) -> AnswerBody:
-    """The body as a server would take it; raises InputError naming the field at fault."""
-    try:
-        return AnswerBody.model_validate(body)
-    except ValidationError as error:
-        raise InputError(str(invalid_body(error.errors()))) from None
-
-
-def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
-    """Load the model into this process and answer, with the events that a server would stream."""
-    from refine_server.ttt.models import ModelError  # imports torch, which --url does not need
-
-    try:
-        backend = open_backend(settings)
-    except ModelError as error:
-        raise InputError(str(error)) from None
-    origin = Origin(secrets.token_hex(16), backend.name)
-    encoded = backend.encode(body.to_work(settings.max_tokens))
-    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
-    for event in events:
-        told = wire_event(event, origin)
-        if told is not None:
-            name, data = told
-            yield name, data.model_dump(mode="json")
-
-
-def adapt_there(
-    url: str, api_key: str | None, document: str, **options: Any
-) -> Iterator[WireEvent]:
-    """Have a server adapt to a document and keep it; the events, ``adaptation.ready`` last.
-
-    Raises:
-        ClientError: the server refused, failed, went away or is not there.
-    """
-    with RefineClient(url, api_key=api_key) as client:
-        adaptation = client.adapt(document, **options)
-        for event in client.follow_adaptation(adaptation.id):
-            if isinstance(event, Adaptation):
-                yield "adaptation.ready", errors.ready(event).model_dump(mode="json")
-            else:
-                yield event.name, event.model_dump(mode="json")
-
-
-def answer_there(url: str, api_key: str | None, body: dict[str, Any]) -> Iterator[WireEvent]:
-    """Ask a server; the events of its stream.
-
-    Raises:
-        ClientError: the server refused, failed, went away or is not there.
-    """
-    with RefineClient(url, api_key=api_key) as client:
-        for event in client.stream_answer(**body):
-            yield event.name, event.model_dump(mode="json")
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep the defaults of the server or the settings."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""``refine-server demo``: start a server, ask it about an example document, show the difference."""
+"""``refine-server demo``: start a server, ask it about an example document, check the answer."""
 
 import json
 import socket
@@ -9,68 +9,93 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated, Self
 
-from rich.console import Console
+import typer
 
-from refine_server.clients import RefineClient
-from refine_server.server.cli.answer import InputError, answer_there
-from refine_server.server.cli.progress import Follower
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.server.cli.exit import FAILED, InputError
 
 HOST = "127.0.0.1"
 START_SECONDS = 600.0
 STOP_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
+def demo(
+    example: Annotated[
+        Path, typer.Option(help="Example file (JSON), as in the folder examples.")
+    ] = Path("examples/ships_log.json"),
+    model: Annotated[
+        str,
+        typer.Option(help="Model to serve: smollm2, tiny, tiny-nested, a directory or a hub id."),
+    ] = "smollm2",
+) -> None:
+    """Start a server, ask it about an example document and check its answer.
+
+    The exit status is 0 if the answer is right and 1 if it is wrong.
+    """
+    from refine_server.server.cli.event_sources import answer_by_server
+    from refine_server.server.cli.progress import Follower
+    from refine_server.ttt.interface.config import AdaptConfig
+
+    chosen = Example.read(example)
+    with running_server(model) as url:
+        print(f"document: {chosen.title} ({len(chosen.document)} characters)")
+        print(f"question: {chosen.query}")
+        body = {"document": chosen.document, "query": chosen.query, "compare_base": True}
+        response = Follower(AdaptConfig().steps).follow(answer_by_server(url, None, body))
+    right = chosen.is_answered_by(response["answer"])
+    verdict = "right" if right else f"wrong, expected {' or '.join(chosen.answers)}"
+    seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]
+    print(f"adapted answer in {seconds:.1f} s: {verdict}")
+    raise typer.Exit(0 if right else FAILED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A document, a question about it, and the answers that are right."""
+    """One question of an example file, and the document that it is about."""
 
     title: str
     document: str
     query: str
     answers: tuple[str, ...]
+    """An answer is right if it contains any of these."""
 
     @classmethod
-    def read(cls, path: Path) -> "Example":
-        """The first question of an example file, with the document that lies beside it."""
+    def read(cls, path: Path) -> Self:
+        """Read the first question of an example file, and the document that the file names.
+
+        Raises:
+            InputError: a file cannot be read, or is not an example.
+        """
         try:
-            described = json.loads(path.read_text())
-            question = described["questions"][0]
-            document = (path.parent / described["document"]).read_text()
-            answers = tuple(question["answers"])
-            return cls(described.get("title", path.stem), document, question["query"], answers)
+            example = json.loads(path.read_text())
+            question = example["questions"][0]
+            return cls(
+                title=example.get("title", path.stem),
+                document=(path.parent / example["document"]).read_text(),
+                query=question["query"],
+                answers=tuple(question["answers"]),
+            )
         except OSError as error:
             raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(f"{path} is no example file: {error!r}") from None
+            raise InputError(f"{path} is not an example file: {error!r}") from None
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a text holds a right answer, whatever the case and the spaces."""
-        said = _plain(text)
-        return any(_plain(answer) in said for answer in self.answers)
-
-
-def run_demo(example_path: Path, model: str) -> bool:
-    """Run the whole demonstration; True when the adapted answer is right."""
-    example = Example.read(example_path)
-    console = Console(stderr=True)
-    with running_server(model, console) as url:
-        print(f"document: {example.title} ({len(example.document)} characters)")
-        print(f"question: {example.query}")
-        body = {"document": example.document, "query": example.query, "compare_base": True}
-        response = Follower(AdaptConfig().steps).follow(answer_there(url, None, body))
-    right = example.is_answered_by(response["answer"])
-    verdict = "right" if right else f"wrong, expected {' or '.join(example.answers)}"
-    seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]
-    print(f"adapted answer in {seconds:.1f} s: {verdict}")
-    return right
+        """Whether a text contains a right answer; case and white space do not matter."""
+        said = _normalized(text)
+        return any(_normalized(answer) in said for answer in self.answers)
 
 
 @contextmanager
-def running_server(model: str, console: Console) -> Iterator[str]:
-    """A server process of our own on a free port, ready; it is stopped at the end."""
+def running_server(model: str) -> Iterator[str]:
+    """Start a server on a free port in a process of its own; yield its URL when it is ready.
+
+    Raises:
+        InputError: the server did not start, with the end of its log.
+    """
+    from rich.console import Console
+
     port = _free_port()
     # -P keeps the working directory off sys.path, where `kernels` would shadow a package.
     command = [sys.executable, "-P", "-m", "refine_server.server.cli.main", "serve"]
@@ -79,20 +104,22 @@ def running_server(model: str, console: Console) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             url = f"http://{HOST}:{port}"
-            with console.status(f"starting a server with {model} at {url}"):
-                _wait(process, url, log)
+            with Console(stderr=True).status(f"starting a server with {model} at {url}"):
+                _wait_until_ready(process, url, log)
             yield url
         finally:
             _stop(process)
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: IO[bytes]) -> None:
+    from refine_server.clients import RefineClient
+
     with RefineClient(url) as client:
         for waited in client.wait_until_ready():
             if process.poll() is not None:
                 raise InputError(f"the server did not start:\n{_tail(log)}")
             if waited > START_SECONDS:
-                raise InputError(f"the server was not ready in {waited:.0f} s:\n{_tail(log)}")
+                raise InputError(f"the server was not ready after {waited:.0f} s:\n{_tail(log)}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -115,5 +142,5 @@ def _free_port() -> int:
         return port
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.casefold().split())

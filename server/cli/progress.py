@@ -1,4 +1,4 @@
-"""Following one answer on a terminal: progress on stderr, answers on stdout."""
+"""Show a stream of events on a terminal: progress on stderr, answers on stdout."""
 
 import json
 from collections.abc import Iterable
@@ -8,16 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-WireEvents = Iterable[tuple[str, dict[str, Any]]]
-"""Names and data of a stream's events, whether they came over HTTP or not."""
+WireEvent = tuple[str, dict[str, Any]]
+"""Name and data of a stream's event, whether it came over HTTP or not."""
 
 
 class Follower:
-    """Shows a stream of events and keeps its last, the whole response.
+    """Shows a stream of events and returns the data of its last event, the whole response.
 
     Args:
-        steps: how many adaptation steps were asked for.
-        as_json: keep stdout for one JSON object.
+        steps: number of adaptation steps that were requested.
+        as_json: print the response as one JSON object, and nothing else on stdout.
     """
 
     def __init__(self, steps: int, as_json: bool = False) -> None:
@@ -25,67 +25,70 @@ class Follower:
         self.as_json = as_json
         self.stderr = Console(stderr=True)
 
-    def follow(self, events: WireEvents) -> dict[str, Any]:
+    def follow(self, events: Iterable[WireEvent]) -> dict[str, Any]:
         """Show all events; return the data of the last one."""
         response: dict[str, Any] = {}
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[measured]}"),
             console=self.stderr,
             transient=True,
-            redirect_stdout=False,  # it would send answers to stderr
+            redirect_stdout=False,  # otherwise answers would go to stderr
         )
         with progress if self.stderr.is_terminal else nullcontext():
-            task = progress.add_task("reading", total=self.steps or None, numbers="")
+            task = progress.add_task("reading", total=self.steps or None, measured="")
             for name, data in events:
-                if name == "adaptation.step":
-                    self._step(progress, task, data)
-                elif name == "answer.base":
-                    self._base(progress, data["text"])
-                elif name == "answer.delta":
-                    progress.update(task, description="answering")
-                elif name in ("answer.completed", "adaptation.ready"):
-                    response = data
-        self._completed(response)
+                match name:
+                    case "adaptation.step":
+                        self._show_step(progress, task, data)
+                    case "answer.base":
+                        self._print_base_answer(progress, data["text"])
+                    case "answer.delta":
+                        progress.update(task, description="answering")
+                    case "answer.completed" | "adaptation.ready":
+                        response = data
+        self._print_response(response)
         return response
 
-    def _step(self, progress: Progress, task: TaskID, step: dict[str, Any]) -> None:
-        numbers = (
-            f"loss {_number(step['loss'])}  reward {_number(step['reward_mean'])}  "
+    def _show_step(self, progress: Progress, task: TaskID, step: dict[str, Any]) -> None:
+        measured = (
+            f"loss {_format(step['loss'])}  reward {_format(step['reward_mean'])}  "
             f"{step['seconds']:.2f} s"
         )
-        progress.update(task, description="adapting", completed=step["step"], numbers=numbers)
+        progress.update(task, description="adapting", completed=step["step"], measured=measured)
         if not self.stderr.is_terminal:
-            line = f"step {step['step']}/{self.steps}  {numbers}"
-            self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print_line(f"step {step['step']}/{self.steps}  {measured}")
 
-    def _base(self, progress: Progress, text: str) -> None:
+    def _print_base_answer(self, progress: Progress, text: str) -> None:
         if self.as_json:
             return
-        progress.stop()  # else the bar is drawn over the text
+        progress.stop()  # otherwise the bar is drawn over the text
         print(f"base: {text.strip()}", flush=True)
         if self.stderr.is_terminal:
             progress.start()
 
-    def _completed(self, response: dict[str, Any]) -> None:
+    def _print_response(self, response: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps(response))
-            return
-        if response["object"] == "adaptation":
+        elif response["object"] == "adaptation":
             print(response["id"])
-            return
-        print(response["answer"].strip())
-        adaptation, timings = response["adaptation"], response["timings"]
-        summary = (
-            f"{adaptation['accepted_step']} of {len(adaptation['steps'])} steps used, adapted in "
-            f"{timings['adapt_seconds']:.1f} s, decoded in {timings['decode_seconds']:.1f} s"
-        )
-        if adaptation["guard"] is not None:
-            summary += f" (guard: {adaptation['guard']})"
-        self.stderr.print(summary, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(response["answer"].strip())
+            self._print_line(_summary(response["adaptation"], response["timings"]))
+
+    def _print_line(self, line: str) -> None:
+        self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _number(value: float | None) -> str:
+def _summary(adaptation: dict[str, Any], timings: dict[str, Any]) -> str:
+    summary = (
+        f"{adaptation['accepted_step']} of {len(adaptation['steps'])} steps used, adapted in "
+        f"{timings['adapt_seconds']:.1f} s, decoded in {timings['decode_seconds']:.1f} s"
+    )
+    return summary if adaptation["guard"] is None else f"{summary} (guard: {adaptation['guard']})"
+
+
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"

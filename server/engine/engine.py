@@ -53,7 +53,7 @@ from refine_server.ttt.interface.requests import Work
 
 T = TypeVar("T")
 
-STALLED = "The engine makes no progress."
+STALLED = "The model makes no progress."
 JOIN_SECONDS = 10.0
 """Longest wait for the thread's last turn; as a daemon it cannot keep the process."""
 
@@ -174,9 +174,11 @@ class Engine:
     def ready(self) -> Backend:
         """Return the backend while requests are being served; raise 503 while they are not."""
         if not self.opened.done():
-            raise errors.unavailable("The model is being loaded.", "loading")
+            raise errors.unavailable("The model is still loading.", "loading")
         if self.opened.exception() is not None:
-            raise errors.unavailable("The model could not be loaded.", "load_failed")
+            raise errors.unavailable(
+                "The model could not be loaded. The server's log has the reason.", "load_failed"
+            )
         if refusal := self._worker.failure or self._queue.refusal:
             raise refusal
         if self.is_stalled:

@@ -39,7 +39,7 @@ class ModelBackend(Backend):
         try:
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
         except ValueError as error:
-            raise ModelError(f"the options --prompt and --chat do not fit: {error}") from None
+            raise ModelError(f"--prompt and --chat: {error}") from None
         self.templates = TemplatePool(template)
 
     @override

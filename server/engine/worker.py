@@ -54,13 +54,20 @@ class Worker:
             while self.step():
                 pass
         except IsolationError as error:
-            logger.critical("isolation is broken, nothing is served any more: %s", error)
+            logger.critical(
+                "an isolation check failed, the server serves no more requests: %s", error
+            )
             for observer in self._observers:
                 observer.on_isolation_violated()
-            self.failure = errors.unavailable("Isolation is broken.", "isolation_violated")
+            self.failure = errors.unavailable(
+                "An isolation check failed. The server serves no more requests.",
+                "isolation_violated",
+            )
         except BaseException:
-            logger.critical("the engine died", exc_info=True)
-            self.failure = errors.unavailable("The engine died.", "engine_dead")
+            logger.critical("the engine failed", exc_info=True)
+            self.failure = errors.unavailable(
+                "The engine failed. The server ends and has to be started again.", "engine_dead"
+            )
         self._end_all(self.failure or errors.shutting_down())
 
     def step(self) -> bool:

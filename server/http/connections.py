@@ -51,7 +51,7 @@ def head_timeout_protocol(seconds: float) -> type[H11Protocol]:
     """Return HTTP/1.1 that closes a connection whose request's head takes longer than ``seconds``.
 
     Uvicorn closes connections that are idle between requests, but after the first byte of a request
-    it waits without end. Bodies have their limit in ``middleware.BodyLimit``.
+    it waits without end. Bodies have their limit in ``http.middleware.body_limit``.
     """
 
     class HeadTimeoutProtocol(H11Protocol):

@@ -1,6 +1,7 @@
-"""What routes ask for: the parts that the app was made of.
+"""Parts of the app that routes depend on.
 
-All are ``async``, or FastAPI would call each in a thread of its pool, at half a millisecond a time.
+The functions are ``async`` because FastAPI calls others in a thread, which takes half a millisecond
+for each request.
 """
 
 from typing import Annotated

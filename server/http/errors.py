@@ -1,4 +1,4 @@
-"""Every error as ``{"error": {"message", "type", "param", "code"}}`` with the right status."""
+"""Errors of the HTTP API: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -29,18 +29,20 @@ CODES = {
     408: "body_too_slow",
     413: "body_too_large",
 }
-"""Of errors that Starlette and FastAPI raise themselves."""
+"""Codes of errors that Starlette and FastAPI raise, by status."""
 RETRY_SECONDS = 5
-"""When to ask again a server that is starting, stopping or broken; nobody knows better."""
+"""``Retry-After`` of a server that is starting, stopping or broken, which cannot estimate it."""
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. ``param`` is the dotted path of the field at fault, if one is."""
+    """What went wrong."""
 
-    message: str
-    type: str
-    param: str | None = None
-    code: str
+    message: str = Field(description="For people: what is wrong and what to change.")
+    type: str = Field(description="Kind of error; it depends on the status alone.")
+    param: str | None = Field(
+        None, description="Dotted path of the request's field that is at fault, if there is one."
+    )
+    code: str = Field(description="Name of the error, for programs; it does not change.")
 
 
 class ErrorBody(BaseModel):
@@ -50,7 +52,16 @@ class ErrorBody(BaseModel):
 
 
 class ApiError(Exception):
-    """An error as the client will see it."""
+    """An error as a client receives it.
+
+    Args:
+        status: HTTP status.
+        message: what is wrong and what to change.
+        code: stable name of the error.
+        param: dotted path of the field at fault.
+        retry_after: seconds after which the client should try again.
+        should_retry: False tells OpenAI's clients not to retry by themselves.
+    """
 
     def __init__(
         self,
@@ -71,31 +82,34 @@ class ApiError(Exception):
 
     @property
     def json(self) -> str:
-        """The body in ASCII, as a name quoted from a request may hold lone surrogates."""
+        """The body in ASCII, because a name quoted from a request may contain lone surrogates."""
         return json.dumps(self.body.model_dump())
 
     def response(self) -> Response:
-        """The error as an HTTP response."""
+        """Make the HTTP response of the error."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if not self.should_retry:
-            headers["x-should-retry"] = "false"  # OpenAI's clients heed it
+            headers["x-should-retry"] = "false"  # read by OpenAI's clients
         return Response(self.json, self.status, headers, media_type="application/json")
 
 
 def unauthorized() -> ApiError:
-    """401: no key, or nobody's; which of the two is not told."""
-    message = "A valid API key is needed: Authorization: Bearer <key>, or x-api-key: <key>."
+    """401: the key is missing or unknown; the message does not say which."""
+    message = (
+        "A valid API key is required. Send it as the header Authorization: Bearer <key> or "
+        "x-api-key: <key>."
+    )
     return ApiError(401, message, "invalid_api_key")
 
 
 def queue_full(retry_after: int) -> ApiError:
-    """429: as many requests wait as may."""
+    """429: the queue is full."""
     message = f"The queue is full. Try again in {retry_after} s."
     return ApiError(429, message, "queue_full", retry_after=retry_after)
 
 
 def unavailable(message: str, code: str) -> ApiError:
-    """503: no request is being served now."""
+    """503: the server cannot serve the request now."""
     return ApiError(503, message, code, retry_after=RETRY_SECONDS)
 
 
@@ -105,24 +119,26 @@ def shutting_down() -> ApiError:
 
 
 def timed_out(seconds: float) -> ApiError:
-    """504: the request took longer than a request may."""
-    return ApiError(504, f"The request took longer than {seconds:g} s.", "timeout")
+    """504: the request took longer than its time limit."""
+    return ApiError(504, f"The request took longer than its limit of {seconds:g} s.", "timeout")
 
 
 def internal() -> ApiError:
-    """500, without internals: the log has them, under the request's id."""
-    return ApiError(500, "Internal error. The server's log has the details.", "internal_error")
+    """500: a bug or a failure; the details are in the log, under the request's id."""
+    message = "Internal error. The server's log has the details, under the id in x-request-id."
+    return ApiError(500, message, "internal_error")
 
 
 def failed_working(error: Exception) -> ApiError:
-    """What a client is told of an exception in the model's work, which alone fails."""
+    """Return the error for a client whose request failed in the model."""
     if is_out_of_memory(error):
-        return unavailable("There is not enough memory for this request.", "out_of_memory")
+        message = "The server has not enough memory for this request now."
+        return unavailable(message, "out_of_memory")
     return internal()
 
 
 def after_adapting(error: Exception) -> Exception:
-    """The same error, for a request that has adapted: a client's retry would pay for it again."""
+    """Return the error without retry advice: a retry would repeat the adaptation, which is done."""
     if not isinstance(error, ApiError):
         return error
     detail = error.body.error
@@ -137,7 +153,7 @@ def after_adapting(error: Exception) -> Exception:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception, of Python or of torch on any device, says that memory ran out."""
+    """Return whether an exception, of Python or of torch on any device, means out of memory."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -145,20 +161,20 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def no_adaptation(adaptation_id: str) -> ApiError:
-    """404: it never was, has expired, was deleted, or is somebody else's."""
-    message = f"There is no adaptation {adaptation_id!r}."
+    """404: it never existed, has expired, was deleted, or belongs to another owner."""
+    message = f"There is no adaptation {adaptation_id!r}. It may have expired; adapt again."
     return ApiError(404, message, "adaptation_not_found", param="adaptation")
 
 
 def adaptation_failed(adaptation_id: str, cause: ApiError | None) -> ApiError:
-    """409: an adaptation that can answer nothing."""
-    reason = "it was cancelled" if cause is None else f"it failed: {cause}"
+    """409: the adaptation failed or was cancelled, so that it cannot answer."""
+    reason = "it was cancelled." if cause is None else f"it failed: {cause}"
     message = f"The adaptation {adaptation_id!r} cannot be used: {reason}"
     return ApiError(409, message, "adaptation_failed", param="adaptation", should_retry=False)
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of any exception."""
+    """Return the error that a client receives for any exception."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
@@ -169,7 +185,10 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def invalid_body(errors: Sequence[Any]) -> ApiError:
-    """What pydantic found wrong with a request: ``param`` names the first field, all are told."""
+    """Return the error for what pydantic found wrong with a request.
+
+    The message names every field at fault, ``param`` and ``code`` the first one.
+    """
     first = errors[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
@@ -178,11 +197,11 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
     if _path(first["loc"]) == "body":
         message = "The body must be a JSON object, sent with content-type: application/json."
         if first["type"] == "string_unicode":
-            message = "The name of a field is not Unicode text."
+            message = "The name of a field is not valid Unicode text."
         return ApiError(422, message, "invalid_body", param="body")
-    told = [f"{_path(error['loc'])}: {_reason(error)}" for error in errors]
+    problems = [f"{_path(error['loc'])}: {_reason(error)}" for error in errors]
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
-    return ApiError(422, "; ".join(told), code, param=_path(first["loc"]))
+    return ApiError(422, "; ".join(problems), code, param=_path(first["loc"]))
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -193,11 +212,11 @@ def _path(location: Sequence[int | str]) -> str:
 def _reason(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field"
-    return str(error["msg"])
+    return str(error["msg"]).removeprefix("Value error, ")  # of validators of our own
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception that a route can raise."""
+    """Install the handlers that turn every exception of a route into a response."""
 
     @app.exception_handler(ApiError)
     async def _api_error(_: Request, error: ApiError) -> Response:
@@ -220,7 +239,7 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of the errors that a route may answer with."""
+    """Describe, for OpenAPI, the errors that a route may answer with."""
     return {
         status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
         for status in statuses

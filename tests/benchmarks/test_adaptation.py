@@ -19,8 +19,8 @@ from refine_server.benchmarks.adaptation.items import (
     tiny_items,
 )
 from refine_server.benchmarks.adaptation.report import Summary
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError
+from refine_server.server.cli.main import app
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.refine import loop
@@ -100,7 +100,7 @@ def test_rows_of_files_are_split_by_their_ids(tmp_path) -> None:
     assert (item.task, item.context) == ("qasper", "It is so.")
     assert item.questions[0].score("Yes") == 100.0
     assert item.questions[0].about == "Is it?"
-    with pytest.raises(DataError, match=f"no row of the part {other}"):
+    with pytest.raises(DataError, match=f"no rows of the part {other}"):
         list(file_items(longbench, 9, other))
 
 
@@ -246,7 +246,7 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cli, "QUICK_DOCUMENTS", 1)
     arguments = ["adaptation", "--quick", "--json", "--out", str(tmp_path)]
     arguments += ["--regimes", "context,memory", "--adapt", '{"steps": 1, "chunks": 2}']
-    ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    ran = CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
     assert ran.exit_code == 0
     last = json.loads(ran.stdout.splitlines()[-1])
     assert set(last["scores"]) == set(last["intervals"]) == {"none", "ntp", "refine"}
@@ -260,6 +260,6 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     [("--part", "test", "--part"), ("--regimes", "all", "--regimes"), ("--lengths", "x", "--len")],
 )
 def test_bad_options_are_named(tmp_path, option, value, message) -> None:
-    ran = CliRunner().invoke(app, ["adaptation", option, value, "--out", str(tmp_path)])
+    ran = CliRunner().invoke(app, ["bench", "adaptation", option, value, "--out", str(tmp_path)])
     assert ran.exit_code == 2
     assert message in ran.output

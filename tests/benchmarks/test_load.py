@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.report.loaded import summary
 from refine_server.benchmarks.rows import DataError
 from refine_server.benchmarks.serving.drive import Arrivals, Driver
 from refine_server.benchmarks.serving.workload import Mix, Request
 from refine_server.benchmarks.tokens import FileTokenizer
+from refine_server.server.cli.main import app
 
 TINY = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
 ONE = [Request("a document", "a question", 10, repeated=False)]
@@ -22,7 +22,7 @@ ONE = [Request("a document", "a question", 10, repeated=False)]
 
 def load(scripted: Any, out: Path, *options: str) -> Result:
     command = ["load", "--url", scripted.url, "--tokenizer", TINY, "--out", str(out), "--json"]
-    return CliRunner().invoke(app, [*command, "--lengths", "600", *options])
+    return CliRunner().invoke(app, ["bench", *command, "--lengths", "600", *options])
 
 
 def test_a_mix_has_its_lengths_and_repeats() -> None:

@@ -10,13 +10,13 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.longbench.data import bucket, load
 from refine_server.benchmarks.longbench.metrics import METRICS
 from refine_server.benchmarks.longbench.prompts import ask, cut_middle
 from refine_server.benchmarks.longbench.score import score_file
 from refine_server.benchmarks.longbench.tasks import task_of, tasks
 from refine_server.benchmarks.rows import DataError
+from refine_server.server.cli.main import app
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "longbench_metrics_golden.jsonl"
 
@@ -87,7 +87,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         {"dataset": "lcc_e", "pred": "abc", "answers": ["abcd"], "length": 4000},
     ]
     file = write(tmp_path / "rows.jsonl", rows)
-    said = CliRunner().invoke(app, ["longbench-score", str(file), "--json"])
+    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
     assert said.exit_code == 0
     assert json.loads(said.stdout.splitlines()[-1]) == {
         "rows": [100, 0, 86],
@@ -101,9 +101,9 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"dataset": "hotpot"}, "row 1: dataset: 'hotpot' is no LongBench task"),
+        ({"dataset": "hotpot"}, "row 1: dataset: 'hotpot' is not a LongBench task"),
         ({"answers": "Alpha"}, "row 1: answers: must be a list"),
-        ({"answers": []}, "row 1: answers: there is none"),
+        ({"answers": []}, "row 1: answers: must have at least one"),
         ({"prediction": None}, "row 1: prediction: must be a string"),
         ({"dataset": "trec"}, "row 1: all_classes: trec needs"),
     ],
@@ -111,7 +111,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
 def test_the_scorer_names_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     row = {"dataset": "hotpotqa", "prediction": "x", "answers": ["y"], "all_classes": None}
     file = write(tmp_path / "rows.jsonl", [{**row, **changed}])
-    said = CliRunner().invoke(app, ["longbench-score", str(file)])
+    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
     assert said.exit_code == 2
     assert told in said.stderr
 
@@ -120,10 +120,10 @@ def test_a_file_that_is_no_data_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         score_file(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"dataset": "lcc"}\n\n[]\n')
-    with pytest.raises(DataError, match="row 1: there is no field 'prediction'"):
+    with pytest.raises(DataError, match="row 1: the field 'prediction' is missing"):
         score_file(tmp_path / "bad.jsonl")
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"bad\.parquet is no parquet file"):
+    with pytest.raises(DataError, match=r"bad\.parquet is not a parquet file"):
         score_file(tmp_path / "bad.parquet")
 
 
@@ -173,13 +173,13 @@ def test_rows_are_read_as_published(
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no file"):
+    with pytest.raises(DataError, match="has no file"):
         load(tmp_path, [])
     with pytest.raises(DataError, match=r"neither lcc\.jsonl nor lcc\.parquet"):
         load(tmp_path, ["lcc"])
     with pytest.raises(DataError, match="--tasks: dataset: 'lc' is no"):
         load(tmp_path, ["lc"])
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         load(tmp_path / "none", [])
 
 
@@ -214,7 +214,7 @@ def test_a_question_is_never_cut() -> None:
     text = " ".join(f"w{i}" for i in range(50))
     kept, _ = cut_middle(text, (1, 20), 24, Words())
     assert kept.split() == ["w0", "w1", "w2"]  # half of 24 would begin inside the question
-    with pytest.raises(DataError, match="--max-length: 24 tokens are needed"):
+    with pytest.raises(DataError, match="--max-length: the prompt needs 24 tokens"):
         cut_middle(text, (4, 20), 24, Words())
 
 

@@ -1,11 +1,50 @@
-"""What every request pays beside the model's work."""
+"""What the server adds to a request, beside the model's work."""
 
+import asyncio
 import inspect
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from refine_server.benchmarks.serving import overhead_servers
+import uvicorn
+from fastapi import FastAPI
+
+from refine_server.benchmarks.serving import overhead
+from refine_server.benchmarks.serving.paced import request_times
+from refine_server.clients import RefineClient
 from refine_server.server.http import dependencies
 from refine_server.server.process import listen
+
+LOAD = {"clients": 3, "rate": 100.0, "requests": 50, "repeats": 1}
+
+
+@contextmanager
+def answering_after(seconds: float, bodies: list[object] | None = None) -> Iterator[str]:
+    """A server that answers every request after so many seconds; its URL."""
+    app = FastAPI()
+
+    @app.get("/health/ready")
+    async def ready() -> None: ...
+
+    @app.post("/")
+    async def answer(body: dict[str, object]) -> None:
+        if bodies is not None:
+            bodies.append(body)
+        await asyncio.sleep(seconds)
+
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for _ in RefineClient(url).wait_until_ready():
+            assert thread.is_alive()
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(10)
 
 
 def test_no_dependency_is_called_in_a_thread_of_its_own() -> None:
@@ -22,9 +61,23 @@ def test_connections_send_at_once() -> None:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_both_sides_answer_the_same_clients() -> None:
-    result = overhead_servers.run(clients=3, rate=100.0, requests=50, repeats=1)
+def test_every_request_is_sent_and_timed() -> None:
+    bodies: list[object] = []
+    with answering_after(0.02, bodies) as url:
+        times = request_times(url, {"n": 1}, clients=4, rate=200.0, count=30)
+    assert bodies == [{"n": 1}] * (4 + 30)  # the first of each client opens its connection
+    assert len(times) == 30
+    assert min(times) >= 20.0
+
+
+def test_the_difference_of_two_servers_is_found() -> None:
+    with answering_after(0.05) as slow, answering_after(0.0) as quick:
+        result = overhead.compare({"ours": slow, "echo": quick}, **LOAD)
+    assert result["ours_one_client_p50_ms"] >= 50.0
+    assert result["more_p50_ms"] > 25.0
+
+
+def test_both_servers_answer_the_bodies_of_the_bench() -> None:
+    result = overhead.run(**LOAD)
     assert result["echo_p50_ms"] > 0
-    for percentile in ("p50", "p99"):
-        more = result[f"ours_{percentile}_ms"] - result[f"echo_{percentile}_ms"]
-        assert result[f"more_{percentile}_ms"] == more
+    assert result["ours_p50_ms"] > 0

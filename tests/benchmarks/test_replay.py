@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.longbench.score import score_file
+from refine_server.server.cli.main import app
 
 TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
 SECRET = "Alphonse the Unquotable"
@@ -46,7 +46,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(scripted: Any, out: Path, *options: str) -> Result:
     command = [*options, "--url", scripted.url, "--out", str(out), "--json"]
-    return CliRunner().invoke(app, command)
+    return CliRunner().invoke(app, ["bench", *command])
 
 
 def longbench(scripted: Any, data: Path, out: Path, *options: str) -> Result:
@@ -161,8 +161,8 @@ def test_an_interrupted_run_goes_on_where_it_was(scripted: Any, data: Path, tmp_
     scripted.bodies.clear()
     refused = longbench(scripted, data, out)
     assert refused.exit_code == 2
-    assert "--resume goes on with it" in refused.stderr
-    cut = CliRunner().invoke(app, ["report", str(out), "--json"])
+    assert "continue it with --resume" in refused.stderr
+    cut = CliRunner().invoke(app, ["bench", "report", str(out), "--json"])
     assert json.loads(cut.stdout.splitlines()[-1])["questions"] == 3
     resumed = longbench(scripted, data, out, "--resume")
     assert len(scripted.bodies) == 7
@@ -177,9 +177,7 @@ def test_a_run_resumes_under_its_own_settings_only(
     longbench(scripted, data, out, "--limit", "1")
     other = longbench(scripted, data, out, "--limit", "1", "--resume", "--adapt", '{"steps": 3}')
     assert other.exit_code == 2
-    assert (
-        "another settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
-    )
+    assert "its settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -232,7 +230,7 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["report", str(tmp_path)])
+    said = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
     assert said.exit_code == 2
     assert "run.json: No such file" in said.stderr
 
@@ -247,14 +245,14 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--objectives", "sft"], "none,ntp,refine"),
-        (["--objectives", "ntp,ntp"], "once each"),
-        (["--adapt", "{"], "no JSON"),
+        (["--objectives", "sft"], "none, ntp, refine"),
+        (["--objectives", "ntp,ntp"], "each once"),
+        (["--adapt", "{"], "not valid JSON"),
         (["--adapt", '{"objective": "ntp"}'], "without `objective`"),
         (["--adapt", '{"kl_coef": NaN}'], "--adapt.kl_coef: nan is not finite"),
-        (["--tasks", "hotpot"], "no LongBench task"),
+        (["--tasks", "hotpot"], "not a LongBench task"),
         (["--tokenizer", "nowhere/at-all"], "cannot read nowhere/at-all"),
-        (["--max-length", "64"], "tokens are needed beside the context"),
+        (["--max-length", "64"], "tokens beside the context"),
     ],
 )
 def test_bad_options_are_told(

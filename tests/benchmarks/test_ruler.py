@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from refine_server.benchmarks.cli import app
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.benchmarks.ruler.generate import TASKS, Sources, generate
 from refine_server.benchmarks.ruler.needles import NOISE
 from refine_server.benchmarks.ruler.replay import questions
 from refine_server.benchmarks.ruler.samples import Sample
+from refine_server.server.cli.main import app
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "ruler" / "squadqa_4096.jsonl"
 
@@ -157,11 +157,11 @@ def test_the_share_of_outputs_counts_or_any_of_them() -> None:
 def test_what_is_missing_is_told(sources: Sources) -> None:
     with pytest.raises(DataError, match="need --essay: any long text"):
         make("niah_single_2", Sources())
-    with pytest.raises(DataError, match="'niah' is no RULER task"):
+    with pytest.raises(DataError, match="'niah' is not a RULER task"):
         make("niah", sources)
-    with pytest.raises(DataError, match="vt does not fit into 200 tokens"):
+    with pytest.raises(DataError, match="200 tokens are too few for vt"):
         make("vt", sources, 200)
-    with pytest.raises(DataError, match="qa_1 has 3 questions only"):
+    with pytest.raises(DataError, match="qa_1 has only 3 questions"):
         make("qa_1", sources, samples=4)
     with pytest.raises(DataError, match="not in its data set's published form"):
         make("qa_2", replace(sources, hotpotqa=sources.squad))
@@ -172,7 +172,7 @@ def test_a_file_of_samples_is_read_as_it_was_written(tmp_path: Path, sources: So
     file = tmp_path / "samples.jsonl"
     command = ["ruler-make", "--out", str(file), "--tokenizer", str(tokenizer), "--json"]
     options = ["--tasks", "niah_single_1,niah_multikey_2", "--lengths", "600,900", "--samples", "2"]
-    said = CliRunner().invoke(app, [*command, *options])
+    said = CliRunner().invoke(app, ["bench", *command, *options])
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
     samples = list(read_rows(file, Sample.parse))

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from refine_server.server.cli.demo import running_server
 
@@ -19,7 +18,7 @@ CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
     reason="needs node and what `make typescript` builds",
 )
 def test_the_tests_of_the_client_pass() -> None:
-    with running_server("tiny", Console(stderr=True)) as url:
+    with running_server("tiny") as url:
         environment = {**os.environ, "REFINE_URL": url}
         ran = subprocess.run(
             ["npm", "test"],

@@ -21,7 +21,7 @@ def test_arguments_win_over_variables_and_variables_over_defaults(
         ("REFINE_PORT", "70000", r"less than or equal to 65535"),
         ("REFINE_DTYPE", "int4", r"REFINE_DTYPE"),
         ("REFINE_REQUEST_TIMEOUT_SECONDS", "inf", r"finite"),
-        ("REFINE_PROT", "8000", r"REFINE_PROT: no option"),
+        ("REFINE_PROT", "8000", r"REFINE_PROT: there is no such option"),
     ],
 )
 def test_bad_variables_are_named(
@@ -36,7 +36,3 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("REFINE_CACHE_DIR", "/tmp")
     monkeypatch.setenv("REFINE_SERVER_SERVICE_HOST", "10.0.0.1")
     assert read_settings() == Settings()
-
-
-def test_every_option_is_described() -> None:
-    assert all(field.description for field in Settings.model_fields.values())

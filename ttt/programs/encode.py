@@ -146,13 +146,13 @@ def _check_prompt(
     prompt: tuple[int, ...], longest: int, vocabulary: int, *, may_be_empty: bool
 ) -> None:
     if not prompt and not may_be_empty:
-        raise RequestError("prompt holds no token", "prompt", "empty")
+        raise RequestError("prompt is empty", "prompt", "empty")
     if len(prompt) > longest:
         message = f"prompt: {len(prompt)} tokens; at most {longest} are accepted"
         raise RequestError(message, "prompt", TOO_LONG)
     unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
     if unknown is not None:
-        message = f"prompt holds token {unknown}; the model knows 0 to {vocabulary - 1}"
+        message = f"prompt: token {unknown} is not in the vocabulary, 0 to {vocabulary - 1}"
         raise RequestError(message, "prompt", "unknown_token")
 
 

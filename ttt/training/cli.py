@@ -1,35 +1,43 @@
-"""``refine-server train``: make the models that come with the server, and models to be adapted."""
+"""``refine-server train``: train the embedded models, and models that are meant to be adapted."""
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # --help must not import torch
+    from refine_server.ttt.interface.config import AdaptConfig
     from refine_server.ttt.training.run import Progress
 
-app = typer.Typer(no_args_is_help=True, help="Train the models that come with the server.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train the embedded models, and models that are meant to be adapted.",
+)
 
-Out = Annotated[Path, typer.Option(help="Directory to write the model to.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")]
-Documents = Annotated[
-    int, typer.Option(min=1, help="Test documents of each length, 8 questions on each.")
+Out = Annotated[Path, typer.Option(help="Directory to write the model and checkpoints to.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Number of optimizer steps. Default: the recipe's.")
 ]
-Model = Annotated[str, typer.Option(help="The model to start from: a name or a directory.")]
+Seed = Annotated[int, typer.Option(help="Random seed for data and training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads for one operation.")]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Number of steps between two checkpoints.")]
+Documents = Annotated[
+    int,
+    typer.Option(min=1, help="Number of test documents of each length, with 8 questions each."),
+]
+Model = Annotated[
+    str, typer.Option(help="Model to start from: a name, a directory or a hub id (owner/name).")
+]
 
 
 @app.callback()
 def _train() -> None:
-    """Train the models that come with the server."""
+    """Train the embedded models, and models that are meant to be adapted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -43,16 +51,16 @@ def tiny(
     save_every: SaveEvery = 50,
     documents: Documents = 25,
 ) -> None:
-    """A tiny DeltaNet that answers from a document.
+    """Train the model tiny, a DeltaNet that answers questions from a document.
 
-    A killed run continues with --resume and ends in the same weights. The last line is a JSON
-    object with the share of exactly right answers for each document length.
+    A run that was killed continues with --resume and gives the same weights. The last line of the
+    output is a JSON object with the exact-match score (0 to 1) for each document length.
     """
     from refine_server.ttt.training.tiny import Recipe, Trainer
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
-    with _refusals(threads):
-        trainer = Trainer(recipe, out, resume=resume)
+    _use_threads(threads)
+    trainer = Trainer(recipe, out, resume=resume)
     trainer.run(_show, save_every=save_every)
     typer.echo("measuring exact match", err=True)
     typer.echo(json.dumps(trainer.finish(documents)))
@@ -64,22 +72,26 @@ def nested(
     model: Model = "tiny",
     stage: Annotated[
         Literal["first", "many_facts"],
-        typer.Option(help="Of tiny-nested: the second goes on from the first one's result."),
+        typer.Option(
+            help="Stage of tiny-nested: first, then many_facts, which continues from the result "
+            "of the first (its --out, as --model)."
+        ),
     ] = "first",
     steps: Steps = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of everything drawn, if not the stage's.")
+        int | None, typer.Option(help="Random seed for data and training. Default: the stage's.")
     ] = None,
     resume: Resume = False,
     threads: Threads = 1,
     save_every: SaveEvery = 25,
     documents: Documents = 25,
 ) -> None:
-    """Nested post-training: adapt on documents inside, lower the loss of their questions outside.
+    """Train a model to be adapted (nested post-training).
 
-    The model must have the tiny model's tokenizer. A killed run continues with --resume and ends
-    in the same weights. The last line is a JSON object with the unadapted model's share of exactly
-    right answers for each document length.
+    The inner loop adapts the fast weights on documents; the outer loop lowers the loss of answers
+    about them. The model must have the tokenizer of tiny. A run that was killed continues with
+    --resume and gives the same weights. The last line of the output is a JSON object with the
+    unadapted model's exact-match score (0 to 1) for each document length.
     """
     from refine_server.ttt.models.loading.loader import find, load
     from refine_server.ttt.training import evaluate
@@ -87,9 +99,9 @@ def nested(
 
     own = RECIPES[stage]
     recipe = replace(own, steps=steps or own.steps, seed=own.seed if seed is None else seed)
-    with _refusals(threads):
-        base = load(model)
-        trainer = Trainer(recipe, base, out, resume=resume)
+    _use_threads(threads)
+    base = load(model)
+    trainer = Trainer(recipe, base, out, resume=resume)
     trainer.run(_show, save_every=save_every)
     typer.echo("measuring exact match", err=True)
     measured = evaluate.by_length(base.requires_grad_(False), documents=documents)
@@ -101,10 +113,11 @@ def nested(
 @app.command()
 def mid(
     out: Out,
-    corpus: Annotated[list[Path], typer.Option(help="Text files; repeat for more.")],
+    corpus: Annotated[list[Path], typer.Option(help="Text file (UTF-8) to train on; repeatable.")],
     model: Model = "tiny",
     objective: Annotated[
-        Literal["refine", "ntp"], typer.Option(help="REFINE, or its next-token loss alone.")
+        Literal["refine", "ntp"],
+        typer.Option(help="Training objective: refine, or ntp (next-token loss only)."),
     ] = "refine",
     steps: Steps = None,
     seed: Seed = 0,
@@ -112,19 +125,19 @@ def mid(
     threads: Threads = 1,
     save_every: SaveEvery = 25,
 ) -> None:
-    """Mid-training: the server's loop over a corpus, stepping the model's own weights.
+    """Train a model's own weights on a corpus with REFINE (mid-training).
 
-    A killed run continues with --resume and ends in the same weights. The last line is a JSON
-    object.
+    A run that was killed continues with --resume and gives the same weights. The last line of the
+    output is a JSON object that describes the run.
     """
     from refine_server.ttt.models.loading.loader import find, load
     from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
     recipe = replace(recipe, adapt=recipe.adapt.model_copy(update={"objective": objective}))
-    with _refusals(threads):
-        base = load(model)
-        trainer = Trainer(recipe, base, read_corpus(base, corpus), out, resume=resume)
+    _use_threads(threads)
+    base = load(model)
+    trainer = Trainer(recipe, base, read_corpus(base, corpus), out, resume=resume)
     trainer.run(_show, save_every=save_every)
     typer.echo(json.dumps(trainer.hand_over(base, find(model), "refine-server train mid")))
 
@@ -132,61 +145,72 @@ def mid(
 @app.command()
 def compare(
     model: Model = "tiny",
-    tokens: Annotated[int, typer.Option(min=32, help="Tokens of a document, about.")] = 220,
-    facts: Annotated[int, typer.Option(min=2, help="Facts that it states.")] = 8,
-    documents: Annotated[int, typer.Option(min=2, help="How many documents.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of the documents and questions.")] = 1,
+    tokens: Annotated[
+        int, typer.Option(min=32, help="Approximate document length in tokens.")
+    ] = 220,
+    facts: Annotated[int, typer.Option(min=2, help="Number of facts in a document.")] = 8,
+    documents: Annotated[int, typer.Option(min=2, help="Number of documents.")] = 25,
+    seed: Annotated[int, typer.Option(help="Random seed for documents and questions.")] = 1,
     regime: Annotated[
         Literal["memory", "context"],
-        typer.Option(help="The settings that tiny-nested is best adapted with for it."),
+        typer.Option(
+            help="Use the best known settings of tiny-nested for answering from memory, or with "
+            "the document in context."
+        ),
     ] = "memory",
     adapt: Annotated[
-        str, typer.Option(help="JSON object: what differs from the regime's settings.")
+        str,
+        typer.Option(help="Adaptation settings that differ from those of --regime (JSON object)."),
     ] = "{}",
     ntp: Annotated[
-        str, typer.Option(help="JSON object: what differs from --adapt for NTP, as its own rate.")
+        str,
+        typer.Option(
+            help="Adaptation settings of the next-token objective that differ from --adapt (JSON "
+            "object), e.g. its own learning rate."
+        ),
     ] = "{}",
     threads: Threads = 1,
 ) -> None:
-    """None, NTP and REFINE beside each other, as nested post-training adapts.
+    """Compare no adaptation, next-token adaptation and REFINE.
 
-    Exact match (0-100) from memory and in context, with 95 % intervals over documents; the last
-    line is a JSON object.
+    Exact match (0 to 100) from memory and with the document in context, with 95 % confidence
+    intervals over documents. The last line of the output is a JSON object.
     """
-    from refine_server.ttt.interface.config import AdaptConfig
     from refine_server.ttt.models.loading.loader import load
     from refine_server.ttt.training.compare import compare
     from refine_server.ttt.training.nested import BEST
 
-    with _refusals(threads):
-        config = AdaptConfig.model_validate(BEST[regime].model_dump() | json.loads(adapt))
-        other = AdaptConfig.model_validate(config.model_dump() | json.loads(ntp))
-        base = load(model)
-        result = compare(
-            base, config, ntp=other, tokens=tokens, facts=facts, documents=documents, seed=seed
-        )
+    _use_threads(threads)
+    config = _changed(BEST[regime], adapt, "--adapt")
+    own = _changed(config, ntp, "--ntp")
+    result = compare(
+        load(model), config, ntp=own, tokens=tokens, facts=facts, documents=documents, seed=seed
+    )
     typer.echo(json.dumps(result))
 
 
-@contextmanager
-def _refusals(threads: int) -> Iterator[None]:
-    """Say in one line why a run cannot begin."""
+def _changed(config: "AdaptConfig", changes: str, option: str) -> "AdaptConfig":
+    """The settings with the changes that an option gives as a JSON object."""
+    from pydantic import ValidationError
+
+    try:
+        fields: dict[str, Any] = dict(json.loads(changes))
+        return type(config).model_validate(config.model_dump() | fields)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise typer.BadParameter(f"{option}: {'; '.join(problems)}") from None
+    except (ValueError, TypeError):
+        raise typer.BadParameter(f"{option} must be a JSON object") from None
+
+
+def _use_threads(threads: int) -> None:
     import torch
 
-    from refine_server.ttt.models import ModelError
-
     torch.set_num_threads(threads)
-    try:
-        yield
-    except (FileNotFoundError, ModelError, ValueError) as error:
-        typer.echo(f"cannot train: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _show(progress: "Progress") -> None:
-    """One line on a terminal, rewritten; in a log a line every ten steps."""
-    import sys
-
+    """Show progress: one line that is rewritten on a terminal, else a line every ten steps."""
     figures = "  ".join(f"{name} {value:.3g}" for name, value in progress.figures.items())
     line = (
         f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {figures}  "

@@ -19,6 +19,7 @@ from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import step_losses
+from refine_server.ttt.training.errors import TrainingError
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 
@@ -54,12 +55,17 @@ def read_corpus(model: CausalLM, files: Sequence[Path]) -> Tensor:
     """The tokens of text files, one after the other: [N].
 
     Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: a file is not UTF-8.
+        TrainingError: a file cannot be read, or is not UTF-8.
     """
     ids: list[int] = []
     for file in files:
-        ids += model.tokenizer(file.read_text(), add_special_tokens=False)["input_ids"]
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"--corpus: cannot read {file}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"--corpus: {file} is not UTF-8 text: {error.reason}") from None
+        ids += model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return torch.tensor(ids)
 
 
@@ -71,10 +77,12 @@ class Trainer(Run):
     ) -> None:
         """
         Raises:
-            ValueError: the corpus is shorter than one row, or nothing can be resumed.
+            TrainingError: the corpus is shorter than one row, or the run cannot be resumed.
         """
         if len(corpus) < recipe.tokens:
-            raise ValueError(f"the corpus has {len(corpus)} tokens; a row takes {recipe.tokens}")
+            raise TrainingError(
+                f"--corpus: the corpus has {len(corpus)} tokens, but a row takes {recipe.tokens}"
+            )
         self.model, self.corpus = model.requires_grad_(True), corpus
         super().__init__(recipe, out, dict(model.named_parameters()))
         if resume:

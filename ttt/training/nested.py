@@ -24,6 +24,7 @@ from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import step_losses
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 from refine_server.ttt.training import corpus, tiny
+from refine_server.ttt.training.errors import TrainingError
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 ADAPT = AdaptConfig(
@@ -196,7 +197,7 @@ def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeigh
     multiplied by R: every row gets the gradient that it would get alone.
     """
     if config.prefix != "full":
-        raise ValueError(f"prefix={config.prefix!r}: nested training adapts on whole documents")
+        raise TrainingError(f"prefix={config.prefix!r}: nested training adapts on whole documents")
     R = ids.shape[0]
     fast = FastWeights.stack([model.new_fast_weights(config.targets, config.rank, config.seed)] * R)
     rows = Rows(model, ids, fast, positions=config.chunks)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.training.errors import TrainingError
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -138,14 +139,14 @@ class Run(ABC):
         """Continue from the checkpoint in ``out``.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it belongs to another recipe.
+            TrainingError: there is none, or it belongs to another recipe.
         """
-        saved = torch.load(self.out / CHECKPOINT, weights_only=True)
+        path = self.out / CHECKPOINT
+        if not path.is_file():
+            raise TrainingError(f"--resume: {path} does not exist; start the run without --resume")
+        saved = torch.load(path, weights_only=True)
         if saved["recipe"] != recorded(self.recipe):
-            raise ValueError(
-                f"{self.out / CHECKPOINT} was made by another recipe: {saved['recipe']}"
-            )
+            raise TrainingError(f"--resume: {path} was made by another recipe: {saved['recipe']}")
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(saved["weights"][name])

@@ -56,7 +56,7 @@ NEUTRAL: dict[str | None, tuple[Any, ...]] = {
 
 def _changes_nothing(value: object, info: ValidationInfo) -> object:
     if value is not None and value not in NEUTRAL.get(info.field_name, ()):
-        raise PydanticCustomError("unsupported", "this server does not support it")
+        raise PydanticCustomError("unsupported", "is not supported by this server")
     return value
 
 
@@ -95,7 +95,7 @@ class TttOptions(_Body):
         cls, value: AdaptConfig | None, info: ValidationInfo
     ) -> AdaptConfig | None:
         if value is not None and info.data.get("document") is None:
-            raise ValueError("needs document")
+            raise ValueError("requires document")
         return value
 
 
@@ -133,7 +133,7 @@ class GenerationBody(_Body):
         cls, value: StreamOptions | None, info: ValidationInfo
     ) -> StreamOptions | None:
         if value is not None and not info.data.get("stream"):
-            raise ValueError("needs stream")
+            raise ValueError("requires stream to be true")
         return value
 
     @property
@@ -144,7 +144,7 @@ class GenerationBody(_Body):
     def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
         """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
         if max_tokens is not None and max_tokens > longest:
-            message = f"max_tokens: this server allows {longest} at most"
+            message = f"max_tokens: this server allows at most {longest}"
             raise ApiError(422, message, "invalid_value", param="max_tokens")
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
         return SamplingConfig(
@@ -212,7 +212,7 @@ def _supported_parts(value: object) -> object:
         for part in value:
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind != "text":
-                raise PydanticCustomError("unsupported", "this server reads parts of text only")
+                raise PydanticCustomError("unsupported", "only parts of type text are supported")
     return value
 
 
@@ -265,7 +265,7 @@ class ChatBody(GenerationBody):
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and not info.data.get("logprobs"):
-            raise ValueError("needs logprobs")
+            raise ValueError("requires logprobs to be true")
         return value
 
     def to_sampling(self, longest: int) -> SamplingConfig:
@@ -291,7 +291,7 @@ class TokenizeBody(_Body):
         cls, value: list[ChatMessage] | None, info: ValidationInfo
     ) -> list[ChatMessage] | None:
         if (value is None) == (info.data.get("prompt") is None):
-            raise ValueError("either messages or prompt must be there")
+            raise ValueError("give either messages or prompt")
         return value
 
 

@@ -72,7 +72,7 @@ async def test_another_owners_document_is_never_used(fake: FakeBackend) -> None:
         assert told.value.status == 500
         assert "alpha" not in str(told.value)
         await until(lambda: served.engine.is_broken)
-        with pytest.raises(ApiError, match="Isolation"):
+        with pytest.raises(ApiError, match="isolation check"):
             served.engine.ready()
 
 

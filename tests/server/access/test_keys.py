@@ -141,7 +141,7 @@ def test_key_files_in_both_forms(tmp_path: Path) -> None:
     for key in (ALICE, "new"):
         alice = keyring.identify(key)
         assert alice is not None
-        assert alice.limits == Quotas(requests_per_minute=3, adaptation_bytes=0)
+        assert alice.quotas == Quotas(requests_per_minute=3, adaptation_bytes=0)
     assert set(keyring.principals) == {"alice", "bob"}
     assert Keyring.of(Settings(api_keys_file=tmp_path / "keys.json")).identify(ALICE)
 
@@ -152,17 +152,17 @@ GOOD = {"name": "a", "sha256": "0" * 64}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "this is no JSON text"),
-        ("[" * 100_000, "this is no JSON text"),
+        ("{", "is not JSON text"),
+        ("[" * 100_000, "is not JSON text"),
         ("[]", "valid dictionary"),
         ('{"keys": []}', "keys: List should have at least 1"),
         ({**GOOD, "sha256": "abc"}, r"keys\.0\.sha256\.0: .*pattern"),
         ({**GOOD, "key": "plain"}, r"keys\.0\.key: Extra inputs"),
-        ({**GOOD, "name": "a b"}, "name of a key has"),
+        ({**GOOD, "name": "a b"}, "name of a key must have"),
         ({**GOOD, "name": "local"}, "server without keys"),
         ({**GOOD, "quotas": {"requests_per_minute": 0}}, "requests_per_minute: .*greater"),
         ({**GOOD, "quotas": {"requests_per_hour": 1}}, "requests_per_hour: Extra inputs"),
-        ({**GOOD, "sha256": ["0" * 64, "0" * 64]}, "is there twice"),
+        ({**GOOD, "sha256": ["0" * 64, "0" * 64]}, "occurs twice"),
     ],
 )
 def test_a_bad_key_file_fails_the_start(tmp_path: Path, content: Any, message: str) -> None:
@@ -174,22 +174,22 @@ def test_a_bad_key_file_fails_the_start(tmp_path: Path, content: Any, message: s
 
 
 def test_a_key_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"keys\.toml: cannot be read: No such file"):
+    with pytest.raises(SettingsError, match=r"keys\.toml cannot be read: No such file"):
         Keyring.of(Settings(api_keys_file=tmp_path / "keys.toml"))
     (tmp_path / "keys.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsError, match="no TOML text in UTF-8"):
+    with pytest.raises(SettingsError, match="not TOML text in UTF-8"):
         Keyring.of(Settings(api_keys_file=tmp_path / "keys.toml"))
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("hush-hush-hush-hush", "entry 1: it must be name:key"),
+        ("hush-hush-hush-hush", "entry 1 must have the form name:key"),
         ("alice:hush", "entry 1: the key of alice must have at least 16"),
         ("alice:hush hush hush hush", "no space"),
         (f"alice:{ALICE},", "entry 2"),
-        (f"alice:{ALICE},alice:{BOB}", "name 'alice' is there twice"),
-        (f"alice:{ALICE},bob:{ALICE}", "is there twice"),
+        (f"alice:{ALICE},alice:{BOB}", "name 'alice' occurs twice"),
+        (f"alice:{ALICE},bob:{ALICE}", "occurs twice"),
         (f"local:{ALICE}", "server without keys"),
     ],
 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from refine_server.server.access.keys import KeyEntry, Keyring, Principal, Quotas, new_key
-from refine_server.server.access.quotas import Allowance, QuotaKeeper
+from refine_server.server.access.quotas import QuotaKeeper, TokenBucket
 from refine_server.server.http.errors import ApiError
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
@@ -38,21 +38,21 @@ def keeper(clock: Clock, **quotas: int) -> tuple[QuotaKeeper, Principal]:
     limit=st.integers(1, 50),
     asked=st.lists(st.tuples(st.integers(1, 60), st.floats(0, 40)), max_size=40),
 )
-def test_an_allowance_never_gives_more_than_its_rate(
+def test_a_bucket_never_gives_more_than_its_rate(
     limit: int, asked: list[tuple[int, float]]
 ) -> None:
     now = 0.0
-    allowance = Allowance(limit, 60.0, now)
+    bucket = TokenBucket(limit, 60.0, now)
     given_at: list[tuple[float, int]] = []
     for units, pause in asked:
         now += pause
-        wait = allowance.wait(units, now)
+        wait = bucket.wait(units, now)
         assert math.isinf(wait) == (units > limit)
         if wait == 0.0:
-            allowance.spend(units, now)
+            bucket.take(units, now)
             given_at.append((now, units))
         elif not math.isinf(wait):
-            assert allowance.wait(units, now + wait) == pytest.approx(0.0, abs=1e-6)
+            assert bucket.wait(units, now + wait) == pytest.approx(0.0, abs=1e-6)
     for begin, _ in given_at:
         # What was saved up, and what is regained meanwhile.
         spent = sum(units for at, units in given_at if begin <= at <= begin + 60.0)

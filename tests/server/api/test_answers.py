@@ -107,7 +107,8 @@ def test_an_internal_error_tells_nothing_and_hurts_nobody_else(
     assert response.status_code == 500
     assert response.json() == {
         "error": {
-            "message": "Internal error. The server's log has the details.",
+            "message": "Internal error. The server's log has the details, under the id in "
+            "x-request-id.",
             "type": "internal_error",
             "param": None,
             "code": "internal_error",
@@ -218,7 +219,7 @@ def test_lone_surrogates_do_not_break_the_error(client: TestClient) -> None:
     content = b'{"document": "x", "query": "y", "\\ud800": 1}'
     headers = {"content-type": "application/json"}
     response = client.post("/v1/answers", content=content, headers=headers)
-    assert response.json()["error"]["message"] == "The name of a field is not Unicode text."
+    assert response.json()["error"]["message"] == "The name of a field is not valid Unicode text."
     response = client.post(
         "/v1/answers", content=b'{"document": "\\ud800", "query": "y"}', headers=headers
     )

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from refine_server.server.cli.main import app
 from refine_server.ttt.models import bundled, load
 from refine_server.ttt.models.loading.footprint import measure
+from support.command_line import run, run_failing
 
 DATA = Path(__file__).parents[2] / "data"
 
 
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, ["models", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    return result.output
+def models(*arguments: str | Path) -> str:
+    shown = run("models", *arguments)
+    assert shown.exit_code == 0, shown.output
+    return shown.output
 
 
 def fla_directory(name: str, target: Path, **changes: int) -> Path:
@@ -70,10 +69,10 @@ def hybrid_directory(target: Path) -> Path:
 
 
 def test_list_names_every_family() -> None:
-    shown = run("list")
+    shown = models("list")
     for word in ("smollm2", "delta_net", "gated_deltanet", "lact_swiglu", "qwen3_next", "overlay"):
         assert word in shown
-    families = json.loads(run("list", "--json"))["families"]
+    families = json.loads(models("list", "--json"))["families"]
     assert families["lact"] == ["lact_swiglu"]
     assert families["hybrid"] == [
         "kimi_linear", "olmo_hybrid", "qwen3_5", "qwen3_5_text", "qwen3_next"
@@ -88,7 +87,7 @@ def test_inspect_says_what_a_loaded_model_has(tmp_path: Path, name: str, targets
         hybrid_directory(path)
     else:  # LaCT's chunks as long as real ones are to a document, or there are hundreds of them
         fla_directory(name, path, lact_chunk_size=1024, window_size=1024)
-    shown = json.loads(run("inspect", path, "--json", "--targets", targets, "--memory", "1GiB"))
+    shown = json.loads(models("inspect", path, "--json", "--targets", targets, "--memory", "1GiB"))
     model = load(path)
     assert shown["family"] == model.family
     assert shown["parameters"] == model.num_parameters
@@ -103,7 +102,7 @@ def test_inspect_says_what_a_loaded_model_has(tmp_path: Path, name: str, targets
 def test_inspect_reads_no_weights(tmp_path: Path) -> None:
     path = fla_directory("delta_net", tmp_path / "model")
     (path / "model.safetensors").unlink()
-    assert "delta_net" in run("inspect", path)
+    assert "delta_net" in models("inspect", path)
 
 
 def test_the_longest_document_fits_the_memory() -> None:
@@ -122,7 +121,7 @@ def test_the_longest_document_fits_the_memory() -> None:
 def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     hybrid_directory(path) if name == "qwen3_next" else fla_directory(name, path)
-    run("convert", path, tmp_path / "half", "--dtype", "bfloat16")
+    models("convert", path, tmp_path / "half", "--dtype", "bfloat16")
     model, half = load(path), load(tmp_path / "half")
     assert half.dtype == torch.bfloat16
     assert measure(str(tmp_path / "half")).dtype == "bfloat16"
@@ -144,7 +143,5 @@ def test_bad_input_is_told_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["models", *arguments])
-    assert result.exit_code == 2
-    assert message in result.output
+    run_failing(2, message, "models", *arguments)
     assert not list(tmp_path.iterdir())

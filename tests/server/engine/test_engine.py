@@ -148,7 +148,7 @@ async def test_when_the_thread_dies_every_job_is_told_and_none_is_taken(
             with pytest.raises(ApiError) as dead:
                 await job.finish()
             assert dead.value.body.error.code == "engine_dead"
-        with pytest.raises(ApiError, match="died"):
+        with pytest.raises(ApiError, match="engine failed"):
             await served.submit(request("late")).finish()
 
 

@@ -15,7 +15,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.http.connections import MAX_HEAD_BYTES
-from refine_server.server.http.middleware import SECURITY_HEADERS, RequestContext
+from refine_server.server.http.middleware.request_context import RequestContext
+from refine_server.server.http.middleware.security_headers import SECURITY_HEADERS
+from refine_server.server.http.middleware.send_timeout import SendTimeout
 from refine_server.server.metrics import Metrics
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
@@ -140,8 +142,8 @@ def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture
             await asyncio.sleep(60)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    deaf = RequestContext(app, Metrics(), max_send_seconds=0.05)
-    asyncio.run(deaf(scope, send, send))  # type: ignore[arg-type]
+    limited = RequestContext(SendTimeout(app, seconds=0.05), Metrics())
+    asyncio.run(limited(scope, send, send))  # type: ignore[arg-type]
     assert closed
     assert "its client does not read" in caplog.text
     assert "Traceback" not in caplog.text

@@ -71,7 +71,7 @@ def test_a_document_may_contain_braces() -> None:
 
 @pytest.mark.parametrize("bad", ["{query} {document}", "{document}", "{document}{document}{query}"])
 def test_a_prompt_needs_both_parts_in_order(bad: str) -> None:
-    with pytest.raises(ValueError, match="once each"):
+    with pytest.raises(ValueError, match="each once"):
         PromptTemplate(make_tokenizer(chat=False), bad)
 
 
@@ -199,5 +199,5 @@ def test_a_template_must_not_change_what_precedes_the_document() -> None:
     tokenizer.chat_template = "{{ messages|length }} messages: " + CHAT
     template = PromptTemplate(tokenizer)
     assert template.encode_messages(USER_LAST, Limits(), after_document=True)
-    with pytest.raises(RequestError, match="precedes the document"):
+    with pytest.raises(RequestError, match="changes the text before the document"):
         template.encode_messages(CONVERSATION, Limits(), after_document=True)

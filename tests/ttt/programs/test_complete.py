@@ -180,7 +180,7 @@ def test_stop_strings_and_end_tokens_end_a_choice(tiny: CausalLM) -> None:
 @pytest.mark.parametrize(
     ("prompt", "code", "told"),
     [
-        ((), "empty", "no token"),
+        ((), "empty", "is empty"),
         ((1,) * 31, "context_length_exceeded", "at most 30"),
         ((1, 2560), "unknown_token", "0 to 2559"),
         ((-1,), "unknown_token", "token -1"),

@@ -14,6 +14,7 @@ from refine_server.ttt.models import load
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.training import corpus
 from refine_server.ttt.training.cli import app
+from refine_server.ttt.training.errors import TrainingError
 from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 from refine_server.ttt.training.run import CHECKPOINT
 
@@ -63,7 +64,7 @@ def test_a_resumed_run_ends_in_the_same_weights(text, tmp_path):
 
 
 def test_a_corpus_shorter_than_a_row_is_refused(text, tmp_path):
-    with pytest.raises(ValueError, match="a row takes 100000"):
+    with pytest.raises(TrainingError, match="a row takes 100000"):
         trainer(text, tmp_path, replace(SMALL, tokens=100_000))
 
 
@@ -80,7 +81,5 @@ def test_the_command_writes_a_model_that_loads(text, tmp_path):
 
 
 def test_a_missing_corpus_is_said(tmp_path):
-    arguments = ["mid", "--out", str(tmp_path), "--corpus", str(tmp_path / "no.txt")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "cannot train" in result.output
+    with pytest.raises(TrainingError, match=r"--corpus: cannot read .*no.txt"):
+        trainer(tmp_path / "no.txt", tmp_path)

@@ -1,7 +1,6 @@
-"""``refine-server bench overhead``: what the server costs when its model does no work.
+"""Servers whose time per request is all overhead: this one without its model's work, and an echo.
 
-Two processes of uvicorn: this server, all of it but the model's work, and a bare FastAPI echo. The
-clients, and what is made of their times, are in ``benchmarks.serving.overhead``.
+Each runs under uvicorn in a process of its own.
 """
 
 import logging
@@ -15,11 +14,10 @@ import uvicorn
 from fastapi import FastAPI
 from typing_extensions import override
 
-from refine_server.benchmarks.serving.overhead import measure
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
 from refine_server.server.engine.backend import Backend, Emit, ShouldStop
-from refine_server.server.process import Server, listen, settle
+from refine_server.server.process import Server, listen, tune_interpreter
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
@@ -30,17 +28,19 @@ HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 
 
-def run(clients: int, rate: float, requests: int, repeats: int) -> dict[str, Any]:
-    """See ``benchmarks.serving.overhead.measure``."""
+@contextmanager
+def running_servers() -> Iterator[dict[str, str]]:
+    """Start both servers; yield the URLs to post to, of ``ours`` and of ``echo``."""
     with ExitStack() as stack:
-        ours, echo = (stack.enter_context(_serving(side)) for side in (_serve_ours, _serve_echo))
-        sides = {"ours": f"{ours}/v1/answers", "echo": f"{echo}/v1/answers"}
-        return measure(sides, clients, rate, requests, repeats)
+        yield {
+            name: f"{stack.enter_context(_running(serve))}/v1/answers"
+            for name, serve in (("ours", _serve_ours), ("echo", _serve_echo))
+        }
 
 
 @contextmanager
-def _serving(serve: Callable[[int], None]) -> Iterator[str]:
-    """A process that serves on a port of its own, ready; it is stopped at the end."""
+def _running(serve: Callable[[int], None]) -> Iterator[str]:
+    """Run a server on a free port in a process of its own; yield its URL when it is ready."""
     with socket.create_server((HOST, 0)) as probe:
         port = probe.getsockname()[1]
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(port,), daemon=True)
@@ -60,7 +60,7 @@ def _serve_ours(port: int) -> None:
     settings = Settings(model="tiny", host=HOST, port=port, store="none")
     logging.disable()
     server = Server(create_app(settings, _open_idle), settings)
-    server.engine.opened.add_done_callback(settle)
+    server.engine.opened.add_done_callback(tune_interpreter)
     server.run(sockets=[listen(HOST, port)])
 
 
@@ -78,11 +78,10 @@ def _serve_echo(port: int) -> None:
 
 
 def _open_idle(settings: Settings) -> Backend:
-    # Imported here, as the parent process needs no torch.
-    from refine_server.server.engine.model_backend import ModelBackend
+    from refine_server.server.engine.model_backend import ModelBackend  # the parent needs no torch
 
     class IdleBackend(ModelBackend):
-        """The bundled tiny model with its tokenizer and checks, but its programs do no work."""
+        """The bundled tiny model, with its tokenizer and checks, whose programs do no work."""
 
         @override
         def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
@@ -100,8 +99,22 @@ async def _answer_at_once(emit: Emit) -> None:
             answer="nothing",
             base_answer=None,
             finish_reason="stop",
-            adaptation=AdaptationReport("none", (), 0, None, None, None, None, 0),
-            usage=Usage(1, 1, 1, 0),
-            timings=Timings(0.0, 0.0, 0.0, 0.0),
+            adaptation=AdaptationReport(
+                objective="none",
+                steps=(),
+                accepted_step=0,
+                guard=None,
+                stopped=None,
+                first_ntp_loss=None,
+                final_ntp_loss=None,
+                fast_weight_bytes=0,
+            ),
+            usage=Usage(document_tokens=1, query_tokens=1, completion_tokens=1, rollout_tokens=0),
+            timings=Timings(
+                prefill_seconds=0.0,
+                adapt_seconds=0.0,
+                decode_seconds=0.0,
+                time_to_first_token_seconds=0.0,
+            ),
         )
     )

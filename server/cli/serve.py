@@ -1,0 +1,20 @@
+"""``refine-server serve``."""
+
+import typer
+
+SERVE_CONTEXT = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
+"""Every argument, ``--help`` too, goes to ``read_settings``, where the options are declared."""
+
+
+def serve(context: typer.Context) -> None:
+    """Serve a model over HTTP. For the options and their environment variables: serve --help."""
+    from refine_server.server.settings import read_settings
+
+    settings = read_settings(context.args)
+    from refine_server.server import process  # imports the whole server, which --help must not
+
+    process.serve(settings)

@@ -1,0 +1,1 @@
+"""Middleware, one class a file; ``server.app`` lists it in order, the outermost first."""

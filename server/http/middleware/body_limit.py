@@ -1,0 +1,61 @@
+"""Limits on the size of a request's body and on the time that it takes to arrive."""
+
+import asyncio
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class BodyLimit:
+    """Refuses a body that is too large with 413, and one that arrives too slowly with 408.
+
+    Args:
+        app: the application.
+        max_bytes: maximum size, checked against the declared length and as the body arrives.
+        max_seconds: maximum time from the end of the request's head to the end of its body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.max_seconds = max_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        deadline = asyncio.get_running_loop().time() + self.max_seconds
+        received = 0
+        is_complete = False
+
+        async def receive_within_limits() -> Message:
+            nonlocal received, is_complete
+            if is_complete:  # the next message is the end of the connection
+                return await receive()
+            if declared.isdecimal() and int(declared) > self.max_bytes:
+                raise self._too_large()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise self._too_large()
+            is_complete = not message.get("more_body", False)
+            return message
+
+        await self.app(scope, receive_within_limits, send)
+
+    # FastAPI reads the body, and turns every error there but its own HTTPException into a 400.
+    # The rest of the body is still to come, so the connection cannot be used again.
+
+    def _too_large(self) -> HTTPException:
+        message = f"The body is larger than this server's limit of {self.max_bytes} bytes."
+        return HTTPException(413, message, {"connection": "close"})
+
+    def _too_slow(self) -> HTTPException:
+        message = f"The body did not arrive within {self.max_seconds:g} s."
+        return HTTPException(408, message, {"connection": "close"})

@@ -1,0 +1,94 @@
+"""``refine-server answer`` and ``adapt``, in this process and by a server."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refine_server.ttt.interface.errors import RequestError
+from support.command_line import run, run_failing
+from support.fake_backend import FakeBackend
+
+
+def test_answer_in_process(in_process: FakeBackend, document: str) -> None:
+    options = ("--steps", "3", "--max-tokens", "2", "--compare-base")
+    shown = run("answer", "--document", document, "--query", "who", *options)
+    assert shown.exit_code == 0
+    assert shown.stdout == "base: base says no\nwh\n"
+    assert "step 3/3" in shown.stderr
+    assert "3 of 3 steps used" in shown.stderr
+
+
+@pytest.mark.parametrize("query", ["who", "[b]ü[/b]"])
+def test_json_is_the_same_in_process_and_from_a_server(
+    in_process: FakeBackend, live: Callable[..., str], document: str, query: str
+) -> None:
+    arguments = ("answer", "--document", document, "--query", query, "--json", "--seed", "3")
+    local, remote = run(*arguments), run(*arguments, "--url", live())
+    assert (local.exit_code, remote.exit_code) == (0, 0)
+    mine, theirs = (json.loads(shown.stdout.splitlines()[-1]) for shown in (local, remote))
+    assert mine["answer"] == theirs["answer"] == query
+    assert mine.keys() == theirs.keys()
+    assert mine["adaptation"].keys() == theirs["adaptation"].keys()
+    assert mine["timings"].keys() == theirs["timings"].keys()
+    assert mine["adaptation"]["steps"] == theirs["adaptation"]["steps"]
+
+
+def test_the_document_may_come_from_stdin(in_process: FakeBackend) -> None:
+    shown = run("answer", "--document", "-", "--query", "who", input="a b c d")
+    assert (shown.exit_code, shown.stdout) == (0, "who\n")
+
+
+def test_a_bad_document_is_named(in_process: FakeBackend, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    run_failing(2, "no-such: No such file", "answer", "--document", "no-such", "--query", "who")
+    run_failing(2, "Is a directory", "answer", "--document", str(tmp_path), "--query", "who")
+    run_failing(2, "not UTF-8", "answer", "--document", str(tmp_path / "binary"), "--query", "who")
+    run_failing(2, "document: ", "answer", "--document", "-", "--query", "who", input=" ")
+    run_failing(2, "--document", "answer", "--query", "who")
+
+
+def test_a_bad_option_is_named(
+    in_process: FakeBackend, live: Callable[..., str], document: str
+) -> None:
+    asked = ("answer", "--document", document, "--query", "who")
+    run_failing(2, "query: ", "answer", "--document", document, "--query", "")
+    run_failing(2, "adapt.steps: ", *asked, "--steps", "-1")
+    run_failing(2, "adapt.objective: ", *asked, "--objective", "magic")
+    run_failing(2, "REFINE_PROT", *asked, env={"REFINE_PROT": "1"})
+    run_failing(1, "no server answers", *asked, "--url", "http://127.0.0.1:9")
+    run_failing(1, "'other'", *asked, "--url", live(), "--model", "other")
+    run_failing(2, "--url", "answer", "--adaptation", "adapt-1", "--query", "who")
+
+
+def test_a_request_that_the_model_refuses_is_told(in_process: FakeBackend, tmp_path: Path) -> None:
+    path = tmp_path / "refused.md"
+    path.write_text(in_process.fail("refused", RequestError("query is unfit", "query", "unfit")))
+    run_failing(2, "query is unfit", "answer", "--document", path, "--query", "who")
+
+
+def test_a_model_that_cannot_be_loaded_is_named(document: str) -> None:
+    asked = ("answer", "--document", document, "--query", "who")
+    run_failing(2, "no-such-model", *asked, "--model", "no-such-model")
+    run_failing(2, "device 'moon'", *asked, env={"REFINE_DEVICE": "moon"})
+
+
+def test_a_document_is_adapted_to_once_and_asked_by_its_id(
+    live: Callable[..., str], document: str
+) -> None:
+    url = live(api_keys="alice:alice-alice-alice-1")
+    server = ("--url", url)
+    key = {"REFINE_API_KEY": "alice-alice-alice-1"}
+    made = run("adapt", "--document", document, "--steps", "2", *server, env=key)
+    assert made.exit_code == 0, made.output
+    assert made.stderr.count("step ") == 2
+    adaptation_id = made.stdout.strip()
+    assert adaptation_id.startswith("adapt-")
+    asked = run("answer", "--adaptation", adaptation_id, "--query", "who", *server, env=key)
+    assert asked.exit_code == 0, asked.output
+    word = Path(document).read_text().split()[0]
+    assert asked.stdout.strip() == word
+    again = run("adapt", "--document", document, "--steps", "2", *server, "--json", env=key)
+    assert json.loads(again.stdout.splitlines()[-1])["id"] == adaptation_id
+    run_failing(1, "key", "answer", "--adaptation", adaptation_id, "--query", "who", *server)
