@@ -13,8 +13,8 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.reports import Judgement
-from refine_server.ttt.models.trunk import Frozen
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk, RowBatch
 from refine_server.ttt.refine.inputs.rows import Rows, Span
 

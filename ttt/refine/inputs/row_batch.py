@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows, TokenStats, continuations
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.trunk import Frozen, Trunk
 
 MIN_PREFIX = 20
 """The fewest tokens that stand before a rollout, as in the paper's code."""
