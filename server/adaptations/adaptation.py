@@ -41,9 +41,11 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
         request: the document and how to adapt to it.
         fingerprint: the base weights.
     """
-    config = request.adapt.model_dump(mode="json")
-    parts = [fingerprint, request.owner, request.document, config]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    parts = [fingerprint, request.owner, request.adapt.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    # The document as it is: to escape a long one as JSON would hold up the event loop.
+    digest.update(b"\0" + request.document.encode())
+    return digest.hexdigest()
 
 
 class Status(StrEnum):
