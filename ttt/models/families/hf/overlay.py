@@ -53,7 +53,7 @@ class Overlay(HFCausalLM):
         read in chunks. What slid out of the window is known from the fast weights alone.
         """
         if tokens < 1:
-            raise ModelError(f"window: {tokens} is no number of tokens")
+            raise ModelError(f"window: {tokens} is not a positive number of tokens")
         self.window_limit = self.prefill_chunk = tokens
         self._choose_windows()
 
