@@ -201,7 +201,7 @@ def read_tokenizer(directory: Path) -> Any:
         from transformers import AutoTokenizer, PreTrainedConfig
 
         # An empty configuration keeps transformers from guessing at a model type that it does not
-        # know; which tokenizer it is stands in tokenizer_config.json.
+        # know; tokenizer_config.json names the tokenizer's class.
         native = native_family(model_type_of(read_config(directory))) is not None
         config = PreTrainedConfig() if native else None
         return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=False)

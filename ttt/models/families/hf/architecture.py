@@ -77,7 +77,7 @@ def _require_static(model_type: str, rope_type: str) -> None:
     if rope_type not in STATIC_ROPE:
         raise ModelError(
             f"{model_type}: rope_type={rope_type!r} is not supported: its tables change with the "
-            "sequence's length, so a state could not go on"
+            "sequence's length, so a state could not be continued"
         )
 
 

@@ -144,7 +144,7 @@ class LaCTTrace(Trace):
     @override
     def final(self) -> LaCTState:
         pending = self.pending.written(self.starts)
-        if self.from_start:  # the pending tokens are shared by all rows that go on from here
+        if self.from_start:  # the pending tokens are shared by all rows that continue from here
             seen = pending.lengths
             nothing = pending.tail.tokens(0, 0).map(torch.clone)
             pending = Pending(pending.tail, nothing, tuple(seen), (0,) * len(seen))
