@@ -44,7 +44,7 @@ def step(
         str, typer.Option(help="smollm2, tiny, lact (a small random one), a directory or a hub id.")
     ] = "tiny",
     document_tokens: Annotated[int, typer.Option(min=64, help="T, the document's length.")] = 2048,
-    chunks: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
+    positions: Annotated[int, typer.Option(min=1, help="c, rollout positions.")] = 8,
     rollouts: Annotated[int, typer.Option(min=1, help="n, rollouts a position.")] = 4,
     rollout_tokens: Annotated[int, typer.Option(min=1, help="k, tokens a rollout.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the medians are reported.")] = 5,
@@ -57,7 +57,7 @@ def step(
     """One REFINE step against the naive loop that re-reads prefixes, and against an NTP step."""
     from refine_server.benchmarks.refine_step import StepBench
 
-    bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
+    bench = StepBench(model, document_tokens, positions, rollouts, rollout_tokens, threads)
     print_result(bench.run(repeats, naive_repeats), as_json)
 
 

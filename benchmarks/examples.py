@@ -35,7 +35,7 @@ class ExamplesBench:
     def __init__(self, model: str, directory: Path, overrides: dict[str, Any]) -> None:
         self.model = load(model)
         self.sampling = SamplingConfig(max_tokens=32)
-        self.config = AdaptConfig(**overrides)
+        self.config = AdaptConfig.model_validate(overrides)
         self.files = examples_for(directory, model)
 
     def run(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class ExamplesBench:
             document = (file.parent / example["document"]).read_text()
             asked += len(example["questions"])
             for objective in OBJECTIVES:
-                config = self.config.model_copy(update={"objective": objective})
+                config = self.config.updated(objective=objective)
                 began = time.perf_counter()
                 adapted = self._adapt(document, config)
                 seconds[objective].append(round(time.perf_counter() - began, 2))

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
+from refine_server.ttt.interface.config import MAX_TOKENS
 from refine_server.ttt.interface.requests import Limits
 
 ENV_PREFIX = "REFINE_"
@@ -96,7 +97,10 @@ class Settings(BaseSettings):
     )
     max_query_tokens: int = Field(Limits().query_tokens, ge=1, description="Longest query.")
     max_tokens: int = Field(
-        4096, ge=1, le=4096, description="Longest answer that a request may ask for, in tokens."
+        MAX_TOKENS,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Longest answer that a request may ask for, in tokens.",
     )
     max_active: int = Field(
         4, ge=1, le=256, description="Requests that take turns at the model; each owns memory."
@@ -106,9 +110,6 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(
         32, ge=0, description="Requests that may wait beyond these; more are refused with 429."
-    )
-    max_queue_tokens: int = Field(
-        1_000_000, ge=1, description="Document tokens that may wait; more are refused with 429."
     )
     max_queue_seconds: float = Field(
         600.0,

@@ -66,7 +66,7 @@ def adaptation(
             raise typer.BadParameter("--part: dev or heldout")
         if threads is not None:
             torch.set_num_threads(threads)
-        config = AdaptConfig(**adapt_of(adapt))
+        config = AdaptConfig.model_validate(adapt_of(adapt))
         chosen = regimes_of(names_of(regimes))
         bench = AdaptationBench(
             load(model, window=window if sliding else None), config, chosen, window

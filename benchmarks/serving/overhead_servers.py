@@ -100,8 +100,22 @@ async def _answer_at_once(emit: Emit) -> None:
             answer="nothing",
             base_answer=None,
             finish_reason="stop",
-            adaptation=AdaptationReport("none", (), 0, None, None, None, None, 0),
-            usage=Usage(1, 1, 1, 0),
-            timings=Timings(0.0, 0.0, 0.0, 0.0),
+            adaptation=AdaptationReport(
+                objective="none",
+                steps=(),
+                accepted_step=0,
+                guard=None,
+                stopped=None,
+                first_ntp_loss=None,
+                final_ntp_loss=None,
+                fast_weight_bytes=0,
+            ),
+            usage=Usage(document_tokens=1, query_tokens=1, completion_tokens=1, rollout_tokens=0),
+            timings=Timings(
+                prefill_seconds=0.0,
+                adapt_seconds=0.0,
+                decode_seconds=0.0,
+                time_to_first_token_seconds=0.0,
+            ),
         )
     )

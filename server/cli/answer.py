@@ -52,7 +52,7 @@ def answer_here(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:
     except ModelError as error:
         raise InputError(str(error)) from None
     origin = Origin(secrets.token_hex(16), backend.name)
-    encoded = backend.encode(body.to_work(settings.max_tokens))
+    encoded = backend.encode(body.to_work(body.sampling(settings.max_tokens)))
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in events:
         told = wire_event(event, origin)

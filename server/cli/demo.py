@@ -60,7 +60,7 @@ def run_demo(example_path: Path, model: str) -> bool:
         print(f"document: {example.title} ({len(example.document)} characters)")
         print(f"question: {example.query}")
         body = {"document": example.document, "query": example.query, "compare_base": True}
-        response = Follower(AdaptConfig().steps).follow(answer_there(url, None, body))
+        response = Follower(AdaptConfig().optimizer.steps).follow(answer_there(url, None, body))
     right = example.is_answered_by(response["answer"])
     verdict = "right" if right else f"wrong, expected {' or '.join(example.answers)}"
     seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]

@@ -117,8 +117,8 @@ def adapt(
         from refine_server.ttt.interface.config import AdaptConfig
 
         text = read_document(document)
-        options = _given(objective=objective, steps=steps, seed=seed)
-        follower = Follower(AdaptConfig().steps if steps is None else steps, as_json)
+        options = _adapt_options(objective, steps, seed)
+        follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
         kept = _given(ttl_seconds=ttl_seconds)
         follower.follow(adapt_there(url, api_key, text, adapt=options, **kept))
 
@@ -168,12 +168,12 @@ def answer(
         if adaptation is not None:
             body["adaptation"] = adaptation
         else:
-            body["adapt"] = _given(objective=objective, steps=steps, seed=seed)
+            body["adapt"] = _adapt_options(objective, steps, seed)
             body["compare_base"] = compare_base
         if document is not None:
             body["document"] = read_document(document)
         parsed = parse_body(body)
-        follower = Follower(parsed.adapt.steps, as_json)
+        follower = Follower(parsed.adapt.optimizer.steps, as_json)
         if url is not None:
             follower.follow(answer_there(url, api_key, {**body, **_given(model=model)}))
         elif adaptation is not None:
@@ -223,6 +223,11 @@ def openapi() -> None:
     from refine_server.server.settings import Settings
 
     typer.echo(json.dumps(create_app(Settings()).openapi(), indent=1))
+
+
+def _adapt_options(objective: str | None, steps: int | None, seed: int | None) -> dict[str, Any]:
+    options = _given(objective=objective, seed=seed)
+    return options if steps is None else {**options, "optimizer": {"steps": steps}}
 
 
 def _given(**options: Any) -> dict[str, Any]:

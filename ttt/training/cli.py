@@ -121,7 +121,7 @@ def mid(
     from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
-    recipe = replace(recipe, adapt=recipe.adapt.model_copy(update={"objective": objective}))
+    recipe = replace(recipe, adapt=recipe.adapt.updated(objective=objective))
     with _refusals(threads):
         base = load(model)
         trainer = Trainer(recipe, base, read_corpus(base, corpus), out, resume=resume)
@@ -153,14 +153,13 @@ def compare(
     Exact match (0-100) from memory and in context, with 95 % intervals over documents; the last
     line is a JSON object.
     """
-    from refine_server.ttt.interface.config import AdaptConfig
     from refine_server.ttt.models.loading.loader import load
     from refine_server.ttt.training.compare import compare
     from refine_server.ttt.training.nested import BEST
 
     with _refusals(threads):
-        config = AdaptConfig.model_validate(BEST[regime].model_dump() | json.loads(adapt))
-        other = AdaptConfig.model_validate(config.model_dump() | json.loads(ntp))
+        config = BEST[regime].updated(**json.loads(adapt))
+        other = config.updated(**json.loads(ntp))
         base = load(model)
         result = compare(
             base, config, ntp=other, tokens=tokens, facts=facts, documents=documents, seed=seed

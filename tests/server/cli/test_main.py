@@ -117,7 +117,7 @@ def test_answer_tells_plainly_what_is_wrong(
     failing(2, "not UTF-8", "--document", str(tmp_path / "binary"), "--query", "who")
     failing(2, "document: ", "--document", "-", "--query", "who", input=" ")
     failing(2, "query: ", "--document", document, "--query", "")
-    failing(2, "adapt.steps: ", *asked, "--steps", "-1")
+    failing(2, "adapt.optimizer.steps: ", *asked, "--steps", "-1")
     failing(2, "adapt.objective: ", *asked, "--objective", "magic")
     failing(1, "no server answers", *asked, "--url", "http://127.0.0.1:9")
     failing(1, "no model 'other'", *asked, "--url", live(), "--model", "other")
