@@ -6,7 +6,7 @@ import torch
 
 from refine_server.benchmarks.timing import medians
 from refine_server.ttt.document import AdaptedDocument
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
 from refine_server.ttt.interface.events import DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, AskRequest, Limits
 from refine_server.ttt.models import load
@@ -34,7 +34,7 @@ class AskBench:
         self, shortest: int, longest: int, document_tokens: int, queries: int, repeats: int
     ) -> dict[str, Any]:
         """Ratios of medians; documents' lengths are in tokens."""
-        one_step = AdaptConfig(steps=1, guard="none")
+        one_step = AdaptConfig(optimizer=OptimizerConfig(steps=1), guard="none")
         documents = {n: self._adapted(self._text(n), one_step) for n in (shortest, longest)}
         at = medians(
             {str(n): lambda d=d: self._ask(d) for n, d in documents.items()},  # type: ignore[misc]

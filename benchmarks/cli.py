@@ -54,7 +54,7 @@ def step(
     document_tokens: Annotated[
         int, typer.Option(min=64, help="T: length of the document in tokens.")
     ] = 2048,
-    chunks: Annotated[int, typer.Option(min=1, help="c: number of rollout positions.")] = 8,
+    positions: Annotated[int, typer.Option(min=1, help="c: number of rollout positions.")] = 8,
     rollouts: Annotated[int, typer.Option(min=1, help="n: rollouts for each position.")] = 4,
     rollout_tokens: Annotated[int, typer.Option(min=1, help="k: tokens in each rollout.")] = 5,
     repeats: Repeats = 5,
@@ -70,7 +70,7 @@ def step(
     """Time a REFINE step against the naive loop, which re-reads prefixes, and an NTP step."""
     from refine_server.benchmarks.refine_step import StepBench
 
-    bench = StepBench(model, document_tokens, chunks, rollouts, rollout_tokens, threads)
+    bench = StepBench(model, document_tokens, positions, rollouts, rollout_tokens, threads)
     print_result(bench.run(repeats, naive_repeats), as_json)
 
 

@@ -11,7 +11,7 @@ from refine_server.benchmarks.report.plots import lines
 from refine_server.benchmarks.timing import medians
 from refine_server.ttt.decoding.decode import DecodeStep
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models import load
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
@@ -48,7 +48,7 @@ class CostBench:
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.repeats = load(model), repeats
-        self.config = AdaptConfig(chunks=8, rollouts=4, guard="none")
+        self.config = AdaptConfig(rollouts=RolloutConfig(positions=8, per_position=4), guard="none")
         self.generator = torch.Generator().manual_seed(0)
 
     def run(
@@ -67,7 +67,10 @@ class CostBench:
             batches: requests at once, each on a document of ``batch_tokens``.
         """
         single = self._medians({T: self._tokens(1, T) for T in lengths})
-        by_n = {self.config.chunks * n: self._changed(rollouts=n) for n in rollouts}
+        by_n = {
+            self.config.rollouts.positions * n: self.config.updated(rollouts={"per_position": n})
+            for n in rollouts
+        }
         return {
             "step_by_tokens": self._series({T: (self._ids(T), self.config) for T in lengths}),
             "step_by_rollouts": self._series(
@@ -85,8 +88,9 @@ class CostBench:
         sides: dict[tuple[str, int], Callable[[], object]] = {}
         for x, (ids, config) in at.items():
             for objective in ("ntp", "refine"):
-                sides[objective, x] = self._step(ids, self._changed(config, objective=objective))
-            if config.chunks * config.rollouts * ids.shape[1] // 2 <= MOST_REREAD:
+                sides[objective, x] = self._step(ids, config.updated(objective=objective))
+            rollouts = config.rollouts.positions * config.rollouts.per_position
+            if rollouts * ids.shape[1] // 2 <= MOST_REREAD:
                 sides["naive", x] = self._naive(ids, config)
         seconds = self._medians(sides)
         names = ("naive", "refine", "ntp")
@@ -98,7 +102,7 @@ class CostBench:
 
     def _naive(self, ids: torch.Tensor, config: AdaptConfig) -> Callable[[], object]:
         fast = self._fast()
-        rows = Rows(self.model, ids, fast, positions=config.chunks)
+        rows = Rows(self.model, ids, fast, positions=config.rollouts.positions)
         inputs = StepInputs.of(rows, fast, config)
         return lambda: naive_gradient(inputs)
 
@@ -121,18 +125,17 @@ class CostBench:
 
     def _run(self, ids: torch.Tensor, config: AdaptConfig) -> AdaptationRun:
         fast = self._fast()
-        rows = Rows(self.model, ids, fast, positions=config.chunks)
+        rows = Rows(self.model, ids, fast, positions=config.rollouts.positions)
         return AdaptationRun.of(rows, fast, config)
 
     def _fast(self) -> FastWeights:
-        return self.model.new_fast_weights(self.config.targets, self.config.rank, self.config.seed)
+        return self.model.new_fast_weights(
+            self.config.fast_weights.targets, self.config.fast_weights.rank, self.config.seed
+        )
 
     def _ids(self, tokens: int) -> torch.Tensor:
         vocabulary = self.model.lm_head.weight.shape[0]
         return torch.randint(0, vocabulary, (1, tokens), generator=self.generator)
-
-    def _changed(self, config: AdaptConfig | None = None, **fields: Any) -> AdaptConfig:
-        return (config or self.config).model_copy(update=fields)
 
     def _medians(self, sides: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
         return medians(sides, self.repeats)

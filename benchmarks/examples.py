@@ -48,7 +48,7 @@ class ExamplesBench:
             document = (file.parent / example["document"]).read_text()
             asked += len(example["questions"])
             for objective in OBJECTIVES:
-                config = self.config.model_copy(update={"objective": objective})
+                config = self.config.updated(objective=objective)
                 began = time.perf_counter()
                 adapted = self._adapt(document, config)
                 seconds[objective].append(round(time.perf_counter() - began, 2))

@@ -55,8 +55,10 @@ def measure(name: str, tokens: int, budget: int | None) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=generator)
     before = _peak()
-    fast = model.new_fast_weights(config.targets, config.rank, config.seed)
-    document = Rows(model, ids, fast, positions=config.chunks)
+    fast = model.new_fast_weights(
+        config.fast_weights.targets, config.fast_weights.rank, config.seed
+    )
+    document = Rows(model, ids, fast, positions=config.rollouts.positions)
     [outcome] = AdaptStep.run_batch([AdaptStep(AdaptationRun.of(document, fast, config), 1)])
     assert isinstance(outcome, StepDone)
     return {"before": before, "peak": _peak(), "seconds": outcome.report.seconds}

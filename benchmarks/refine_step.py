@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models import CausalLM, build, load
 from refine_server.ttt.models.families.lact.model import LaCT, LaCTConfig
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -33,7 +33,7 @@ class StepBench:
         self,
         model: str,
         document_tokens: int,
-        chunks: int,
+        positions: int,
         rollouts: int,
         rollout_tokens: int,
         threads: int | None = None,
@@ -42,11 +42,9 @@ class StepBench:
             torch.set_num_threads(threads)
         self.model = small_lact() if model == "lact" else load(model)
         self.config = AdaptConfig(
-            prefix="full",
-            chunks=chunks,
-            rollouts=rollouts,
-            rollout_tokens=rollout_tokens,
-            reward="hybrid",
+            rollouts=RolloutConfig(
+                positions=positions, per_position=rollouts, tokens=rollout_tokens, reward="hybrid"
+            ),
             guard="none",
         )
         generator = torch.Generator().manual_seed(0)
@@ -85,9 +83,9 @@ class StepBench:
         return {
             "model": self.model.name,
             "document_tokens": self.ids.shape[1],
-            "chunks": self.config.chunks,
-            "rollouts": self.config.rollouts,
-            "rollout_tokens": self.config.rollout_tokens,
+            "positions": self.config.rollouts.positions,
+            "rollouts": self.config.rollouts.per_position,
+            "rollout_tokens": self.config.rollouts.tokens,
             "repeats": repeats,
             "naive_repeats": naive_repeats,
             "threads": torch.get_num_threads(),
@@ -102,7 +100,9 @@ class StepBench:
 
     def fresh(self) -> FastWeights:
         """Fast weights a little away from their beginning, where no gradient is trivially zero."""
-        fast = self.model.new_fast_weights(self.config.targets, self.config.rank, self.config.seed)
+        fast = self.model.new_fast_weights(
+            self.config.fast_weights.targets, self.config.fast_weights.rank, self.config.seed
+        )
         generator = torch.Generator().manual_seed(1)
         for tensor in fast.parameters():
             tensor += 0.02 * torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -110,11 +110,11 @@ class StepBench:
 
     def document(self, fast: FastWeights) -> Rows:
         """The document as rows for ``fast``."""
-        return Rows(self.model, self.ids, fast, positions=self.config.chunks)
+        return Rows(self.model, self.ids, fast, positions=self.config.rollouts.positions)
 
     def _step(self, objective: str) -> AdaptStep:
         fast = self.fresh()
-        config = self.config.model_copy(update={"objective": objective})
+        config = self.config.updated(objective=objective)
         return AdaptStep(AdaptationRun.of(self.document(fast), fast, config), 1)
 
 

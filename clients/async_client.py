@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -140,9 +140,11 @@ class AsyncRefineClient(BaseClient):
         """Return the version of the server's software."""
         return await self._call(calls.version())
 
-    async def adapt_defaults(self) -> dict[str, Any]:
-        """Return the server's default for each option of ``adapt``."""
-        return await self._call(calls.adapt_defaults())
+    async def adapt_defaults(
+        self, on: Literal["document", "spans", "query_spans"] = "document"
+    ) -> dict[str, Any]:
+        """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
+        return await self._call(calls.adapt_defaults(on))
 
     async def metrics(self) -> str:
         """Return the server's metrics in Prometheus' text format."""

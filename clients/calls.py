@@ -109,9 +109,9 @@ def version() -> Call[Version]:
     return _get("/version", Version.model_validate)
 
 
-def adapt_defaults() -> Call[dict[str, Any]]:
+def adapt_defaults(on: str) -> Call[dict[str, Any]]:
     """Read the defaults of ``adapt`` from the server's OpenAPI document."""
-    return _get("/openapi.json", types.adapt_defaults_of)
+    return _get("/openapi.json", lambda openapi: types.adapt_defaults_of(openapi, on))
 
 
 def metrics() -> Call[str]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -137,9 +137,11 @@ class RefineClient(BaseClient):
         """Return the version of the server's software."""
         return self._call(calls.version())
 
-    def adapt_defaults(self) -> dict[str, Any]:
-        """Return the server's default for each option of ``adapt``."""
-        return self._call(calls.adapt_defaults())
+    def adapt_defaults(
+        self, on: Literal["document", "spans", "query_spans"] = "document"
+    ) -> dict[str, Any]:
+        """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
+        return self._call(calls.adapt_defaults(on))
 
     def metrics(self) -> str:
         """Return the server's metrics in Prometheus' text format."""

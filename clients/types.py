@@ -1,6 +1,6 @@
 """The objects of the HTTP contract as types. Fields that a newer server adds are kept as well."""
 
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, Required, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +30,7 @@ class Step(Event):
     kl: float | None
     grad_norm: float | None
     seconds: float
+    rollout_tokens: int
 
 
 class BaseAnswer(Event):
@@ -186,10 +187,19 @@ def models_of(body: dict[str, Any]) -> list[Model]:
     return [Model.model_validate(model) for model in body["data"]]
 
 
-def adapt_defaults_of(openapi: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of ``adapt`` from the OpenAPI document."""
-    options = openapi["components"]["schemas"]["AdaptConfig"]["properties"]
-    return {name: option.get("default") for name, option in options.items()}
+def adapt_defaults_of(openapi: dict[str, Any], on: str) -> dict[str, Any]:
+    """Read the defaults of ``adapt``, and of ``on`` of one kind, from the OpenAPI document."""
+    schemas = openapi["components"]["schemas"]
+
+    def default(option: dict[str, Any]) -> Any:
+        if "discriminator" in option:
+            option = {"$ref": option["discriminator"]["mapping"][on]}
+        if "$ref" not in option:
+            return option.get("default")
+        group = schemas[option["$ref"].rsplit("/", 1)[1]]
+        return {name: default(field) for name, field in group["properties"].items()}
+
+    return {name: default(o) for name, o in schemas["AdaptConfig"]["properties"].items()}
 
 
 class Version(_WireObject):
@@ -198,33 +208,86 @@ class Version(_WireObject):
     version: str
 
 
-class AdaptOptions(TypedDict, total=False):
-    """How to adapt; whatever is left out keeps the server's default."""
+class OnDocumentOptions(TypedDict):
+    """Adapt on the whole document."""
 
-    objective: Literal["refine", "ntp", "none"]
-    prefix: Literal["full", "local"]
-    ntp_on: Literal["document", "spans"] | None
-    spans_as: Literal["text", "answer", "answer_in_context"]
-    span_tokens: int
-    steps: int
-    chunks: int
-    rollouts: int
-    rollout_tokens: int
-    rollout_temperature: float
-    demonstration: bool
-    selection: Literal["entropy", "surprise", "uniform", "argmax", "argmin", "query"]
+    kind: Literal["document"]
+
+
+class OnSpansOptions(TypedDict, total=False):
+    """Adapt on short spans of the document."""
+
+    kind: Required[Literal["spans"]]
+    tokens: int
+    ntp_on: Literal["spans", "document"]
+    choose: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+
+
+class OnQuerySpansOptions(TypedDict, total=False):
+    """Adapt on the spans of the document that are most similar to the query."""
+
+    kind: Required[Literal["query_spans"]]
+    tokens: int
+    ntp_on: Literal["spans", "document"]
+    learn_as: Literal["text", "answer", "answer_in_context"]
+
+
+class RolloutOptions(TypedDict, total=False):
+    """The rollouts of a step."""
+
+    positions: int
+    per_position: int
+    tokens: int
+    temperature: float
+    select: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
     reward: Literal["exact", "cosine", "hybrid"]
-    grpo_coef: float
-    ntp_coef: float
-    kl_coef: float
-    optimizer: Literal["adamw", "sgd"]
+    demonstration: bool
+
+
+class LossOptions(TypedDict, total=False):
+    """Coefficients of the loss."""
+
+    ntp: float
+    grpo: float
+    kl: float
+
+
+class OptimizerOptions(TypedDict, total=False):
+    """How many steps, and how large."""
+
+    steps: int
     learning_rate: float
     max_grad_norm: float
+    max_seconds: float | None
+
+
+class FastWeightOptions(TypedDict, total=False):
+    """The weights that the request owns and steps."""
+
     targets: Literal["fast_weights", "low_rank", "all"]
     rank: int
-    max_seconds: float | None
+
+
+class _AdaptOptions(TypedDict, total=False):
+    objective: Literal["refine", "ntp", "none"]
+    rollouts: RolloutOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    fast_weights: FastWeightOptions
     guard: Literal["held_out", "none"]
     seed: int
+
+
+class AdaptOptions(_AdaptOptions, total=False):
+    """How to adapt; what is left out keeps the server's default."""
+
+    on: OnDocumentOptions | OnSpansOptions | OnQuerySpansOptions
+
+
+class DocumentAdaptOptions(_AdaptOptions, total=False):
+    """How to adapt to a document whose queries are not known yet."""
+
+    on: OnDocumentOptions | OnSpansOptions
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -247,7 +310,7 @@ class AnswerOptions(TypedDict, total=False):
 class AdaptationOptions(TypedDict, total=False):
     """Options of a kept adaptation: how to adapt, and how long to keep the result."""
 
-    adapt: AdaptOptions
+    adapt: DocumentAdaptOptions
     ttl_seconds: float | None
     model: str | None
     priority: int

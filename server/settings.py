@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
+from refine_server.ttt.interface.config import MAX_TOKENS
 from refine_server.ttt.interface.requests import Limits
 
 ENV_PREFIX = "REFINE_"
@@ -124,9 +125,9 @@ class Settings(BaseSettings):
         Limits().query_tokens, ge=1, description="Maximum length of a query in tokens."
     )
     max_tokens: int = Field(
-        4096,
+        MAX_TOKENS,
         ge=1,
-        le=4096,
+        le=MAX_TOKENS,
         description="Maximum length of an answer, in tokens, that a request may ask for.",
     )
     max_active: int = Field(
@@ -147,12 +148,6 @@ class Settings(BaseSettings):
         ge=0,
         description="Maximum number of requests that wait in the queue; further requests get "
         "status 429.",
-    )
-    max_queue_tokens: int = Field(
-        1_000_000,
-        ge=1,
-        description="Maximum number of document tokens that wait in the queue; further requests "
-        "get status 429.",
     )
     max_queue_seconds: float = Field(
         600.0,

@@ -1,6 +1,5 @@
 """Adapted documents as bytes and back: safetensors, and a description in JSON. Never pickle."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +53,7 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
         "format": FORMAT,
         "owner": document.owner,
         "document_tokens": document.document_tokens,
-        "report": dataclasses.asdict(document.report),
+        "report": document.report.model_dump(),
         "state": state,
     }
     return save({name: t.contiguous().cpu() for name, t in tensors.items()}), description
@@ -80,7 +79,7 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
             fast_weights=FastWeights(fast, owner),
             state=state,
             hidden=tensors[HIDDEN],
-            report=AdaptationReport.from_dict(description["report"]),
+            report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
         )
     except DamagedError:

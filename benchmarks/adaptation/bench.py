@@ -104,7 +104,7 @@ class AdaptationBench:
     def measure(self, item: Item, objective: Objective) -> Result:
         """Adapt to an item's document and answer its questions in every regime."""
         _reset_peak()
-        by_question = self.config.selection == "query"
+        by_question = self.config.on.kind == "query_spans"
         groups = [(q,) for q in item.questions] if by_question else [item.questions]
         adapt_seconds = 0.0
         asked: dict[Regime, list[float]] = {regime: [] for regime in self.regimes}
@@ -141,7 +141,7 @@ class AdaptationBench:
 
         The instruction before the document is read, but neither learned nor chosen.
         """
-        config = self.config.model_copy(update={"objective": objective})
+        config = self.config.updated(objective=objective)
         template, limits = self.template, Limits()
         prompt = template.encode_document(item.context, limits)
         about, context = None, None

@@ -12,7 +12,11 @@ THINGS = ("harbour code", "bakery owner", "castle animal", "market spice", "gard
 VALUES = ("amber", "falcon", "saffron", "orchid", "granite", "silver", "juniper", "walnut")
 FILLER = "It rained until late. The lamps were lit one by one. Nothing else happened for some time."
 
-SETTINGS = {"steps": 2, "chunks": 2, "rollouts": 2, "rollout_tokens": 4, "rank": 4}
+SETTINGS = {
+    "rollouts": {"positions": 2, "per_position": 2, "tokens": 4},
+    "optimizer": {"steps": 2},
+    "fast_weights": {"rank": 4},
+}
 SAMPLING = {"max_tokens": 12}
 OWNERS = ("ada", "ben")
 

@@ -24,7 +24,7 @@ NONSENSE: tuple[bytes, ...] = (
     b"null",
     b'{"document": "", "query": "x"}',
     b'{"document": "x", "query": "y", "colour": 1}',
-    b'{"document": "x", "query": "y", "adapt": {"steps": -1}}',
+    b'{"document": "x", "query": "y", "adapt": {"optimizer": {"steps": -1}}}',
     b'{"document": "x", "query": "y", "seed": ' + b"9" * 6_000 + b"}",
     b'{"document": "x", "query": "y", "model": "../../etc/passwd"}',
     b'{"adaptation": "adapt-00000000000000000000000000000000", "query": "y"}',
@@ -178,7 +178,7 @@ class Traffic:
     def cancel(self) -> None:
         """Begin a long adaptation and delete it while it runs."""
         subject, _ = self._choose()
-        adapt = {**subject.adapt, "steps": 200, "seed": self.rng.randrange(2**40)}
+        adapt = {**subject.adapt, "optimizer": {"steps": 200}, "seed": self.rng.randrange(2**40)}
         body = {"document": subject.document, "adapt": adapt}
         reply = self._post("/v1/adaptations", subject.owner, body)
         if reply.is_success:

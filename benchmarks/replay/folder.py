@@ -19,6 +19,7 @@ from refine_server.benchmarks.replay.questions import Key, Question, Result
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.clients import RefineClient
 from refine_server.clients.types import AdaptOptions
+from refine_server.ttt.interface.config import merged
 
 PACKAGES = ("refine-server", "httpx", "numpy")
 
@@ -57,7 +58,8 @@ class Manifest:
 
 def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
     """All options of ``adapt``: those that are asked for, and the server's for the others."""
-    given = {**client.adapt_defaults(), **adapt}
+    kind = adapt["on"]["kind"] if "on" in adapt else "document"
+    given = merged(client.adapt_defaults(kind), adapt)
     return {name: value for name, value in given.items() if name != "objective"}
 
 

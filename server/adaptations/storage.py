@@ -125,7 +125,7 @@ class Storage:
     def revive(self, manifest: Manifest) -> Adaptation | None:
         """Return an adaptation that was ready before a restart; None if its entry is unusable."""
         try:
-            report = AdaptationReport.from_dict(manifest.description["report"])
+            report = AdaptationReport.model_validate(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)

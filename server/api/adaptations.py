@@ -3,18 +3,19 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Body, Path, Request
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from refine_server.server.adaptations.adaptation import Adaptation
 from refine_server.server.api.adaptations_schema import (
+    EXAMPLES,
     AdaptationBody,
     AdaptationDeleted,
     AdaptationList,
     AdaptationResource,
 )
-from refine_server.server.api.answers_schema import Step, require_model
+from refine_server.server.api.fields import require_model
 from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
@@ -47,7 +48,7 @@ STREAM_DOCS: dict[int | str, dict[str, Any]] = {
     responses={**CREATED, **documented(400, 404, 413, 422, 429, 503)},
 )
 async def create_adaptation(
-    body: AdaptationBody,
+    body: Annotated[AdaptationBody, Body(openapi_examples=EXAMPLES)],
     request: Request,
     response: Response,
     owner: OwnerDep,
@@ -125,8 +126,7 @@ async def delete_adaptation(
 
 
 async def _chunks(adaptation: Adaptation, model: str) -> AsyncIterator[ServerSentEvent]:
-    async for report in adaptation.follow():
-        step = Step.model_validate(report)
+    async for step in adaptation.follow():
         yield ServerSentEvent(event="adaptation.step", data=step.model_dump_json())
     resource = AdaptationResource.of(adaptation, model)
     name = f"adaptation.{adaptation.status.value}"

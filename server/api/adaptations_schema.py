@@ -1,21 +1,15 @@
 """The wire contract of adaptations."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.api.answers_schema import (
-    HeldOut,
-    Number,
-    Priority,
-    Step,
-    Timeout,
-    holds_text,
-)
+from refine_server.server.api.fields import Priority, Text, Timeout
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
+from refine_server.ttt.interface.reports import Judgement, Measured, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
 
 
@@ -24,8 +18,8 @@ class AdaptationBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, title="AdaptationRequest")
 
-    document: str = Field(min_length=1, description="The text to adapt to.")
-    adapt: AdaptConfig = AdaptConfig()
+    document: Text = Field(description="The text to adapt to.")
+    adapt: DocumentAdaptConfig = DocumentAdaptConfig()
     ttl_seconds: float | None = Field(
         None,
         gt=0,
@@ -36,14 +30,33 @@ class AdaptationBody(BaseModel):
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
-    @field_validator("document")
-    @classmethod
-    def _holds_text(cls, value: str) -> str | None:
-        return holds_text(value)
-
     def to_work(self, owner: str) -> AdaptRequest:
         """The work, for an owner."""
         return AdaptRequest(self.document, self.adapt, owner)
+
+
+EXAMPLES: dict[str, Any] = {
+    "default": {
+        "summary": "Adapt to a document and keep it for questions",
+        "value": {
+            "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
+            "ttl_seconds": 3600,
+        },
+    },
+    "spans": {
+        "summary": "Adapt on short spans of a long document instead of all of it",
+        "description": "Spans chosen by a query are for `/v1/answers`, where the query is known.",
+        "value": {
+            "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
+            "adapt": {
+                "on": {"kind": "spans", "choose": "surprise", "tokens": 32},
+                "rollouts": {"positions": 16},
+                "optimizer": {"steps": 16},
+            },
+        },
+    },
+}
+"""Requests that the OpenAPI document shows."""
 
 
 class AdaptationResource(BaseModel):
@@ -58,13 +71,13 @@ class AdaptationResource(BaseModel):
     ttl_seconds: float
     config: AdaptConfig
     document_tokens: int | None
-    steps: list[Step]
+    steps: list[StepReport]
     accepted_step: int | None = Field(description="0: answers come from the base weights.")
     guard: str | None = Field(description="Why the steps are not used; null when they are.")
     stopped: str | None = Field(description="Why fewer steps than asked were made.")
-    first_ntp_loss: Number
-    final_ntp_loss: Number
-    held_out: list[HeldOut] = Field(description="What the guard judged by, the base first.")
+    first_ntp_loss: Measured | None
+    final_ntp_loss: Measured | None
+    held_out: list[Judgement] = Field(description="What the guard judged by, the base first.")
     bytes: int = Field(description="Memory that it takes when it is in memory.")
     in_memory: bool
     stored: bool = Field(description="Whether it outlives the server's process.")
@@ -83,13 +96,13 @@ class AdaptationResource(BaseModel):
             ttl_seconds=adaptation.ttl_seconds,
             config=adaptation.config,
             document_tokens=adaptation.document_tokens,
-            steps=[Step.model_validate(step) for step in adaptation.steps],
+            steps=adaptation.steps,
             accepted_step=report and report.accepted_step,
             guard=report and report.guard,
             stopped=report and report.stopped,
             first_ntp_loss=report and report.first_ntp_loss,
             final_ntp_loss=report and report.final_ntp_loss,
-            held_out=[HeldOut.model_validate(j) for j in (report.held_out if report else ())],
+            held_out=list(report.held_out) if report else [],
             bytes=adaptation.nbytes,
             in_memory=adaptation.document is not None,
             stored=adaptation.stored,

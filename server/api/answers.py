@@ -2,26 +2,27 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Body, Request
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from typing_extensions import override
 
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.answers_schema import (
+    EXAMPLES,
     AnswerBody,
     AnswerResponse,
     Origin,
-    require_model,
     wire_event,
 )
+from refine_server.server.api.fields import require_model
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
-from refine_server.server.http.errors import ApiError, documented
+from refine_server.server.http.errors import documented
 from refine_server.server.http.respond import ResponseEncoder, RunResponse, event_stream_docs
-from refine_server.server.settings import Settings
+from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import Work
 
@@ -85,7 +86,7 @@ class AnswerEncoder(ResponseEncoder):
     response_model=None,
 )
 async def create_answer(
-    body: AnswerBody,
+    body: Annotated[AnswerBody, Body(openapi_examples=EXAMPLES)],
     request: Request,
     owner: OwnerDep,
     engine: EngineDep,
@@ -100,15 +101,13 @@ async def create_answer(
     """
     model = engine.ready().name
     require_model(body.model, model)
-    if body.max_tokens is not None and body.max_tokens > settings.max_tokens:
-        message = f"max_tokens: this server allows at most {settings.max_tokens}"
-        raise ApiError(422, message, "invalid_value", param="max_tokens")
+    sampling = body.sampling(settings.max_tokens)
     longest = settings.request_timeout_seconds
 
     @asynccontextmanager
     async def exchange() -> AsyncIterator[tuple[Run, AnswerEncoder]]:
         async with (
-            _open_work(body, owner, adaptations, settings) as work,
+            _open_work(body, sampling, owner, adaptations) as work,
             engine.run(
                 work,
                 request_id=request.state.request_id,
@@ -123,11 +122,11 @@ async def create_answer(
 
 @asynccontextmanager
 async def _open_work(
-    body: AnswerBody, owner: str, adaptations: Adaptations, settings: Settings
+    body: AnswerBody, sampling: SamplingConfig, owner: str, adaptations: Adaptations
 ) -> AsyncIterator[Work]:
     """Give the work that a request asks for; an adaptation stays in memory meanwhile."""
     if body.adaptation is None:
-        yield body.to_work(settings.max_tokens, owner)
+        yield body.to_work(sampling, owner)
         return
     async with adaptations.use(owner, body.adaptation) as adapted:
-        yield body.to_question(adapted, settings.max_tokens, owner)
+        yield body.to_question(adapted, sampling, owner)

@@ -1,16 +1,30 @@
 """Health, metrics and version, for those who operate the server."""
 
 from importlib.metadata import version
+from typing import Literal
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.responses import Response
 
-from refine_server.server.api.answers_schema import Health, Version
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, MetricsDep
 from refine_server.server.http.errors import documented, unavailable
 
 router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    """What was asked for is true."""
+
+    status: Literal["live", "ready", "intact"]
+
+
+class Version(BaseModel):
+    """Which software answers."""
+
+    name: Literal["refine-server"] = "refine-server"
+    version: str
 
 
 @router.get("/health/live")

@@ -1,17 +1,38 @@
 """The models that requests can name: the served one, and its adaptations."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.api.answers_schema import Model, ModelList
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import ApiError, documented
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 ModelId = Annotated[str, Path(max_length=512, description="The model's id, as it is listed.")]
+
+
+class Model(BaseModel):
+    """A model that can be asked, in OpenAI's form with a few fields more."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["refine-server"] = "refine-server"
+    family: str
+    parameters: int
+    fingerprint: str = Field(description="Hash of the base weights.")
+    max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
+    parent: str | None = Field(None, description="Of an adaptation: the model it is made from.")
+
+
+class ModelList(BaseModel):
+    """The models that can be asked."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
 
 
 @router.get("", responses=documented(503))

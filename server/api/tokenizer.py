@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from refine_server.server.api.answers_schema import require_model
+from refine_server.server.api.fields import require_model
 from refine_server.server.api.openai.requests import DetokenizeBody, TokenizeBody
 from refine_server.server.api.openai.responses import Detokenized, TokenizerInfo, Tokens
 from refine_server.server.http.connections import cancel_on_disconnect

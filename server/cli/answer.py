@@ -76,7 +76,7 @@ def answer(
     if adaptation is not None:
         body["adaptation"] = adaptation
     else:
-        body["adapt"] = _given(objective=objective, steps=steps, seed=seed)
+        body["adapt"] = _adapt_options(objective, steps, seed)
         body["compare_base"] = compare_base
     parsed = event_sources.parse_body(body)
     if url is not None:
@@ -84,7 +84,7 @@ def answer(
     else:
         settings = read_settings().model_copy(update=_given(model=model))
         events = event_sources.answer_in_process(parsed, settings)
-    Follower(parsed.adapt.steps, as_json).follow(events)
+    Follower(parsed.adapt.optimizer.steps, as_json).follow(events)
 
 
 def adapt(
@@ -114,8 +114,8 @@ def adapt(
     from refine_server.ttt.interface.config import AdaptConfig
 
     text = read_document(document)
-    fields = _given(objective=objective, steps=steps, seed=seed)
-    follower = Follower(AdaptConfig().steps if steps is None else steps, as_json)
+    fields = _adapt_options(objective, steps, seed)
+    follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
     kept = _given(ttl_seconds=ttl_seconds)
     follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
 
@@ -133,6 +133,12 @@ def read_document(path: str) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
+
+
+def _adapt_options(objective: str | None, steps: int | None, seed: int | None) -> dict[str, Any]:
+    """The ``adapt`` object of the options that were given."""
+    optimizer = None if steps is None else {"steps": steps}
+    return _given(objective=objective, optimizer=optimizer, seed=seed)
 
 
 def _given(**options: Any) -> dict[str, Any]:

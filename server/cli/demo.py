@@ -42,7 +42,7 @@ def demo(
         print(f"document: {chosen.title} ({len(chosen.document)} characters)")
         print(f"question: {chosen.query}")
         body = {"document": chosen.document, "query": chosen.query, "compare_base": True}
-        response = Follower(AdaptConfig().steps).follow(answer_by_server(url, None, body))
+        response = Follower(AdaptConfig().optimizer.steps).follow(answer_by_server(url, None, body))
     right = chosen.is_answered_by(response["answer"])
     verdict = "right" if right else f"wrong, expected {' or '.join(chosen.answers)}"
     seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]

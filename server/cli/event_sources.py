@@ -39,7 +39,7 @@ def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEven
     """
     backend = open_backend(settings)
     origin = Origin(secrets.token_hex(16), backend.name)
-    encoded = backend.encode(body.to_work(settings.max_tokens))
+    encoded = backend.encode(body.to_work(body.sampling(settings.max_tokens)))
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in events:
         if (wire := wire_event(event, origin)) is not None:

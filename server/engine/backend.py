@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program, stream
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import AnswerRequest, Work
 from refine_server.ttt.programs.encode import EncodedWork
@@ -82,7 +87,11 @@ SELF_CHECK = AnswerRequest(
     document="The lighthouse keeper writes the weather into a blue book every evening at eight, "
     "and the harbour master reads it in the morning before the first boat leaves.",
     query="When does the keeper write?",
-    adapt=AdaptConfig(steps=1, chunks=1, rollouts=2, guard="none"),
+    adapt=AdaptConfig(
+        rollouts=RolloutConfig(positions=1, per_position=2),
+        optimizer=OptimizerConfig(steps=1),
+        guard="none",
+    ),
     sampling=SamplingConfig(max_tokens=1),
 )
 

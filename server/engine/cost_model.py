@@ -57,9 +57,10 @@ class CostModel(EngineObserver):
         """Return the seconds of work whose document, query or prompts have ``tokens`` tokens."""
         seconds = tokens * self.read.seconds
         if isinstance(work, AdaptRequest | AnswerRequest):
-            seconds += work.adapt.steps * step_tokens(work.adapt, tokens) * self.step.seconds
-            if work.adapt.max_seconds is not None:
-                seconds = min(seconds, work.adapt.max_seconds)
+            optimizer = work.adapt.optimizer
+            seconds += optimizer.steps * step_tokens(work.adapt, tokens) * self.step.seconds
+            if optimizer.max_seconds is not None:
+                seconds = min(seconds, optimizer.max_seconds)
         if not isinstance(work, AdaptRequest):
             choices = len(work.prompts) * work.n if isinstance(work, CompletionRequest) else 1
             seconds += choices * work.sampling.max_tokens * self.decode.seconds
@@ -89,13 +90,13 @@ def step_tokens(config: AdaptConfig, tokens: int) -> int:
     """Return the tokens that one step reads or samples, for a document of ``tokens`` tokens."""
     if config.objective == "none":
         return 0
-    spans = config.prefix == "local"
-    read = min(config.chunks * config.span_tokens, tokens) if spans else tokens
-    if spans:
-        read += tokens * (config.ntp_on == "document")
-        read += tokens * (config.spans_as == "answer_in_context")
+    on, rollouts = config.on, config.rollouts
+    read = tokens
+    if on.kind != "document":
+        read = min(rollouts.positions * on.tokens, tokens)
+        read += tokens * (on.ntp_on == "document")
+        read += tokens * (on.kind == "query_spans" and on.learn_as == "answer_in_context")
     if config.objective == "ntp":
         return read
-    sampled = config.chunks * config.rollouts * config.rollout_tokens
-    branches = config.chunks * config.group * config.rollout_tokens
-    return read + sampled + branches
+    branches = rollouts.per_position + rollouts.group  # sampled, then read
+    return read + rollouts.positions * branches * rollouts.tokens

@@ -79,7 +79,6 @@ class Engine:
         limits = QueueLimits(
             active=settings.max_active,
             jobs=settings.max_queue,
-            tokens=settings.max_queue_tokens,
             seconds=settings.max_queue_seconds,
         )
         self._charge = charge

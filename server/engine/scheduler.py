@@ -27,8 +27,6 @@ class QueueLimits:
     """Jobs that take turns."""
     jobs: int
     """Jobs that wait."""
-    tokens: int
-    """Tokens that waiting jobs will read."""
     seconds: float
     """Estimated seconds of work that waits."""
 
@@ -84,9 +82,8 @@ class Scheduler:
         self.require_place(reuses_adaptation=job.reuses_adaptation)
         costly = [other for other in self.waiting if not other.reuses_adaptation]
         if costly and not job.reuses_adaptation:
-            tokens = sum(other.tokens for other in costly) + job.tokens
             seconds = sum(other.estimate for other in costly) + job.estimate
-            if tokens > self.limits.tokens or seconds > self.limits.seconds:
+            if seconds > self.limits.seconds:
                 raise errors.queue_full(self.retry_after(seconds - self.limits.seconds))
         if all(other.owner != job.owner for other in self.jobs):
             # An owner who comes (back) starts level with those who are being served.

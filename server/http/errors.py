@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from refine_server.server.http.moved import KINDS, MOVED
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 
 TYPES = {
@@ -30,6 +32,8 @@ CODES = {
     413: "body_too_large",
 }
 """Codes of errors that Starlette and FastAPI raise, by status."""
+NO_OBJECT = ("model_type", "model_attributes_type")
+"""Pydantic's errors for a value that is no object, where it should be one."""
 RETRY_SECONDS = 5
 """``Retry-After`` of a server that is starting, stopping or broken, which cannot estimate it."""
 
@@ -206,13 +210,27 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
 
 def _path(location: Sequence[int | str]) -> str:
     parts = [str(part) for part in location]
-    return ".".join(parts[1:] if parts[0] == "body" and len(parts) > 1 else parts)
+    # The kind of `on` that pydantic found is a part of the location, and is no field.
+    steps = pairwise(["", *parts])
+    fields = [part for before, part in steps if before != "on" or part not in KINDS]
+    return ".".join(fields[1:] if fields[0] == "body" and len(fields) > 1 else fields)
 
 
 def _reason(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "there is no such field"
-    return str(error["msg"]).removeprefix("Value error, ")  # of validators of our own
+    *above, name = error["loc"]
+    is_unfit = error["type"] in ("extra_forbidden", *NO_OBJECT)
+    if is_unfit and above[-1:] == ["adapt"] and name in MOVED:
+        return f"moved to {_path(above)}.{MOVED[name]}"
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such field"
+        case kind if kind in NO_OBJECT:
+            return "must be an object"
+        case "union_tag_invalid":
+            return f"kind must be one of {error['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return "it needs a kind"
+    return str(error["msg"])
 
 
 def install(app: FastAPI) -> None:

@@ -16,7 +16,14 @@ MODEL = {
     "fingerprint": "beef",
     "max_model_len": 9,
 }
-DEFAULTS = {"objective": {"default": "refine"}, "steps": {"default": 8}, "ntp_on": {}}
+DEFAULTS = {
+    "objective": {"default": "refine"},
+    "optimizer": {"$ref": "#/components/schemas/OptimizerConfig"},
+}
+SCHEMAS = {
+    "AdaptConfig": {"properties": DEFAULTS},
+    "OptimizerConfig": {"properties": {"steps": {"default": 8}, "max_seconds": {}}},
+}
 STEP = {
     "loss": 2.5,
     "ntp_loss": 2.0,
@@ -27,6 +34,7 @@ STEP = {
     "kl": None,
     "grad_norm": 1.0,
     "seconds": 0.01,
+    "rollout_tokens": 20,
 }
 
 
@@ -95,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         replies: dict[str, dict[str, Any]] = {
             "/health/ready": {"status": "ready"},
             "/version": {"version": "9.9"},
-            "/openapi.json": {"components": {"schemas": {"AdaptConfig": {"properties": DEFAULTS}}}},
+            "/openapi.json": {"components": {"schemas": SCHEMAS}},
             "/v1/models": {"data": [{"created": 1, **MODEL}]},
         }
         self._reply(200, json.dumps(replies[self.path]), "application/json")

@@ -21,7 +21,12 @@ from refine_server.benchmarks.adaptation.items import (
 from refine_server.benchmarks.adaptation.report import Summary
 from refine_server.benchmarks.rows import DataError
 from refine_server.server.cli.main import app
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OnQuerySpans,
+    OptimizerConfig,
+    RolloutConfig,
+)
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.refine import loop
 from refine_server.ttt.refine.inputs import spans
@@ -130,7 +135,7 @@ def test_what_stands_in_the_prompt(tokenizer) -> None:
 
 
 def test_a_run_goes_on_where_it_was_interrupted(tiny, tmp_path) -> None:
-    config = AdaptConfig(steps=1, chunks=2)
+    config = AdaptConfig(rollouts=RolloutConfig(positions=2), optimizer=OptimizerConfig(steps=1))
     bench = AdaptationBench(tiny, config, ("context", "memory", "passages"), 128)
     items = list(tiny_items([200], 1, 0, "dev"))
     path = tmp_path / "out" / "results.jsonl"
@@ -162,7 +167,11 @@ def test_the_memory_regime_sees_nothing_but_the_weights(tiny) -> None:
 
 
 def test_spans_of_a_question_are_adapted_to_for_that_question(tiny) -> None:
-    settings = AdaptConfig(prefix="local", selection="query", spans_as="answer", steps=1, chunks=1)
+    settings = AdaptConfig(
+        on=OnQuerySpans(learn_as="answer"),
+        rollouts=RolloutConfig(positions=1),
+        optimizer=OptimizerConfig(steps=1),
+    )
     bench = AdaptationBench(tiny, settings, ("context",), 128)
     [item] = [i for i in tiny_items([160], 1, 0, "dev") if i.task == "niah_multikey"]
     asked = []
@@ -184,7 +193,9 @@ def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None
     asked = Question(repeated + about, 4, lambda said: 0.0, about)
     item = Item("t", 0, "1", before, context, (asked,))
     settings = AdaptConfig(
-        prefix="local", selection="query", spans_as="answer", steps=1, chunks=1, span_tokens=10
+        on=OnQuerySpans(learn_as="answer", tokens=10),
+        rollouts=RolloutConfig(positions=1),
+        optimizer=OptimizerConfig(steps=1),
     )
     bench = AdaptationBench(tiny, settings, ("context",), 128)
     learned = []
@@ -245,7 +256,8 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cli, "QUICK_LENGTHS", "160")
     monkeypatch.setattr(cli, "QUICK_DOCUMENTS", 1)
     arguments = ["adaptation", "--quick", "--json", "--out", str(tmp_path)]
-    arguments += ["--regimes", "context,memory", "--adapt", '{"steps": 1, "chunks": 2}']
+    settings = '{"optimizer": {"steps": 1}, "rollouts": {"positions": 2}}'
+    arguments += ["--regimes", "context,memory", "--adapt", settings]
     ran = CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
     assert ran.exit_code == 0
     last = json.loads(ran.stdout.splitlines()[-1])

@@ -12,7 +12,11 @@ REQUESTS = [Request(f"document {n}", f"question {n}", 600, repeated=False) for n
 
 
 def bench(**options: Any) -> BatchBench:
-    asked: dict[str, Any] = {"adapt": {"objective": "ntp", "steps": 1}, "max_tokens": 4, **options}
+    asked: dict[str, Any] = {
+        "adapt": {"objective": "ntp", "optimizer": {"steps": 1}},
+        "max_tokens": 4,
+        **options,
+    }
     return BatchBench("tiny", len(REQUESTS), "600", **asked)
 
 
@@ -29,7 +33,10 @@ def test_no_more_are_asked_at_once_than_said(scripted: Any, at_once: int) -> Non
 def test_every_request_has_its_own_seed_whichever_way(scripted: Any) -> None:
     for at_once in (1, 4):
         asyncio.run(bench(max_tokens=7)._ask_all(scripted.url, REQUESTS, at_once))
-    asked = [(b["document"], b["adapt"]["seed"], b["adapt"]["steps"]) for b in scripted.bodies]
+    asked = [
+        (b["document"], b["adapt"]["seed"], b["adapt"]["optimizer"]["steps"])
+        for b in scripted.bodies
+    ]
     assert sorted(asked[:4]) == sorted(asked[4:]) == [(f"document {n}", n, 1) for n in range(4)]
     assert {body["max_tokens"] for body in scripted.bodies} == {7}
 

@@ -66,7 +66,9 @@ def say(body: dict[str, Any]) -> str:
 def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_path: Path) -> None:
     scripted.say = say
     out = tmp_path / "out"
-    said = longbench(scripted, data, out, "--adapt", '{"steps": 2}', "--concurrency", "3")
+    said = longbench(
+        scripted, data, out, "--adapt", '{"optimizer": {"steps": 2}}', "--concurrency", "3"
+    )
     assert said.exit_code == 0, said.output
     result = json.loads(said.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (6, 0)
@@ -75,7 +77,7 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
     assert result["scores"]["none"]["hotpotqa"] == 0
     assert len(scripted.bodies) == 18
     for objective in ("none", "ntp", "refine"):
-        adapt = {"steps": 2, "objective": objective}
+        adapt = {"optimizer": {"steps": 2}, "objective": objective}
         # Three are asked at once, so they arrive in no fixed order.
         asked = [body for body in scripted.bodies if body["adapt"] == adapt]
         assert sorted(body["max_tokens"] for body in asked) == [32, 32, 32, 64, 64, 64]
@@ -175,9 +177,11 @@ def test_a_run_resumes_under_its_own_settings_only(
 ) -> None:
     out = tmp_path / "out"
     longbench(scripted, data, out, "--limit", "1")
-    other = longbench(scripted, data, out, "--limit", "1", "--resume", "--adapt", '{"steps": 3}')
+    adapt = '{"optimizer": {"steps": 3}}'
+    other = longbench(scripted, data, out, "--limit", "1", "--resume", "--adapt", adapt)
     assert other.exit_code == 2
-    assert "its settings: adapt was {'steps': 8, 'ntp_on': None}, is {'steps': 3" in other.stderr
+    was = "{'optimizer': {'steps': 8, 'max_seconds': None}}"
+    assert f"its settings: adapt was {was}, is {{'optimizer': {{'steps': 3" in other.stderr
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -249,7 +253,7 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
         (["--objectives", "ntp,ntp"], "each once"),
         (["--adapt", "{"], "not valid JSON"),
         (["--adapt", '{"objective": "ntp"}'], "without `objective`"),
-        (["--adapt", '{"kl_coef": NaN}'], "--adapt.kl_coef: nan is not finite"),
+        (["--adapt", '{"loss": {"kl": NaN}}'], "--adapt.loss.kl: nan is not finite"),
         (["--tasks", "hotpot"], "not a LongBench task"),
         (["--tokenizer", "nowhere/at-all"], "cannot read nowhere/at-all"),
         (["--max-length", "64"], "tokens beside the context"),

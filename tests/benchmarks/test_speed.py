@@ -76,7 +76,7 @@ def test_the_random_lact_says_something_finite() -> None:
 
 
 def test_both_ways_through_a_step_have_one_gradient() -> None:
-    bench = StepBench("tiny", 96, chunks=2, rollouts=1, rollout_tokens=3)
+    bench = StepBench("tiny", 96, positions=2, rollouts=1, rollout_tokens=3)
     result = bench.run(repeats=2, naive_repeats=1)
     assert result["gradient_relative_error"] <= 1e-5
     assert (result["repeats"], result["naive_repeats"]) == (2, 1)

@@ -20,7 +20,7 @@ from refine_server.clients.types import (
 
 STEP = dict.fromkeys(
     ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl"], 0.5
-) | {"step": 1, "grad_norm": None, "seconds": 0.25}
+) | {"step": 1, "grad_norm": None, "seconds": 0.25, "rollout_tokens": 4}
 ADAPTATION = {
     "id": "adapt-1",
     "objective": "refine",
@@ -72,7 +72,7 @@ def stream(events: list[tuple[str, Any]]) -> httpx.Response:
 
 
 def refused(status: int, kind: str, **headers: str) -> httpx.Response:
-    error = {"message": "no", "type": kind, "param": "adapt.steps", "code": "c"}
+    error = {"message": "no", "type": kind, "param": "adapt.optimizer.steps", "code": "c"}
     return httpx.Response(status, json={"error": error}, headers={"x-request-id": "r", **headers})
 
 
@@ -155,7 +155,9 @@ class Script:
 
 def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
     script = Script(stream(STREAM))
-    step, delta, unknown, answer = kind(script).stream(adapt={"steps": 1}, max_tokens=3)
+    step, delta, unknown, answer = kind(script).stream(
+        adapt={"optimizer": {"steps": 1}}, max_tokens=3
+    )
     assert isinstance(step, Step)
     assert (step.loss, step.grad_norm) == (0.5, None)
     assert isinstance(delta, AnswerDelta)
@@ -168,7 +170,7 @@ def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
     assert json.loads(script.requests[0].content) == {
         "document": "a document",
         "query": "a question",
-        "adapt": {"steps": 1},
+        "adapt": {"optimizer": {"steps": 1}},
         "max_tokens": 3,
         "stream": True,
     }
@@ -210,7 +212,7 @@ def test_errors_are_typed_and_not_retried(
     assert type(raised.value) is error
     assert (raised.value.status, raised.value.param, raised.value.code) == (
         status,
-        "adapt.steps",
+        "adapt.optimizer.steps",
         "c",
     )
     assert raised.value.request_id == "r"
@@ -298,7 +300,7 @@ RESOURCE = {
     "created_at": 1.0,
     "expires_at": None,
     "ttl_seconds": 60.0,
-    "config": {"steps": 1},
+    "config": {"optimizer": {"steps": 1}},
     "document_tokens": 3,
     "steps": [STEP],
     "accepted_step": 1,
@@ -317,9 +319,11 @@ RESOURCE = {
 def test_an_adaptation_is_made_followed_asked_and_deleted(kind: type[Sync]) -> None:
     queued = httpx.Response(202, json={**RESOURCE, "status": "queued"})
     script = Script(queued)
-    made = kind(script).call("adapt", "a document", adapt={"steps": 1}, ttl_seconds=60.0)
+    made = kind(script).call(
+        "adapt", "a document", adapt={"optimizer": {"steps": 1}}, ttl_seconds=60.0
+    )
     assert (made.id, made.status) == ("adapt-1", "queued")
-    body = {"document": "a document", "adapt": {"steps": 1}, "ttl_seconds": 60.0}
+    body = {"document": "a document", "adapt": {"optimizer": {"steps": 1}}, "ttl_seconds": 60.0}
     assert json.loads(script.requests[0].content) == body
 
     ending = [("adaptation.step", STEP), ("adaptation.ready", RESOURCE)]

@@ -21,8 +21,8 @@ from refine_server.server.process import serve
 from refine_server.server.settings import Settings, SettingsError
 from support.processes import environment
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
-SLOW = {"document": "slow", "query": "who", "adapt": {"steps": 25}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 1}}}
+SLOW = {"document": "slow", "query": "who", "adapt": {"optimizer": {"steps": 25}}}
 
 SCRIPT = """
 import json, sys
@@ -155,7 +155,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
 
 def test_sigterm_ends_the_stream_of_an_adaptation_with_an_event(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 1}')
-    body = {"document": "slow", "adapt": {"steps": 200}}
+    body = {"document": "slow", "adapt": {"optimizer": {"steps": 200}}}
     created = httpx.post(f"{url}/v1/adaptations", json=body).json()["id"]
     with httpx.stream("GET", f"{url}/v1/adaptations/{created}/events") as reply:
         events = sse.parse(reply.iter_bytes())

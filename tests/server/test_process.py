@@ -52,7 +52,9 @@ def test_sigterm_lets_running_requests_end_first(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 25})
+    events = RefineClient(url).stream_answer(
+        "who", document="slow", adapt={"optimizer": {"steps": 25}}
+    )
     next(events)
     server.send_signal(signal.SIGTERM)
     assert [event.name for event in events][-1] == "answer.completed"
@@ -63,7 +65,9 @@ def test_sigterm_ends_long_adaptations_early_and_answers(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    events = RefineClient(url).stream_answer("who", document="slow", adapt={"steps": 250})
+    events = RefineClient(url).stream_answer(
+        "who", document="slow", adapt={"optimizer": {"steps": 250}}
+    )
     next(events)
     server.send_signal(signal.SIGTERM)
     *_, answer = events
@@ -76,7 +80,9 @@ def test_sigterm_gives_streams_that_do_not_end_in_time_a_final_error_event(
     process: tuple["subprocess.Popen[bytes]", str],
 ) -> None:
     server, url = process
-    events = RefineClient(url).stream_answer("who", document="endless", adapt={"steps": 2})
+    events = RefineClient(url).stream_answer(
+        "who", document="endless", adapt={"optimizer": {"steps": 2}}
+    )
     next(events)
     server.send_signal(signal.SIGTERM)
     with pytest.raises(ClientError) as stopped:

@@ -17,7 +17,7 @@ from refine_server.ttt.interface.errors import RequestError
 from support.fake_backend import Script
 
 KEY = "scrape-scrape-scrape"
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 2}}}
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None and "CI" not in os.environ,

@@ -17,7 +17,7 @@ TOLD = (
     ("event: adaptation.step", "event: answer.completed"),
     ('"answer":',),
     ("event: adaptation.ready", '"answer":', '"deleted":true'),
-    ('"param": "adapt.steps"',),
+    ('"param": "adapt.optimizer.steps"',),
 )
 """What each recipe prints, among other things."""
 

@@ -7,7 +7,7 @@ import torch
 
 from refine_server.ttt.batching import run
 from refine_server.ttt.document import AdaptedDocument, dump, restore
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
 from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
@@ -24,7 +24,7 @@ def adapted(model, ids, owner: str = "a") -> AdaptedDocument:
     fast = model.new_fast_weights("fast_weights", 4, 0)
     fast.owner = owner
     document = Rows(model, ids, fast, positions=2)
-    return run(adapt(document, fast, AdaptConfig(steps=2), owner=owner))
+    return run(adapt(document, fast, AdaptConfig(optimizer=OptimizerConfig(steps=2)), owner=owner))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,9 @@ def question(document: AdaptedDocument, owner: str) -> AskRequest:
 
 
 def make(tiny, owner: str) -> AdaptedDocument:
-    *_, last = perform(tiny, AdaptRequest(TEXT, AdaptConfig(steps=2), owner))
+    *_, last = perform(
+        tiny, AdaptRequest(TEXT, AdaptConfig(optimizer=OptimizerConfig(steps=2)), owner)
+    )
     assert isinstance(last, DocumentAdapted)
     return last.document
 

@@ -1,133 +1,233 @@
-"""What one adaptation does: every knob of the REFINE loop, with its bounds.
+"""What one adaptation and one answer do: the settings of the REFINE loop and of decoding.
 
-The same model is the ``adapt`` object of the HTTP contract, so a field that is unknown or out
-of range is refused by name before anything is paid.
+The same models are the ``adapt`` object of the HTTP contract. A setting belongs to the group or to
+the kind of ``on`` that it applies to, so a combination that makes no sense cannot be written, and
+an unknown or out-of-range field is refused by name before any work is done.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Objective = Literal["refine", "ntp", "none"]
-Prefix = Literal["full", "local"]
-Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin", "query"]
+Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
 Reward = Literal["exact", "cosine", "hybrid"]
 Targets = Literal["fast_weights", "low_rank", "all"]
 
-
 MAX_BRANCHES = 512
-"""Most rollouts in one step: they are one batch, and memory is for all requests."""
+"""Most continuations in one step: they are read as one batch, in memory that requests share."""
+MAX_TOKENS = 4096
+"""Longest answer, in tokens, that any server allows; a server's own limit may be lower."""
+
+Temperature = Annotated[float, Field(ge=0.0, le=4.0, description="0 decodes greedily.")]
+TopP = Annotated[
+    float,
+    Field(
+        gt=0.0, le=1.0, description="Sample from the likeliest tokens of this total probability."
+    ),
+]
 
 
-class AdaptConfig(BaseModel):
-    """Settings of one adaptation (arXiv 2602.16704, section 3; names as in the paper).
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
-    The loop's defaults (c, n, k, temperature, reward, coefficients) are the paper's test-time
-    setting; targets, rank, steps and learning rate were chosen by trying them on the embedded
-    model (benchmarks/README.md). On held-out questions they were not shown to answer better than
-    the unadapted model, nor, with the guard, worse. What gains on it (needles in context from 57
-    to 91 of 100, 24 documents) needs the query and is no default: spans chosen by it and learned
-    as its answer (benchmarks/results/adaptation.md).
+
+class _On(_Settings):
+    model_config = ConfigDict(json_schema_extra={"required": ["kind"]})
+
+
+class OnDocument(_On):
+    """Adapt on the whole document, as the paper does: rollouts branch from it."""
+
+    kind: Literal["document"] = "document"
+
+
+class _Spans(_On):
+    kind: Literal["spans", "query_spans"]
+    tokens: int = Field(32, ge=8, le=512)
+    """Length of a span, in tokens. At least twice `rollouts.tokens`."""
+    ntp_on: Literal["spans", "document"] = "spans"
+    """What the next-token loss reads."""
+
+
+class OnSpans(_Spans):
+    """Adapt on short spans of the document, each a sequence of its own.
+
+    There are `rollouts.positions` spans at most, with one rollout position in each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    kind: Literal["spans"] = "spans"
+    choose: Selection = "entropy"
+    """The spans around the tokens of highest entropy or surprise (both averaged over neighbours),
+    at random (`uniform`), or around those of highest (`argmax`) or lowest (`argmin`) entropy."""
 
-    objective: Objective = Field(
-        "refine",
-        description="refine: GRPO on rollouts + next-token loss; ntp: next-token loss alone; "
-        "none: answer from the base weights.",
-    )
-    prefix: Prefix = Field(
-        "full",
-        description="full: rollouts branch from the whole document (the paper); local: the most "
-        "informative spans are adapted on as short sequences of their own.",
-    )
-    ntp_on: Literal["document", "spans"] | None = Field(
-        None,
-        description="What the next-token loss reads. Default: the document when prefix is full, "
-        "the spans when it is local.",
-    )
-    spans_as: Literal["text", "answer", "answer_in_context"] = Field(
-        "text",
-        description="text: each span is a sequence of its own; answer (with selection query): the "
-        "spans, as whole sentences and in the document's order, are the answer to the query, asked "
-        "without the document; answer_in_context: the same, asked after the document, so that a "
-        "step reads all of it.",
-    )
-    span_tokens: int = Field(32, ge=8, le=512, description="Length of a local span, in tokens.")
-    steps: int = Field(8, ge=0, le=256, description="Optimiser steps.")
-    chunks: int = Field(
-        8, ge=1, le=128, description="c: rollout positions, one in each equal chunk (or span)."
-    )
-    rollouts: int = Field(1, ge=1, le=32, description="n: rollouts for each position.")
-    rollout_tokens: int = Field(5, ge=1, le=64, description="k: tokens in each rollout.")
-    rollout_temperature: float = Field(1.0, gt=0.0, le=4.0)
-    demonstration: bool = Field(
-        False,
-        description="Whether the document's own continuation joins the rollouts of each position "
-        "(not in the paper): it earns the full reward, so a group says something even where no "
-        "rollout is right.",
-    )
-    selection: Selection = Field(
-        "entropy",
-        description="How rollout positions are chosen, or local spans. query: the spans most "
-        "similar to the query (BM25), at most ``chunks``, and in them positions by entropy; only "
-        "where the query is known when the document is adapted to.",
-    )
-    reward: Reward = Field("exact", description="exact match, cosine of hidden states, or both.")
-    grpo_coef: float = Field(0.4, ge=0.0, le=10.0)
-    ntp_coef: float = Field(1.0, ge=0.0, le=10.0)
-    kl_coef: float = Field(0.0, ge=0.0, le=10.0, description="KL to the unadapted policy.")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
-    max_grad_norm: float = Field(1.0, gt=0.0, le=1e4, description="Gradient clipping threshold.")
-    targets: Targets = Field("low_rank", description="Which weights the request owns a copy of.")
-    rank: int = Field(8, ge=1, le=256, description="Rank of low-rank fast weights.")
-    max_seconds: float | None = Field(
-        None,
-        gt=0.0,
-        le=3600.0,
-        description="Stop at the first step boundary past this many seconds.",
-    )
-    guard: Literal["held_out", "none"] = Field(
-        "held_out",
-        description="held_out: spans of the document are kept out of the loss; the answer comes "
-        "from the step that did best on them, from the base weights if none did better than they, "
-        "and steps end early when several in a row bring no better copy; none: all steps are made "
-        "and the answer comes from the last. Non-finite values always fall back to the base "
-        "weights.",
-    )
-    seed: int = Field(0, ge=0, lt=2**63)
 
-    @model_validator(mode="after")
-    def _spans_hold_rollouts(self) -> "AdaptConfig":
-        if self.prefix == "full" and self.ntp_on == "spans":
-            raise ValueError("ntp_on='spans' needs prefix='local'")
-        if self.selection == "query" and self.prefix != "local":
-            raise ValueError("selection='query' needs prefix='local'")
-        if self.spans_as != "text" and self.selection != "query":
-            raise ValueError(f"spans_as={self.spans_as!r} needs selection='query'")
-        if self.prefix == "local" and self.span_tokens < 2 * self.rollout_tokens:
-            raise ValueError("span_tokens must be at least twice rollout_tokens")
-        if self.chunks * self.group > MAX_BRANCHES:
-            group = "(rollouts + 1)" if self.demonstration else "rollouts"
-            raise ValueError(f"chunks * {group} must be at most {MAX_BRANCHES}")
-        return self
+class OnQuerySpans(_Spans):
+    """Adapt on the spans of the document that are most similar to the query (BM25).
+
+    There are `rollouts.positions` spans at most.
+    """
+
+    kind: Literal["query_spans"] = "query_spans"
+    learn_as: Literal["text", "answer", "answer_in_context"] = "text"
+    """`text`: each span is a sequence of its own. `answer`: the spans, as whole sentences and in
+    the document's order, are the answer to the query, asked without the document.
+    `answer_in_context`: the same, asked after the document, so that a step reads all of it."""
+
+
+class RolloutConfig(_Settings):
+    """The rollouts of a step (arXiv 2602.16704, section 3)."""
+
+    positions: int = Field(8, ge=1, le=128)
+    """c: rollout positions, one in each equal chunk of the document, or in each span."""
+    per_position: int = Field(1, ge=1, le=32)
+    """n: rollouts from each position."""
+    tokens: int = Field(5, ge=1, le=64)
+    """k: tokens of a rollout."""
+    temperature: float = Field(1.0, gt=0.0, le=4.0)
+    """tau: sampling temperature of the rollouts."""
+    select: Selection = "entropy"
+    """How a position is chosen in its chunk: sampled by entropy or by surprise, evenly
+    (`uniform`), or where entropy is highest (`argmax`) or lowest (`argmin`)."""
+    reward: Reward = "exact"
+    """Share of tokens that equal the document's (`exact`), cosine similarity of hidden states
+    (`cosine`), or both (`hybrid`)."""
+    demonstration: bool = False
+    """Whether the document's own continuation joins the rollouts of each position (not in the
+    paper). It earns the full reward, so that a group has a gradient where no rollout is right."""
 
     @property
     def group(self) -> int:
-        """Branches of one position: n rollouts, and the demonstration if there is one."""
-        return self.rollouts + self.demonstration
+        """Continuations of one position: n rollouts, and the demonstration if there is one."""
+        return self.per_position + self.demonstration
+
+    @model_validator(mode="after")
+    def _fit_into_a_batch(self) -> Self:
+        if self.positions * self.group > MAX_BRANCHES:
+            group = "(per_position + 1)" if self.demonstration else "per_position"
+            raise ValueError(
+                f"positions * {group} must be at most {MAX_BRANCHES}, as all rollouts of a step "
+                "are one batch"
+            )
+        return self
 
 
-class SamplingConfig(BaseModel):
+class LossConfig(_Settings):
+    """Coefficients of the three terms of the loss."""
+
+    ntp: float = Field(1.0, ge=0.0, le=10.0)
+    """Next-token loss."""
+    grpo: float = Field(0.4, ge=0.0, le=10.0)
+    """Policy-gradient loss of the rollouts (GRPO)."""
+    kl: float = Field(0.0, ge=0.0, le=10.0)
+    """KL divergence from the unadapted policy, on the rollouts."""
+
+
+class OptimizerConfig(_Settings):
+    """AdamW over the request's own fast weights, and when to stop."""
+
+    steps: int = Field(8, ge=1, le=256)
+    """Optimiser steps."""
+    learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
+    """Learning rate, the same in every step."""
+    max_grad_norm: float = Field(1.0, gt=0.0, le=1e4)
+    """Norm to which a larger gradient is scaled down."""
+    max_seconds: float | None = Field(None, gt=0.0, le=3600.0)
+    """Stop at the first step boundary past this many seconds."""
+
+
+class FastWeightConfig(_Settings):
+    """The weights that the request owns and steps."""
+
+    targets: Targets = "low_rank"
+    """`low_rank`: low-rank deltas of the base weights; `fast_weights`: the family's own fast
+    weights; `all`: a full copy of the base weights."""
+    rank: int = Field(8, ge=1, le=256)
+    """Rank of low-rank deltas."""
+
+
+class AdaptConfig(_Settings):
+    """Settings of one adaptation (arXiv 2602.16704, section 3; c, n, k and tau as in the paper).
+
+    The defaults of rollouts and loss are the paper's test-time setting; targets, rank, steps and
+    learning rate were chosen by trying them on the bundled model (benchmarks/README.md). On
+    held-out questions they were not shown to answer better than the unadapted model, nor, with the
+    guard, worse. What improves answers on it (needles in context from 57 to 91 of 100, 24
+    documents) needs the query and is no default: `on` query spans, learned as the query's answer
+    (benchmarks/results/adaptation.md).
+    """
+
+    objective: Objective = "refine"
+    """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss alone; `none`: do not
+    adapt, answer from the base weights."""
+    on: Annotated[OnDocument | OnSpans | OnQuerySpans, Field(discriminator="kind")] = OnDocument()
+    """What a step reads: the document, spans of it, or spans of it that the query asks about."""
+    rollouts: RolloutConfig = RolloutConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    fast_weights: FastWeightConfig = FastWeightConfig()
+    guard: Literal["held_out", "none"] = "held_out"
+    """`held_out`: spans of the document are kept out of the loss; the answer comes from the step
+    that did best on them, from the base weights if none did better than they, and steps end early
+    when several in a row bring no improvement. `none`: all steps are made and the answer comes from
+    the last. Non-finite values always fall back to the base weights."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of the positions, rollouts and held-out spans, and of the fast weights' initial values."""
+
+    @model_validator(mode="after")
+    def _spans_hold_rollouts(self) -> Self:
+        if self.on.kind != "document" and self.on.tokens < 2 * self.rollouts.tokens:
+            raise ValueError(
+                "on.tokens must be at least twice rollouts.tokens, as a rollout needs as many "
+                "tokens of the span before it"
+            )
+        return self
+
+    def updated(self, **changes: Any) -> Self:
+        """Return these settings with some fields changed, validated again.
+
+        Args:
+            changes: by field. A mapping changes only the fields of the group that it names; for
+                `on` of another kind, the others take that kind's defaults.
+        """
+        return self.model_validate(merged(self.model_dump(), changes))
+
+
+class DocumentAdaptConfig(AdaptConfig):
+    """Settings of an adaptation for which no query is known, so that `on` has no query spans."""
+
+    on: Annotated[OnDocument | OnSpans, Field(discriminator="kind")] = OnDocument()
+    """What a step reads: the document, or spans of it."""
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of an adaptation, as nested mappings, with some fields changed.
+
+    A group keeps the fields that its change does not name. ``on`` of another kind keeps none.
+    """
+    result = dict(settings)
+    for name, change in changes.items():
+        group = settings.get(name)
+        if isinstance(group, Mapping) and isinstance(change, Mapping):
+            same_kind = change.get("kind", group.get("kind")) == group.get("kind")
+            change = {**(group if same_kind else {}), **change}
+        result[name] = change
+    return result
+
+
+class SamplingConfig(_Settings):
     """How an answer is decoded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max_tokens: int = Field(64, ge=0, le=4096, description="0 only reads.")
-    temperature: float = Field(0.0, ge=0.0, le=4.0, description="0 decodes greedily.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(64, ge=0, le=MAX_TOKENS)
+    """Longest answer, in tokens. 0 only reads."""
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
     stop: tuple[str, ...] = Field((), max_length=16)
-    ignore_eos: bool = Field(False, description="Go on after a token that ends answers.")
+    """The answer ends before any of these."""
+    ignore_eos: bool = False
+    """Whether to go on after a token that ends answers."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Of the sampled tokens."""

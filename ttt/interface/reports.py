@@ -1,67 +1,94 @@
-"""What an adaptation and an answer report of themselves: losses, rewards, tokens and seconds."""
+"""What an adaptation and an answer report of themselves: losses, rewards, tokens and seconds.
 
-from dataclasses import dataclass
-from typing import Any
+The same models are part of the HTTP contract's responses and of stored adaptations, so a new field
+is declared here and nowhere else.
+"""
+
+import math
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """One optimiser step as it was seen: losses before the step, in nats per token."""
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+Measured = Annotated[float, PlainSerializer(_finite, return_type=float | None, when_used="json")]
+"""A measured value. NaN and infinity, which JSON does not have, are written as null."""
+
+
+class Report(BaseModel):
+    """A part of a response: every field is always there, and documented by its docstring."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+class StepReport(Report):
+    """One optimiser step. Losses and rewards are those of the weights before the step."""
 
     step: int
-    loss: float
-    ntp_loss: float
-    grpo_loss: float
-    reward_mean: float
-    reward_std: float
-    entropy_mean: float
-    kl: float
-    grad_norm: float
+    """Number of the step, from 1 on."""
+    loss: Measured
+    """The whole loss."""
+    ntp_loss: Measured
+    """Next-token loss, in nats per token."""
+    grpo_loss: Measured
+    """Policy-gradient loss of the rollouts."""
+    reward_mean: Measured
+    """Mean reward of the rollouts, demonstrations not counted."""
+    reward_std: Measured
+    """Standard deviation of the rollouts' rewards."""
+    entropy_mean: Measured
+    """Mean entropy of the next token, in nats, over what rollouts start from."""
+    kl: Measured
+    """KL divergence from the unadapted policy on the rollouts; 0 when it has no coefficient."""
+    grad_norm: Measured
+    """Norm of the gradient before it was clipped."""
     seconds: float
+    """Time of the step; in a batch, the request's share of it."""
     rollout_tokens: int
+    """Tokens of the step's rollouts, demonstrations not counted."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """How weights did on the held-out spans of the document; step 0 is the base model.
-
-    loss: nats per token in place. reward: share of the spans' tokens, 0 to 1, that greedy decoding
-    repeats rightly behind a cue after the document.
-    """
+class Judgement(Report):
+    """How the weights after a step (0: the base weights) did on the document's held-out spans."""
 
     step: int
-    loss: float
+    """The step that made the weights."""
+    loss: Measured
+    """Next-token loss of the spans in their place, in nats per token."""
     reward: float
+    """Share of the spans' tokens, 0 to 1, that greedy decoding repeats rightly behind a cue after
+    the document."""
 
 
-@dataclass(frozen=True)
-class AdaptationReport:
-    """How an adaptation ended.
-
-    ``accepted_step`` is the step whose weights the answer uses (0: the base weights).
-    ``guard`` says why the answer does not use the steps that ran, or why none could run; None when
-    nothing went wrong. ``stopped`` says why fewer steps than asked were run, None when all were.
-    ``first_ntp_loss`` and ``final_ntp_loss`` are the next-token loss before the first step and
-    under the weights that the answer uses, on what the next-token loss reads. ``held_out`` is what
-    the guard judged by, the base model first; empty without one.
-    """
+class AdaptationReport(Report):
+    """How an adaptation ended."""
 
     objective: str
+    """What was optimised: refine, ntp or none."""
     steps: tuple[StepReport, ...]
+    """The steps that were made."""
     accepted_step: int
+    """The step whose weights the answer uses; 0: the base weights."""
     guard: str | None
+    """Why the steps are not used, or why none could be made; null when nothing went wrong."""
     stopped: str | None
-    first_ntp_loss: float | None
-    final_ntp_loss: float | None
+    """Why fewer steps than asked were made; null when all were."""
+    first_ntp_loss: Measured | None
+    """Next-token loss before the first step, on what the next-token loss reads."""
+    final_ntp_loss: Measured | None
+    """The same under the weights that the answer uses."""
     fast_weight_bytes: int
+    """Size of the fast weights that the answer uses."""
     held_out: tuple[Judgement, ...] = ()
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "AdaptationReport":
-        """The report that ``dataclasses.asdict`` gave these values of."""
-        steps = tuple(StepReport(**step) for step in values["steps"])
-        held_out = tuple(Judgement(**judgement) for judgement in values["held_out"])
-        return cls(**{**values, "steps": steps, "held_out": held_out})
+    """What the guard judged by, the base weights first; empty without a guard."""
 
     @property
     def adapted(self) -> bool:
@@ -69,21 +96,21 @@ class AdaptationReport:
         return self.accepted_step > 0
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(Report):
     """Token counts of one answer."""
 
     document_tokens: int
     query_tokens: int
     completion_tokens: int
     rollout_tokens: int
+    """Of all steps together."""
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Seconds spent in each phase of one answer, queueing excluded (the engine knows that)."""
+class Timings(Report):
+    """Wall-clock seconds of each phase of one answer; other requests take turns meanwhile."""
 
     prefill_seconds: float
     adapt_seconds: float
     decode_seconds: float
     time_to_first_token_seconds: float
+    """From the end of queueing on."""

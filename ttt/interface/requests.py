@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.interface.errors import RequestError
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
@@ -47,22 +46,14 @@ Prompt = str | tuple[int, ...] | Conversation
 
 @dataclass(frozen=True)
 class AdaptRequest:
-    """Adapt to a document, for the owner who alone may use the result.
-
-    Raises:
-        RequestError: if the settings choose spans by the query and there is no query.
-    """
+    """Adapt to a document, for the owner who alone may use the result."""
 
     document: str
     adapt: AdaptConfig = AdaptConfig()
     owner: str = LOCAL
     query: str | None = None
-    """What will be asked, where that is known when the document is adapted to."""
-
-    def __post_init__(self) -> None:
-        if self.query is None and self.adapt.selection == "query":
-            message = "adapt.selection: 'query' needs a query, and adapting alone has none"
-            raise RequestError(message, "adapt.selection", "query_needed")
+    """What will be asked, where that is known when the document is adapted to. Adapting on query
+    spans needs it."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,12 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
         on_token=_answer_deltas(emit, clock),
     )
     clock.lap("decode")
-    usage = Usage(adapted.document_tokens, len(work.query), decoded.tokens, 0)
+    usage = Usage(
+        document_tokens=adapted.document_tokens,
+        query_tokens=len(work.query),
+        completion_tokens=decoded.tokens,
+        rollout_tokens=0,
+    )
     emit(_completed(adapted, decoded, usage, clock))
 
 
@@ -105,7 +110,12 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     )
     clock.lap("decode")
     rollout_tokens = sum(step.rollout_tokens for step in adapted.report.steps)
-    usage = Usage(work.tokens, len(work.query), decoded.tokens, rollout_tokens)
+    usage = Usage(
+        document_tokens=work.tokens,
+        query_tokens=len(work.query),
+        completion_tokens=decoded.tokens,
+        rollout_tokens=rollout_tokens,
+    )
     emit(_completed(adapted, decoded, usage, clock, base_answer))
 
 
@@ -132,7 +142,12 @@ class Clock:
         """Return the phases' seconds; zero for a phase that did not run."""
         self.record_token()  # there may have been no token
         prefill, adapt, decode = (self.laps.get(p, 0.0) for p in ("prefill", "adapt", "decode"))
-        return Timings(prefill, adapt, decode, self.first_token)
+        return Timings(
+            prefill_seconds=prefill,
+            adapt_seconds=adapt,
+            decode_seconds=decode,
+            time_to_first_token_seconds=self.first_token,
+        )
 
 
 async def _prefill(
@@ -157,9 +172,11 @@ async def _prefill(
 def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> FastWeights:
     """Make the copy that the request will own; the base weights when it does not adapt."""
     config = request.adapt
-    if config.objective == "none" or config.steps == 0:
+    if config.objective == "none":
         return BASE
-    fast = model.new_fast_weights(config.targets, config.rank, config.seed)
+    fast = model.new_fast_weights(
+        config.fast_weights.targets, config.fast_weights.rank, config.seed
+    )
     return FastWeights(fast.tensors, request.owner)
 
 
@@ -172,7 +189,9 @@ def read_document(
     """Prepare the prompt up to the end of the document, with its frozen layers computed."""
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     context = len(prompt.header)
-    return Rows(model, ids, fast, context_tokens=context, positions=request.adapt.chunks)
+    return Rows(
+        model, ids, fast, context_tokens=context, positions=request.adapt.rollouts.positions
+    )
 
 
 async def _adapt(

@@ -52,7 +52,12 @@ async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Eve
         began = time.monotonic()
         await completer.decode_choices(number, prediction)
         decode_seconds += time.monotonic() - began
-    timings = Timings(read_seconds, 0.0, decode_seconds, completer.first_token)
+    timings = Timings(
+        prefill_seconds=read_seconds,
+        adapt_seconds=0.0,
+        decode_seconds=decode_seconds,
+        time_to_first_token_seconds=completer.first_token,
+    )
     emit(CompletionEnded(work.tokens, completer.tokens, timings))
 
 

@@ -177,7 +177,7 @@ def evaluate_batch(
     losses = _losses(evaluators, hidden, fast)
     rewards = _rewards(evaluators, state.detach(), fast)
     for own, step, loss, reward in zip(evaluators, steps_made, losses, rewards, strict=True):
-        own.record(Judgement(step, loss, reward))
+        own.record(Judgement(step=step, loss=loss, reward=reward))
 
 
 def _losses(

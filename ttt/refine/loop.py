@@ -72,9 +72,9 @@ async def adapt(
         call = Call(lambda: _unadapted(document, config, owner, reason, steps), threads)
         return await call
 
-    if config.objective == "none" or config.steps == 0:
+    if config.objective == "none":
         return await unadapted()
-    if document.num_targets < 2 * config.rollout_tokens:
+    if document.num_targets < 2 * config.rollouts.tokens:
         return await unadapted(guard.DOCUMENT_TOO_SHORT)
     prepared = await Call(lambda: prepare(document, fast, config, query), threads)
     if isinstance(prepared, str):
@@ -84,7 +84,7 @@ async def adapt(
     started = time.monotonic()
     steps: list[StepReport] = []
     stopped: str | None = None
-    while len(steps) < config.steps and stopped is None:
+    while len(steps) < config.optimizer.steps and stopped is None:
         match await AdaptStep(run, len(steps) + 1):
             case NoImprovement():
                 stopped = guard.NO_IMPROVEMENT
@@ -93,8 +93,9 @@ async def adapt(
             case StepDone(report):
                 steps.append(report)
                 on_step(report)
-                if len(steps) < config.steps:
-                    late = config.max_seconds and time.monotonic() - started >= config.max_seconds
+                if len(steps) < config.optimizer.steps:
+                    longest = config.optimizer.max_seconds
+                    late = longest is not None and time.monotonic() - started >= longest
                     stopped = guard.MAX_SECONDS if late else should_stop()
     call = Call(lambda: finish(run, owner, steps, stopped), threads)
     return await call
@@ -111,21 +112,21 @@ def prepare(
     generator = torch.Generator().manual_seed(config.seed)
     fast.requires_grad_()
     optimizer = FastWeightOptimizer(config, fast)
-    spans: list[Span] = []
-    if config.prefix == "local":
-        spans = choose_spans(document, config, generator, query)
-        if not spans:
-            return guard.NOTHING_SIMILAR
+    on = config.on
+    spans = choose_spans(document, config, generator, query)
+    if on.kind != "document" and not spans:
+        return guard.NOTHING_SIMILAR
     evaluator = None
     if config.guard == "held_out":
         places = torch.Generator().manual_seed(config.seed)
-        document.held_out = held_out_spans(document, spans, config.rollout_tokens, places)
+        document.held_out = held_out_spans(document, spans, config.rollouts.tokens, places)
         if not document.held_out:
             return guard.DOCUMENT_TOO_SHORT
-        evaluator = HeldOutEvaluator(document, fast, config.steps)
+        evaluator = HeldOutEvaluator(document, fast, config.optimizer.steps)
     rows = _adapted_rows(document, spans, fast, config, query)
+    reads_spans = on.kind != "document" and on.ntp_on == "spans"
     inputs = StepInputs(
-        ntp_rows=document if config.ntp_on == "document" else rows,
+        ntp_rows=rows if reads_spans else document,
         rollout_rows=rows,
         fast=fast,
         config=config,
@@ -144,9 +145,10 @@ def _adapted_rows(
     """Make the rows that rollouts start in: the document, its spans, or an answer out of them."""
     if not spans:
         return document
-    if config.spans_as == "text" or query is None:
+    on = config.on
+    if on.kind != "query_spans" or on.learn_as == "text" or query is None:
         return span_rows(document, spans, fast)
-    return answer_rows(document, spans, fast, query, config.spans_as == "answer_in_context")
+    return answer_rows(document, spans, fast, query, on.learn_as == "answer_in_context")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

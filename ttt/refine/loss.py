@@ -105,11 +105,11 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
 
         # Loss (section 3.4).
         old, base = scored.old_log_prob, base_log_prob(request, drawn)  # [N / R, k] each
-        ntp, weights = ntp_own.token_stats.ntp_loss, request.config  # []
+        ntp, weights = ntp_own.token_stats.ntp_loss, request.config.loss  # []
         grpo, kl = dispatch.grpo_loss(scored.log_prob, old, advantages, base)  # [] each
         losses.append(
             StepLoss(
-                total=weights.grpo_coef * grpo + weights.ntp_coef * ntp + weights.kl_coef * kl,
+                total=weights.grpo * grpo + weights.ntp * ntp + weights.kl * kl,
                 ntp=ntp,
                 grpo=grpo,
                 kl=kl,
@@ -127,7 +127,7 @@ def _ntp_loss(request: StepInputs, trunk: RequestTrunk) -> StepLoss:
     ntp = trunk.token_stats.ntp_loss
     zero = ntp.new_zeros(())
     return StepLoss(
-        total=request.config.ntp_coef * ntp,
+        total=request.config.loss.ntp * ntp,
         ntp=ntp,
         grpo=zero,
         kl=zero,

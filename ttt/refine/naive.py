@@ -33,7 +33,7 @@ def naive_gradient(
         The gradient by name, like the fast weights, and the rollouts' tokens [N, k].
     """
     rows, config, fast = request.rollout_rows, request.config, request.fast
-    policy = Policy(request.model, fast, config.rollout_temperature)
+    policy = Policy(request.model, fast, config.rollouts.temperature)
 
     # Trunk and token statistics: one forward over the document, for the entropies.
     with torch.no_grad():
@@ -47,35 +47,35 @@ def naive_gradient(
         starts = rollouts.starts
 
     # Rollouts (section 3.2): every prefix is read again for each.
-    prefixes = _prefixes(rows.input_ids, starts, config.rollouts)
+    prefixes = _prefixes(rows.input_ids, starts, config.rollouts.per_position)
     sampled = [_sample(policy, p, noise[i : i + 1]) for i, p in enumerate(prefixes)]
     tokens = torch.cat(sampled)  # [S G n, k]
-    if config.demonstration:
-        references = continuations(rows.input_ids, starts, config.rollout_tokens)
+    if config.rollouts.demonstration:
+        references = continuations(rows.input_ids, starts, config.rollouts.tokens)
         tokens = interleave(tokens, references)  # [N, k]
     if rollouts is not None:
         tokens = rollouts.tokens
 
     # Log-probabilities under the sampling policy: every prefix is read again with its rollout.
-    prefixes = _prefixes(rows.input_ids, starts, config.group)
+    prefixes = _prefixes(rows.input_ids, starts, config.rollouts.group)
     with torch.no_grad():
         old = [_score(policy, p, t) for p, t in zip(prefixes, tokens, strict=True)]
     hidden = torch.cat([h for _, h in old])  # [N, k, D]
 
     # Rewards and advantages (sections 3.3 and 3.4).
     _, advantages = dispatch.rollout_reward(
-        config.reward, tokens, hidden, rows.input_ids, document_hidden, starts
+        config.rollouts.reward, tokens, hidden, rows.input_ids, document_hidden, starts
     )  # [N]
 
     # Loss (section 3.4), one term after the other: only one forward's graph is alive at a time.
     for tensor in fast.parameters():
         tensor.grad = None
     ntp = rows.token_stats(request.model(rows.input_ids, None, fast).hidden, fast).ntp_loss
-    (config.ntp_coef * ntp).backward()
+    (config.loss.ntp * ntp).backward()
     for i, prefix in enumerate(prefixes):
         log_prob, _ = _score(policy, prefix, tokens[i])  # [1, k]
         grpo, _ = dispatch.grpo_loss(log_prob, old[i][0], advantages[i : i + 1])
-        (config.grpo_coef * grpo / len(prefixes)).backward()
+        (config.loss.grpo * grpo / len(prefixes)).backward()
     return {name: _grad(fast[name]) for name in fast}, tokens
 
 

@@ -4,27 +4,27 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.fast_weight_optim import OptimState
+from refine_server.kernels.fast_weight_optim import OptimState, Rule
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 
 
 class FastWeightOptimizer:
-    """AdamW or SGD over R requests' fast weights, in place, with gradients clipped by norm.
+    """AdamW over R requests' fast weights, in place, with gradients clipped by norm.
 
     Args:
-        config: tells the rule, the learning rate and the largest norm.
+        config: tells the learning rate and the largest norm.
         fast: [R, ...], leaves that require a gradient.
     """
 
     def __init__(self, config: AdaptConfig, fast: FastWeights) -> None:
-        self.rule = config.optimizer
+        self.rule: Rule = "adamw"
         self.params = fast.parameters()
         self.state = OptimState.new(self.params, self.rule)
         R, device = fast.requests, self.params[0].device
         self.learning_rate, self.max_norm = (
             torch.full((R,), value, dtype=torch.float64, device=device)
-            for value in (config.learning_rate, config.max_grad_norm)
+            for value in (config.optimizer.learning_rate, config.optimizer.max_grad_norm)
         )
 
     def zero_grad(self) -> None:

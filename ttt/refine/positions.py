@@ -20,12 +20,12 @@ def select_starts(request: StepInputs, stats: TokenStats) -> Tensor:
     positions = select_positions(
         stats.entropy,
         -stats.log_prob.detach(),
-        config.selection,
+        config.rollouts.select,
         chunks=rows.positions,
-        kernel=config.rollout_tokens,
+        kernel=config.rollouts.tokens,
         generator=request.generator,
     )
-    return rows.rollout_starts(positions, config.rollout_tokens)
+    return rows.rollout_starts(positions, config.rollouts.tokens)
 
 
 def select_positions(
@@ -44,8 +44,7 @@ def select_positions(
         surprise: [S, T], minus the log-probability of each token.
         rule: ``entropy`` and ``surprise`` sample from the softmax of the smoothed score (by the
             Gumbel-max trick), ``uniform`` samples evenly, ``argmax`` and ``argmin`` take the
-            extreme of the smoothed entropy. ``query`` has chosen the rows already; within them it
-            is ``entropy``.
+            extreme of the smoothed entropy.
         chunks: c; each chunk has T // c tokens.
         kernel: of the average pool that smooths the score: k in the paper.
         generator: the only source of randomness.

@@ -120,7 +120,7 @@ class Scores:
 
 def rollout_noise(request: StepInputs, starts: Tensor) -> Tensor:
     """Draw the numbers that decide a request's rollouts from starts [S, G]: [S G n, k]."""
-    count, k = starts.numel() * request.config.rollouts, request.config.rollout_tokens
+    count, k = starts.numel() * request.config.rollouts.per_position, request.config.rollouts.tokens
     noise = torch.rand(count, k, generator=request.generator, dtype=torch.float64)
     return noise.to(starts.device)
 
@@ -169,7 +169,12 @@ def reward_rollouts(
     """
     ids = trunk.rows.input_ids
     return dispatch.rollout_reward(
-        request.config.reward, rollouts.tokens, scores.hidden, ids, trunk.hidden, rollouts.starts
+        request.config.rollouts.reward,
+        rollouts.tokens,
+        scores.hidden,
+        ids,
+        trunk.hidden,
+        rollouts.starts,
     )
 
 
@@ -179,9 +184,9 @@ def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Tensor | None:
 
     None where the loss has no KL term.
     """
-    if not request.config.kl_coef:
+    if not request.config.loss.kl:
         return None
-    base = Policy(request.model, BASE, request.config.rollout_temperature)
+    base = Policy(request.model, BASE, request.config.rollouts.temperature)
     prefixes = prefixes_at(request.rollout_rows.base_trunk, rollouts.starts)
     return base.score(prefixes, rollouts.tokens)[0]
 

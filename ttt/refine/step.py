@@ -108,7 +108,7 @@ class AdaptStep(Operation[StepOutcome]):
     @override
     def max_batch_size(self) -> int:
         # Full copies share no matrix product, so they gain from threads alone.
-        if not self.run.model.stacks_states or self.run.config.targets == "all":
+        if not self.run.model.stacks_states or self.run.config.fast_weights.targets == "all":
             return self.threads
         return self.threads * max(1, int(MAX_TOKENS / MAX_LENGTH_RATIO) // self._tokens)
 

@@ -134,7 +134,7 @@ def mid(
     from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 
     recipe = Recipe(seed=seed) if steps is None else Recipe(seed=seed, steps=steps)
-    recipe = replace(recipe, adapt=recipe.adapt.model_copy(update={"objective": objective}))
+    recipe = replace(recipe, adapt=recipe.adapt.updated(objective=objective))
     _use_threads(threads)
     base = load(model)
     trainer = Trainer(recipe, base, read_corpus(base, corpus), out, resume=resume)
@@ -195,7 +195,7 @@ def _changed(config: "AdaptConfig", changes: str, option: str) -> "AdaptConfig":
 
     try:
         fields: dict[str, Any] = dict(json.loads(changes))
-        return type(config).model_validate(config.model_dump() | fields)
+        return config.updated(**fields)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise typer.BadParameter(f"{option}: {'; '.join(problems)}") from None

@@ -48,7 +48,7 @@ def compare(
         lengths.append(R)
         for objective in ("none", "ntp", "refine"):
             chosen = ntp if ntp is not None and objective == "ntp" else config
-            own = chosen.model_copy(update={"objective": objective, "seed": rng.getrandbits(62)})
+            own = chosen.updated(objective=objective, seed=rng.getrandbits(62))
             for regime, rows in _answers(model, episode, own).items():
                 right.setdefault((regime, objective), []).append(rows.view(R, questions))
     results = {key: torch.cat(rows).double().mean(1) * 100 for key, rows in right.items()}

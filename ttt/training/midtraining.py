@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, FastWeightConfig, RolloutConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
@@ -41,7 +41,11 @@ class Recipe:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     adapt: AdaptConfig = field(
-        default_factory=lambda: AdaptConfig(targets="all", rollouts=4, guard="none")
+        default_factory=lambda: AdaptConfig(
+            rollouts=RolloutConfig(per_position=4),
+            fast_weights=FastWeightConfig(targets="all"),
+            guard="none",
+        )
     )
 
     def rate(self, step: int) -> float:
@@ -96,8 +100,8 @@ class Trainer(Run):
         starts = torch.tensor([rng.randint(0, last) for _ in range(recipe.rows)])
         ids = self.corpus[starts[:, None] + torch.arange(recipe.tokens)]  # [B, T]
         own = FastWeights({name: weight[None] for name, weight in self.weights.items()})
-        config = recipe.adapt.model_copy(update={"seed": rng.getrandbits(62)})
-        rows = Rows(self.model, ids, own, positions=config.chunks)
+        config = recipe.adapt.updated(seed=rng.getrandbits(62))
+        rows = Rows(self.model, ids, own, positions=config.rollouts.positions)
         [loss] = step_losses([StepInputs.of(rows, own, config)])
         figures = {"next_token": loss.ntp.item(), "reward": loss.rewards.mean().item()}
         return StepLoss(loss.total, figures, ids.numel())

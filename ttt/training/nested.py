@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    FastWeightConfig,
+    LossConfig,
+    OptimizerConfig,
+    RolloutConfig,
+)
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.state import State
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -28,37 +34,29 @@ from refine_server.ttt.training.errors import TrainingError
 from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 ADAPT = AdaptConfig(
-    targets="fast_weights",
-    rank=64,
-    learning_rate=0.012,
-    max_grad_norm=1e4,
-    steps=5,
-    chunks=8,
-    rollouts=4,
-    rollout_tokens=2,
-    selection="surprise",
-    grpo_coef=0.2,
+    rollouts=RolloutConfig(positions=8, per_position=4, tokens=2, select="surprise"),
+    loss=LossConfig(grpo=0.2),
+    optimizer=OptimizerConfig(learning_rate=0.012, max_grad_norm=1e4, steps=5),
+    fast_weights=FastWeightConfig(targets="fast_weights", rank=64),
     guard="none",
 )
 """How the first stage of ``tiny-nested`` adapts: to answer from memory."""
 
-CONTEXT = ADAPT.model_copy(
-    update={
-        "targets": "all",
-        "learning_rate": 0.0015,
-        "demonstration": True,
-        "chunks": 32,
-        "rollouts": 1,
-        "grpo_coef": 0.5,
-    }
+CONTEXT = ADAPT.updated(
+    rollouts={"demonstration": True, "positions": 32, "per_position": 1},
+    loss={"grpo": 0.5},
+    optimizer={"learning_rate": 0.0015},
+    fast_weights={"targets": "all"},
 )
 """How its second stage adapts: to answer in context from documents of many facts."""
 
 BEST = {
-    "memory": CONTEXT.model_copy(
-        update={"targets": "fast_weights", "learning_rate": 0.008, "steps": 10, "grpo_coef": 0.2}
+    "memory": CONTEXT.updated(
+        loss={"grpo": 0.2},
+        optimizer={"learning_rate": 0.008, "steps": 10},
+        fast_weights={"targets": "fast_weights"},
     ),
-    "context": CONTEXT.model_copy(update={"grpo_coef": 0.2}),
+    "context": CONTEXT.updated(loss={"grpo": 0.2}),
 }
 """How ``tiny-nested`` is best adapted for each regime (benchmarks/results/tiny-nested.md)."""
 
@@ -196,13 +194,14 @@ def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeigh
     The rows are one batch of the server's loop. Its losses are means over rows, so they are
     multiplied by R: every row gets the gradient that it would get alone.
     """
-    if config.prefix != "full":
-        raise TrainingError(f"prefix={config.prefix!r}: nested training adapts on whole documents")
+    if config.on.kind != "document":
+        raise TrainingError(f"on: nested training adapts on documents, not on {config.on.kind}")
     R = ids.shape[0]
-    fast = FastWeights.stack([model.new_fast_weights(config.targets, config.rank, config.seed)] * R)
-    rows = Rows(model, ids, fast, positions=config.chunks)
+    own = model.new_fast_weights(config.fast_weights.targets, config.fast_weights.rank, config.seed)
+    fast = FastWeights.stack([own] * R)
+    rows = Rows(model, ids, fast, positions=config.rollouts.positions)
     inputs, optimizer = StepInputs.of(rows, fast, config), FastWeightOptimizer(config, fast)
-    for _ in range(config.steps):
+    for _ in range(config.optimizer.steps):
         [loss] = step_losses([inputs])
         optimizer.zero_grad()
         (loss.total * R).backward()
@@ -255,9 +254,7 @@ class Trainer(Run):
         R = min(recipe.most_documents, recipe.tokens_per_step // tokens)
         episode = make_episode(rng, model.tokenizer, tokens, facts, R, recipe.questions)
         objective = "refine" if rng.random() < recipe.refine_share else "ntp"
-        config = recipe.adapt.model_copy(
-            update={"objective": objective, "seed": rng.getrandbits(62)}
-        )
+        config = recipe.adapt.updated(objective=objective, seed=rng.getrandbits(62))
         model.requires_grad_(False)
         adapted = adapt_copies(model, episode.ids, config)
         model.requires_grad_(True)

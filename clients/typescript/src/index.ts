@@ -20,7 +20,7 @@ export type { components, paths } from "./schema.js";
 
 export type RefineClient = Client<paths>;
 export type Answer = components["schemas"]["AnswerResponse"];
-export type Step = components["schemas"]["Step"];
+export type Step = components["schemas"]["StepReport"];
 export type Question = Omit<components["schemas"]["AnswerBody"], "stream">;
 type ErrorDetail = components["schemas"]["ErrorDetail"];
 

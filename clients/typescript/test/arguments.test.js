@@ -19,8 +19,8 @@ const REFUSED = [
   ["query", { query: "a\ud800b" }],
   ["document", { document: new Map() }],
   ["temperature", { temperature: Number.NaN }],
-  ["adapt.learning_rate", { adapt: { learning_rate: -Infinity } }],
-  ["adapt", { adapt: new Set(["steps"]) }],
+  ["adapt.loss.kl", { adapt: { loss: { kl: -Infinity } } }],
+  ["adapt", { adapt: new Set(["seed"]) }],
   ["adapt", { adapt: { "\udc00": 1 } }],
   ["adapt.adapt", { adapt: circular }],
   ["seed", { seed: 1n }],
@@ -53,7 +53,7 @@ for (const id of ["a\ud800", "", ".", ".."]) {
 }
 
 test("what can be encoded is sent as it is", async () => {
-  const body = { ...question, query: "é \u2028 😀", adapt: { steps: 2 }, stop: [], model: undefined };
+  const body = { ...question, query: "é \u2028 😀", adapt: { seed: 2 }, stop: [], model: undefined };
   await client.POST("/v1/adaptations", { body });
   await client.GET("/v1/adaptations/{adaptation_id}", {
     params: { path: { adaptation_id: "adapt/é" } },

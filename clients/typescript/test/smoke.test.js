@@ -7,7 +7,7 @@ const client = createRefineClient({ baseUrl: process.env.REFINE_URL ?? "http://1
 const question = {
   document: "The harbour code is Amber Falcon. ".repeat(20),
   query: "What is the harbour code?",
-  adapt: { steps: 2 },
+  adapt: { optimizer: { steps: 2 } },
   max_tokens: 4,
 };
 
@@ -39,14 +39,14 @@ test("an answer is the stream's last event", async () => {
 
 test("an error names the field at fault", async () => {
   await assert.rejects(
-    answer(client, { ...question, adapt: { steps: -1 } }),
+    answer(client, { ...question, adapt: { optimizer: { steps: -1 } } }),
     (error) =>
-      error instanceof RefineError && error.status === 422 && error.param === "adapt.steps",
+      error instanceof RefineError && error.status === 422 && error.param === "adapt.optimizer.steps",
   );
 });
 
 test("a stream that is left early is cancelled", async () => {
-  for await (const { event } of streamAnswer(client, { ...question, adapt: { steps: 200 } })) {
+  for await (const { event } of streamAnswer(client, { ...question, adapt: { optimizer: { steps: 200 } } })) {
     assert.equal(event, "adaptation.step");
     break;
   }

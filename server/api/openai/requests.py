@@ -19,9 +19,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from refine_server.server.api.answers_schema import StopStrings, holds_text
-from refine_server.server.http.errors import ApiError
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.server.api.fields import AnswerTokens, StopStrings, Text, answer_tokens
+from refine_server.ttt.interface.config import (
+    DocumentAdaptConfig,
+    SamplingConfig,
+    Temperature,
+    TopP,
+)
 from refine_server.ttt.interface.requests import Message
 
 MAX_PROMPTS = 128
@@ -84,16 +88,16 @@ class StreamOptions(_Body):
 class TttOptions(_Body):
     """This server's extension: adapt to a document first."""
 
-    document: Annotated[str | None, AfterValidator(holds_text)] = Field(
-        None, min_length=1, description="The text to adapt to; what follows is asked about it."
+    document: Text | None = Field(
+        None, description="The text to adapt to; what follows is asked about it."
     )
-    adapt: AdaptConfig | None = Field(None, description="How, as in /v1/adaptations.")
+    adapt: DocumentAdaptConfig | None = Field(None, description="How, as in /v1/adaptations.")
 
     @field_validator("adapt")
     @classmethod
     def _needs_a_document(
-        cls, value: AdaptConfig | None, info: ValidationInfo
-    ) -> AdaptConfig | None:
+        cls, value: DocumentAdaptConfig | None, info: ValidationInfo
+    ) -> DocumentAdaptConfig | None:
         if value is not None and info.data.get("document") is None:
             raise ValueError("requires document")
         return value
@@ -106,11 +110,11 @@ class GenerationBody(_Body):
         None, description="The served model's id, or that of an adaptation to continue from."
     )
     ttt: TttOptions | None = None
-    max_tokens: int | None = Field(None, ge=0, le=4096)
-    temperature: float | None = Field(
-        None, ge=0.0, le=4.0, description="Default 1, as OpenAI's; 0 decodes greedily."
+    max_tokens: AnswerTokens | None = None
+    temperature: Temperature | None = Field(
+        None, description="Default 1, as OpenAI's; 0 decodes greedily."
     )
-    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    top_p: TopP | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Choices for each prompt.")
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="Of the first choice; the next has one more."
@@ -142,13 +146,14 @@ class GenerationBody(_Body):
         return self.n or 1
 
     def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
-        """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
-        if max_tokens is not None and max_tokens > longest:
-            message = f"max_tokens: this server allows at most {longest}"
-            raise ApiError(422, message, "invalid_value", param="max_tokens")
+        """Return how to decode; ``longest`` is the server's limit on ``max_tokens``.
+
+        Raises:
+            RequestError: more tokens are asked for than the server allows.
+        """
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
         return SamplingConfig(
-            max_tokens=min(default, longest) if max_tokens is None else max_tokens,
+            max_tokens=answer_tokens(max_tokens, default, longest),
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(self.stop or ()),
@@ -241,7 +246,7 @@ class ChatBody(GenerationBody):
     model_config = ConfigDict(title="ChatCompletionRequest")
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=0, le=4096)
+    max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     audio: Unsupported = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from refine_server.server.adaptations.adaptation import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
-from refine_server.server.api.answers_schema import require_model
+from refine_server.server.api.fields import require_model
 from refine_server.server.api.openai.requests import TttOptions
 from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.http.errors import ApiError

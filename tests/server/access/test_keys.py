@@ -17,7 +17,7 @@ from refine_server.server.settings import Settings, SettingsError, read_settings
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import LOCAL
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 1}}}
 ALICE, BOB = "alice-alice-alice-1", "bob-bob-bob-bob-bob-2"
 KEYS = f"alice:{ALICE},bob:{BOB}"
 

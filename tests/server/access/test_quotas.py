@@ -17,7 +17,7 @@ from refine_server.server.access.keys import KeyEntry, Keyring, Principal, Quota
 from refine_server.server.access.quotas import QuotaKeeper, TokenBucket
 from refine_server.server.http.errors import ApiError
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 1}}}
 
 
 class Clock:
@@ -137,7 +137,7 @@ def test_bytes_of_kept_adaptations(make_client: Callable[..., TestClient], tmp_p
     client.headers.update(headers)
 
     def create(document: str) -> tuple[int, str]:
-        body = {"document": document, "adapt": {"steps": 1}}
+        body = {"document": document, "adapt": {"optimizer": {"steps": 1}}}
         reply = client.post("/v1/adaptations", json=body)
         if not reply.is_success:
             return reply.status_code, reply.json()["error"]["code"]
@@ -159,7 +159,7 @@ def test_unfinished_adaptations_count(
     client.headers.update(headers)
     statuses = []
     for document in ("first", fake.hold("second"), fake.hold("third")):
-        body = {"document": document, "adapt": {"steps": 1}}
+        body = {"document": document, "adapt": {"optimizer": {"steps": 1}}}
         reply = client.post("/v1/adaptations", json=body)
         statuses.append(reply.status_code)
         if document == "first":
@@ -173,7 +173,7 @@ def test_requests_at_the_same_time(
 ) -> None:
     headers = write_keys(tmp_path / "keys.json", concurrent_requests=1)
     url = live(api_keys_file=tmp_path / "keys.json")
-    held = {"document": fake.hold("held"), "query": "who", "adapt": {"steps": 1}}
+    held = {"document": fake.hold("held"), "query": "who", "adapt": {"optimizer": {"steps": 1}}}
     got: list[int] = []
 
     def ask() -> None:

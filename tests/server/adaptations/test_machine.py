@@ -49,7 +49,7 @@ def machine(make_app: Any) -> type[RuleBasedStateMachine]:
 
         @rule(target=ids, word=st.sampled_from(WORDS), seed=st.integers(0, 2))
         def create(self, word: str, seed: int) -> str:
-            body = {"document": f"{word} text", "adapt": {"steps": 1, "seed": seed}}
+            body = {"document": f"{word} text", "adapt": {"optimizer": {"steps": 1}, "seed": seed}}
             made = self.client.post("/v1/adaptations", json=body)
             assert made.status_code in (200, 202)
             adaptation_id: str = made.json()["id"]

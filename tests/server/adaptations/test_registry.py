@@ -58,7 +58,7 @@ def metric(client: TestClient, name: str) -> float:
 def test_a_document_is_adapted_to_once_and_asked_many_times(
     client: TestClient, fake: FakeBackend
 ) -> None:
-    made = create(client, adapt={"steps": 3})
+    made = create(client, adapt={"optimizer": {"steps": 3}})
     assert made.status_code == 202
     resource = until_ready(client, made.json()["id"])
     assert made.headers["location"] == f"/v1/adaptations/{resource['id']}"
@@ -90,7 +90,7 @@ def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None
 
 
 def test_events_tell_every_step_and_then_the_end(client: TestClient) -> None:
-    resource = ready(client, adapt={"steps": 4})
+    resource = ready(client, adapt={"optimizer": {"steps": 4}})
     told = events(client, resource["id"])
     assert [name for name, _ in told] == ["adaptation.step"] * 4 + ["adaptation.ready"]
     assert told[-1][1]["id"] == resource["id"]
@@ -100,13 +100,13 @@ def test_the_same_document_joins_and_another_configuration_does_not(
     client: TestClient, fake: FakeBackend
 ) -> None:
     fake.hold("held text")
-    first = create(client, "held text", adapt={"steps": 2}).json()
-    second = create(client, "held text", adapt={"steps": 2}).json()
-    other = create(client, "held text", adapt={"steps": 2, "seed": 1}).json()
+    first = create(client, "held text", adapt={"optimizer": {"steps": 2}}).json()
+    second = create(client, "held text", adapt={"optimizer": {"steps": 2}}).json()
+    other = create(client, "held text", adapt={"optimizer": {"steps": 2}, "seed": 1}).json()
     assert first["id"] == second["id"] != other["id"]
     fake.gate.set()
     until_ready(client, other["id"])
-    again = create(client, "held text", adapt={"steps": 2})
+    again = create(client, "held text", adapt={"optimizer": {"steps": 2}})
     assert (again.status_code, again.json()["id"]) == (200, first["id"])
     assert fake.closed.count("held") == 2
     assert metric(client, "refine_adaptation_cache_hits_total") == 2
@@ -116,7 +116,7 @@ def test_the_same_document_joins_and_another_configuration_does_not(
 def test_deleting_a_running_adaptation_cancels_it(
     client: TestClient, fake: FakeBackend, wait_for: WaitFor
 ) -> None:
-    running = create(client, fake.hold("held text"), adapt={"steps": 9}).json()
+    running = create(client, fake.hold("held text"), adapt={"optimizer": {"steps": 9}}).json()
     wait_for(lambda: fake.turns == ["held"])
     deleted = client.delete(f"/v1/adaptations/{running['id']}")
     assert deleted.json() == {
@@ -141,7 +141,7 @@ def test_a_question_waits_for_an_adaptation_that_is_being_made(
     assert answer.json()["answer"] == "held"
 
 
-BY_QUERY = {"prefix": "local", "selection": "query"}
+BY_QUERY = {"on": {"kind": "query_spans"}}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ BY_QUERY = {"prefix": "local", "selection": "query"}
         ({"document": ""}, 422, "document"),
         ({"document": " \n"}, 422, "document"),
         ({"document": 5}, 422, "document"),
-        ({"document": "x", "adapt": {"steps": -1}}, 422, "adapt.steps"),
+        ({"document": "x", "adapt": {"optimizer": {"steps": -1}}}, 422, "adapt.steps"),
         ({"document": "x", "adapt": BY_QUERY}, 422, "adapt.selection"),
         ({"document": "x", "ttl_seconds": 0}, 422, "ttl_seconds"),
         ({"document": "x", "priority": 11}, 422, "priority"),
@@ -175,7 +175,7 @@ def test_bad_input_names_the_field_and_leaves_nothing(
         ({"query": "q", "adaptation": "adapt-0"}, 404, "adaptation"),
         ({"query": "q", "model": "adapt-0"}, 404, "model"),
         ({"query": "q", "adaptation": "{id}", "document": "x"}, 422, "document"),
-        ({"query": "q", "adaptation": "{id}", "adapt": {"steps": 1}}, 422, "adapt"),
+        ({"query": "q", "adaptation": "{id}", "adapt": {"optimizer": {"steps": 1}}}, 422, "adapt"),
         ({"query": "q", "adaptation": "{id}", "compare_base": True}, 422, "compare_base"),
         ({"query": "q", "adaptation": "{id}", "model": "other"}, 404, "model"),
     ],
@@ -317,14 +317,16 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
     options = {"store": tmp_path.as_uri(), "shutdown_seconds": 2.0}
     with TestClient(make_app(**options)) as client:
         wait_for(lambda: client.get("/health/ready").is_success)
-        made = create(client, fake.slow_down("slow x"), adapt={"steps": 200}).json()
+        made = create(client, fake.slow_down("slow x"), adapt={"optimizer": {"steps": 200}}).json()
         wait_for(lambda: fake.turns)  # one that has not begun would be given up
     with TestClient(make_app(**options)) as client:
         wait_for(lambda: client.get("/health/ready").is_success)
         resource = until_ready(client, made["id"])
         assert (resource["status"], resource["stopped"]) == ("ready", "shutdown")
         assert 0 < len(resource["steps"]) < 200
-        assert create(client, "slow x", adapt={"steps": 200}).json()["id"] != made["id"]
+        assert (
+            create(client, "slow x", adapt={"optimizer": {"steps": 200}}).json()["id"] != made["id"]
+        )
 
 
 def test_a_request_may_give_up_sooner_than_the_server_would(

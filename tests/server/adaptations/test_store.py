@@ -1,5 +1,6 @@
 """The store holds whole entries only, whatever happens to it."""
 
+import hashlib
 import json
 import os
 import signal
@@ -38,7 +39,7 @@ def manifest(entry_id: str, data: bytes, **changes: object) -> Manifest:
         "expires_at": 2.0,
         "ttl_seconds": 1.0,
         "fingerprint": FINGERPRINT,
-        "config": AdaptConfig(steps=3),
+        "config": AdaptConfig().updated(optimizer={"steps": 3}),
         "nbytes": 10,
         "description": {"a": [1, None, 2.5]},
         "data_bytes": size,
@@ -109,7 +110,19 @@ def wrong_shape(folder: str, fs) -> None:
     fs.pipe_file(f"{folder}/{MANIFEST}", b"[1]")
 
 
-DAMAGES = [damage_data, cut_data, lose_data, change_owner, cut_manifest, wrong_shape]
+def flat_settings(folder: str, fs) -> None:
+    """As versions before 0.2.0 wrote them, whole and signed."""
+    described = json.loads(fs.cat_file(f"{folder}/{MANIFEST}"))["manifest"]
+    described["config"] = {"objective": "refine", "prefix": "full", "steps": 3, "chunks": 8}
+    text = json.dumps(described, sort_keys=True).encode()
+    signed = {"manifest": described, "sha256": hashlib.sha256(text).hexdigest()}
+    fs.pipe_file(f"{folder}/{MANIFEST}", json.dumps(signed).encode())
+
+
+DAMAGES = [
+    *(damage_data, cut_data, lose_data, change_owner, cut_manifest, wrong_shape),
+    flat_settings,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -212,4 +225,4 @@ def test_the_manifest_is_json_that_people_can_read(tmp_path: Path) -> None:
     store = Store(tmp_path.as_uri(), FINGERPRINT)
     store.save(manifest(IDS[0], b"x"), b"x")
     signed = json.loads((Path(store.root) / IDS[0] / MANIFEST).read_text())
-    assert signed["manifest"]["config"]["steps"] == 3
+    assert signed["manifest"]["config"]["optimizer"]["steps"] == 3

@@ -11,7 +11,7 @@ from refine_server.clients import sse
 from refine_server.ttt.interface.errors import RequestError
 from support.fake_backend import Script
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 2}}}
 
 
 def post(client: TestClient, **changes: Any) -> Any:
@@ -37,7 +37,7 @@ def test_answer_has_the_documented_shape(client: TestClient) -> None:
     assert body["adaptation"]["guard"] is None
     assert set(body["adaptation"]["steps"][0]) == {
         *("step", "loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean"),
-        *("kl", "grad_norm", "seconds"),
+        *("kl", "grad_norm", "seconds", "rollout_tokens"),
     }
     assert body["usage"] == {
         "document_tokens": 5,
@@ -132,12 +132,17 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"query": ["who"]}, "query", "invalid_value"),
     ({"colour": "red"}, "colour", "unknown_field"),
     ({"adapt": {"colour": "red"}}, "adapt.colour", "unknown_field"),
-    ({"adapt": {"steps": -1}}, "adapt.steps", "invalid_value"),
-    ({"adapt": {"steps": "many"}}, "adapt.steps", "invalid_value"),
-    ({"adapt": {"steps": "16"}}, "adapt.steps", "invalid_value"),
-    ({"adapt": {"steps": True}}, "adapt.steps", "invalid_value"),
+    ({"adapt": {"optimizer": {"steps": -1}}}, "adapt.optimizer.steps", "invalid_value"),
+    ({"adapt": {"optimizer": {"steps": "many"}}}, "adapt.optimizer.steps", "invalid_value"),
+    ({"adapt": {"optimizer": {"steps": "16"}}}, "adapt.optimizer.steps", "invalid_value"),
+    ({"adapt": {"optimizer": {"steps": True}}}, "adapt.optimizer.steps", "invalid_value"),
     ({"adapt": {"objective": "magic"}}, "adapt.objective", "invalid_value"),
-    ({"adapt": {"chunks": 128, "rollouts": 32}}, "adapt", "invalid_value"),
+    ({"adapt": {"optimizer": {"steps": 0}}}, "adapt.optimizer.steps", "invalid_value"),
+    (
+        {"adapt": {"rollouts": {"positions": 128, "per_position": 32}}},
+        "adapt.rollouts",
+        "invalid_value",
+    ),
     ({"adapt": 3}, "adapt", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
     ({"max_tokens": "5"}, "max_tokens", "invalid_value"),

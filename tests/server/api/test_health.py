@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from support.fake_backend import Script
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 2}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 2}}}
 
 SERIES = [
     'refine_requests_total{endpoint="/v1/answers",status="200"} 1.0',

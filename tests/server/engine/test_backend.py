@@ -10,7 +10,12 @@ from refine_server.server.engine.backend import SELF_CHECK, Backend, open_backen
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import resume, stream
 from refine_server.ttt.document import AdaptedDocument
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.errors import DamagedError, IsolationError, RequestError
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -36,7 +41,11 @@ from refine_server.ttt.interface.requests import (
 from support.fake_backend import FakeBackend
 
 DOCUMENT = "The keeper writes the weather into a blue book every evening at eight."
-ADAPT = AdaptConfig(steps=2, chunks=2, rollouts=2, guard="none")
+ADAPT = AdaptConfig(
+    rollouts=RolloutConfig(positions=2, per_position=2),
+    optimizer=OptimizerConfig(steps=2),
+    guard="none",
+)
 SAMPLING = SamplingConfig(max_tokens=3, ignore_eos=True)
 
 

@@ -8,7 +8,12 @@ import pytest
 
 from refine_server.server.engine.backend import open_backend
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.events import AdaptationStep, AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest
 from refine_server.ttt.models import CausalLM
@@ -31,11 +36,16 @@ def serving_tiny(**options: Any) -> AbstractAsyncContextManager[Served]:
 
 def request(number: int, **adapt: Any) -> AnswerRequest:
     """Documents of similar length, every one with its own seed and owner."""
-    settings = {"steps": 3, "chunks": 2, "guard": "none", "seed": number, "learning_rate": 2e-3}
+    settings = AdaptConfig(
+        rollouts=RolloutConfig(positions=2),
+        optimizer=OptimizerConfig(steps=3, learning_rate=2e-3),
+        guard="none",
+        seed=number,
+    )
     return AnswerRequest(
         f"Day {number}. {TEXT}" + "The sea is calm. " * (number % 3),
         "Who writes the weather?",
-        AdaptConfig(**{**settings, **adapt}),
+        settings.updated(**adapt),
         SamplingConfig(max_tokens=12, ignore_eos=True, temperature=0.7 * (number % 2), seed=number),
         owner=f"owner {number}",
     )
@@ -73,8 +83,8 @@ async def test_answers_in_batches_are_those_given_alone(
     plain = CompletionRequest((prompt,), SamplingConfig(max_tokens=12), owner="owner 9")
 
     async with serving_tiny() as served:
-        broken = await served.submit(request(5, reward="cosine")).admitted()
-        gone = await served.submit(request(4, steps=200)).admitted()
+        broken = await served.submit(request(5, rollouts={"reward": "cosine"})).admitted()
+        gone = await served.submit(request(4, optimizer={"steps": 200})).admitted()
         base = await served.submit(plain).admitted()
         jobs = [await served.submit(work).admitted() for work in healthy]
         await until(lambda: sum(isinstance(e, AdaptationStep) for e in gone.events) == 2)
@@ -94,7 +104,9 @@ async def test_answers_in_batches_are_those_given_alone(
 
 async def test_one_at_a_time_when_asked() -> None:
     async with serving_tiny(max_batch=1) as served:
-        jobs = [await served.submit(request(n, steps=1)).admitted() for n in range(2)]
+        jobs = [
+            await served.submit(request(n, optimizer={"steps": 1})).admitted() for n in range(2)
+        ]
         await asyncio.gather(*(job.finish() for job in jobs))
         assert served.mean_batch_size("adapt") == served.mean_batch_size("decode") == 1
 

@@ -5,7 +5,13 @@ from typing import Any, cast
 import pytest
 
 from refine_server.server.engine.cost_model import CostModel, Rate, step_tokens
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OnSpans,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.events import (
     AdaptationStep,
     CompletionEnded,
@@ -31,13 +37,16 @@ def test_a_rate_follows_what_is_seen() -> None:
 
 def test_costs_are_learnt_from_events() -> None:
     costs = CostModel()
-    config = AdaptConfig(prefix="full", steps=4, chunks=2, rollouts=3, rollout_tokens=5)
+    config = AdaptConfig(
+        rollouts=RolloutConfig(positions=2, per_position=3, tokens=5),
+        optimizer=OptimizerConfig(steps=4),
+    )
     work = AdaptRequest("text", config)
     costs.observe(work, 100, DocumentRead(100, 1.0))
     costs.observe(work, 100, AdaptationStep(step_report(1, seconds=16.0)))
     assert costs.estimate(work, 100) == pytest.approx(1.0 + 4 * 16.0)
     assert costs.estimate(work, 200) == pytest.approx(2.0 + 4 * 26.0)
-    short = AdaptRequest("text", config.model_copy(update={"max_seconds": 5.0}))
+    short = AdaptRequest("text", config.updated(optimizer={"max_seconds": 5.0}))
     assert costs.estimate(short, 200) == 5.0
     asked = AskRequest(cast(Any, None), "?", SamplingConfig(max_tokens=30))
     assert costs.estimate(asked, 100) == pytest.approx(1.0 + 1.0)
@@ -49,15 +58,21 @@ def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
     costs.observe(work, 200, PromptRead(0, 128, 64.0, ()))
     costs.observe(work, 200, PromptRead(1, 72, 99.0, ()))  # too short to tell
     costs.observe(work, 200, PromptRead(0, 128, 99.0, (ScoredToken(b"x"),)))  # more than reading
-    costs.observe(work, 200, CompletionEnded(200, 10, Timings(64.0, 0.0, 20.0, 1.0)))
+    timings = Timings(
+        prefill_seconds=64.0,
+        adapt_seconds=0.0,
+        decode_seconds=20.0,
+        time_to_first_token_seconds=1.0,
+    )
+    costs.observe(work, 200, CompletionEnded(200, 10, timings))
     assert costs.estimate(work, 200) == pytest.approx(200 * 0.5 + 2 * 3 * 5 * 2.0)
 
 
 def test_a_step_on_spans_does_not_grow_with_the_document() -> None:
-    local = AdaptConfig(prefix="local", chunks=8, span_tokens=32, objective="ntp")
+    local = AdaptConfig(objective="ntp", on=OnSpans(tokens=32), rollouts=RolloutConfig(positions=8))
     assert step_tokens(local, 1000) == step_tokens(local, 100_000) == 256
-    asked = local.model_copy(update={"selection": "query", "spans_as": "answer_in_context"})
+    asked = local.updated(on={"kind": "query_spans", "learn_as": "answer_in_context"})
     assert step_tokens(asked, 1000) == 1256
-    whole = AdaptConfig(prefix="full", objective="ntp")
+    whole = AdaptConfig(objective="ntp")
     assert step_tokens(whole, 1000) == 1000
     assert step_tokens(AdaptConfig(objective="none"), 1000) == 0

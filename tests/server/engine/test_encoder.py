@@ -24,7 +24,11 @@ from refine_server.ttt.interface.requests import AnswerRequest
 from support.engines import serving, until
 from support.fake_backend import FakeBackend, byte_tokenizer
 
-ADAPT = {"steps": 1, "chunks": 1, "rollouts": 2, "guard": "none"}
+ADAPT = {
+    "rollouts": {"positions": 1, "per_position": 2},
+    "optimizer": {"steps": 1},
+    "guard": "none",
+}
 
 
 class TokenizerSpy:

@@ -10,7 +10,7 @@ import torch
 from refine_server.server.engine import worker
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.decoding.decode import Prediction
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models.state import State
@@ -25,7 +25,9 @@ Start = Callable[..., AbstractAsyncContextManager[Served]]
 def request(query: str, document: str = "text", steps: int = 2) -> AnswerRequest:
     """Work that the backend records as ``query``: so many steps and two tokens."""
     sampling = SamplingConfig(max_tokens=2)
-    return AnswerRequest(document, query, AdaptConfig(steps=steps), sampling)
+    return AnswerRequest(
+        document, query, AdaptConfig(optimizer=OptimizerConfig(steps=steps)), sampling
+    )
 
 
 @pytest.fixture

@@ -15,19 +15,17 @@ from refine_server.ttt.decoding.prompt import DocumentPrompt
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAsk
 
-LIMITS = QueueLimits(active=2, jobs=3, tokens=1000, seconds=100.0)
+LIMITS = QueueLimits(active=2, jobs=3, seconds=100.0)
 
 
 def limits(active: int) -> QueueLimits:
     """Limits that only the number of active jobs reaches."""
-    return QueueLimits(active=active, jobs=99, tokens=10**6, seconds=1e6)
+    return QueueLimits(active=active, jobs=99, seconds=1e6)
 
 
-def make_job(
-    owner: str = "a", seconds: float = 1.0, tokens: int = 10, priority: int = 0, ask: bool = False
-) -> Job:
-    """A job that reads so many tokens and is estimated to take so many seconds."""
-    ids = [0] * tokens
+def make_job(owner: str = "a", seconds: float = 1.0, priority: int = 0, ask: bool = False) -> Job:
+    """A job that is estimated to take so many seconds."""
+    ids = [0] * 10
     if ask:
         request = AskRequest(cast(Any, None), "?", owner=owner)
         work: EncodedAsk | EncodedAdapt = EncodedAsk(request=request, query=ids)
@@ -62,22 +60,21 @@ def test_the_queue_is_bounded_by_count() -> None:
         scheduler.add(make_job())
 
 
-@pytest.mark.parametrize(("tokens", "seconds"), [(999, 1.0), (10, 99.5)])
-def test_the_queue_is_bounded_by_tokens_and_seconds(tokens: int, seconds: float) -> None:
+def test_the_queue_is_bounded_by_seconds() -> None:
     scheduler = Scheduler(LIMITS)
     for _ in range(3):
         scheduler.add(make_job())
         scheduler.next()
     with pytest.raises(ApiError) as refused:
-        scheduler.add(make_job(tokens=tokens, seconds=seconds))
+        scheduler.add(make_job(seconds=99.5))
     assert refused.value.status == 429
     assert refused.value.retry_after == 2
-    scheduler.add(make_job(ask=True, tokens=tokens, seconds=seconds))  # its adaptation was paid for
+    scheduler.add(make_job(ask=True, seconds=99.5))  # its adaptation was paid for
 
 
 def test_a_job_over_the_bounds_is_served_when_nothing_waits() -> None:
     scheduler = Scheduler(LIMITS)
-    huge = make_job(tokens=10**6, seconds=10**6)
+    huge = make_job(seconds=10**6)
     scheduler.add(huge)
     assert scheduler.next() is huge
 

@@ -20,7 +20,7 @@ from refine_server.server.http.middleware.security_headers import SECURITY_HEADE
 from refine_server.server.http.middleware.send_timeout import SendTimeout
 from refine_server.server.metrics import Metrics
 
-BODY = {"document": "a b c", "query": "who", "adapt": {"steps": 1}}
+BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 1}}}
 KEY = "alice-alice-alice-1"
 
 
@@ -121,7 +121,11 @@ def test_a_slow_answer_is_not_a_slow_client(
     live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live(client_timeout_seconds=0.2)
-    body = {"document": fake.slow_down("slow"), "query": "who", "adapt": {"steps": 25}}
+    body = {
+        "document": fake.slow_down("slow"),
+        "query": "who",
+        "adapt": {"optimizer": {"steps": 25}},
+    }
     with httpx.Client() as client:
         for _ in range(2):
             assert client.post(f"{url}/v1/answers", json=body).json()["answer"] == "who"
@@ -218,7 +222,9 @@ def test_no_name_in_a_request_reaches_the_file_system(
     make_client: Callable[..., TestClient], watched: list[str], tmp_path: Path
 ) -> None:
     client = make_client(store=tmp_path.as_uri())
-    adapted = client.post("/v1/adaptations", json={"document": MARK, "adapt": {"steps": 1}})
+    adapted = client.post(
+        "/v1/adaptations", json={"document": MARK, "adapt": {"optimizer": {"steps": 1}}}
+    )
     client.get(f"/v1/adaptations/{adapted.json()['id']}/events")
     assert list(tmp_path.rglob("manifest.json"))
     operations = client.get("/openapi.json").json()["paths"]
@@ -228,7 +234,10 @@ def test_no_name_in_a_request_reaches_the_file_system(
             client.get(path, headers={"x-request-id": name, "authorization": f"Bearer {name}"})
         assert client.post("/v1/answers", json={**BODY, "model": name}).status_code == 404
         client.post("/v1/answers", json={**BODY, "document": name, "query": name, "stop": name})
-        client.post("/v1/answers", json={**BODY, "adapt": {"objective": name, "targets": name}})
+        client.post(
+            "/v1/answers",
+            json={**BODY, "adapt": {"objective": name, "fast_weights": {"targets": name}}},
+        )
         for path, methods in operations.items():
             for method in methods:
                 filled = path.replace("{", "").replace("}", "") + f"?x={quoted}"

@@ -12,7 +12,7 @@ from refine_server.clients import ClientError, RefineClient
 from refine_server.clients.errors import NotFoundError
 from refine_server.clients.types import Adaptation, Answer, Event, Step
 
-HELD = {"document": "held", "query": "gone", "adapt": {"steps": 50}}
+HELD = {"document": "held", "query": "gone", "adapt": {"optimizer": {"steps": 50}}}
 
 
 def ask(url: str, body: dict[str, Any]) -> list[Event]:
@@ -145,7 +145,7 @@ def test_the_client_follows_a_stream(live: Callable[..., str]) -> None:
     with RefineClient(url) as client:
         assert client.is_ready()
         assert list(client.wait_until_ready()) == []
-    body = {"document": "a\u2028b", "query": "\u2028\x85é", "adapt": {"steps": 1}}
+    body = {"document": "a\u2028b", "query": "\u2028\x85é", "adapt": {"optimizer": {"steps": 1}}}
     events = ask(url, body)
     assert [event.name for event in events][-1] == "answer.completed"
     assert isinstance(events[-1], Answer)
@@ -163,8 +163,8 @@ def test_the_client_reaches_this_machine_without_a_proxy(
 
 def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None:
     with RefineClient(live()) as client:
-        made = client.adapt("a document", adapt={"steps": 2})
-        assert client.adapt("a document", adapt={"steps": 2}).id == made.id
+        made = client.adapt("a document", adapt={"optimizer": {"steps": 2}})
+        assert client.adapt("a document", adapt={"optimizer": {"steps": 2}}).id == made.id
         *steps, ready = client.follow_adaptation(made.id)
         assert [type(event) for event in steps] == [Step, Step]
         assert isinstance(ready, Adaptation)

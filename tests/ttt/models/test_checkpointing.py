@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.checkpointing import activation_bytes, run_checkpointed
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -14,14 +14,16 @@ from refine_server.ttt.refine.loss import step_losses
 from support.small_models import Families, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-CONFIG = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", guard="none")
+CONFIG = AdaptConfig(
+    rollouts=RolloutConfig(positions=4, per_position=2, reward="hybrid"), guard="none"
+)
 
 
 def loss_and_gradient(
     model: CausalLM, ids: Tensor, fast: FastWeights
 ) -> tuple[Tensor, list[Tensor]]:
     """Of one whole step, branches included."""
-    rows = Rows(model, ids, fast, positions=CONFIG.chunks)
+    rows = Rows(model, ids, fast, positions=CONFIG.rollouts.positions)
     [step] = step_losses([StepInputs.of(rows, fast, CONFIG)])
     loss = step.total
     names = list(fast)

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OnDocument,
+    OnQuerySpans,
+    OnSpans,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -20,7 +28,7 @@ from refine_server.ttt.interface.events import (
     DocumentRead,
     Event,
 )
-from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, Limits
+from refine_server.ttt.interface.requests import AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine import guard
@@ -40,7 +48,9 @@ def example(name: str) -> tuple[str, list[dict]]:
 
 
 def request(document: str, query: str, *, compare_base: bool = False, **adapt) -> AnswerRequest:
-    settings = AdaptConfig(**({"steps": 3, "chunks": 4} | adapt))
+    settings = AdaptConfig(
+        rollouts=RolloutConfig(positions=4), optimizer=OptimizerConfig(steps=3)
+    ).updated(**adapt)
     return AnswerRequest(document, query, settings, SHORT, compare_base)
 
 
@@ -59,22 +69,22 @@ def base_hash(model: CausalLM) -> str:
 
 
 @pytest.mark.parametrize("objective", ["refine", "ntp", "none"])
-@pytest.mark.parametrize("prefix", ["full", "local"])
-def test_tiny_answers_its_own_example(tiny, objective, prefix) -> None:
+@pytest.mark.parametrize("on", [OnDocument(), OnSpans()], ids=["document", "spans"])
+def test_tiny_answers_its_own_example(tiny, objective, on) -> None:
     document, questions = example("tiny_example")
     for question in questions:
-        settings = {"objective": objective, "prefix": prefix, "guard": "none"}
+        settings = {"objective": objective, "on": on, "guard": "none"}
         asked = request(document, question["query"], **settings)
         result = completed(perform(tiny, asked))
         assert any(a.lower() in result.answer.lower() for a in question["answers"])
         assert result.adaptation.adapted is (objective != "none")
 
 
-@pytest.mark.parametrize("spans_as", ["text", "answer", "answer_in_context"])
-def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
+@pytest.mark.parametrize("learn_as", ["text", "answer", "answer_in_context"])
+def test_spans_are_chosen_by_the_query(tiny, learn_as) -> None:
     document, questions = example("tiny_example")
-    settings = {"prefix": "local", "selection": "query", "spans_as": spans_as, "guard": "none"}
-    settings["learning_rate"] = 2e-3
+    on, rate = OnQuerySpans(learn_as=learn_as), {"learning_rate": 2e-3}
+    settings = {"on": on, "optimizer": rate, "guard": "none"}
     for question in questions[:2]:
         asked = request(document, question["query"], **settings)
         result = completed(perform(tiny, asked))
@@ -83,14 +93,6 @@ def test_spans_are_chosen_by_the_query(tiny, spans_as) -> None:
         assert result.adaptation.final_ntp_loss < result.adaptation.first_ntp_loss
     other = completed(perform(tiny, request(document, "zzz?", **settings)))
     assert (other.adaptation.guard, other.adaptation.accepted_step) == ("nothing_similar", 0)
-
-
-def test_adapting_alone_has_no_query_to_choose_by() -> None:
-    settings = AdaptConfig(prefix="local", selection="query")
-    with pytest.raises(RequestError, match="selection") as refused:
-        AdaptRequest("a document", settings)
-    assert refused.value.param == "adapt.selection"
-    assert AdaptRequest("a document", settings, query="Which?").query == "Which?"
 
 
 def test_events_come_in_order(tiny) -> None:
@@ -119,8 +121,8 @@ def test_events_come_in_order(tiny) -> None:
 def test_documents_do_not_see_each_other(tiny) -> None:
     document, questions = example("tiny_example")
     other, other_questions = example("tiny_long")
-    first = request(document, questions[0]["query"], learning_rate=0.02)
-    second = request(other, other_questions[0]["query"], learning_rate=0.02, seed=7)
+    first = request(document, questions[0]["query"], optimizer={"learning_rate": 0.02})
+    second = request(other, other_questions[0]["query"], optimizer={"learning_rate": 0.02}, seed=7)
 
     def results(*order: AnswerRequest) -> list[tuple]:
         return [signature(completed(perform(tiny, r))) for r in order]
@@ -152,7 +154,8 @@ def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
     document, questions = example("tiny_example")
     before = base_hash(tiny)
     for targets in ("fast_weights", "low_rank", "all"):
-        completed(perform(tiny, request(document, questions[0]["query"], targets=targets)))
+        own = {"targets": targets}
+        completed(perform(tiny, request(document, questions[0]["query"], fast_weights=own)))
     cancelled = perform(tiny, request(document, questions[0]["query"]))
     while not isinstance(next(cancelled), AdaptationStep):
         pass
@@ -166,7 +169,8 @@ def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
 
 def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
     document, questions = example("tiny_example")
-    asked = request(document, questions[0]["query"], learning_rate=10.0, steps=4, compare_base=True)
+    wild = {"learning_rate": 10.0, "steps": 4}
+    asked = request(document, questions[0]["query"], optimizer=wild, compare_base=True)
     result = completed(perform(tiny, asked))
     assert result.adaptation.guard in (guard.KEPT_BASE, guard.NON_FINITE_LOSS)
     assert not result.adaptation.adapted

@@ -14,7 +14,12 @@ from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
@@ -101,7 +106,16 @@ def test_a_prompt_continues_an_adapted_document(
     document, prompt = tokens(23).tolist(), tokens(9, seed=2).tolist()
     with torch.no_grad():
         read = model(torch.tensor([document]), fast_weights=fast)
-    report = AdaptationReport("ntp", (), 1, None, None, 1.0, 0.5, fast.nbytes)
+    report = AdaptationReport(
+        objective="ntp",
+        steps=(),
+        accepted_step=1,
+        guard=None,
+        stopped=None,
+        first_ntp_loss=1.0,
+        final_ntp_loss=0.5,
+        fast_weight_bytes=fast.nbytes,
+    )
     adapted = AdaptedDocument("anna", fast, read.state, read.hidden[:, -1], report, 23)
     request = CompletionRequest(
         (tuple(prompt),), GREEDY, logprobs=2, echo=True, adapted=adapted, owner="anna"
@@ -126,7 +140,10 @@ def test_a_prompt_continues_an_adapted_document(
 def test_the_same_tokens_as_an_answer(tiny: CausalLM) -> None:
     """A question's tokens as a prompt after the document are the question."""
     document = "The harbour code is amber. The bakery owner is Tobias Hartley."
-    adapt = AdaptRequest(document, AdaptConfig(steps=1, chunks=2))
+    adapt = AdaptRequest(
+        document,
+        AdaptConfig(rollouts=RolloutConfig(positions=2), optimizer=OptimizerConfig(steps=1)),
+    )
     adapted = next(e for e in perform(tiny, adapt) if isinstance(e, DocumentAdapted)).document
     sampling = SamplingConfig(max_tokens=6, temperature=0.8, seed=3)
     answered = list(perform(tiny, AskRequest(adapted, "What is the harbour code?", sampling)))

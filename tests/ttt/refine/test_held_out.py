@@ -10,7 +10,7 @@ from torch import Tensor
 from refine_server.ttt.batching import run as drive
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans
 from refine_server.ttt.interface.reports import Judgement, StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
@@ -36,8 +36,12 @@ def model(
 
 
 def config(**changes: object) -> AdaptConfig:
-    defaults = {"chunks": 4, "rollouts": 2, "steps": 3, "targets": "all", "learning_rate": 3e-3}
-    return AdaptConfig(**(defaults | changes))
+    defaults = {
+        "rollouts": {"positions": 4, "per_position": 2},
+        "optimizer": {"steps": 3, "learning_rate": 3e-3},
+        "fast_weights": {"targets": "all"},
+    }
+    return AdaptConfig(**defaults).updated(**changes)
 
 
 def adapted_to(
@@ -47,8 +51,8 @@ def adapted_to(
     accident: Callable[[FastWeights], None] = lambda fast: None,
 ) -> tuple[AdaptedDocument, Rows]:
     """Adapt; ``accident`` happens to the fast weights after the second step."""
-    fast = model.new_fast_weights(settings.targets, 8, 0)
-    document = Rows(model, ids, fast, positions=settings.chunks)
+    fast = model.new_fast_weights(settings.fast_weights.targets, 8, 0)
+    document = Rows(model, ids, fast, positions=settings.rollouts.positions)
 
     def on_step(report: StepReport) -> None:
         if report.step == 2:
@@ -94,11 +98,13 @@ def test_a_document_without_room_has_no_held_out_span() -> None:
     assert place_spans(41, 100, [Span(40, 100)], 5, torch.Generator()) == []
 
 
-@pytest.mark.parametrize("prefix", ["full", "local"])
+@pytest.mark.parametrize(
+    "on", [OnDocument(), OnSpans(ntp_on="document")], ids=["document", "spans"]
+)
 def test_held_out_tokens_are_in_no_loss_and_in_no_rollout(
-    model: CausalLM, tokens: Tokens, prefix: str
+    model: CausalLM, tokens: Tokens, on: OnDocument | OnSpans
 ) -> None:
-    settings = config(prefix=prefix, ntp_on="document", chunks=3)
+    settings = config(on=on, rollouts={"positions": 3})
     fast = model.new_fast_weights("fast_weights", 8, 0)
     document = Rows(model, tokens(1, 300), fast, context_tokens=10, positions=3)
     run = prepare(document, fast, settings)
@@ -113,7 +119,7 @@ def test_held_out_tokens_are_in_no_loss_and_in_no_rollout(
 
     starts = document.rollout_starts(torch.arange(290)[None], 5)[0]
     assert not held & {int(start) + i for start in starts for i in range(5)}
-    if prefix == "local":
+    if on.kind == "spans":
         rows = {tuple(row) for row in run.inputs.rollout_rows.input_ids.tolist()}
         ids = document.input_ids[0].tolist()
         adapted_on = [at for at in range(290) if tuple(ids[at : at + 32]) in rows]
@@ -152,9 +158,11 @@ def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: To
     def three() -> list[tuple[AdaptationRun, HeldOutEvaluator]]:
         pairs = []
         for seed, ids in enumerate((tokens(1, 331), tokens(1, 270), tokens(1, 317))):
-            settings = config(targets="low_rank", seed=seed)
+            settings = config(fast_weights={"targets": "low_rank"}, seed=seed)
             fast = model.new_fast_weights("low_rank", 8, seed)
-            run = prepare(Rows(model, ids, fast, positions=settings.chunks), fast, settings)
+            run = prepare(
+                Rows(model, ids, fast, positions=settings.rollouts.positions), fast, settings
+            )
             assert isinstance(run, AdaptationRun)
             assert run.evaluator is not None
             pairs.append((run, run.evaluator))
@@ -191,7 +199,7 @@ def test_a_lower_loss_alone_is_not_better(model: CausalLM, tokens: Tokens) -> No
     for step, (loss, reward) in enumerate(results):
         for tensor in fast.parameters():
             tensor.fill_(step)
-        evaluator.record(Judgement(step, loss, reward))
+        evaluator.record(Judgement(step=step, loss=loss, reward=reward))
     assert evaluator.restore_best() == 3
     assert all(bool((tensor == 3).all()) for tensor in fast.parameters())
 
@@ -213,7 +221,9 @@ def test_no_more_than_eight_evaluations_are_due(
 
 
 def test_what_can_be_learned_is_accepted(model: CausalLM, tokens: Tokens) -> None:
-    adapted, document = adapted_to(model, repeating(tokens, 40, 400), config(steps=6))
+    adapted, document = adapted_to(
+        model, repeating(tokens, 40, 400), config(optimizer={"steps": 6})
+    )
     report = adapted.report
     assert report.guard is None
     assert report.accepted_step > 0
@@ -229,7 +239,9 @@ def test_what_can_be_learned_is_accepted(model: CausalLM, tokens: Tokens) -> Non
 
 def test_the_best_step_is_kept(model: CausalLM, tokens: Tokens) -> None:
     """The accident comes after the second step, before its evaluation."""
-    adapted, _ = adapted_to(model, repeating(tokens, 40, 400), config(steps=4), accident=ruin)
+    adapted, _ = adapted_to(
+        model, repeating(tokens, 40, 400), config(optimizer={"steps": 4}), accident=ruin
+    )
     report = adapted.report
     assert [result.step for result in report.held_out] == [0, 1, 2, 3, 4]
     assert report.accepted_step == 1
@@ -239,7 +251,7 @@ def test_the_best_step_is_kept(model: CausalLM, tokens: Tokens) -> None:
 
 def test_steps_end_three_evaluations_after_the_best(model: CausalLM, tokens: Tokens) -> None:
     adapted, document = adapted_to(
-        model, repeating(tokens, 40, 400), config(steps=8), accident=ruin
+        model, repeating(tokens, 40, 400), config(optimizer={"steps": 8}), accident=ruin
     )
     report = adapted.report
     assert report.accepted_step == 1
@@ -252,13 +264,15 @@ def test_steps_end_three_evaluations_after_the_best(model: CausalLM, tokens: Tok
     assert report.final_ntp_loss == report.steps[1].ntp_loss
 
 
-@pytest.mark.parametrize("prefix", ["full", "local"])
+@pytest.mark.parametrize("on", [OnDocument(), OnSpans()], ids=["document", "spans"])
 def test_what_cannot_be_learned_is_answered_from_the_base(
-    model: CausalLM, tokens: Tokens, prefix: str
+    model: CausalLM, tokens: Tokens, on: OnDocument | OnSpans
 ) -> None:
     """Tokens without any order, and steps too large for even their mean to be learned."""
     ids = tokens(1, 300)
-    adapted, _ = adapted_to(model, ids, config(steps=10, learning_rate=0.5, prefix=prefix))
+    adapted, _ = adapted_to(
+        model, ids, config(optimizer={"steps": 10, "learning_rate": 0.5}, on=on)
+    )
     report = adapted.report
     assert [result.step for result in report.held_out] == [0, 2, 4, 6]
     assert len(report.steps) == 6

@@ -10,7 +10,7 @@ from torch import Tensor
 from refine_server.ttt.batching import resume, run, run_batch
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans, Selection
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -28,13 +28,17 @@ def model(
 
 
 def config(**changes: object) -> AdaptConfig:
-    defaults = {"chunks": 4, "rollouts": 3, "reward": "hybrid", "steps": 3, "guard": "none"}
-    return AdaptConfig(**(defaults | changes))
+    defaults = {
+        "rollouts": {"positions": 4, "per_position": 3, "reward": "hybrid"},
+        "optimizer": {"steps": 3},
+        "guard": "none",
+    }
+    return AdaptConfig(**defaults).updated(**changes)
 
 
 def document_of(model: CausalLM, ids: Tensor, settings: AdaptConfig) -> tuple[Rows, FastWeights]:
-    fast = model.new_fast_weights(settings.targets, 8, 0)
-    return Rows(model, ids, fast, positions=settings.chunks), fast
+    fast = model.new_fast_weights(settings.fast_weights.targets, 8, 0)
+    return Rows(model, ids, fast, positions=settings.rollouts.positions), fast
 
 
 def adapted_to(model: CausalLM, ids: Tensor, settings: AdaptConfig) -> AdaptedDocument:
@@ -50,18 +54,15 @@ def base_hash(model: CausalLM) -> str:
 
 
 @pytest.mark.parametrize("objective", ["refine", "ntp"])
-@pytest.mark.parametrize("prefix", ["full", "local"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("on", [OnDocument(), OnSpans()], ids=["document", "spans"])
 def test_adaptation_lowers_the_loss_it_reads(
-    model: CausalLM, tokens: Tokens, objective: str, prefix: str, optimizer: str
+    model: CausalLM, tokens: Tokens, objective: str, on: OnDocument | OnSpans
 ) -> None:
     settings = config(
         objective=objective,
-        prefix=prefix,
-        optimizer=optimizer,
-        learning_rate=1e-2 if optimizer == "adamw" else 0.5,
-        targets="fast_weights",
-        steps=6,
+        on=on,
+        optimizer={"learning_rate": 1e-2, "steps": 6},
+        fast_weights={"targets": "fast_weights"},
     )
     report = adapted_to(model, tokens(1, 200), settings).report
     assert report.accepted_step == len(report.steps) == 6
@@ -73,7 +74,7 @@ def test_adaptation_lowers_the_loss_it_reads(
 
 
 @pytest.mark.parametrize(
-    ("selection", "reward"),
+    ("select", "reward"),
     [
         ("entropy", "exact"),
         ("surprise", "cosine"),
@@ -82,17 +83,16 @@ def test_adaptation_lowers_the_loss_it_reads(
         ("argmin", "cosine"),
     ],
 )
-@pytest.mark.parametrize("prefix", ["full", "local"])
+@pytest.mark.parametrize("kind", ["document", "spans"])
 def test_every_variant_is_deterministic(
-    model: CausalLM, tokens: Tokens, selection: str, reward: str, prefix: str
+    model: CausalLM, tokens: Tokens, select: Selection, reward: str, kind: str
 ) -> None:
     settings = config(
-        selection=selection,
-        reward=reward,
-        prefix=prefix,
-        targets="fast_weights",
-        steps=2,
-        kl_coef=0.1,
+        on=OnSpans(choose=select) if kind == "spans" else OnDocument(),
+        rollouts={"select": select, "reward": reward},
+        loss={"kl": 0.1},
+        optimizer={"steps": 2},
+        fast_weights={"targets": "fast_weights"},
     )
     first, second = (adapted_to(model, tokens(1, 90), settings) for _ in range(2))
     for name in first.fast_weights:
@@ -101,7 +101,11 @@ def test_every_variant_is_deterministic(
 
 
 def test_kl_starts_at_zero_and_grows(model: CausalLM, tokens: Tokens) -> None:
-    settings = config(kl_coef=0.1, learning_rate=0.05, targets="fast_weights")
+    settings = config(
+        loss={"kl": 0.1},
+        optimizer={"learning_rate": 0.05},
+        fast_weights={"targets": "fast_weights"},
+    )
     report = adapted_to(model, tokens(1, 90), settings).report
     assert report.steps[0].kl == pytest.approx(0.0, abs=1e-9)
     assert report.steps[-1].kl > 1e-6
@@ -111,7 +115,7 @@ def test_kl_starts_at_zero_and_grows(model: CausalLM, tokens: Tokens) -> None:
 def test_adapting_never_touches_the_base_weights(
     model: CausalLM, tokens: Tokens, targets: str
 ) -> None:
-    before, settings = base_hash(model), config(targets=targets)
+    before, settings = base_hash(model), config(fast_weights={"targets": targets})
     adapted_to(model, tokens(1, 90), settings)
     cancelled = adapt(*document_of(model, tokens(1, 90), settings), settings)
     [prepared] = run_batch([resume(cancelled)])
@@ -123,7 +127,11 @@ def test_adapting_never_touches_the_base_weights(
 def test_an_adapted_document_continues_under_the_adapted_weights(
     model: CausalLM, tokens: Tokens
 ) -> None:
-    ids, after, settings = tokens(1, 90), tokens(1, 7, seed=2), config(targets="fast_weights")
+    ids, after, settings = (
+        tokens(1, 90),
+        tokens(1, 7, seed=2),
+        config(fast_weights={"targets": "fast_weights"}),
+    )
     document, fast = document_of(model, ids, settings)
     adapted = run(adapt(document, fast, settings, owner="a"))
     assert (adapted.owner, adapted.document_tokens) == ("a", 90)
@@ -134,7 +142,7 @@ def test_an_adapted_document_continues_under_the_adapted_weights(
 
 def test_without_steps_a_document_is_that_of_the_base(model: CausalLM, tokens: Tokens) -> None:
     ids = tokens(1, 90)
-    for settings in (config(objective="none"), config(steps=0)):
+    for settings in (config(objective="none"), config(optimizer={"steps": 0})):
         adapted = adapted_to(model, ids, settings)
         assert adapted.fast_weights.is_base
         assert (adapted.report.steps, adapted.report.guard) == ((), None)
@@ -142,7 +150,7 @@ def test_without_steps_a_document_is_that_of_the_base(model: CausalLM, tokens: T
 
 
 def test_a_non_finite_loss_falls_back_to_the_base(model: CausalLM, tokens: Tokens) -> None:
-    ids, settings = tokens(1, 90), config(targets="fast_weights")
+    ids, settings = tokens(1, 90), config(fast_weights={"targets": "fast_weights"})
     document, fast = document_of(model, ids, settings)
     fast[next(iter(fast))].fill_(float("nan"))
     adapted = run(adapt(document, fast, settings))
@@ -153,7 +161,7 @@ def test_a_non_finite_loss_falls_back_to_the_base(model: CausalLM, tokens: Token
 
 
 def test_a_non_finite_gradient_falls_back_to_the_base(model: CausalLM, tokens: Tokens) -> None:
-    settings = config(targets="fast_weights")
+    settings = config(fast_weights={"targets": "fast_weights"})
     document, fast = document_of(model, tokens(1, 90), settings)
     fast.requires_grad_().parameters()[0].register_hook(lambda grad: grad * float("inf"))
     adapted = run(adapt(document, fast, settings))
@@ -163,7 +171,10 @@ def test_a_non_finite_gradient_falls_back_to_the_base(model: CausalLM, tokens: T
 
 def test_weights_that_end_up_non_finite_are_not_used(model: CausalLM, tokens: Tokens) -> None:
     """After the last step there is no loss that would tell."""
-    ids, settings = tokens(1, 90), config(targets="fast_weights", steps=1)
+    ids, settings = (
+        tokens(1, 90),
+        config(optimizer={"steps": 1}, fast_weights={"targets": "fast_weights"}),
+    )
     document, fast = document_of(model, ids, settings)
 
     def poison(_: object) -> None:
@@ -177,14 +188,16 @@ def test_weights_that_end_up_non_finite_are_not_used(model: CausalLM, tokens: To
 
 
 def test_the_time_budget_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> None:
-    settings = config(targets="fast_weights", max_seconds=1e-9, steps=5)
+    settings = config(
+        optimizer={"max_seconds": 1e-9, "steps": 5}, fast_weights={"targets": "fast_weights"}
+    )
     report = adapted_to(model, tokens(1, 90), settings).report
     stopped = len(report.steps), report.accepted_step, report.stopped
     assert stopped == (1, 1, guard.MAX_SECONDS)
 
 
 def test_a_caller_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> None:
-    settings, reports = config(targets="fast_weights", steps=5), []
+    settings, reports = config(optimizer={"steps": 5}, fast_weights={"targets": "fast_weights"}), []
     document, fast = document_of(model, tokens(1, 90), settings)
 
     def should_stop() -> str | None:
@@ -199,15 +212,17 @@ def test_a_caller_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> N
 def test_a_document_without_room_for_a_rollout_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens, length: int
 ) -> None:
-    report = adapted_to(model, tokens(1, length), config(targets="fast_weights")).report
+    report = adapted_to(
+        model, tokens(1, length), config(fast_weights={"targets": "fast_weights"})
+    ).report
     assert report.guard == guard.DOCUMENT_TOO_SHORT
     assert not report.adapted
 
 
 @pytest.mark.parametrize("length", [11, 12, 23, 40])
-@pytest.mark.parametrize("prefix", ["full", "local"])
+@pytest.mark.parametrize("on", [OnDocument(), OnSpans()], ids=["document", "spans"])
 def test_short_documents_still_adapt(
-    model: CausalLM, tokens: Tokens, length: int, prefix: str
+    model: CausalLM, tokens: Tokens, length: int, on: OnDocument | OnSpans
 ) -> None:
-    settings = config(targets="fast_weights", prefix=prefix, chunks=8)
+    settings = config(rollouts={"positions": 8}, fast_weights={"targets": "fast_weights"}, on=on)
     assert len(adapted_to(model, tokens(1, length), settings).report.steps) == 3

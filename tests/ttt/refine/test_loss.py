@@ -28,13 +28,17 @@ FAMILIES = pytest.mark.parametrize("family", ["delta_net", "lact", "overlay"])
 
 
 def config(**changes: object) -> AdaptConfig:
-    defaults = {"chunks": 4, "rollouts": 3, "reward": "hybrid", "guard": "none"}
-    return AdaptConfig(**(defaults | changes))
+    defaults = {
+        "rollouts": {"positions": 4, "per_position": 3, "reward": "hybrid"},
+        "guard": "none",
+    }
+    return AdaptConfig(**defaults).updated(**changes)
 
 
 def with_reference(**changes: object) -> AdaptConfig:
-    fields = {"demonstration": True, "rollouts": 2, "rollout_tokens": 3, "reward": "exact"}
-    return config(**{**fields, "targets": "fast_weights", **changes})
+    rollouts = {"demonstration": True, "per_position": 2, "tokens": 3, "reward": "exact"}
+    settings = config(rollouts=rollouts, fast_weights={"targets": "fast_weights"})
+    return settings.updated(**changes)
 
 
 def loss_of(inputs: StepInputs) -> StepLoss:
@@ -75,7 +79,10 @@ def test_gradient_is_exact_in_every_family(
     Hot rollouts differ: where a group's rewards are nearly equal, an advantage is their rounding
     divided by their spread.
     """
-    model, settings = make_model(dtype), config(targets=targets, rollout_temperature=4.0)
+    model, settings = (
+        make_model(dtype),
+        config(rollouts={"temperature": 4.0}, fast_weights={"targets": targets}),
+    )
     fast = perturbed(model, targets)
     rows = Rows(model, tokens(1, 131), fast, positions=4)
     assert gradient_error(StepInputs.of(rows, fast, settings)) <= TOLERANCE[dtype]
@@ -94,7 +101,7 @@ def test_gradient_is_exact_on_longer_documents(
     tokens: Tokens,
     perturbed: Perturbed,
 ) -> None:
-    model, settings = families[family](dtype), config(targets=targets)
+    model, settings = families[family](dtype), config(fast_weights={"targets": targets})
     fast = perturbed(model, targets)
     rows = Rows(model, tokens(1, length), fast, positions=4)
     assert gradient_error(StepInputs.of(rows, fast, settings)) <= TOLERANCE[dtype]
@@ -114,7 +121,7 @@ def test_gradient_is_exact_at_kernel_chunk_edges(
     fast = perturbed(model)
     rows = Rows(model, tokens(1, 150), fast)
     monkeypatch.setattr(rows, "rollout_starts", lambda index, k: torch.tensor([[start]]))
-    assert gradient_error(StepInputs.of(rows, fast, config(chunks=1))) <= 1e-10
+    assert gradient_error(StepInputs.of(rows, fast, config(rollouts={"positions": 1}))) <= 1e-10
 
 
 @FAMILIES
@@ -125,7 +132,7 @@ def test_gradient_is_exact_where_a_group_is_all_positions(
     model = families[family](torch.float64)
     fast = perturbed(model)
     rows = Rows(model, tokens(1, 131), fast, positions=4)
-    inputs = StepInputs.of(rows, fast, config(rollouts=1, reward="cosine"))
+    inputs = StepInputs.of(rows, fast, config(rollouts={"per_position": 1, "reward": "cosine"}))
     assert gradient_error(inputs) <= 1e-10
 
 
@@ -172,7 +179,9 @@ def test_gradient_is_exact_where_spans_are_held_out(
     perturbed: Perturbed,
 ) -> None:
     model = families[family](dtype)
-    settings = config(rollouts=2, targets="fast_weights", guard="held_out")
+    settings = config(
+        rollouts={"per_position": 2}, fast_weights={"targets": "fast_weights"}, guard="held_out"
+    )
     fast = perturbed(model)
     run = prepare(Rows(model, tokens(1, length), fast, positions=4), fast, settings)
     assert isinstance(run, AdaptationRun)
@@ -185,9 +194,9 @@ def test_gradient_is_exact_where_spans_are_held_out(
 @pytest.mark.parametrize(
     "settings",
     [
-        with_reference(rollouts=1, rollout_tokens=1),
-        with_reference(reward="hybrid", rollout_temperature=0.7),
-        with_reference(reward="cosine", rollouts=1, rollout_tokens=5),
+        with_reference(rollouts={"per_position": 1, "tokens": 1}),
+        with_reference(rollouts={"reward": "hybrid", "temperature": 0.7}),
+        with_reference(rollouts={"reward": "cosine", "per_position": 1, "tokens": 5}),
     ],
     ids=["one", "hybrid", "cosine"],
 )
@@ -206,7 +215,10 @@ def test_gradient_is_exact_with_reference_rollouts(
     assert gradient_error(inputs) <= TOLERANCE[dtype]
     rollouts = loss_of(inputs).rollouts
     assert rollouts is not None
-    assert rollouts.tokens.shape == (4 * (settings.rollouts + 1), settings.rollout_tokens)
+    assert rollouts.tokens.shape == (
+        4 * (settings.rollouts.per_position + 1),
+        settings.rollouts.tokens,
+    )
 
 
 @pytest.mark.parametrize("start", [20, 63, 64, 147])
@@ -222,7 +234,7 @@ def test_gradient_is_exact_at_edges_with_a_reference_rollout(
     fast = perturbed(model)
     rows = Rows(model, ids, fast)
     monkeypatch.setattr(rows, "rollout_starts", lambda index, k: torch.tensor([[start]]))
-    inputs = StepInputs.of(rows, fast, with_reference(chunks=1))
+    inputs = StepInputs.of(rows, fast, with_reference(rollouts={"positions": 1}))
     assert gradient_error(inputs) <= 1e-10
     rollouts = loss_of(inputs).rollouts
     assert rollouts is not None
@@ -260,7 +272,7 @@ def first_step(families: Families, tokens: Tokens) -> Callable[[AdaptConfig], St
 def test_the_total_is_the_weighted_sum_of_its_terms(
     first_step: Callable[[AdaptConfig], StepLoss],
 ) -> None:
-    loss = first_step(config(ntp_coef=0.5, grpo_coef=2.0, kl_coef=3.0))
+    loss = first_step(config(loss={"ntp": 0.5, "grpo": 2.0, "kl": 3.0}))
     total = 0.5 * loss.ntp + 2.0 * loss.grpo + 3.0 * loss.kl
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-12)
     assert float(loss.kl.detach()) == pytest.approx(0.0, abs=1e-9)  # nothing was adapted yet
@@ -269,7 +281,7 @@ def test_the_total_is_the_weighted_sum_of_its_terms(
 def test_next_token_prediction_has_no_rollouts(
     first_step: Callable[[AdaptConfig], StepLoss],
 ) -> None:
-    loss = first_step(config(objective="ntp", ntp_coef=0.5))
+    loss = first_step(config(objective="ntp", loss={"ntp": 0.5}))
     assert float(loss.total.detach()) == 0.5 * float(loss.ntp.detach())
     assert (loss.rollouts, loss.rollout_tokens, float(loss.grpo)) == (None, 0, 0.0)
 

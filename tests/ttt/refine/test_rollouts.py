@@ -24,8 +24,12 @@ def model(families: dict[str, Callable[[torch.dtype], CausalLM]]) -> CausalLM:
 
 
 def config(**changes: object) -> AdaptConfig:
-    defaults = {"chunks": 4, "rollouts": 2, "rollout_tokens": 3, "demonstration": True}
-    return AdaptConfig(**{**defaults, "targets": "fast_weights", "guard": "none", **changes})
+    defaults = {
+        "rollouts": {"positions": 4, "per_position": 2, "tokens": 3, "demonstration": True},
+        "fast_weights": {"targets": "fast_weights"},
+        "guard": "none",
+    }
+    return AdaptConfig(**defaults).updated(**changes)
 
 
 def first_step(document: Rows, settings: AdaptConfig) -> StepDone:
@@ -79,7 +83,7 @@ def test_a_reference_rollout_teaches_where_no_sampled_one_is_right(
     predicted = (starts[0, :, None] + torch.arange(3)).flatten() - 1
 
     def learned(demonstration: bool) -> tuple[float, list[float], list[float]]:
-        settings = config(demonstration=demonstration, ntp_coef=0.0, grpo_coef=1.0, optimizer="sgd")
+        settings = config(rollouts={"demonstration": demonstration}, loss={"ntp": 0.0, "grpo": 1.0})
         fast = model.new_fast_weights("fast_weights", 8, 0)
         document = Rows(model, tokens(1, 90), fast, positions=4)
         monkeypatch.setattr(document, "rollout_starts", lambda index, k: starts)
@@ -106,7 +110,7 @@ def test_a_reference_rollout_changes_nothing_where_every_sampled_one_is_right(
     monkeypatch.setattr(
         type(model), "head_logits", lambda self, hidden, fast: right.expand(len(hidden), -1)
     )
-    settings = config(ntp_coef=0.0, grpo_coef=1.0)
+    settings = config(loss={"ntp": 0.0, "grpo": 1.0})
     [loss] = step_losses([StepInputs.of(document, fast, settings)])
     assert loss.rewards.tolist() == [[1.0, 1.0]] * 4
     assert float(loss.grpo.detach()) == 0.0
@@ -117,7 +121,7 @@ def test_a_reference_rollout_changes_nothing_where_every_sampled_one_is_right(
 def test_only_sampled_rollouts_are_counted_and_reported(model: CausalLM, tokens: Tokens) -> None:
     fast = model.new_fast_weights("fast_weights", 8, 0)
     document = Rows(model, tokens(1, 90), fast, positions=4)
-    report = first_step(document, config(kl_coef=0.1)).report
+    report = first_step(document, config(loss={"kl": 0.1})).report
     assert report.rollout_tokens == 4 * 2 * 3
     assert report.reward_mean < 0.5  # a reference rollout earns 1
     assert report.kl == pytest.approx(0.0, abs=1e-9)

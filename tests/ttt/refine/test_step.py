@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refine_server.ttt.batching import run_batch
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, OnSpans
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -30,8 +30,13 @@ Tokens = Callable[..., Tensor]
 
 
 def config(**changes: object) -> AdaptConfig:
-    defaults = {"chunks": 4, "rollouts": 2, "steps": 3, "guard": "none", "rank": 4}
-    return AdaptConfig(**(defaults | changes))
+    defaults = {
+        "rollouts": {"positions": 4, "per_position": 2},
+        "optimizer": {"steps": 3},
+        "fast_weights": {"rank": 4},
+        "guard": "none",
+    }
+    return AdaptConfig(**defaults).updated(**changes)
 
 
 def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
@@ -43,14 +48,26 @@ def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
 def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[AdaptationRun]:
     """Documents of 101, 90 and 83 tokens, each with its own seed, rate, limit, reward and owner."""
     own: list[dict[str, object]] = [
-        {"seed": 1, "learning_rate": 0.02, "reward": "hybrid"},
-        {"seed": 2, "max_grad_norm": 0.01, "reward": "exact", "grpo_coef": 1.0},
-        {"seed": 3, "optimizer": "sgd", "learning_rate": 0.5, "reward": "cosine", "kl_coef": 0.1},
+        {"rollouts": {"reward": "hybrid"}, "optimizer": {"learning_rate": 0.02}, "seed": 1},
+        {
+            "rollouts": {"reward": "exact"},
+            "loss": {"grpo": 1.0},
+            "optimizer": {"max_grad_norm": 0.01},
+            "seed": 2,
+        },
+        {
+            "rollouts": {"reward": "cosine"},
+            "loss": {"kl": 0.1},
+            "optimizer": {"learning_rate": 2e-4},
+            "seed": 3,
+        },
     ]
     runs = []
     for r, (length, fields) in enumerate(zip((101, 90, 83), own, strict=True)):
-        settings = config(**{**fields, **changes})
-        fresh = model.new_fast_weights(settings.targets, settings.rank, settings.seed)
+        settings = config(**fields).updated(**changes)
+        fresh = model.new_fast_weights(
+            settings.fast_weights.targets, settings.fast_weights.rank, settings.seed
+        )
         generator = torch.Generator().manual_seed(r)
         # Away from zero, where AdamW turns rounding into whole steps.
         noise = {
@@ -78,11 +95,14 @@ def difference(a: AdaptationRun, b: AdaptationRun) -> float:
 
 SHAPES: dict[str, dict[str, object]] = {
     "low_rank": {},
-    "fast_weights": {"targets": "fast_weights"},
+    "fast_weights": {"fast_weights": {"targets": "fast_weights"}},
     "ntp": {"objective": "ntp"},
-    "local": {"prefix": "local", "chunks": 2},
-    "local_with_ntp_on_the_document": {"prefix": "local", "chunks": 2, "ntp_on": "document"},
-    "reference": {"demonstration": True},
+    "spans": {"on": OnSpans(), "rollouts": {"positions": 2}},
+    "spans_with_ntp_on_the_document": {
+        "on": OnSpans(ntp_on="document"),
+        "rollouts": {"positions": 2},
+    },
+    "reference": {"rollouts": {"demonstration": True}},
 }
 
 
@@ -207,7 +227,9 @@ def two_runs_of_which_one_is_out_of_patience(
 ) -> list[AdaptationRun]:
     runs = []
     for seed in range(2):
-        settings = config(targets="low_rank", guard="held_out", seed=seed, rank=8)
+        settings = config(
+            fast_weights={"targets": "low_rank", "rank": 8}, guard="held_out", seed=seed
+        )
         fast = model.new_fast_weights("low_rank", 8, seed)
         runs.append(prepared(Rows(model, tokens(1, 200), fast, positions=4), settings))
     monkeypatch.setattr(runs[0].evaluator, "_since_best", held_out.PATIENCE)
@@ -247,7 +269,12 @@ def test_only_steps_of_one_shape_and_similar_length_share_a_batch(
     head, config_of = AdaptStep(run, 1), run.config.model_copy
     assert changed(run, config=config_of(update={"seed": 9})).can_batch_with(head)
     assert changed(run, config=config_of(update={"reward": "exact"})).can_batch_with(head)
-    for own_shape in ({"rollouts": 3}, {"objective": "ntp"}, {"rank": 5}, {"demonstration": True}):
+    for own_shape in (
+        {"rollouts": {"per_position": 3}},
+        {"objective": "ntp"},
+        {"fast_weights": {"rank": 5}},
+        {"rollouts": {"demonstration": True}},
+    ):
         assert not changed(run, config=config_of(update=own_shape)).can_batch_with(head)
     short = Rows(model, tokens(1, 60), run.fast, positions=4)
     assert not changed(run, ntp_rows=short, rollout_rows=short).can_batch_with(head)
@@ -259,7 +286,12 @@ def test_only_steps_of_one_shape_and_similar_length_share_a_batch(
 def test_full_copies_and_states_of_one_length_only_have_a_batch_for_themselves(
     families: Families, tokens: Tokens
 ) -> None:
-    whole = AdaptStep(three_runs(families["delta_net"](torch.float32), tokens, targets="all")[0], 1)
+    whole = AdaptStep(
+        three_runs(families["delta_net"](torch.float32), tokens, fast_weights={"targets": "all"})[
+            0
+        ],
+        1,
+    )
     lact = AdaptStep(three_runs(families["lact"](torch.float32), tokens)[0], 1)
     for step in (whole, lact):
         assert step.max_batch_size == 1

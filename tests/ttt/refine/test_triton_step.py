@@ -10,14 +10,15 @@ pytest.importorskip("triton")
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, LossConfig, RolloutConfig
 from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
 
 SETTINGS = AdaptConfig(
-    prefix="full", chunks=1, rollouts=2, rollout_tokens=3, reward="hybrid", kl_coef=0.1
+    rollouts=RolloutConfig(positions=1, per_position=2, tokens=3, reward="hybrid"),
+    loss=LossConfig(kl=0.1),
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, FastWeightConfig, RolloutConfig
 from refine_server.ttt.models import load
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.training import corpus
@@ -18,7 +18,11 @@ from refine_server.ttt.training.errors import TrainingError
 from refine_server.ttt.training.midtraining import Recipe, Trainer, read_corpus
 from refine_server.ttt.training.run import CHECKPOINT
 
-ADAPT = AdaptConfig(targets="all", chunks=2, rollouts=2, rollout_tokens=2, guard="none")
+ADAPT = AdaptConfig(
+    rollouts=RolloutConfig(positions=2, per_position=2, tokens=2),
+    fast_weights=FastWeightConfig(targets="all"),
+    guard="none",
+)
 SMALL = Recipe(steps=4, rows=2, tokens=48, warmup_steps=1, adapt=ADAPT)
 
 
@@ -36,7 +40,7 @@ def trainer(text, out, recipe=SMALL, *, resume=False):
 
 
 def test_the_next_token_loss_steps_the_models_own_weights(text, tmp_path):
-    ntp = replace(SMALL, adapt=ADAPT.model_copy(update={"objective": "ntp"}))
+    ntp = replace(SMALL, adapt=ADAPT.updated(objective="ntp"))
     run = trainer(text, tmp_path, ntp)
     run.loss().total.backward()
     inner = {name: weight.grad.clone() for name, weight in run.weights.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refine_server.kernels.select_positions import smooth
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.interface.config import AdaptConfig, Selection
+from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, Selection
 from refine_server.ttt.refine.inputs.query_spans import similar_spans, whole_sentences
 from refine_server.ttt.refine.inputs.rows import Rows, Span
 
@@ -31,29 +31,31 @@ class QueryContext:
 def choose_spans(
     document: Rows, config: AdaptConfig, generator: torch.Generator, query: QueryContext | None
 ) -> list[Span]:
-    """Choose the spans of a document that are adapted on (``prefix = local``).
+    """Choose the spans of a document that are adapted on; none where it is the document itself.
 
-    By a query, the most similar ones, in the order that ``spans_as`` asks for; there are none when
+    By a query, the most similar ones, in the order that ``learn_as`` asks for; there are none when
     no word of the query occurs. Otherwise those with the highest entropy or surprise under the
     base weights, in the document's order.
 
     Raises:
         ValueError: the spans are to be chosen by a query, and there is none.
     """
-    tokens = document.num_targets
+    on, tokens = config.on, document.num_targets
+    if on.kind == "document":
+        return []
     room = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
-    length = min(config.span_tokens, tokens)
-    count = min(config.chunks, max(1, room // length))
-    if config.selection == "query":
+    length = min(on.tokens, tokens)
+    count = min(config.rollouts.positions, max(1, room // length))
+    if on.kind == "query_spans":
         if query is None:
-            raise ValueError("selection='query' needs a query")
-        return _query_spans(document, config, query, count, length)
+            raise ValueError("adapt.on: query_spans needs a query")
+        return _query_spans(document, on, query, count, length)
     with torch.no_grad():
         stats = document.token_stats(document.base_trunk.hidden, BASE)
     starts = select_spans(
         stats.entropy[0],
         -stats.log_prob[0],
-        config.selection,
+        on.choose,
         count=count,
         length=length,
         generator=generator,
@@ -62,7 +64,7 @@ def choose_spans(
 
 
 def _query_spans(
-    document: Rows, config: AdaptConfig, query: QueryContext, count: int, length: int
+    document: Rows, on: OnQuerySpans, query: QueryContext, count: int, length: int
 ) -> list[Span]:
     """Choose spans by a query: the best first, or as whole sentences in the document's order.
 
@@ -72,7 +74,7 @@ def _query_spans(
     ids, tokenizer = document.input_ids[0, document.first :].tolist(), document.model.tokenizer
     starts = similar_spans(ids, query.text, tokenizer, count=count, length=length)
     spans = [(start, start + length) for start in starts]
-    if config.spans_as != "text":
+    if on.learn_as != "text":
         spans = sorted(whole_sentences(ids, *span, tokenizer) for span in spans)
     return [Span(document.first + start, document.first + end) for start, end in spans]
 

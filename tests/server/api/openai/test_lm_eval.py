@@ -91,7 +91,10 @@ def test_the_harness_scores_and_generates(tiny_url: str, tiny: CausalLM, tmp_pat
     write_tasks(tmp_path)
     made = httpx.post(
         f"{tiny_url}/v1/adaptations",
-        json={"document": DOCUMENT, "adapt": {"steps": 2, "chunks": 2}},
+        json={
+            "document": DOCUMENT,
+            "adapt": {"rollouts": {"positions": 2}, "optimizer": {"steps": 2}},
+        },
         timeout=60,
     )
     adaptation = made.json()["id"]

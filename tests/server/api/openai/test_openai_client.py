@@ -16,7 +16,7 @@ DOCUMENT = (
     "The harbour code is amber. The bakery owner is Tobias Hartley. The garden flower is orchid. "
     "The castle animal is falcon. The market spice is saffron. The library password is compass."
 )
-ADAPT = {"steps": 2, "chunks": 2}
+ADAPT = {"rollouts": {"positions": 2}, "optimizer": {"steps": 2}}
 QUERY = "What is the castle animal?"
 ASKED: list[Any] = [{"role": "user", "content": QUERY}]
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]

@@ -143,8 +143,9 @@ def test_what_changes_nothing_is_taken(client: TestClient, body: dict[str, Any])
         ({**CHAT, "response_format": {"type": "json_object"}}, "response_format", "not support"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "requires logprobs"),
         ({**CHAT, "stream_options": {}}, "stream_options", "requires stream"),
-        ({**CHAT, "ttt": {"adapt": {"steps": 1}}}, "ttt.adapt", "requires document"),
-        ({**CHAT, "ttt": {"document": "a", "adapt": {"steps": -1}}}, "ttt.adapt.steps", "0"),
+        ({**CHAT, "ttt": {"adapt": {"optimizer": {"steps": 1}}}}, "ttt.adapt", "requires document"),
+        ({**CHAT, "ttt": {"document": "a", "adapt": {"optimizer": {"steps": 0}}}},
+         "ttt.adapt.optimizer.steps", "1"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages.0.content", "only parts of type text"),
@@ -173,7 +174,10 @@ def test_a_prompt_too_long_is_what_openai_calls_it(client: TestClient) -> None:
 def test_an_adaptation_answers_by_its_id_and_a_document_adapts_once(
     client: TestClient, fake: Any
 ) -> None:
-    body = {**CHAT, "ttt": {"document": "lighthouse at the cape", "adapt": {"steps": 2}}}
+    body = {
+        **CHAT,
+        "ttt": {"document": "lighthouse at the cape", "adapt": {"optimizer": {"steps": 2}}},
+    }
     first = client.post("/v1/chat/completions", json=body).json()
     again = client.post("/v1/chat/completions", json=body).json()
     assert fake.closed.count("lighthouse") == 1
@@ -202,10 +206,10 @@ def test_an_unknown_model_is_404(client: TestClient, model: str) -> None:
 def test_a_bad_document_is_refused_under_its_own_name(client: TestClient) -> None:
     body = {**CHAT, "ttt": {"document": "word " * 60}}
     assert error_of(client.post("/v1/chat/completions", json=body), 413)["param"] == "ttt.document"
-    by_query = {"prefix": "local", "selection": "query"}
+    by_query = {"on": {"kind": "query_spans"}}
     body["ttt"] = {"document": "x", "adapt": by_query}
     error = error_of(client.post("/v1/chat/completions", json=body), 422)
-    assert error["param"] == "ttt.adapt.selection"
+    assert error["param"] == "ttt.adapt.on"
 
 
 def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient, fake: Any) -> None:
@@ -222,7 +226,11 @@ def test_an_answer_that_fails_after_adapting_is_not_to_be_retried(
     live: Callable[..., str], fake: Any
 ) -> None:
     url = live(request_timeout_seconds=0.3)
-    body = {"document": fake.slow_down("slow"), "query": "late", "adapt": {"steps": 100}}
+    body = {
+        "document": fake.slow_down("slow"),
+        "query": "late",
+        "adapt": {"optimizer": {"steps": 100}},
+    }
     late = httpx.post(f"{url}/v1/answers", json=body)
     assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
     waited = httpx.post(f"{url}/v1/answers", json={**body, "document": fake.hold("held")})
@@ -256,7 +264,11 @@ def test_a_client_that_leaves_while_a_document_is_adapted_to_keeps_nothing_busy(
 ) -> None:
     url = live()
     document = fake.hold("left alone")
-    body = {**CHAT, "stream": True, "ttt": {"document": document, "adapt": {"steps": 1}}}
+    body = {
+        **CHAT,
+        "stream": True,
+        "ttt": {"document": document, "adapt": {"optimizer": {"steps": 1}}},
+    }
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.3)
     wait_for(lambda: 'status="499"' in httpx.get(f"{url}/metrics").text)

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import ModelError, load
@@ -44,7 +49,9 @@ def test_a_directory_loads_adapts_and_answers(directory: Path) -> None:
     request = AnswerRequest(
         "The harbour code is amber. " * 8,
         "What is the harbour code?",
-        AdaptConfig(steps=2, chunks=2, guard="none"),
+        AdaptConfig(
+            rollouts=RolloutConfig(positions=2), optimizer=OptimizerConfig(steps=2), guard="none"
+        ),
         SamplingConfig(max_tokens=3),
     )
     before = model.fingerprint()

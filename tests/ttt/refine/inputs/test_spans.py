@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.interface.config import AdaptConfig, Selection
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OnQuerySpans,
+    OnSpans,
+    RolloutConfig,
+    Selection,
+)
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext, choose_spans, select_spans
@@ -60,7 +66,9 @@ def rows_of(model: CausalLM, text: str) -> Rows:
 @pytest.mark.parametrize("guard", ["none", "held_out"])
 def test_a_guard_has_its_share_of_a_short_document(tiny: CausalLM, guard: str) -> None:
     document = rows_of(tiny, FILLER * 2)
-    settings = AdaptConfig(prefix="local", chunks=128, span_tokens=10, guard=guard)
+    settings = AdaptConfig(
+        on=OnSpans(tokens=10), rollouts=RolloutConfig(positions=128), guard=guard
+    )
     spans = choose_spans(document, settings, seeded(), None)
     covered = sum(end - start for start, end in spans)
     share = 1.0 if guard == "none" else 0.75
@@ -73,9 +81,7 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
     query = QueryContext(text="What are the harbour codes? The harbour code", header=[], query=[])
     found = {}
     for spans_as in ("text", "answer"):
-        settings = AdaptConfig(
-            prefix="local", selection="query", spans_as=spans_as, span_tokens=12, guard="none"
-        )
+        settings = AdaptConfig(on=OnQuerySpans(learn_as=spans_as, tokens=12), guard="none")
         ids, spans = document.input_ids[0], choose_spans(document, settings, seeded(), query)
         found[spans_as] = [tiny.tokenizer.decode(ids[start:end]).strip() for start, end in spans]
     for spans_as, expected in (("text", facts[::-1]), ("answer", facts)):
@@ -84,6 +90,6 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
 
 
 def test_spans_of_a_query_need_one(tiny: CausalLM) -> None:
-    settings = AdaptConfig(prefix="local", selection="query")
+    settings = AdaptConfig(on=OnQuerySpans())
     with pytest.raises(ValueError, match="needs a query"):
         choose_spans(rows_of(tiny, FILLER), settings, seeded(), None)

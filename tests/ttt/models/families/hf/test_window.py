@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    FastWeightConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import ModelError, load
 from refine_server.ttt.models.families.hf.overlay import Overlay
@@ -114,7 +120,10 @@ def test_gradient_equals_the_naive_loop(
     length: int,
 ) -> None:
     model = windowed(make_transformers, dtype)
-    settings = AdaptConfig(chunks=4, rollouts=2, reward="hybrid", targets="fast_weights")
+    settings = AdaptConfig(
+        rollouts=RolloutConfig(positions=4, per_position=2, reward="hybrid"),
+        fast_weights=FastWeightConfig(targets="fast_weights"),
+    )
     fast = perturbed(model)
     document = Rows(model, tokens(1, length), fast, positions=4)
     run = prepare(document, fast, settings)
@@ -151,7 +160,7 @@ def test_a_directory_is_loaded_with_a_window_and_answers(
     full, model = load(tmp_path), load(tmp_path, window=32)
     assert model.fingerprint() not in (full.fingerprint(), load(tmp_path, window=33).fingerprint())
     document = "The harbour code is amber. " * 40
-    config = AdaptConfig(steps=2, chunks=2)
+    config = AdaptConfig(rollouts=RolloutConfig(positions=2), optimizer=OptimizerConfig(steps=2))
     *_, last = perform(model, AdaptRequest(document, config))
     adapted = last.document
     assert adapted.document_tokens > 200

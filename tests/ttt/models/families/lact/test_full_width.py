@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import load
@@ -50,7 +55,11 @@ def test_a_checkpoint_of_full_width_adapts_and_answers(
     request = AnswerRequest(
         text,
         "What is the harbour code?",
-        AdaptConfig(steps=1, chunks=2, rollout_tokens=3, guard="none"),
+        AdaptConfig(
+            rollouts=RolloutConfig(positions=2, tokens=3),
+            optimizer=OptimizerConfig(steps=1),
+            guard="none",
+        ),
         SamplingConfig(max_tokens=3),
     )
     *_, last = perform(model, request)

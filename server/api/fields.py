@@ -1,0 +1,72 @@
+"""Fields that several requests share: their types, bounds and checks."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from refine_server.server.http.errors import ApiError
+from refine_server.ttt.interface.config import MAX_TOKENS
+from refine_server.ttt.interface.errors import RequestError
+
+
+def _holds_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must hold more than white space")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_holds_text)]
+"""A text of more than white space."""
+
+Priority = Annotated[
+    int, Field(ge=-10, le=10, description="Lower goes first and gets more of the time.")
+]
+Timeout = Annotated[
+    float | None,
+    Field(
+        gt=0.0,
+        le=86_400.0,
+        description="Give up after so many seconds; the server's own limit holds as well.",
+    ),
+]
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=16),
+    BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
+]
+
+AnswerTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+"""A limit on an answer's tokens; 0 only reads."""
+
+
+def answer_tokens(asked: int | None, default: int, longest: int) -> int:
+    """Return how many tokens an answer may have.
+
+    Args:
+        asked: what the request says; None: the default, or the server's limit if that is lower.
+        longest: the server's limit.
+
+    Raises:
+        RequestError: the request asks for more than the server allows.
+    """
+    if asked is None:
+        return min(default, longest)
+    if asked > longest:
+        message = f"max_tokens: this server allows {longest} at most"
+        raise RequestError(message, "max_tokens", "invalid_value")
+    return asked
+
+
+def require_model(asked: str | None, served: str) -> None:
+    """Raise 404 when a request names a model that is not the served one."""
+    if asked is not None and asked != served:
+        message = f"There is no model {asked!r} here; {served!r} is served."
+        raise ApiError(404, message, "model_not_found", param="model")

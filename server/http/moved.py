@@ -1,0 +1,28 @@
+"""Where the fields of ``adapt`` are now that were all on one level before version 0.2.0."""
+
+KINDS = ("document", "spans", "query_spans")
+"""Values of ``adapt.on.kind``."""
+
+MOVED = {
+    "prefix": "on.kind",
+    "ntp_on": "on.ntp_on",
+    "spans_as": "on.learn_as",
+    "span_tokens": "on.tokens",
+    "selection": "rollouts.select, and for spans on.choose",
+    "chunks": "rollouts.positions",
+    "rollouts": "rollouts.per_position",
+    "rollout_tokens": "rollouts.tokens",
+    "rollout_temperature": "rollouts.temperature",
+    "demonstration": "rollouts.demonstration",
+    "reward": "rollouts.reward",
+    "grpo_coef": "loss.grpo",
+    "ntp_coef": "loss.ntp",
+    "kl_coef": "loss.kl",
+    "steps": "optimizer.steps",
+    "learning_rate": "optimizer.learning_rate",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "max_seconds": "optimizer.max_seconds",
+    "targets": "fast_weights.targets",
+    "rank": "fast_weights.rank",
+}
+"""The new place of a field, under ``adapt``."""

@@ -1,0 +1,146 @@
+"""The ``adapt`` object on every route: examples, groups, and the new places of former fields."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import BaseModel
+
+from refine_server.server.api.adaptations_schema import EXAMPLES as ADAPTATIONS
+from refine_server.server.api.adaptations_schema import AdaptationBody
+from refine_server.server.api.answers_schema import EXAMPLES as ANSWERS
+from refine_server.server.api.answers_schema import AnswerBody
+from refine_server.server.http.moved import KINDS, MOVED
+from refine_server.ttt.interface.config import AdaptConfig
+
+FORMER = {
+    "prefix": "local",
+    "ntp_on": "document",
+    "spans_as": "answer",
+    "span_tokens": 32,
+    "selection": "query",
+    "chunks": 8,
+    "rollouts": 2,
+    "rollout_tokens": 5,
+    "rollout_temperature": 1.0,
+    "demonstration": True,
+    "reward": "exact",
+    "grpo_coef": 0.4,
+    "ntp_coef": 1.0,
+    "kl_coef": 0.0,
+    "steps": 8,
+    "learning_rate": 0.006,
+    "max_grad_norm": 1.0,
+    "max_seconds": None,
+    "targets": "all",
+    "rank": 8,
+}
+"""Fields of ``adapt`` before version 0.2.0, each with a value that it could have."""
+
+ROUTES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "/v1/answers": lambda adapt: {"document": "a b", "query": "who", "adapt": adapt},
+    "/v1/adaptations": lambda adapt: {"document": "a b", "adapt": adapt},
+    "/v1/completions": lambda adapt: {
+        "prompt": "x",
+        "ttt": {"document": "a b", "adapt": adapt},
+    },
+    "/v1/chat/completions": lambda adapt: {
+        "messages": [{"role": "user", "content": "x"}],
+        "ttt": {"document": "a b", "adapt": adapt},
+    },
+}
+
+
+def refusal(client: TestClient, path: str, adapt: dict[str, Any]) -> dict[str, str]:
+    response = client.post(path, json=ROUTES[path](adapt))
+    assert response.status_code == 422
+    error: dict[str, str] = response.json()["error"]
+    return error
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_field_is_refused_with_its_new_place(
+    client: TestClient, path: str, name: str
+) -> None:
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    error = refusal(client, path, {name: FORMER[name]})
+    assert error["param"] == f"{above}.{name}"
+    assert error["message"] == f"{above}.{name}: moved to {above}.{MOVED[name]}"
+
+
+GROUPS = ("on", "rollouts", "loss", "optimizer", "fast_weights")
+
+
+def test_every_former_field_has_a_place_that_exists() -> None:
+    assert MOVED.keys() == FORMER.keys()
+    known = set()
+    for kind in KINDS:
+        config = AdaptConfig().updated(on={"kind": kind}).model_dump()
+        known |= {f"{group}.{field}" for group in GROUPS for field in config[group]}
+    assert {place.split(",")[0] for place in MOVED.values()} <= known
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(
+    ("adapt", "param", "told"),
+    [
+        ({"on": {"kind": "spans", "tokens": 7}}, "on.tokens", "greater than or equal to 8"),
+        ({"on": {"kind": "spans", "learn_as": "answer"}}, "on.learn_as", "no such field"),
+        ({"on": {"kind": "document", "ntp_on": "spans"}}, "on.ntp_on", "no such field"),
+        ({"on": {"kind": "chapters"}}, "on", "kind must be one of 'document', 'spans'"),
+        ({"on": {}}, "on", "needs a kind"),
+        ({"on": {"kind": "spans"}, "rollouts": {"tokens": 17}}, "", "at least twice"),
+        ({"rollouts": {"positions": 128, "per_position": 5}}, "rollouts", "at most 512"),
+        ({"optimizer": "adamw"}, "optimizer", "must be an object"),
+        ({"clip_ratio": 0.2}, "clip_ratio", "no such field"),
+    ],
+)
+def test_errors_name_the_field_in_its_group(
+    client: TestClient, path: str, adapt: dict[str, Any], param: str, told: str
+) -> None:
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    error = refusal(client, path, adapt)
+    assert error["param"] == (f"{above}.{param}" if param else above)
+    assert told in error["message"]
+
+
+@pytest.mark.parametrize("path", [path for path in ROUTES if path != "/v1/answers"])
+def test_query_spans_need_a_route_that_has_the_query(client: TestClient, path: str) -> None:
+    adapt = {"on": {"kind": "query_spans"}}
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    assert refusal(client, path, adapt)["param"] == f"{above}.on"
+    answered = client.post("/v1/answers", json=ROUTES["/v1/answers"](adapt))
+    assert answered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "examples"),
+    [("/v1/answers", AnswerBody, ANSWERS), ("/v1/adaptations", AdaptationBody, ADAPTATIONS)],
+)
+def test_the_documented_examples_are_valid_requests(
+    client: TestClient, path: str, body: type[BaseModel], examples: dict[str, Any]
+) -> None:
+    openapi = client.get("/openapi.json").json()
+    content = openapi["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    assert content["examples"] == examples
+    assert len(examples) == 2
+    for example in examples.values():
+        body.model_validate(example["value"])
+
+
+def test_the_documentation_has_a_schema_for_every_kind(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    kinds = schemas["AdaptConfig"]["properties"]["on"]["discriminator"]["mapping"]
+    assert set(kinds) == set(KINDS)
+    for reference in kinds.values():
+        assert "kind" in schemas[reference.rsplit("/", 1)[1]]["required"]
+    undescribed = [
+        f"{name}.{field}"
+        for name in schemas
+        if name.endswith("Config") or name.startswith("On")
+        for field, described in schemas[name]["properties"].items()
+        if field != "kind" and "description" not in described and "$ref" not in described
+    ]
+    assert undescribed == []
