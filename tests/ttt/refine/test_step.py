@@ -1,7 +1,7 @@
 """Steps of several requests in one batch: what each gets does not depend on the others."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,29 +15,20 @@ from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.inputs.rows import Rows
-from refine_server.ttt.refine.loop import prepare
 from refine_server.ttt.refine.step import (
     AdaptationRun,
     AdaptStep,
     NoImprovement,
     StepDone,
-    StepOutcome,
     StepRejected,
 )
-
-Families = dict[str, Callable[[torch.dtype], CausalLM]]
-Tokens = Callable[..., Tensor]
+from support.small_models import Families, Tokens
+from support.steps import prepared, step_alone
 
 
 def config(**changes: object) -> AdaptConfig:
     defaults = {"chunks": 4, "rollouts": 2, "steps": 3, "guard": "none", "rank": 4}
     return AdaptConfig(**(defaults | changes))
-
-
-def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
-    run = prepare(document, document.fast, settings)
-    assert isinstance(run, AdaptationRun)
-    return run
 
 
 def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[AdaptationRun]:
@@ -64,12 +55,6 @@ def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[Adapt
 
 def steps_of(runs: Sequence[AdaptationRun], number: int = 1) -> list[AdaptStep]:
     return [AdaptStep(run, number) for run in runs]
-
-
-def step_alone(run: AdaptationRun, number: int = 1) -> StepOutcome:
-    [outcome] = AdaptStep.run_batch([AdaptStep(run, number)])
-    assert not isinstance(outcome, Exception)
-    return outcome
 
 
 def difference(a: AdaptationRun, b: AdaptationRun) -> float:
