@@ -13,7 +13,7 @@ class FastWeightOptimizer:
     """AdamW or SGD over R requests' fast weights, in place, with gradients clipped by norm.
 
     Args:
-        config: tells the rule, the learning rate and the largest norm.
+        config: has the rule, the learning rate and the largest norm.
         fast: [R, ...], leaves that require a gradient.
     """
 

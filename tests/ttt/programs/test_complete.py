@@ -102,7 +102,14 @@ def test_a_prompt_continues_an_adapted_document(
     with torch.no_grad():
         read = model(torch.tensor([document]), fast_weights=fast)
     report = AdaptationReport("ntp", (), 1, None, None, 1.0, 0.5, fast.nbytes)
-    adapted = AdaptedDocument("anna", fast, read.state, read.hidden[:, -1], report, 23)
+    adapted = AdaptedDocument(
+        owner="anna",
+        fast_weights=fast,
+        state=read.state,
+        hidden=read.hidden[:, -1],
+        report=report,
+        document_tokens=23,
+    )
     request = CompletionRequest(
         (tuple(prompt),), GREEDY, logprobs=2, echo=True, adapted=adapted, owner="anna"
     )
