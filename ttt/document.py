@@ -1,4 +1,4 @@
-"""Adapted documents as bytes and back: safetensors, and a description in JSON. Never pickle."""
+"""Adapted documents, and how they are written and read: safetensors and JSON, never pickle."""
 
 import json
 from dataclasses import dataclass
@@ -18,34 +18,41 @@ FORMAT = 1
 FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptedDocument:
-    """What any number of queries can be asked: the fast weights φ and the state after the document.
-
-    hidden: [1, D], of the document's last token. ``owner`` is the only one who may use it.
-    """
+    """A document that any number of queries can be answered from."""
 
     owner: str
+    """The only owner who may use it."""
     fast_weights: FastWeights
+    """φ, the adapted weights; the base weights if the adaptation was of no use."""
     state: State
+    """The state after the document, read under these weights."""
     hidden: Tensor
+    """[1, D], the final hidden state of the document's last token."""
     report: AdaptationReport
+    """How the adaptation went."""
     document_tokens: int
+    """Tokens of the document itself, without the prompt's header."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keeping it costs."""
+        """Bytes that it takes in memory."""
         return self.fast_weights.nbytes + self.state.nbytes + self.hidden.nbytes
 
     def require_owner(self, owner: str) -> None:
-        """Raise IsolationError unless the document and its fast weights are this owner's."""
+        """Check that the document and its fast weights are this owner's.
+
+        Raises:
+            IsolationError: they are not.
+        """
         if self.owner != owner:
-            raise IsolationError(f"a document of {self.owner!r} was asked for by {owner!r}")
+            raise IsolationError(f"a document of {self.owner!r} was requested by {owner!r}")
         self.fast_weights.require_owner(owner)
 
 
 def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
-    """Tensors as safetensors bytes, and everything else as what JSON can hold."""
+    """Write a document: its tensors as safetensors bytes, the rest as a description for JSON."""
     tensors = {FAST + name: document.fast_weights[name] for name in document.fast_weights}
     tensors[HIDDEN] = document.hidden
     state = _describe(document.state, tensors, STATE)
@@ -60,10 +67,10 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
 
 
 def restore(data: bytes, description: dict[str, Any], device: torch.device) -> AdaptedDocument:
-    """What ``dump`` gave, as an adapted document.
+    """Read what ``dump`` wrote.
 
     Raises:
-        DamagedError: the bytes or the description are not whole, or of another format.
+        DamagedError: the bytes or the description are damaged, or of another format.
     """
     try:
         if description["format"] != FORMAT:
@@ -89,7 +96,7 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
 
 
 def _describe(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A JSON form of states: dataclasses by their name, tensors by theirs."""
+    """Describe a state for JSON, with the names of its tensors, and add them to ``tensors``."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}

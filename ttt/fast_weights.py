@@ -1,4 +1,4 @@
-"""The weights that a request owns: a named set of tensors with the request dimension first."""
+"""Fast weights: the tensors that requests own, by name, with the request dimension first."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +13,22 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class FastWeights:
-    """Tensors by name, each [R, ...] for R requests; passed to a model's forward, never patched in.
+    """Tensors [R, ...] of R requests by name; an argument of a model's forward, never patched in.
 
-    Names say what a tensor does to the module they begin with: ``<module>.lora_a`` [R, in, rank]
-    and ``<module>.lora_b`` [R, rank, out] add a low-rank delta to its output, ``<module>.state``
-    [R, H, K, V] is an initial memory, and a parameter's own name replaces that parameter.
+    A name says what its tensor does to the module that it begins with: ``<module>.lora_a``
+    [R, in, rank] and ``<module>.lora_b`` [R, rank, out] add a low-rank delta to the module's
+    output, ``<module>.state`` [R, H, K, V] is an initial memory, and the name of a parameter
+    replaces that parameter.
 
-    A model that is called with R requests' fast weights and N rows of input, N a multiple of R,
-    gives rows r N/R … (r + 1) N/R - 1 to request r.
+    In a forward over N rows, N a multiple of R, request r has rows r N/R … (r + 1) N/R - 1.
 
-    ``owner`` tags whose copy this is; it follows every copy and is checked where it is used.
+    Args:
+        tensors: by name.
+        owner: whose copy this is. Every copy made from this one has the same owner, and
+            ``require_owner`` checks it before the weights are used.
+
+    Raises:
+        ValueError: the tensors disagree on R.
     """
 
     def __init__(self, tensors: dict[str, Tensor] | None = None, owner: str | None = None) -> None:
@@ -40,26 +46,26 @@ class FastWeights:
         return self.tensors[name]
 
     def get(self, name: str) -> Tensor | None:
-        """The tensor of that name, or None."""
+        """Return the tensor of that name, or None."""
         return self.tensors.get(name)
 
     def changes(self, module: str) -> bool:
-        """Whether requests own that linear module's weight, or a delta to it."""
+        """Return whether requests own a linear module's weight, or a delta of it."""
         return f"{module}.lora_a" in self.tensors or f"{module}.weight" in self.tensors
 
     def joint_delta(
         self, modules: tuple[str, ...], sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor] | None:
-        """The low-rank deltas of modules with one input as a single delta of all their outputs.
+        """Join the low-rank deltas of modules with a common input into one of all their outputs.
 
-        Made once, unless they want a gradient: an optimiser then changes them in place.
+        The result is kept, unless a delta requires a gradient and so may change in place.
 
         Args:
             modules: names of linear modules.
-            sizes: of their outputs, which lie side by side.
+            sizes: widths of their outputs, which are concatenated.
 
         Returns:
-            A [R, in, rank] and B [R, rank, sum of out], or None when no module has a delta.
+            A [R, in, rank] and B [R, rank, sum of sizes], or None when no module has a delta.
         """
         if modules in self._joint:
             return self._joint[modules]
@@ -92,7 +98,7 @@ class FastWeights:
 
     @property
     def requests(self) -> int:
-        """How many requests' copies are stacked here."""
+        """R: how many requests' copies are stacked here; 1 for the base weights."""
         return next(iter(self.tensors.values())).shape[0] if self.tensors else 1
 
     @property
@@ -102,7 +108,7 @@ class FastWeights:
 
     @property
     def first_layer(self) -> int | None:
-        """The lowest layer that owns fast weights; None when something below all layers does."""
+        """The lowest layer with fast weights; None when there are some below all layers."""
         layers = [_LAYER.search(f".{name}") for name in self.tensors if not _above_layers(name)]
         if any(match is None for match in layers):
             return None
@@ -110,46 +116,51 @@ class FastWeights:
 
     @cached_property
     def layers(self) -> frozenset[int]:
-        """The layers in which requests own anything."""
+        """The layers with fast weights."""
         found = (_LAYER.search(f".{name}") for name in self.tensors)
         return frozenset(int(match[1]) for match in found if match)
 
     def require_owner(self, owner: str) -> None:
-        """Raise IsolationError when this is somebody's copy and not the given owner's."""
+        """Check whose copy this is; the base weights are everybody's.
+
+        Raises:
+            IsolationError: it is not the given owner's.
+        """
         if not self.is_base and self.owner != owner:
-            raise IsolationError(f"fast weights of {self.owner!r} were asked for by {owner!r}")
+            raise IsolationError(f"fast weights of {self.owner!r} were requested by {owner!r}")
 
     def parameters(self) -> list[Tensor]:
-        """The tensors in a fixed order, as an optimiser takes them."""
+        """Return the tensors in a fixed order, as an optimiser takes them."""
         return list(self.tensors.values())
 
     def clone(self) -> "FastWeights":
-        """A copy that shares nothing and has no graph."""
+        """Return a copy that shares no memory and has no graph."""
         return self._map(lambda t: t.detach().clone())
 
     def detach(self) -> "FastWeights":
-        """The same values outside any graph."""
+        """Return the same tensors outside any graph."""
         return self._map(Tensor.detach)
 
     def requires_grad_(self, on: bool = True) -> "FastWeights":
-        """Mark every tensor as a leaf to differentiate."""
+        """Mark every tensor as a leaf that requires a gradient."""
         for tensor in self.tensors.values():
             tensor.requires_grad_(on)
         return self
 
     def is_finite(self) -> bool:
-        """Whether no value is NaN or infinite."""
+        """Return whether no value is NaN or infinite."""
         return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
 
     def select(self, request: int) -> "FastWeights":
-        """One request's share, as fast weights of one request."""
+        """Return one request's part, as fast weights of one request."""
         return self._map(lambda t: t[request : request + 1])
 
     @staticmethod
     def stack(requests: Sequence["FastWeights"]) -> "FastWeights":
-        """Several requests' fast weights as one batch, in order. Names and shapes must agree.
+        """Stack several requests' fast weights, in order; those of one request stay as they are.
 
-        One request's stay as they are.
+        Raises:
+            ValueError: their names differ.
         """
         if len(requests) == 1:
             return requests[0]
@@ -162,15 +173,16 @@ class FastWeights:
 
     @cached_property
     def is_delta(self) -> bool:
-        """Whether all that counts once a sequence has begun are low-rank deltas."""
+        """Whether nothing but low-rank deltas has an effect once a sequence has begun."""
         return all(name.endswith((".lora_a", ".lora_b", ".state")) for name in self.tensors)
 
     @staticmethod
     def stack_deltas(requests: Sequence["FastWeights"]) -> "FastWeights":
-        """Several requests' low-rank deltas as one batch, to read on from their states.
+        """Stack several requests' low-rank deltas, for a forward that continues from their states.
 
         A smaller rank, or a module without a delta, is filled up with zeros, which add nothing.
-        Initial memories are left out: a state has taken their place. One request stays as it is.
+        Initial memories are left out, because the states have replaced them. Those of one request
+        stay as they are.
         """
         if len(requests) == 1:
             return requests[0]

@@ -1,6 +1,7 @@
 """Adapted documents survive being written and read, bit for bit, in every family."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,8 +109,6 @@ def test_a_document_answers_its_owner_alone(tiny) -> None:
     document = make(tiny, "a")
     with pytest.raises(IsolationError):
         next(perform(tiny, question(document, "b")))
-    mixed = AdaptedDocument(
-        "b", document.fast_weights, document.state, document.hidden, document.report, 1
-    )
+    mixed = replace(document, owner="b")  # but the fast weights are a's
     with pytest.raises(IsolationError):
         next(perform(tiny, question(mixed, "b")))

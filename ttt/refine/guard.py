@@ -1,6 +1,6 @@
-"""Why an adaptation made no use of its steps, or stopped before the last one: reason codes.
+"""Reason codes: why an adaptation does not use its steps, or stopped before the last one.
 
-Values that are not finite are noticed here. ``held_out`` says whether finite weights are any good.
+The checks here find values that are not finite; ``held_out`` evaluates weights that are.
 """
 
 import math
@@ -23,17 +23,17 @@ MAX_SECONDS = "max_seconds"
 
 
 def check_step(loss: float, grad_norm: float) -> str | None:
-    """Give the reason why no update with this loss and gradient may be made, or None."""
+    """Return the reason why no update with this loss and gradient may be made, or None."""
     if not math.isfinite(grad_norm) and math.isfinite(loss):
         return NON_FINITE_GRADIENT
     return check_loss(loss)
 
 
 def check_weights(fast: FastWeights) -> str | None:
-    """Give the reason why these fast weights must not be used, or None."""
+    """Return the reason why these fast weights must not be used, or None."""
     return None if fast.is_finite() else NON_FINITE_WEIGHTS
 
 
 def check_loss(loss: float) -> str | None:
-    """Give the reason why weights with this next-token loss must not be used, or None."""
+    """Return the reason why weights with this next-token loss must not be used, or None."""
     return None if math.isfinite(loss) else NON_FINITE_LOSS

@@ -1,8 +1,8 @@
 """The held-out guard: evaluates adapted weights on spans of the document that no loss reads.
 
-The loss that fast weights are adapted on always falls, so it does not tell whether the weights
-became better. Here some spans of the document are kept out of every loss and every rollout, the
-weights are evaluated on them between the steps, and the best ones are kept.
+The loss that fast weights are adapted on always falls, so it cannot say whether they became better.
+Some spans of the document are therefore kept out of every loss and every rollout; the weights are
+evaluated on them between the steps, and the best ones are kept.
 """
 
 from collections.abc import Sequence
@@ -78,11 +78,11 @@ def place_spans(
 class HeldOutEvaluator:
     """Evaluates one request's fast weights on its document's held-out spans, and keeps the best.
 
-    Weights are better than the base weights when the spans' tokens are likelier in their place
-    (next-token loss) and when, at the end of the document, greedy decoding repeats at least as many
-    of them behind a cue (reward, teacher-forced). The second is what a question needs: weights that
-    have learned the manner of a document often read it worse. Of all weights that are better than
-    the base weights, those with the lowest loss are kept.
+    Weights beat the base weights when the spans' tokens are likelier in their place (next-token
+    loss) and when greedy decoding, at the end of the document, repeats at least as many of them
+    behind a cue (reward, teacher-forced). A question needs the second: weights that have learned
+    the style of a document often recall it worse. Of all weights that beat the base weights, those
+    with the lowest loss are kept.
 
     Evaluation 0 is that of the base weights: before the first step fast weights equal them in
     effect.
@@ -115,7 +115,7 @@ class HeldOutEvaluator:
         return self._since_best >= PATIENCE
 
     def is_due(self, steps_made: int) -> bool:
-        """Tell whether the weights are to be evaluated after so many steps and before the next."""
+        """Return whether the weights are to be evaluated between so many steps and the next one."""
         return steps_made % self.every == 0
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class HeldOutEvaluator:
 
     @torch.no_grad()
     def restore_best(self) -> int:
-        """Write the best weights back; give the step that made them, 0 if the base is better."""
+        """Write the best weights back; return the step that made them, 0 if the base is better."""
         if self._best is None:
             return 0
         result, best = self._best

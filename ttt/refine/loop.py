@@ -1,7 +1,7 @@
 """One adaptation: the program of its steps, the choice of the weights, and the report.
 
-Every step is REFINE's (``loss``, arXiv 2602.16704). The program makes steps until they are all
-made, until the held-out guard expects nothing of more, or until somebody asks it to stop.
+Each step is a REFINE step (``loss``, arXiv 2602.16704). The program makes steps until it has made
+all of them, until the held-out guard sees no improvement, or until the caller stops it.
 """
 
 import time
@@ -76,10 +76,9 @@ async def adapt(
         return await unadapted()
     if document.num_targets < 2 * config.rollouts.tokens:
         return await unadapted(guard.DOCUMENT_TOO_SHORT)
-    prepared = await Call(lambda: prepare(document, fast, config, query), threads)
-    if isinstance(prepared, str):
-        return await unadapted(prepared)
-    run = prepared
+    run = await Call(lambda: prepare(document, fast, config, query), threads)
+    if isinstance(run, str):
+        return await unadapted(run)
 
     started = time.monotonic()
     steps: list[StepReport] = []
@@ -142,7 +141,7 @@ def _adapted_rows(
     config: AdaptConfig,
     query: QueryContext | None,
 ) -> Rows:
-    """Make the rows that rollouts start in: the document, its spans, or an answer out of them."""
+    """Make the rows that rollouts start in: the document, its spans, or an answer made of them."""
     if not spans:
         return document
     on = config.on
@@ -182,7 +181,7 @@ def choose_weights(
     losses = [report.ntp_loss for report in steps]
     end = None
     reason = guard.check_weights(run.fast)
-    if reason is None and stopped != guard.NO_IMPROVEMENT:  # the last weights were not read so far
+    if reason is None and stopped != guard.NO_IMPROVEMENT:  # nothing was read under them so far
         [trunk] = RowBatch([run.inputs.ntp_rows]).forward(run.fast).requests()
         losses.append(float(trunk.token_stats.ntp_loss))
         reason = guard.check_loss(losses[-1])
@@ -250,7 +249,7 @@ def _unadapted(
 def _adapted_document(
     document: Rows, fast: FastWeights, end: Prefix, owner: str, report: AdaptationReport
 ) -> AdaptedDocument:
-    """Put together what queries need, in tensors that keep nothing else of the run alive."""
+    """Assemble what queries need; its tensors are copies that keep nothing else in memory."""
     return AdaptedDocument(
         owner=owner,
         fast_weights=fast.detach(),

@@ -4,9 +4,9 @@ Shapes: R requests in a batch, S rows of T tokens each, G positions a row, P = R
 all, n rollouts a position, N = P n continuations (P (n + 1) with a reference rollout at each
 position), k tokens in each, D features of a hidden state.
 
-The forward is one batch; what is random, chosen or averaged is each request's own. So a request's
-loss and gradient do not depend on the others in the batch. ``naive`` computes the same gradient
-with the same stages by reading every prefix again; a test compares the two.
+The forward is one batch; whatever is random, chosen or averaged is each request's own, so a
+request's loss and gradient do not depend on the others in the batch. ``naive`` computes the same
+gradient through the same stages, but reads every prefix again; a test compares the two.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class StepLoss:
     """The loss of one step of one request, and what it was computed from."""
 
     total: Tensor
-    """[], in the graph: ntp_coef · ntp + grpo_coef · grpo + kl_coef · kl."""
+    """[], in the graph: the sum of the three terms below by their coefficients."""
     ntp: Tensor
     """[], the next-token cross-entropy in nats."""
     grpo: Tensor
@@ -60,7 +60,7 @@ class StepLoss:
 
 
 def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
-    """Compute the loss of one step for each request, with positions and rollouts drawn anew.
+    """Compute the loss of one step for each request, with newly sampled positions and rollouts.
 
     Args:
         requests: R requests whose steps have one ``shape``.
@@ -99,14 +99,15 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
 
     losses = []
     parts = ntp_trunk.requests(), trunk.requests(), rollouts.split(R), scores.split(R)
-    for request, ntp_own, own, drawn, scored in zip(requests, *parts, strict=True):
+    for request, ntp_own, own, own_rollouts, own_scores in zip(requests, *parts, strict=True):
         # Rewards and advantages (sections 3.3 and 3.4).
-        rewards, advantages = reward_rollouts(request, own, drawn, scored)  # [N / R] each
+        rewards, advantages = reward_rollouts(request, own, own_rollouts, own_scores)  # [N / R]
 
-        # Loss (section 3.4).
-        old, base = scored.old_log_prob, base_log_prob(request, drawn)  # [N / R, k] each
+        # Loss (section 3.4): policy gradient, KL to the unadapted policy, next-token loss.
+        log_prob, old_log_prob = own_scores.log_prob, own_scores.old_log_prob  # [N / R, k]
+        base = base_log_prob(request, own_rollouts)  # [N / R, k]
+        grpo, kl = dispatch.grpo_loss(log_prob, old_log_prob, advantages, base)  # [] each
         ntp, weights = ntp_own.token_stats.ntp_loss, request.config.loss  # []
-        grpo, kl = dispatch.grpo_loss(scored.log_prob, old, advantages, base)  # [] each
         losses.append(
             StepLoss(
                 total=weights.grpo * grpo + weights.ntp * ntp + weights.kl * kl,
@@ -115,7 +116,7 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
                 kl=kl,
                 rewards=rewards.view(-1, shape.group)[:, : shape.rollouts],
                 entropy=own.token_stats.entropy,
-                rollouts=drawn,
+                rollouts=own_rollouts,
                 ntp_trunk=ntp_own,
             )
         )

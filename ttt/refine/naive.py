@@ -1,8 +1,8 @@
 """The REFINE step as the paper's code computes it: every rollout reads its prefix from token 0.
 
-It exists to be compared with: ``loss`` must give the same gradient, and a benchmark measures how
-much sooner. The stages are those of ``loss``, and so are the functions that select, reward and
-weigh; what differs is that there are no branches, so each stage is a loop over whole prefixes.
+It is what ``loss`` is compared with: the gradients must be the same, and a benchmark measures the
+speed of both. The stages, and the functions that select positions and compute rewards and losses,
+are those of ``loss``; but nothing branches off a trunk, so each stage reads whole prefixes.
 """
 
 import torch
@@ -20,14 +20,15 @@ def naive_gradient(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Compute the gradient of one request's REFINE loss with respect to its fast weights.
 
-    With N rollouts it costs 1 forward for the entropies, N prefix forwards for the rollouts, N for
-    the old log-probabilities, 1 forward and backward for the next-token loss, and N prefix forwards
-    and backwards for GRPO.
+    With N rollouts it costs 1 forward over the document for the entropies, N over prefixes for the
+    rollouts, N for the old log-probabilities, 1 forward and backward for the next-token loss, and N
+    over prefixes for GRPO.
 
     Args:
         request: both terms read the same rows, and there is no KL term.
-        rollouts: take these positions and tokens instead of those that are drawn here. Where many
-            tokens are about equally likely, rounding alone lets two forwards draw different ones.
+        rollouts: positions and tokens to take instead of those that are sampled here. Where many
+            tokens are about equally likely, rounding alone makes two forwards sample different
+            ones.
 
     Returns:
         The gradient by name, like the fast weights, and the rollouts' tokens [N, k].

@@ -1,8 +1,8 @@
 """Rollouts: what the policy writes from the selected positions on (arXiv 2602.16704, section 3.2).
 
-They branch off the trunk: each starts from the state that the trunk's forward has at its position,
-so no prefix is read again. They lie in groups, one for each position: n sampled rollouts and then,
-where it is asked for, a reference rollout, which is the document's own continuation.
+They branch off the trunk: each starts from the state that the trunk has at its position, so no
+prefix is read again. They form groups, one for each position: n sampled rollouts and then, if the
+configuration says so, a reference rollout, which is the document's own continuation.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Policy:
         return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
 
     def score(self, prefixes: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what the policy makes of given continuations, in one forward and in the graph.
+        """Compute the log-probabilities of given continuations in one forward, in the graph.
 
         Args:
             prefixes: P of them.
@@ -93,7 +93,7 @@ class Rollouts:
         return self.sampled_log_prob.shape[0] // self.starts.numel()
 
     def split(self, requests: int) -> list["Rollouts"]:
-        """Give each of the requests its own groups."""
+        """Return each request's own groups."""
         fields = self.starts, self.tokens, self.sampled_log_prob
         parts = zip(*(field.chunk(requests) for field in fields), strict=True)
         return [Rollouts(starts=s, tokens=t, sampled_log_prob=p) for s, t, p in parts]
@@ -101,7 +101,7 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What the policy that is being adapted makes of N rollouts of k tokens."""
+    """What the policy that is adapted computes for N rollouts of k tokens."""
 
     log_prob: Tensor
     """[N, k], in the graph."""
@@ -112,7 +112,7 @@ class Scores:
     """[N, k, D]."""
 
     def split(self, requests: int) -> list["Scores"]:
-        """Give each of the requests its own rollouts' scores."""
+        """Return each request's own rollouts' scores."""
         fields = self.log_prob, self.old_log_prob, self.hidden
         parts = zip(*(field.chunk(requests) for field in fields), strict=True)
         return [Scores(log_prob=p, old_log_prob=o, hidden=h) for p, o, h in parts]

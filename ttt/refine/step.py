@@ -1,10 +1,11 @@
 """One optimiser step, as an operation that serves several requests in one batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import partial
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from typing_extensions import override
@@ -20,6 +21,8 @@ from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import StepLoss, step_losses
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
+
+T = TypeVar("T")
 
 MAX_TOKENS = 4096
 """The most tokens, padding included, in one thread's share of a batch: more gain no speed and take
@@ -89,7 +92,7 @@ class StepRejected:
 
 @dataclass(frozen=True, slots=True)
 class NoImprovement:
-    """The step was not made, because the last evaluations brought no better weights."""
+    """The step was not made, because the last evaluations found no better weights."""
 
 
 StepOutcome = StepDone | StepRejected | NoImprovement
@@ -141,7 +144,7 @@ class AdaptStep(Operation[StepOutcome]):
             _backward(operations, losses, stops)
         seconds = (time.monotonic() - started) / len(operations)
         return [
-            step._try_update(loss, seconds) if stop is None else stop
+            _attempt(partial(step.update, loss, seconds)) if stop is None else stop
             for step, loss, stop in zip(operations, losses, stops, strict=True)
         ]
 
@@ -161,7 +164,11 @@ class AdaptStep(Operation[StepOutcome]):
         return StepDone(report) if reason is None else StepRejected(report, reason)
 
     def evaluate(self, loss: StepLoss) -> None:
-        """Evaluate the weights before this step, if that is due; ``loss`` is this step's."""
+        """Evaluate the weights that the steps before this one made, if that is due.
+
+        Args:
+            loss: of this step, computed under these weights.
+        """
         if (evaluator := self.due_evaluator) is not None:
             trunk = loss.ntp_trunk if self.run.reads_document else None
             evaluator.evaluate(self.number - 1, trunk)
@@ -171,19 +178,6 @@ class AdaptStep(Operation[StepOutcome]):
         """The run's evaluator, if it is to evaluate the weights before this step."""
         evaluator = self.run.evaluator
         return evaluator if evaluator is not None and evaluator.is_due(self.number - 1) else None
-
-    def _try_update(self, loss: StepLoss, seconds: float) -> StepOutcome | Exception:
-        try:
-            return self.update(loss, seconds)
-        except Exception as error:
-            return error
-
-    def _try_evaluate(self, loss: StepLoss) -> Exception | None:
-        try:
-            self.evaluate(loss)
-        except Exception as error:
-            return error
-        return None
 
 
 Stop = NoImprovement | Exception | None
@@ -202,7 +196,8 @@ def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[St
         trunk = losses[0].ntp_trunk.batch
         evaluate_batch(evaluators, [step.number - 1 for step in steps], trunk.hidden, trunk.ends)
     else:
-        failures = [s._try_evaluate(loss) for s, loss in zip(steps, losses, strict=True)]
+        attempts = (partial(s.evaluate, loss) for s, loss in zip(steps, losses, strict=True))
+        failures = [_attempt(attempt) for attempt in attempts]
     return [
         NoImprovement() if failure is None and step.run.out_of_patience else failure
         for step, failure in zip(steps, failures, strict=True)
@@ -223,6 +218,14 @@ def _backward(
             totals.append(loss.total)
     if totals:
         torch.stack(totals).sum().backward()
+
+
+def _attempt(call: Callable[[], T]) -> T | Exception:
+    """Return the result of a call, or its exception: it fails for its own request alone."""
+    try:
+        return call()
+    except Exception as error:
+        return error
 
 
 @contextmanager

@@ -1,19 +1,13 @@
 """Decoded tokens of several requests in one batch: what each gets does not depend on the others."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from refine_server.ttt.batching import run_batch
 from refine_server.ttt.decoding.decode import DecodeStep
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import CausalLM
-
-Families = dict[str, Callable[[torch.dtype], CausalLM]]
-Tokens = Callable[..., Tensor]
-Perturbed = Callable[..., FastWeights]
+from support.small_models import Families, Perturbed, Tokens
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3_next"]

@@ -116,7 +116,14 @@ def test_a_prompt_continues_an_adapted_document(
         final_ntp_loss=0.5,
         fast_weight_bytes=fast.nbytes,
     )
-    adapted = AdaptedDocument("anna", fast, read.state, read.hidden[:, -1], report, 23)
+    adapted = AdaptedDocument(
+        owner="anna",
+        fast_weights=fast,
+        state=read.state,
+        hidden=read.hidden[:, -1],
+        report=report,
+        document_tokens=23,
+    )
     request = CompletionRequest(
         (tuple(prompt),), GREEDY, logprobs=2, echo=True, adapted=adapted, owner="anna"
     )

@@ -4,24 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
-from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext, answer_rows, span_rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
-from refine_server.ttt.refine.loop import prepare
-from refine_server.ttt.refine.loss import StepLoss, step_losses
+from refine_server.ttt.refine.loss import StepLoss
 from refine_server.ttt.refine.naive import naive_gradient
-from refine_server.ttt.refine.step import AdaptationRun
+from support.small_models import Families, MakeModel, Perturbed, Tokens
+from support.steps import TOLERANCE, gradient_error, loss_of, prepared
 
-Families = dict[str, Callable[[torch.dtype], CausalLM]]
-Tokens = Callable[..., Tensor]
-Perturbed = Callable[..., FastWeights]
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 FAMILIES = pytest.mark.parametrize("family", ["delta_net", "lact", "overlay"])
 """One family of each kind of state."""
@@ -41,23 +33,6 @@ def with_reference(**changes: object) -> AdaptConfig:
     return settings.updated(**changes)
 
 
-def loss_of(inputs: StepInputs) -> StepLoss:
-    [loss] = step_losses([inputs])
-    return loss
-
-
-def gradient_error(inputs: StepInputs) -> float:
-    """The distance of the gradient from the naive one, relative to the length of that."""
-    before = inputs.generator.get_state()
-    loss_of(inputs).total.backward()
-    fast = inputs.fast
-    ours = {n: torch.zeros_like(fast[n]) if fast[n].grad is None else fast[n].grad for n in fast}
-    inputs.generator.set_state(before)  # so that the naive step draws the same rollouts
-    naive, _ = naive_gradient(inputs)
-    difference = sum((ours[name] - naive[name]).square().sum() for name in naive)
-    return float((difference / sum(own.square().sum() for own in naive.values())).sqrt())
-
-
 @pytest.mark.parametrize(
     ("dtype", "targets"),
     [
@@ -68,7 +43,7 @@ def gradient_error(inputs: StepInputs) -> float:
     ],
 )
 def test_gradient_is_exact_in_every_family(
-    make_model: Callable[[torch.dtype], CausalLM],
+    make_model: MakeModel,
     dtype: torch.dtype,
     targets: str,
     tokens: Tokens,
@@ -183,8 +158,7 @@ def test_gradient_is_exact_where_spans_are_held_out(
         rollouts={"per_position": 2}, fast_weights={"targets": "fast_weights"}, guard="held_out"
     )
     fast = perturbed(model)
-    run = prepare(Rows(model, tokens(1, length), fast, positions=4), fast, settings)
-    assert isinstance(run, AdaptationRun)
+    run = prepared(Rows(model, tokens(1, length), fast, positions=4), settings)
     assert run.document.held_out
     assert gradient_error(run.inputs) <= TOLERANCE[dtype]
 

@@ -1,7 +1,7 @@
 """Steps of several requests in one batch: what each gets does not depend on the others."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,18 +15,15 @@ from refine_server.ttt.interface.config import AdaptConfig, OnSpans
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.inputs.rows import Rows
-from refine_server.ttt.refine.loop import prepare
 from refine_server.ttt.refine.step import (
     AdaptationRun,
     AdaptStep,
     NoImprovement,
     StepDone,
-    StepOutcome,
     StepRejected,
 )
-
-Families = dict[str, Callable[[torch.dtype], CausalLM]]
-Tokens = Callable[..., Tensor]
+from support.small_models import Families, Tokens
+from support.steps import prepared, step_alone
 
 
 def config(**changes: object) -> AdaptConfig:
@@ -37,12 +34,6 @@ def config(**changes: object) -> AdaptConfig:
         "guard": "none",
     }
     return AdaptConfig(**defaults).updated(**changes)
-
-
-def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
-    run = prepare(document, document.fast, settings)
-    assert isinstance(run, AdaptationRun)
-    return run
 
 
 def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[AdaptationRun]:
@@ -81,12 +72,6 @@ def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[Adapt
 
 def steps_of(runs: Sequence[AdaptationRun], number: int = 1) -> list[AdaptStep]:
     return [AdaptStep(run, number) for run in runs]
-
-
-def step_alone(run: AdaptationRun, number: int = 1) -> StepOutcome:
-    [outcome] = AdaptStep.run_batch([AdaptStep(run, number)])
-    assert not isinstance(outcome, Exception)
-    return outcome
 
 
 def difference(a: AdaptationRun, b: AdaptationRun) -> float:
@@ -266,16 +251,17 @@ def test_only_steps_of_one_shape_and_similar_length_share_a_batch(
 ) -> None:
     model, other_model = (families["delta_net"](torch.float32) for _ in range(2))
     run = three_runs(model, tokens)[0]
-    head, config_of = AdaptStep(run, 1), run.config.model_copy
-    assert changed(run, config=config_of(update={"seed": 9})).can_batch_with(head)
-    assert changed(run, config=config_of(update={"reward": "exact"})).can_batch_with(head)
-    for own_shape in (
+    head, config_of = AdaptStep(run, 1), run.config.updated
+    assert changed(run, config=config_of(seed=9)).can_batch_with(head)
+    assert changed(run, config=config_of(rollouts={"reward": "exact"})).can_batch_with(head)
+    others: tuple[dict[str, Any], ...] = (
         {"rollouts": {"per_position": 3}},
         {"objective": "ntp"},
         {"fast_weights": {"rank": 5}},
         {"rollouts": {"demonstration": True}},
-    ):
-        assert not changed(run, config=config_of(update=own_shape)).can_batch_with(head)
+    )
+    for own_shape in others:
+        assert not changed(run, config=config_of(**own_shape)).can_batch_with(head)
     short = Rows(model, tokens(1, 60), run.fast, positions=4)
     assert not changed(run, ntp_rows=short, rollout_rows=short).can_batch_with(head)
     fewer = Rows(model, tokens(1, 101), run.fast, positions=2)

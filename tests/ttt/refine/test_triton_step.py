@@ -1,10 +1,7 @@
 """A whole step through the Triton forms, in the interpreter: loss, gradient and update."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -12,9 +9,10 @@ from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, LossConfig, RolloutConfig
 from refine_server.ttt.interface.reports import StepReport
-from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Rows
-from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
+from refine_server.ttt.refine.step import AdaptationRun, StepDone
+from support.small_models import MakeModel, Perturbed, Tokens
+from support.steps import step_alone
 
 SETTINGS = AdaptConfig(
     rollouts=RolloutConfig(positions=1, per_position=2, tokens=3, reward="hybrid"),
@@ -23,17 +21,17 @@ SETTINGS = AdaptConfig(
 
 
 def test_a_step_is_the_same(
-    make_model: Callable[[torch.dtype], CausalLM],
-    tokens: Callable[..., Tensor],
-    perturbed: Callable[..., FastWeights],
+    make_model: MakeModel,
+    tokens: Tokens,
+    perturbed: Perturbed,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model(torch.float32)
 
     def step() -> tuple[StepReport, FastWeights]:
         fast = perturbed(model)
-        run = AdaptationRun.of(Rows(model, tokens(1, 30), fast), fast, SETTINGS)
-        [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+        document = Rows(model, tokens(1, 30), fast)
+        outcome = step_alone(AdaptationRun.of(document, fast, SETTINGS))
         assert isinstance(outcome, StepDone)
         return outcome.report, fast
 

@@ -31,7 +31,7 @@ class RowBatch:
         return TrunkBatch(self, self.model.trunk(self.frozen, fast), fast)
 
     def rows_of(self, r: int) -> slice:
-        """Give the rows of request r."""
+        """Return the rows of request r."""
         return slice(r * self.rows_per_request, (r + 1) * self.rows_per_request)
 
 
@@ -49,7 +49,7 @@ class TrunkBatch:
         self.hidden = trunk.hidden
 
     def requests(self) -> list["RequestTrunk"]:
-        """Give each request its own part."""
+        """Return each request's own part."""
         return [RequestTrunk(self, r) for r in range(len(self.batch.requests))]
 
     @cached_property
@@ -115,11 +115,11 @@ class RequestTrunk:
         return self.batch.token_stats[self.request]
 
     def end(self) -> Prefix:
-        """Give the request's whole rows as S prefixes of what follows."""
+        """Return the request's whole rows as S prefixes of what follows."""
         return Prefix(self.hidden[:, -1], self.end_state())
 
     def end_state(self) -> State:
-        """Give the state after the last token of each of the S rows."""
+        """Return the state after the last token of each of the S rows."""
         if len(self.batch.batch.requests) == 1:
             return self.batch.ends
         return State.stack(self.batch.ends_by_row[self.batch.batch.rows_of(self.request)])

@@ -66,7 +66,7 @@ class Rows:
     Args:
         model: reads the rows; its base weights stay as they are.
         input_ids: [S, T].
-        fast: fast weights whose names tell how much of a forward they cannot reach (``frozen``).
+        fast: fast weights of the layers that steps will change; the layers below are ``frozen``.
         context_tokens: how many tokens at the beginning of each row are context, such as the
             header of a prompt: the loss does not read them and no rollout starts among them. A
             row's first token is context in any case, because nothing predicts it.
@@ -97,7 +97,7 @@ class Rows:
         self.held_out: Sequence[Span] = ()
         self.positions = min(positions, self.num_targets)
         if model.prefill_chunk is None:
-            _ = self.frozen  # part of reading the document, not of the first step
+            _ = self.frozen  # computed with the prefill, not with the first step
 
     @property
     def num_targets(self) -> int:

@@ -1,24 +1,18 @@
 """Rows: where rollouts start in them, and what an answer out of spans reads like."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.row_batch import RowBatch
 from refine_server.ttt.refine.inputs.rows import Rows, Span, continuations
 from refine_server.ttt.refine.inputs.spans import QueryContext, answer_rows, span_rows
-
-Tokens = Callable[..., Tensor]
+from support.small_models import Families, Perturbed, Tokens
 
 
 @pytest.fixture(params=["delta_net", "overlay"])
-def model(
-    request: pytest.FixtureRequest, families: dict[str, Callable[[torch.dtype], CausalLM]]
-) -> CausalLM:
+def model(request: pytest.FixtureRequest, families: Families) -> CausalLM:
     return families[request.param](torch.float64)
 
 
@@ -73,7 +67,7 @@ def test_spans_become_the_answer_to_a_query(
 
 
 def test_rows_of_a_batch_are_read_as_alone(
-    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     """Headers and lengths differ: each request has the statistics and the end of its own rows."""
     copies = [perturbed(model, seed=seed) for seed in range(3)]

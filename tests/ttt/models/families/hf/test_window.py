@@ -19,14 +19,10 @@ from refine_server.ttt.models.families.hf.overlay import Overlay
 from refine_server.ttt.models.loading.loader import wrap
 from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.inputs.rows import Rows
-from refine_server.ttt.refine.inputs.step_inputs import StepInputs
-from refine_server.ttt.refine.loop import prepare
-from refine_server.ttt.refine.loss import step_losses
-from refine_server.ttt.refine.naive import naive_gradient
 from support.small_models import MakeTransformers, Perturbed, Tokens
+from support.steps import TOLERANCE, gradient_error, prepared
 
 WINDOW = 16
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 
 
@@ -126,15 +122,9 @@ def test_gradient_equals_the_naive_loop(
     )
     fast = perturbed(model)
     document = Rows(model, tokens(1, length), fast, positions=4)
-    run = prepare(document, fast, settings)
+    run = prepared(document, settings)
     assert document.held_out
-    [loss] = step_losses([run.inputs])
-    loss.total.backward()
-    ours = {name: fast[name].grad for name in fast}
-    naive, _ = naive_gradient(StepInputs.of(document, fast, settings))
-    difference = sum((ours[n] - naive[n]).square().sum() for n in naive)
-    total = sum(g.square().sum() for g in naive.values())
-    assert float((difference / total).sqrt()) <= TOLERANCE[dtype]
+    assert gradient_error(run.inputs) <= TOLERANCE[dtype]
 
 
 def test_what_slid_out_is_not_seen_and_what_is_in_the_window_is(
