@@ -42,7 +42,7 @@ def reliability(
         typer.echo(f"{name:>24}  {value}")
     if as_json:
         typer.echo(json.dumps(result))
-    faults = [told for told in result["faults"].values() if told.startswith("failed")]
+    faults = [f for f in result["faults"].values() if f.startswith("failed")]
     bad = ("wrong", "lost", "leaked", "errors_5xx", "store_corruptions", "stuck", "exit_status")
     if faults or any(result[name] for name in bad):
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from refine_server.ttt.interface.errors import RequestError
 
 def _holds_text(value: str) -> str:
     if not value.strip():
-        raise ValueError("must hold more than white space")
+        raise ValueError("must contain more than white space")
     return value
 
 
@@ -60,7 +60,7 @@ def answer_tokens(asked: int | None, default: int, longest: int) -> int:
     if asked is None:
         return min(default, longest)
     if asked > longest:
-        message = f"max_tokens: this server allows {longest} at most"
+        message = f"max_tokens: this server allows at most {longest}"
         raise RequestError(message, "max_tokens", "invalid_value")
     return asked
 
@@ -68,5 +68,5 @@ def answer_tokens(asked: int | None, default: int, longest: int) -> int:
 def require_model(asked: str | None, served: str) -> None:
     """Raise 404 when a request names a model that is not the served one."""
     if asked is not None and asked != served:
-        message = f"There is no model {asked!r} here; {served!r} is served."
+        message = f"This server serves the model {served!r}, not {asked!r}."
         raise ApiError(404, message, "model_not_found", param="model")

@@ -72,7 +72,7 @@ async def get_model(
     for candidate in listed.data:
         if candidate.id == model:
             return candidate
-    raise ApiError(404, f"There is no model {model!r} here.", "model_not_found", param="model")
+    raise ApiError(404, f"This server has no model {model!r}.", "model_not_found", param="model")
 
 
 def _adapted(served: Model, adaptation: Adaptation, settings: SettingsDep) -> Model:

@@ -62,7 +62,7 @@ async def detokenize(
         size = len(template.tokenizer)
         unknown = next((id for id in body.tokens if id >= size), None)
         if unknown is not None:
-            message = f"tokens: {unknown} is unknown; the tokenizer knows 0 to {size - 1}"
+            message = f"tokens: {unknown} is not in the vocabulary, 0 to {size - 1}"
             raise RequestError(message, "tokens", "unknown_token")
         return Detokenized(prompt=template.tokenizer.decode(body.tokens))
 

@@ -59,7 +59,7 @@ def refine_server(
 def main() -> None:
     """Run the command line."""
     tune_runtime()
-    app()
+    app(prog_name="refine-server")
 
 
 if __name__ == "__main__":

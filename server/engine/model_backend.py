@@ -68,7 +68,7 @@ def _load(settings: Settings) -> CausalLM:
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:  # torch raises either
-        raise ModelError(f"device {settings.device!r} cannot be used: {error}") from None
+        raise ModelError(f"--device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
     model.activation_budget = settings.activation_memory_bytes

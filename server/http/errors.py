@@ -229,8 +229,8 @@ def _reason(error: Any) -> str:
         case "union_tag_invalid":
             return f"kind must be one of {error['ctx']['expected_tags']}"
         case "union_tag_not_found":
-            return "it needs a kind"
-    return str(error["msg"])
+            return "kind is required"
+    return str(error["msg"]).removeprefix("Value error, ")  # of our own validators
 
 
 def install(app: FastAPI) -> None:

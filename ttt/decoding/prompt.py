@@ -51,7 +51,7 @@ class PromptTemplate:
     def __init__(self, tokenizer: Any, text: str | None = None, chat: Chat = "auto") -> None:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if chat == "always" and not has_template:
-            raise ValueError("chat='always', but the tokenizer has no chat template")
+            raise ValueError("chat is 'always', but the tokenizer has no chat template")
         self.tokenizer = tokenizer
         self.is_chat = has_template and chat != "never"
         self.text = text or (CHAT_PROMPT if self.is_chat else PLAIN_PROMPT)
@@ -66,7 +66,9 @@ class PromptTemplate:
         before, found, rest = rendered.partition("{document}")
         between, found_too, after = rest.partition("{query}")
         if not found or not found_too or "{document}" in rest:
-            raise ValueError("a prompt needs {document} and then {query}, once each")
+            raise ValueError(
+                "the prompt template must contain {document} and, after it, {query}, each once"
+            )
         return before, between, after
 
     def encode_document(self, document: str, limits: Limits) -> DocumentPrompt:
@@ -122,7 +124,7 @@ class PromptTemplate:
         try:
             rendered = self._render(messages, after_document)
         except TemplateError as error:
-            raise _unfit(f"the model's chat template refuses them: {error}") from None
+            raise _unfit(f"the model's chat template rejects them: {error}") from None
         prompt = [] if after_document else self._bos()
         # The template's own text is at even places, the numbers of messages at odd ones.
         for place, part in enumerate(SLOT.split(rendered)):
@@ -137,17 +139,21 @@ class PromptTemplate:
             return self._apply_template(turns)
         first = next((n for n, m in enumerate(messages) if m.role != "system"), len(messages))
         if first == len(messages) or messages[first].role != "user":
-            raise _unfit("after a document the first one, instructions aside, must be the user's")
+            raise _unfit(
+                "after a document, the first one that is not a system message must be the user's"
+            )
         query = "\n\n".join(turn["content"] for turn in turns[: first + 1])
         turns[first]["content"] = self.text.replace("{query}", query)
         before, _, after = self._apply_template(turns[first:]).partition("{document}")
         if before != self._before:
-            raise _unfit("the model's chat template has them change what precedes the document")
+            raise _unfit(
+                "with them, the model's chat template changes the text before the document"
+            )
         return after
 
     def _render_plain(self, messages: Sequence[Message], after_document: bool) -> str:
         if messages[-1].role != "user":
-            raise _unfit("the last one must be the user's, as the model has no chat template")
+            raise _unfit("the last one must be the user's, because the model has no chat template")
         around = {
             "system": ("\n\n", ""),
             "user": (self._between, self._after),
@@ -183,7 +189,7 @@ class PromptTemplate:
             split_special_tokens=True,
         )
         if not any(encoded):
-            raise RequestError(f"{param} holds no text", param, "empty")
+            raise RequestError(f"{param} contains no text", param, "empty")
         return encoded
 
     def _encode(

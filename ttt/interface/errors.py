@@ -1,13 +1,16 @@
 """Errors that a request can end with."""
 
 TOO_LONG = "context_length_exceeded"
-"""What OpenAI's clients know a prompt by that is too long for the model."""
+"""Code of a prompt that is too long, as OpenAI's clients expect it."""
 
 
 class RequestError(ValueError):
     """The request cannot be served as written; nothing was changed.
 
-    ``param`` names the offending field and ``code`` is a stable machine-readable word.
+    Args:
+        message: what is wrong and what to change.
+        param: dotted path of the field at fault.
+        code: stable name of the error, for programs.
     """
 
     def __init__(self, message: str, param: str, code: str) -> None:
@@ -17,8 +20,8 @@ class RequestError(ValueError):
 
 
 class DamagedError(ValueError):
-    """Stored bytes that are no adapted document of this format; the message says what is wrong."""
+    """Stored bytes are not an adapted document of this format; the message says why."""
 
 
 class IsolationError(RuntimeError):
-    """Weights or a state were about to be used for somebody who does not own them."""
+    """Weights or a state were about to be used for another owner, or the base weights changed."""

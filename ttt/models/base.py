@@ -142,7 +142,7 @@ class CausalLM(nn.Module, ABC):
 
     def limit_window(self, tokens: int) -> None:
         """Let attention see only the last ``tokens`` tokens; ModelError where there is none."""
-        raise ModelError(f"window: models of the family {self.family} have none to set")
+        raise ModelError(f"window: the family {self.family} has no attention window to set")
 
     def _can_decode_fast(
         self, x: Tensor, states: Sequence[LayerState | None], fast: FastWeights

@@ -60,7 +60,7 @@ async def open_target(
         require_model(model, served_model)
     if ttt is not None and ttt.document is not None:
         if adaptation_id is not None:
-            message = "ttt.document: the model is an adaptation already, to a document of its own"
+            message = "ttt.document: cannot be combined with a model that is an adaptation"
             raise ApiError(422, message, "invalid_value", param="ttt.document")
         adaptation_id = await _adapt(
             ttt.document, ttt.adapt or AdaptConfig(), adaptations, owner, request_id
@@ -96,5 +96,5 @@ def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str
     except ApiError as error:
         if error.status != HTTPStatus.NOT_FOUND:
             raise
-        message = f"There is no model {adaptation_id!r} here."
+        message = f"This server has no model {adaptation_id!r}."
         raise ApiError(404, message, "model_not_found", param="model") from None

@@ -90,7 +90,7 @@ def test_every_former_field_has_a_place_that_exists() -> None:
         ({"on": {"kind": "spans", "learn_as": "answer"}}, "on.learn_as", "no such field"),
         ({"on": {"kind": "document", "ntp_on": "spans"}}, "on.ntp_on", "no such field"),
         ({"on": {"kind": "chapters"}}, "on", "kind must be one of 'document', 'spans'"),
-        ({"on": {}}, "on", "needs a kind"),
+        ({"on": {}}, "on", "kind is required"),
         ({"on": {"kind": "spans"}, "rollouts": {"tokens": 17}}, "", "at least twice"),
         ({"rollouts": {"positions": 128, "per_position": 5}}, "rollouts", "at most 512"),
         ({"optimizer": "adamw"}, "optimizer", "must be an object"),

@@ -133,7 +133,7 @@ def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("inspect", "no/where/at/all"), "no directory"),
+        (("inspect", "no/where/at/all"), "not a directory"),
         (("inspect", "tiny", "--memory", "much"), "KiB"),
         (("convert", "tiny", "."), "exists"),
         (("convert", "missing.gguf", "somewhere"), "missing.gguf"),

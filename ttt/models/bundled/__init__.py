@@ -67,7 +67,7 @@ def _smollm2_gguf() -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SMOLLM2_SHA256:
-        raise ModelError(f"{path} has sha256 {found}, not {SMOLLM2_SHA256}: it is damaged")
+        raise ModelError(f"{path} is damaged: its sha256 is {found}, not {SMOLLM2_SHA256}")
     return path
 
 

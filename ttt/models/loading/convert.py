@@ -33,7 +33,7 @@ def convert(source: str, target: Path, dtype: torch.dtype | None) -> None:
         ModelError: the source cannot be read, or the target exists.
     """
     if target.exists():
-        raise ModelError(f"{target} exists; name a directory that does not")
+        raise ModelError(f"{target} already exists; name a new directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

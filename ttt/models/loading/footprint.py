@@ -120,7 +120,7 @@ def _dtype_of(config: dict[str, Any]) -> torch.dtype:
     name = next((n for n in names if isinstance(n, str)), "float32")
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ModelError(f"dtype {name!r} in config.json is no type of torch's")
+        raise ModelError(f"dtype {name!r} in config.json is not a data type of torch")
     return dtype
 
 

@@ -30,7 +30,7 @@ def require_memory(
     free = available_memory(root)
     if free is not None and needed > free:
         raise ModelError(
-            f"the weights take {_gib(needed)} and {_gib(free)} of memory are free here: choose a "
+            f"the weights need {_gib(needed)} of memory, but only {_gib(free)} are free: choose a "
             "smaller model or dtype, or raise the memory limit"
         )
 

@@ -30,7 +30,7 @@ def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     model_type = model_type_of(config)
     family = native_family(model_type)
     if family is None:
-        raise ModelError(f"model_type {model_type!r} is of no native family")
+        raise ModelError(f"model_type {model_type!r} belongs to no native family")
     return _with_weights(family.skeleton(config).to(_common_dtype(weights)), weights)
 
 
@@ -100,7 +100,7 @@ def model_type_of(config: dict[str, Any]) -> str:
     """Return the model type that a configuration names."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise ModelError("the configuration names no model_type")
+        raise ModelError("config.json has no model_type")
     return model_type
 
 
@@ -124,7 +124,7 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
     if found["missing_keys"] or found["mismatched_keys"]:
         missing, odd = sorted(found["missing_keys"])[:3], sorted(found["mismatched_keys"])[:3]
         raise ModelError(
-            f"the weights do not fit the configuration: missing {missing}, of another shape {odd}"
+            f"the weights do not match config.json: missing {missing}, of a different shape {odd}"
         )
     return model.to(device)
 
@@ -141,7 +141,7 @@ def find(name: str, *, weights: bool = True) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         known = ", ".join(bundled.MODELS)
         raise ModelError(
-            f"{name!r} is no directory, no hub id (owner/name) and not one of: {known}"
+            f"{name!r} is not a directory, a hub id (owner/name) or one of the models {known}"
         )
     from huggingface_hub import snapshot_download
 
@@ -158,7 +158,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ModelError(f"{directory} holds no config.json") from None
+        raise ModelError(f"{directory} has no config.json") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
@@ -176,7 +176,7 @@ def _weight_files(directory: Path) -> list[Path]:
         files = [directory / "model.safetensors"]
     for file in files:
         if not file.is_file():
-            raise ModelError(f"{directory} lacks {file.name} (only safetensors are read)")
+            raise ModelError(f"{directory} has no {file.name} (only safetensors are supported)")
     return files
 
 
@@ -221,7 +221,7 @@ def _plain_tokenizer(directory: Path) -> bool:
 
 def _common_dtype(weights: dict[str, Tensor]) -> torch.dtype:
     if not weights:
-        raise ModelError("there are no weights")
+        raise ModelError("the checkpoint has no weights")
     dtypes = {w.dtype for w in weights.values() if w.is_floating_point()}
     return max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.float32
 
@@ -237,7 +237,7 @@ def _with_weights(model: CausalLM, weights: dict[str, Tensor]) -> CausalLM:
     missing = [n for n in incomplete.missing_keys if not (tied and n == "lm_head.weight")]
     if missing or incomplete.unexpected_keys:
         raise ModelError(
-            f"the weights do not fit the configuration: missing {missing[:3]}, "
+            f"the weights do not match config.json: missing {missing[:3]}, "
             f"unexpected {incomplete.unexpected_keys[:3]}"
         )
     if tied:

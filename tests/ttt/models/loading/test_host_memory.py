@@ -91,7 +91,9 @@ def test_weights_must_fit(
     if fits:
         require_memory(files, dtype, root)
     else:
-        with pytest.raises(ModelError, match=r"the weights take 0\.0[12] GiB and 0\.01 GiB"):
+        with pytest.raises(
+            ModelError, match=r"the weights need 0\.0[12] GiB of memory, but only 0\.01 GiB"
+        ):
             require_memory(files, dtype, root)
 
 

@@ -121,7 +121,7 @@ def _recognise(name: str, module: Any) -> Norm:
             if torch.allclose(ours(probe, FastWeights()), copy(probe), rtol=1e-4, atol=1e-5):
                 return Norm(name=name, module=module, eps=float(eps), zero_centred=zero_centred)
     raise ModelError(
-        f"the model is not Llama-like: {name} ({type(module).__name__}) is no RMS norm"
+        f"the model is not Llama-like: {name} ({type(module).__name__}) is not an RMS norm"
     )
 
 

@@ -163,7 +163,7 @@ class HFCausalLM(CausalLM):
         if not error <= (1e-3 if self.dtype.itemsize >= 4 else 1e-1):
             raise ModelError(
                 f"{self.config.model_type}: the model is not Llama-like: its logits differ from "
-                f"transformers' own by {float(error):.2g} of their size"
+                f"those of transformers by a relative error of {float(error):.2g}"
             )
 
 

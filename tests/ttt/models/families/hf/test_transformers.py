@@ -39,7 +39,7 @@ def test_half_precision_is_as_good_as_theirs(transformers_model: Any, tokens: To
         ("phi3", {}, "q_proj"),
         ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 32}, "mlp.gate_proj"),
         ("cohere", {}, "post_attention_layernorm"),
-        ("olmo", {}, "is no RMS norm"),
+        ("olmo", {}, "is not an RMS norm"),
         ("stablelm", {}, "LayerNorm"),
         ("exaone4", {"sliding_window": 8}, "its logits differ"),
         ("gpt2", {"n_head": 2, "n_layer": 1}, "embed_tokens"),

@@ -161,7 +161,7 @@ def test_a_directory_is_loaded_with_a_window_and_answers(
 
 
 def test_other_families_and_other_numbers_are_refused(make_transformers: MakeTransformers) -> None:
-    with pytest.raises(ModelError, match="window: models of the family delta_net"):
+    with pytest.raises(ModelError, match="window: the family delta_net"):
         load("tiny", window=64)
     with pytest.raises(ModelError, match="window: 0"):
         windowed(make_transformers, window=0)
