@@ -54,7 +54,7 @@ def test_a_bad_option_is_named(
 ) -> None:
     asked = ("answer", "--document", document, "--query", "who")
     run_failing(2, "query: ", "answer", "--document", document, "--query", "")
-    run_failing(2, "adapt.steps: ", *asked, "--steps", "-1")
+    run_failing(2, "adapt.optimizer.steps: ", *asked, "--steps", "-1")
     run_failing(2, "adapt.objective: ", *asked, "--objective", "magic")
     run_failing(2, "REFINE_PROT", *asked, env={"REFINE_PROT": "1"})
     run_failing(1, "no server answers", *asked, "--url", "http://127.0.0.1:9")
