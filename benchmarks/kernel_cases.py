@@ -119,12 +119,12 @@ def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank:
     """Make one AdamW step of R requests' low-rank deltas."""
     shapes = [(R, width, rank), (R, rank, out)] * layers
     params, grads = ([m.single(*shape) for shape in shapes] for _ in range(2))
-    state = OptimState.new(params, "adamw")
+    state = OptimState.new(params)
     rate, limit = m.uniform(R), m.uniform(R)
     active = torch.ones(R, dtype=torch.bool, device=m.device)
 
     def run(form: Form) -> list[Tensor]:
-        norm, _ = form(params, grads, state, "adamw", rate, limit, active)
+        norm, _ = form(params, grads, state, rate, limit, active)
         return [norm, *params]
 
     return run

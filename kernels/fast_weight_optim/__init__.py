@@ -1,12 +1,9 @@
 """One optimiser step for many requests at once, each with its own rate, clip and step count."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-
-Rule = Literal["adamw", "sgd"]
 
 BETAS = (0.9, 0.999)
 """Decay rates of AdamW's two running means, torch's defaults."""
@@ -23,18 +20,17 @@ class OptimState:
     """The optimiser's running means over the steps of R requests; updated in place."""
 
     first: list[Tensor]
-    """AdamW's mean of gradients, shaped as the parameters; empty for SGD."""
+    """The mean of gradients, shaped as the parameters."""
 
     second: list[Tensor]
-    """AdamW's mean of squared gradients, shaped as the parameters; empty for SGD."""
+    """The mean of squared gradients, shaped as the parameters."""
 
     steps: Tensor
     """[R] int32, the updates that each request has made."""
 
     @classmethod
-    def new(cls, params: list[Tensor], rule: Rule) -> "OptimState":
+    def new(cls, params: list[Tensor]) -> "OptimState":
         """Return the state before the first step on ``params``, [R, ...] each."""
-        means = params if rule == "adamw" else []
-        first, second = ([torch.zeros_like(p) for p in means] for _ in range(2))
+        first, second = ([torch.zeros_like(p) for p in params] for _ in range(2))
         steps = torch.zeros(params[0].shape[0], dtype=torch.int32, device=params[0].device)
         return cls(first=first, second=second, steps=steps)

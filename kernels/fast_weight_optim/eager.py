@@ -1,6 +1,6 @@
-"""AdamW and SGD for all requests of a tensor at once, and for many tensors in one call.
+"""AdamW for all requests of a tensor at once, and for many tensors in one call.
 
-The calls are those that torch's own optimisers are made of.
+The calls are those that torch's own AdamW is made of.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState, Rule
+from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState
 
 GROUP_BYTES = 16 * 2**20
 """Bytes of parameters stepped together; a few temporaries of that size are alive at once."""
@@ -19,7 +19,6 @@ def fast_weight_optim(
     params: list[Tensor],
     grads: list[Tensor],
     state: OptimState,
-    rule: Rule,
     learning_rate: Tensor,
     max_norm: Tensor,
     active: Tensor,
@@ -34,9 +33,7 @@ def fast_weight_optim(
     state.steps[rows] += 1
     steps = state.steps[rows].double()
     clip = (max_norm[rows] / (norm[rows] + CLIP_EPS)).clamp_max(1.0)
-    rate = learning_rate[rows]
-    if rule == "adamw":
-        rate = rate / (1 - BETAS[0] ** steps)
+    rate = learning_rate[rows] / (1 - BETAS[0] ** steps)
     widen = (1 - BETAS[1] ** steps).rsqrt()
     everyone = rows.numel() == params[0].shape[0]
     for group in _groups(params):
@@ -45,17 +42,14 @@ def fast_weight_optim(
         p, m, v = own
         g = grads[group] if everyone else [t[rows] for t in grads[group]]
         g = list(torch._foreach_mul(g, _spread(clip, g)))
-        if rule == "sgd":
-            torch._foreach_addcmul_(p, g, _spread(-rate, g))
-        else:
-            torch._foreach_mul_(m, BETAS[0])
-            torch._foreach_add_(m, g, alpha=1 - BETAS[0])
-            torch._foreach_mul_(v, BETAS[1])
-            torch._foreach_addcmul_(v, g, g, 1 - BETAS[1])
-            spreads = torch._foreach_sqrt(v)
-            torch._foreach_mul_(spreads, _spread(widen, v))
-            torch._foreach_add_(spreads, EPS)
-            torch._foreach_addcdiv_(p, torch._foreach_mul(m, _spread(-rate, m)), spreads)
+        torch._foreach_mul_(m, BETAS[0])
+        torch._foreach_add_(m, g, alpha=1 - BETAS[0])
+        torch._foreach_mul_(v, BETAS[1])
+        torch._foreach_addcmul_(v, g, g, 1 - BETAS[1])
+        spreads = torch._foreach_sqrt(v)
+        torch._foreach_mul_(spreads, _spread(widen, v))
+        torch._foreach_add_(spreads, EPS)
+        torch._foreach_addcdiv_(p, torch._foreach_mul(m, _spread(-rate, m)), spreads)
         if not everyone:
             for tensors, rows_of in zip(kept, own, strict=True):
                 for tensor, new in zip(tensors, rows_of, strict=True):

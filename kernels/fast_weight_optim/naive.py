@@ -1,9 +1,9 @@
-"""AdamW and SGD request by request, tensor by tensor: the definition of the op."""
+"""AdamW request by request, tensor by tensor: the definition of the op."""
 
 import torch
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState, Rule
+from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState
 
 
 @torch.no_grad()
@@ -11,7 +11,6 @@ def fast_weight_optim(
     params: list[Tensor],
     grads: list[Tensor],
     state: OptimState,
-    rule: Rule,
     learning_rate: Tensor,
     max_norm: Tensor,
     active: Tensor,
@@ -19,14 +18,13 @@ def fast_weight_optim(
     """Clip every request's gradient by its norm and make one step, in place.
 
     AdamW (arXiv 1711.05101) has no weight decay here, because a copy that starts at the base
-    weights must not shrink; SGD has no momentum. A request that is not active, or whose gradient is
-    not finite, keeps its parameters and its state.
+    weights must not shrink. A request that is not active, or whose gradient is not finite, keeps
+    its parameters and its state.
 
     Args:
         params: [R, ...] each, the parameters of R requests.
         grads: [R, ...] each, their gradients; a request's norm is taken over all of its rows.
         state: from ``OptimState.new``, or as the last step left it.
-        rule: ``adamw`` or ``sgd``.
         learning_rate: [R].
         max_norm: [R], the norm that a request's gradient is scaled down to when it is larger.
         active: [R] bool, whether a request takes part.
@@ -46,9 +44,6 @@ def fast_weight_optim(
         step, rate = int(state.steps[r]), float(learning_rate[r])
         for i, param in enumerate(params):
             p, g = param[r], grads[i][r] * clip
-            if rule == "sgd":
-                p.sub_(rate * g)
-                continue
             m, v = state.first[i][r], state.second[i][r]
             m.mul_(BETAS[0]).add_((1 - BETAS[0]) * g)
             v.mul_(BETAS[1]).add_((1 - BETAS[1]) * g.square())

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState, Rule
+from refine_server.kernels.fast_weight_optim import BETAS, CLIP_EPS, EPS, OptimState
 
 TILE = 2048
 
@@ -21,7 +21,6 @@ def fast_weight_optim(
     params: list[Tensor],
     grads: list[Tensor],
     state: OptimState,
-    rule: Rule,
     learning_rate: Tensor,
     max_norm: Tensor,
     active: Tensor,
@@ -36,8 +35,7 @@ def fast_weight_optim(
         if tensor.dtype != torch.float32 or not tensor.is_contiguous():
             raise TypeError("the Triton optimiser steps contiguous fp32 tensors")
     R, device = params[0].shape[0], params[0].device
-    means = (state.first, state.second) if rule == "adamw" else (params, params)  # SGD has none
-    columns = zip(params, grads, *means, strict=True)
+    columns = zip(params, grads, state.first, state.second, strict=True)
     addresses = _addresses(tuple(t.data_ptr() for row in columns for t in row), device)
     tiles = _tiles(tuple(p.numel() // R for p in params), device)  # [tiles, 3]
     count = tiles.shape[0]
@@ -48,11 +46,11 @@ def fast_weight_optim(
     _norm_kernel[(count, R)](addresses, tiles, partial, TILE=TILE)
     _decide_kernel[(R,)](
         partial, count, learning_rate, max_norm, active, state.steps, factors, norm, stepped,
-        ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
+        BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
     )  # fmt: skip
     _step_kernel[(count, R)](
         addresses, tiles, factors, stepped,
-        ADAMW=rule == "adamw", BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, TILE=TILE,
+        BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, TILE=TILE,
     )  # fmt: skip
     torch.autograd.graph.increment_version([*params, *state.first, *state.second])
     return norm, stepped
@@ -93,7 +91,7 @@ def _norm_kernel(addresses, tiles, partial, TILE: tl.constexpr):
 @triton.jit
 def _decide_kernel(
     partial, count, learning_rate, max_norm, active, steps, factors, norms, stepped,
-    ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Decide whether a request steps, and what scales its gradient, mean and root of squares."""
@@ -110,12 +108,10 @@ def _decide_kernel(
     tl.store(norms + r, norm)
     tl.store(stepped + r, goes)
     clip = tl.minimum(tl.load(max_norm + r).to(tl.float32) / (norm + CLIP_EPS), 1.0)
-    rate = tl.load(learning_rate + r).to(tl.float64)
-    widen = rate * 0 + 1
-    if ADAMW:  # 1 - beta^step in fp64: in fp32 it loses four digits at the first steps
-        beta1, beta2 = tl.full([], BETA1, tl.float64), tl.full([], BETA2, tl.float64)
-        rate = rate / (1 - tl.exp(tl.log(beta1) * step))
-        widen = 1 / tl.sqrt(1 - tl.exp(tl.log(beta2) * step))
+    # 1 - beta^step in fp64: in fp32 it loses four digits at the first steps.
+    beta1, beta2 = tl.full([], BETA1, tl.float64), tl.full([], BETA2, tl.float64)
+    rate = tl.load(learning_rate + r).to(tl.float64) / (1 - tl.exp(tl.log(beta1) * step))
+    widen = 1 / tl.sqrt(1 - tl.exp(tl.log(beta2) * step))
     tl.store(factors + r * 3, clip)
     tl.store(factors + r * 3 + 1, rate.to(tl.float32))
     tl.store(factors + r * 3 + 2, widen.to(tl.float32))
@@ -124,7 +120,7 @@ def _decide_kernel(
 @triton.jit
 def _step_kernel(
     addresses, tiles, factors, stepped,
-    ADAMW: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """Step one tile of a request's parameters."""
@@ -135,13 +131,12 @@ def _step_kernel(
     entry, at, inside = _tile(addresses, tiles, TILE)
     param = tl.load(entry).to(tl.pointer_type(tl.float32)) + at
     grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32)) + at
-    update = tl.load(grad, mask=inside, other=0.0) * clip
-    if ADAMW:
-        first = tl.load(entry + 2).to(tl.pointer_type(tl.float32)) + at
-        second = tl.load(entry + 3).to(tl.pointer_type(tl.float32)) + at
-        m = BETA1 * tl.load(first, mask=inside, other=0.0) + (1 - BETA1) * update
-        v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * update * update
-        tl.store(first, m, mask=inside)
-        tl.store(second, v, mask=inside)
-        update = m / (tl.sqrt(v) * tl.load(factors + r * 3 + 2) + EPS)
+    first = tl.load(entry + 2).to(tl.pointer_type(tl.float32)) + at
+    second = tl.load(entry + 3).to(tl.pointer_type(tl.float32)) + at
+    g = tl.load(grad, mask=inside, other=0.0) * clip
+    m = BETA1 * tl.load(first, mask=inside, other=0.0) + (1 - BETA1) * g
+    v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * g * g
+    tl.store(first, m, mask=inside)
+    tl.store(second, v, mask=inside)
+    update = m / (tl.sqrt(v) * tl.load(factors + r * 3 + 2) + EPS)
     tl.store(param, tl.load(param, mask=inside, other=0.0) - rate * update, mask=inside)

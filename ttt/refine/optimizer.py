@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.kernels.fast_weight_optim import OptimState, Rule
+from refine_server.kernels.fast_weight_optim import OptimState
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 
@@ -18,9 +18,8 @@ class FastWeightOptimizer:
     """
 
     def __init__(self, config: AdaptConfig, fast: FastWeights) -> None:
-        self.rule: Rule = "adamw"
         self.params = fast.parameters()
-        self.state = OptimState.new(self.params, self.rule)
+        self.state = OptimState.new(self.params)
         R, device = fast.requests, self.params[0].device
         self.learning_rate, self.max_norm = (
             torch.full((R,), value, dtype=torch.float64, device=device)
@@ -46,7 +45,6 @@ class FastWeightOptimizer:
             self.params,
             grads,
             self.state,
-            self.rule,
             self.learning_rate,
             self.max_norm,
             active.expand(self.learning_rate.shape),
