@@ -31,7 +31,7 @@ class AdaptationBody(BaseModel):
     timeout_seconds: Timeout = None
 
     def to_work(self, owner: str) -> AdaptRequest:
-        """The work, for an owner."""
+        """Return the work, for an owner."""
         return AdaptRequest(self.document, self.adapt, owner)
 
 
@@ -60,7 +60,8 @@ EXAMPLES: dict[str, Any] = {
 
 
 class AdaptationResource(BaseModel):
-    """An adaptation. When it is ready, its id is accepted as ``adaptation`` and as ``model``."""
+    """An adaptation. When it is ready, its id is accepted as ``adaptation`` of ``/v1/answers`` and
+    as ``model`` of the OpenAI-compatible routes."""
 
     id: str
     object: Literal["adaptation"] = "adaptation"
@@ -85,7 +86,7 @@ class AdaptationResource(BaseModel):
 
     @classmethod
     def of(cls, adaptation: Adaptation, model: str) -> "AdaptationResource":
-        """The resource as it is now."""
+        """Return the resource as it is now."""
         report, error = adaptation.report, adaptation.error
         return cls(
             id=adaptation.id,

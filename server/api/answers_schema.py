@@ -58,7 +58,11 @@ class AnswerBody(BaseModel):
     timeout_seconds: Timeout = None
 
     def to_work(self, sampling: SamplingConfig, owner: str = LOCAL) -> AnswerRequest:
-        """The work on a document of its own; raises RequestError when there is no document."""
+        """Return the work on a document of the request's own.
+
+        Raises:
+            RequestError: there is no document.
+        """
         if self.document is None:
             message = "document: required, unless adaptation has the id of an adaptation"
             raise RequestError(message, "document", "invalid_value")
@@ -69,7 +73,11 @@ class AnswerBody(BaseModel):
     def to_question(
         self, adapted: "AdaptedDocument", sampling: SamplingConfig, owner: str
     ) -> AskRequest:
-        """The work on a document that was adapted to; RequestError for fields that do not fit."""
+        """Return the work on a document that was adapted to before.
+
+        Raises:
+            RequestError: a field is there that needs a document of the request's own.
+        """
         for name in ("document", "adapt", "compare_base"):
             if name in self.model_fields_set:
                 message = f"{name}: cannot be combined with an adaptation"
@@ -119,7 +127,7 @@ EXAMPLES: dict[str, Any] = {
 
 
 class AnswerAdaptation(AdaptationReport):
-    """How the adaptation went. ``accepted_step`` 0 means the answer is the base weights'."""
+    """How the adaptation ended. With ``accepted_step`` 0 the answer comes from the base weights."""
 
     id: str | None
     """Of an adaptation that is kept; null when it ended here."""
@@ -158,7 +166,7 @@ class AnswerResponse(BaseModel):
 
     @classmethod
     def of(cls, done: AnswerCompleted, origin: Origin) -> "AnswerResponse":
-        """The response to the request that ended with ``done``."""
+        """Return the response to the request that ended with ``done``."""
         return cls(
             id=f"answer-{origin.job_id}",
             model=origin.model,
@@ -179,7 +187,7 @@ class AnswerText(BaseModel):
 
 
 def wire_event(event: Event, origin: Origin) -> tuple[str, BaseModel] | None:
-    """An event's name and data in a stream; None for what a stream does not tell."""
+    """Return an event's name and data in a stream; None for an event that is not streamed."""
     match event:
         case BaseAnswered(text):
             return "answer.base", AnswerText(text=text)
