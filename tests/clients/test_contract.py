@@ -68,7 +68,7 @@ def test_every_event_is_typed(openapi: dict[str, Any]) -> None:
     paths = openapi["paths"]
     assert event_names(paths["/v1/answers"]["post"]) == {*sdk.EVENTS, "error"}
     followed = paths["/v1/adaptations/{adaptation_id}/events"]["get"]
-    assert event_names(followed) == {sdk.Step.name, *sdk.ENDINGS}
+    assert event_names(followed) == {sdk.Step.name, *sdk.ENDINGS, "error"}
 
 
 def event_names(operation: dict[str, Any]) -> set[str]:

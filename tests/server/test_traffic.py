@@ -28,7 +28,11 @@ def url(live: Callable[..., str], tmp_path: Path) -> str:
 def subjects() -> list[Subject]:
     """The scripted model answers with the query, from an adaptation with the document's word."""
     words = enumerate(("one", "two"))
-    return [Subject(owner, n, word, {"steps": 2}, (word,)) for n, word in words for owner in OWNERS]
+    return [
+        Subject(owner, n, word, {"optimizer": {"steps": 2}}, (word,))
+        for n, word in words
+        for owner in OWNERS
+    ]
 
 
 def act(url: str, expected: dict[tuple[int, str], str], kept: list[Kept]) -> Tally:
