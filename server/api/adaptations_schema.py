@@ -11,12 +11,13 @@ from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
 from refine_server.ttt.interface.reports import Judgement, Measured, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
+from refine_server.ttt.interface.strict import StrictModel
 
 
-class AdaptationBody(BaseModel):
+class AdaptationBody(StrictModel):
     """A document to adapt to and to keep for questions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, title="AdaptationRequest")
+    model_config = ConfigDict(title="AdaptationRequest")
 
     document: Text = Field(description="The text to adapt to.")
     adapt: DocumentAdaptConfig = DocumentAdaptConfig()

@@ -24,6 +24,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
 from refine_server.ttt.interface.requests import LOCAL, AnswerRequest, AskRequest
+from refine_server.ttt.interface.strict import StrictModel
 
 if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.document import AdaptedDocument
@@ -31,10 +32,10 @@ if TYPE_CHECKING:  # it would import torch
 DEFAULTS = SamplingConfig()
 
 
-class AnswerBody(BaseModel):
+class AnswerBody(StrictModel):
     """A question about a document, with how to adapt to the document and how to decode."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, title="AnswerRequest")
+    model_config = ConfigDict(title="AnswerRequest")
 
     document: Text | None = Field(None, description="The text to adapt to.")
     adaptation: str | None = Field(

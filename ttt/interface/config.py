@@ -8,7 +8,9 @@ an unknown or out-of-range field is refused by name before any work is done.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from refine_server.ttt.interface.strict import StrictModel
 
 Objective = Literal["refine", "ntp", "none"]
 Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
@@ -29,10 +31,8 @@ TopP = Annotated[
 ]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
-    )
+class _Settings(StrictModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class _On(_Settings):

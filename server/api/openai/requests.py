@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -27,6 +26,7 @@ from refine_server.ttt.interface.config import (
     TopP,
 )
 from refine_server.ttt.interface.requests import Message
+from refine_server.ttt.interface.strict import StrictModel
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 16
@@ -71,11 +71,7 @@ Unsupported = Annotated[
 ]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class StreamOptions(_Body):
+class StreamOptions(StrictModel):
     """What a stream tells beside the tokens."""
 
     include_usage: bool | None = Field(None, description="A last chunk with the token counts.")
@@ -85,7 +81,7 @@ class StreamOptions(_Body):
     include_obfuscation: Ignored = None
 
 
-class TttOptions(_Body):
+class TttOptions(StrictModel):
     """This server's extension: adapt to a document first."""
 
     document: Text | None = Field(
@@ -103,7 +99,7 @@ class TttOptions(_Body):
         return value
 
 
-class GenerationBody(_Body):
+class GenerationBody(StrictModel):
     """What completions and chat completions have in common."""
 
     model: str | None = Field(
@@ -169,6 +165,10 @@ def _as_prompts(value: object) -> object:
     if isinstance(value, list) and value:
         if all(type(item) is int for item in value):
             return [value]
+        if len(value) > MAX_PROMPTS:
+            raise PydanticCustomError(
+                "prompt", "must be at most {most} prompts", {"most": MAX_PROMPTS}
+            )
         if all(isinstance(item, str) for item in value) or all(
             isinstance(item, list) and all(type(id) is int for id in item) for item in value
         ):
@@ -205,7 +205,7 @@ class CompletionBody(GenerationBody):
         return self.sampling(self.max_tokens, COMPLETION_TOKENS, longest)
 
 
-class TextPart(_Body):
+class TextPart(StrictModel):
     """A piece of a message's text."""
 
     type: Literal["text"]
@@ -221,11 +221,13 @@ def _supported_parts(value: object) -> object:
     return value
 
 
-class ChatMessage(_Body):
+class ChatMessage(StrictModel):
     """A turn of a conversation; what assistants' turns hold beside text must be empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[TextPart], BeforeValidator(_supported_parts)]
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_supported_parts)
+    ]
     name: Ignored = None
     refusal: Ignored = None
     annotations: Unsupported = None
@@ -240,12 +242,18 @@ class ChatMessage(_Body):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
+Messages = Annotated[
+    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+]
+"""A conversation. Only the first message that is unfit is reported."""
+
+
 class ChatBody(GenerationBody):
     """A conversation to answer."""
 
     model_config = ConfigDict(title="ChatCompletionRequest")
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -279,14 +287,12 @@ class ChatBody(GenerationBody):
         return self.sampling(self.max_tokens if asked is None else asked, CHAT_TOKENS, longest)
 
 
-class TokenizeBody(_Body):
+class TokenizeBody(StrictModel):
     """A text or a conversation to cut into tokens (as vLLM)."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(
-        None, min_length=1, max_length=MAX_MESSAGES, validate_default=True
-    )
+    messages: Messages | None = Field(None, validate_default=True)
     add_special_tokens: bool | None = Field(None, description="Default: true.")
     return_token_strs: bool | None = None
 
@@ -300,8 +306,8 @@ class TokenizeBody(_Body):
         return value
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(StrictModel):
     """Tokens to join into a text (as vLLM)."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]

@@ -181,6 +181,45 @@ def test_bodies_made_to_break_parsers_are_refused(client: TestClient, content: b
     assert response.json()["error"]["code"]
 
 
+HUNDREDS_OF_THOUSANDS = 300_000
+UNKNOWN_FIELDS = ", ".join(f'"{number}": 1' for number in range(HUNDREDS_OF_THOUSANDS))
+
+
+def repeated(item: str) -> str:
+    return "[" + ", ".join([item] * HUNDREDS_OF_THOUSANDS) + "]"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "param"),
+    [
+        ("/v1/answers", f'{{{UNKNOWN_FIELDS}, "document": "a", "query": "b"}}', "0"),
+        ("/v1/answers", f'{{"document": "a", "query": "b", "adapt": {{{UNKNOWN_FIELDS}}}}}',
+         "adapt.0"),
+        ("/v1/answers", f'{{"document": "a", "query": "b", "stop": {repeated("1")}}}', "stop"),
+        ("/v1/adaptations", f'{{"document": "a", {UNKNOWN_FIELDS}}}', "0"),
+        ("/v1/completions", f'{{"prompt": {repeated("[1]")}}}', "prompt"),
+        ("/v1/completions", f'{{"prompt": {repeated("null")}}}', "prompt"),
+        ("/v1/completions", f'{{"prompt": "a", {UNKNOWN_FIELDS}}}', "0"),
+        ("/v1/chat/completions", f'{{"messages": {repeated("{}")}}}', "messages.0.role"),
+        ("/v1/chat/completions",
+         f'{{"messages": [{{"role": "user", "content": {repeated("{}")}}}]}}',
+         "messages.0.content.str"),
+        ("/tokenize", f'{{"messages": [{{"role": "user", {UNKNOWN_FIELDS}}}]}}',
+         "messages.0.content"),
+        ("/detokenize", f'{{"tokens": {repeated("-1")}}}', "tokens.0"),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_wrong_in_hundreds_of_thousands_of_places_has_a_short_error(
+    client: TestClient, path: str, content: str, param: str
+) -> None:
+    """Each error that is reported takes the event loop time: all of them would take it seconds."""
+    headers = {"content-type": "application/json"}
+    response = client.post(path, content=content, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == param
+    assert len(response.content) < 4_000
+
+
 @pytest.mark.parametrize(
     ("stop", "field"), [(["x"] * 17, "stop"), (["x" * 257], "stop.0"), ([""], "stop.0")]
 )
