@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -133,8 +135,10 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr("refine_server.clients.client.time.sleep", made.append)
-    monkeypatch.setattr("refine_server.clients.async_client.asyncio.sleep", sleep)
+    # The clients' names, not the modules' functions: servers of other tests sleep in this process.
+    timer = SimpleNamespace(sleep=made.append, monotonic=time.monotonic)
+    monkeypatch.setattr("refine_server.clients.client.time", timer)
+    monkeypatch.setattr("refine_server.clients.async_client.asyncio", SimpleNamespace(sleep=sleep))
     return made
 
 
