@@ -25,7 +25,7 @@ BLOCK_TOKENS = 128
 MAX_PROBES = 8
 """The most spans whose tokens are decoded behind their cues in one evaluation."""
 MAX_EVALUATIONS = 8
-"""The most evaluations in one adaptation: in the local form each costs a forward over the
+"""The most evaluations in one adaptation: where the steps read spans, each costs a forward over the
 document."""
 PATIENCE = 3
 """Evaluations in a row that may bring no better weights before the steps end. Of 48 adaptations

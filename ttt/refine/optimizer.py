@@ -13,7 +13,7 @@ class FastWeightOptimizer:
     """AdamW over R requests' fast weights, in place, with gradients clipped by norm.
 
     Args:
-        config: tells the learning rate and the largest norm.
+        config: has the learning rate and the largest norm.
         fast: [R, ...], leaves that require a gradient.
     """
 

@@ -22,16 +22,14 @@ from refine_server.ttt.refine.held_out import (
     place_spans,
 )
 from refine_server.ttt.refine.inputs.rows import Rows, Span
-from refine_server.ttt.refine.loop import adapt, prepare
+from refine_server.ttt.refine.loop import adapt
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
-
-Tokens = Callable[..., Tensor]
+from support.small_models import Families, Perturbed, Tokens
+from support.steps import prepared, step_alone
 
 
 @pytest.fixture(params=["delta_net", "overlay"])
-def model(
-    request: pytest.FixtureRequest, families: dict[str, Callable[[torch.dtype], CausalLM]]
-) -> CausalLM:
+def model(request: pytest.FixtureRequest, families: Families) -> CausalLM:
     return families[request.param](torch.float64)
 
 
@@ -107,8 +105,7 @@ def test_held_out_tokens_are_in_no_loss_and_in_no_rollout(
     settings = config(on=on, rollouts={"positions": 3})
     fast = model.new_fast_weights("fast_weights", 8, 0)
     document = Rows(model, tokens(1, 300), fast, context_tokens=10, positions=3)
-    run = prepare(document, fast, settings)
-    assert isinstance(run, AdaptationRun)
+    run = prepared(document, settings)
     held = {at for span in document.held_out for at in range(*span)}
     assert len(held) == len(document.held_out) * SPAN_TOKENS > 0
 
@@ -131,7 +128,7 @@ def test_held_out_tokens_are_in_no_loss_and_in_no_rollout(
 
 
 def test_an_evaluation_equals_reading_the_document_and_its_cues_again(
-    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     fast = perturbed(model, "low_rank")
     document = Rows(model, tokens(1, 300), fast)
@@ -160,10 +157,8 @@ def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: To
         for seed, ids in enumerate((tokens(1, 331), tokens(1, 270), tokens(1, 317))):
             settings = config(fast_weights={"targets": "low_rank"}, seed=seed)
             fast = model.new_fast_weights("low_rank", 8, seed)
-            run = prepare(
-                Rows(model, ids, fast, positions=settings.rollouts.positions), fast, settings
-            )
-            assert isinstance(run, AdaptationRun)
+            document = Rows(model, ids, fast, positions=settings.rollouts.positions)
+            run = prepared(document, settings)
             assert run.evaluator is not None
             pairs.append((run, run.evaluator))
         return pairs
@@ -172,7 +167,7 @@ def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: To
     assert [evaluator.probe_ids.shape[0] for _, evaluator in alone] == [3, 2, 3]
     for number in (1, 2, 3):
         for run, _ in alone:
-            AdaptStep.run_batch([AdaptStep(run, number)])
+            step_alone(run, number)
         AdaptStep.run_batch([AdaptStep(run, number) for run, _ in together])
     for (_, lone), (_, batched) in zip(alone, together, strict=True):
         assert [result.step for result in batched.results] == [0, 1, 2]

@@ -1,8 +1,5 @@
 """An adaptation lowers what it reads, ends as its report says, and changes nothing but the copy."""
 
-import hashlib
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,18 +8,16 @@ from refine_server.ttt.batching import resume, run, run_batch
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans, Selection
+from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import adapt
-
-Tokens = Callable[..., Tensor]
+from support.small_models import Families, Tokens
 
 
 @pytest.fixture(params=["delta_net", "lact", "overlay"])
-def model(
-    request: pytest.FixtureRequest, families: dict[str, Callable[[torch.dtype], CausalLM]]
-) -> CausalLM:
+def model(request: pytest.FixtureRequest, families: Families) -> CausalLM:
     """One family of each kind of state, not all of them."""
     return families[request.param](torch.float64)
 
@@ -43,14 +38,6 @@ def document_of(model: CausalLM, ids: Tensor, settings: AdaptConfig) -> tuple[Ro
 
 def adapted_to(model: CausalLM, ids: Tensor, settings: AdaptConfig) -> AdaptedDocument:
     return run(adapt(*document_of(model, ids, settings), settings))
-
-
-def base_hash(model: CausalLM) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @pytest.mark.parametrize("objective", ["refine", "ntp"])
@@ -115,13 +102,13 @@ def test_kl_starts_at_zero_and_grows(model: CausalLM, tokens: Tokens) -> None:
 def test_adapting_never_touches_the_base_weights(
     model: CausalLM, tokens: Tokens, targets: str
 ) -> None:
-    before, settings = base_hash(model), config(fast_weights={"targets": targets})
+    before, settings = model.fingerprint(), config(fast_weights={"targets": targets})
     adapted_to(model, tokens(1, 90), settings)
     cancelled = adapt(*document_of(model, tokens(1, 90), settings), settings)
     [prepared] = run_batch([resume(cancelled)])
     run_batch([resume(cancelled, prepared)])  # one step
     cancelled.close()
-    assert base_hash(model) == before
+    assert model.fingerprint() == before
 
 
 def test_an_adapted_document_continues_under_the_adapted_weights(
@@ -196,7 +183,8 @@ def test_the_time_budget_stops_at_a_step_boundary(model: CausalLM, tokens: Token
 
 
 def test_a_caller_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> None:
-    settings, reports = config(optimizer={"steps": 5}, fast_weights={"targets": "fast_weights"}), []
+    settings = config(optimizer={"steps": 5}, fast_weights={"targets": "fast_weights"})
+    reports: list[StepReport] = []
     document, fast = document_of(model, tokens(1, 90), settings)
 
     def should_stop() -> str | None:

@@ -1,25 +1,20 @@
 """Rollouts and their groups; a reference rollout teaches where no sampled one is right."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
-from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
-from refine_server.ttt.refine.loss import step_losses
 from refine_server.ttt.refine.rollouts import Policy, Rollouts, interleave
-from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
-
-Tokens = Callable[..., Tensor]
+from refine_server.ttt.refine.step import AdaptationRun, StepDone
+from support.small_models import Families, Perturbed, Tokens
+from support.steps import loss_of, step_alone
 
 
 @pytest.fixture
-def model(families: dict[str, Callable[[torch.dtype], CausalLM]]) -> CausalLM:
+def model(families: Families) -> CausalLM:
     return families["delta_net"](torch.float64)
 
 
@@ -33,14 +28,13 @@ def config(**changes: object) -> AdaptConfig:
 
 
 def first_step(document: Rows, settings: AdaptConfig) -> StepDone:
-    run = AdaptationRun.of(document, document.fast, settings)
-    [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+    outcome = step_alone(AdaptationRun.of(document, document.fast, settings))
     assert isinstance(outcome, StepDone)
     return outcome
 
 
 def test_a_rollout_is_scored_as_it_was_sampled(
-    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     policy = Policy(model, perturbed(model), 0.7)
     read = model(tokens(2, 40), None, policy.fast)
@@ -53,7 +47,7 @@ def test_a_rollout_is_scored_as_it_was_sampled(
 
 
 def test_the_same_noise_gives_the_same_rollout_in_any_batch(
-    model: CausalLM, tokens: Tokens, perturbed: Callable[..., FastWeights]
+    model: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     policy = Policy(model, perturbed(model), 1.0)
     read = model(tokens(3, 40), None, policy.fast)
@@ -111,7 +105,7 @@ def test_a_reference_rollout_changes_nothing_where_every_sampled_one_is_right(
         type(model), "head_logits", lambda self, hidden, fast: right.expand(len(hidden), -1)
     )
     settings = config(loss={"ntp": 0.0, "grpo": 1.0})
-    [loss] = step_losses([StepInputs.of(document, fast, settings)])
+    loss = loss_of(StepInputs.of(document, fast, settings))
     assert loss.rewards.tolist() == [[1.0, 1.0]] * 4
     assert float(loss.grpo.detach()) == 0.0
     loss.total.backward()
