@@ -70,6 +70,28 @@ def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
     assert not {path: forms for path, forms in named.items() if forms}
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and for types alone count as well."""
+    modules = {module_name(path): path for path in SOURCES}
+    after = {
+        name: {n for n in modules if imports_module(path, n)} for name, path in modules.items()
+    }
+    while leaves := {name for name, needed in after.items() if not needed & after.keys()}:
+        after = {name: needed for name, needed in after.items() if name not in leaves}
+    assert not after
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("refine_server", *parts)).removesuffix(".__init__")
+
+
+def imports_module(path: Path, module: str) -> bool:
+    if module == module_name(path):
+        return False
+    return module in imports(path) or any(n.rpartition(".")[0] == module for n in imports(path))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)
 def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400

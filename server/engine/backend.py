@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refine_server.server.engine.encoder import TemplatePool
-from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.interface.config import (
     AdaptConfig,
@@ -69,18 +68,6 @@ class Backend(Protocol):
         Raises:
             DamagedError: the data or the description is not whole.
         """
-
-
-def open_backend(settings: Settings) -> Backend:
-    """Load the model. Call it in the thread that will run the model.
-
-    Raises:
-        ModelError: the model does not exist or cannot be loaded, or the device cannot be used.
-    """
-    # It imports torch, which takes seconds.
-    from refine_server.server.engine.model_backend import ModelBackend
-
-    return ModelBackend(settings)
 
 
 SELF_CHECK = AnswerRequest(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from refine_server.server.engine.backend import SELF_CHECK, Backend, open_backend
+from refine_server.server.engine.backend import SELF_CHECK, Backend
+from refine_server.server.engine.opening import open_backend
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import resume, stream
 from refine_server.ttt.document import AdaptedDocument
