@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -84,6 +86,26 @@ def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
     assert "more than" in error["message"]
     # tiny's tokens have 14 characters at most, and the longest text is refused by that alone.
     assert sum(encoded) <= Limits().prompt_tokens
+
+
+@pytest.mark.parametrize("route", ["document", "tokenize"])
+def test_a_small_request_is_served_beside_oversized_ones(tiny_url: str, route: str) -> None:
+    """Encoding the spaces whole would take some ten seconds, in which nobody else is served."""
+    path, body_of, status, _ = ROUTES[route]
+    content = json.dumps(body_of(TEXTS["spaces"])).encode()
+    headers = {"content-type": "application/json"}
+
+    def post_oversized() -> int:
+        return httpx.post(f"{tiny_url}{path}", content=content, headers=headers).status_code
+
+    with ThreadPoolExecutor(3) as clients:
+        statuses = [clients.submit(post_oversized) for _ in range(12)]
+        for _ in range(10):
+            began = time.monotonic()
+            small = httpx.post(f"{tiny_url}/tokenize", json={"prompt": "hello"})
+            assert small.status_code == 200
+            assert time.monotonic() - began < 2.0
+    assert {done.result() for done in statuses} == {status}
 
 
 @pytest.mark.parametrize(
