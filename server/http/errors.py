@@ -191,7 +191,7 @@ def as_api_error(error: Exception) -> ApiError:
 def invalid_body(errors: Sequence[Any]) -> ApiError:
     """Return the error for what pydantic found wrong with a request.
 
-    The message names every field at fault, ``param`` and ``code`` the first one.
+    The message names the first 20 fields at fault, ``param`` and ``code`` the first one.
     """
     first = errors[0]
     if first["type"] == "json_invalid":
@@ -203,7 +203,7 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
         if first["type"] == "string_unicode":
             message = "The name of a field is not valid Unicode text."
         return ApiError(422, message, "invalid_body", param="body")
-    problems = [f"{_path(error['loc'])}: {_reason(error)}" for error in errors]
+    problems = [f"{_path(error['loc'])}: {_reason(error)}" for error in errors[:20]]
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
     return ApiError(422, "; ".join(problems), code, param=_path(first["loc"]))
 
