@@ -27,7 +27,7 @@ class AdaptationBody(StrictModel):
         le=MAX_TTL_SECONDS,
         description="How long it is kept after its last use. Default: the server's.",
     )
-    model: str | None = Field(None, description="The served model's id, to make sure of it.")
+    model: str | None = Field(None, description="Fail with 404 unless this model is served.")
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
@@ -69,7 +69,9 @@ class AdaptationResource(BaseModel):
     model: str
     status: Status
     created_at: float = Field(description="Seconds since 1970.")
-    expires_at: float | None = Field(description="Each use puts it off; null until it has ended.")
+    expires_at: float | None = Field(
+        description="Unix time in seconds; each use extends it. Null until it is ready."
+    )
     ttl_seconds: float
     config: AdaptConfig
     document_tokens: int | None
@@ -79,7 +81,7 @@ class AdaptationResource(BaseModel):
     stopped: str | None = Field(description="Why fewer steps than asked were made.")
     first_ntp_loss: Measured | None
     final_ntp_loss: Measured | None
-    held_out: list[Judgement] = Field(description="What the guard judged by, the base first.")
+    held_out: list[Judgement] = Field(description="Held-out evaluations, the base weights first.")
     bytes: int = Field(description="Memory that it takes when it is in memory.")
     in_memory: bool
     stored: bool = Field(description="Whether it outlives the server's process.")
@@ -120,7 +122,7 @@ class AdaptationList(BaseModel):
 
 
 class AdaptationDeleted(BaseModel):
-    """What was deleted is gone; a running adaptation was cancelled."""
+    """Confirms a deletion; a running adaptation was cancelled."""
 
     id: str
     object: Literal["adaptation.deleted"] = "adaptation.deleted"

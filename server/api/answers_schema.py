@@ -51,10 +51,10 @@ class AnswerBody(StrictModel):
     temperature: Temperature = DEFAULTS.temperature
     top_p: TopP = DEFAULTS.top_p
     stop: StopStrings = Field(default=[], description="The answer ends before any of these.")
-    seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Of the sampled answer.")
+    seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Random seed of sampling.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     compare_base: bool = Field(False, description="Answer from the base weights as well.")
-    model: str | None = Field(None, description="The served model's id, to make sure of it.")
+    model: str | None = Field(None, description="Fail with 404 unless this model is served.")
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
@@ -131,7 +131,7 @@ class AnswerAdaptation(AdaptationReport):
     """How the adaptation ended. With ``accepted_step`` 0 the answer comes from the base weights."""
 
     id: str | None
-    """Of an adaptation that is kept; null when it ended here."""
+    """Id of the stored adaptation; null if the adaptation ended with the answer."""
 
 
 class AnswerTimings(Timings):

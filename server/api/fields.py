@@ -19,14 +19,20 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_holds_text)]
 """A text of more than white space."""
 
 Priority = Annotated[
-    int, Field(ge=-10, le=10, description="Lower goes first and gets more of the time.")
+    int,
+    Field(
+        ge=-10,
+        le=10,
+        description="Scheduling priority: a lower value runs first and gets a larger share of the "
+        "model's time.",
+    ),
 ]
 Timeout = Annotated[
     float | None,
     Field(
         gt=0.0,
         le=86_400.0,
-        description="Give up after so many seconds; the server's own limit holds as well.",
+        description="Time limit in seconds; the server's own limit also applies.",
     ),
 ]
 

@@ -15,7 +15,7 @@ router = APIRouter(tags=["operations"])
 
 
 class Health(BaseModel):
-    """What was asked for is true."""
+    """The check passed."""
 
     status: Literal["live", "ready", "intact"]
 
@@ -43,7 +43,7 @@ async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
 
 @router.post("/health/verify", responses=documented(500, 503))
 async def verify(engine: EngineDep) -> Health:
-    """Verify that the base weights are bitwise what was loaded; if not, all service ends."""
+    """Verify that the base weights are bitwise as loaded; if not, the server stops serving."""
     if not await engine.verify():
         raise unavailable(
             "The base weights have changed. The server serves no more requests.",

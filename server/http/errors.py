@@ -34,6 +34,8 @@ CODES = {
 """Codes of errors that Starlette and FastAPI raise, by status."""
 NO_OBJECT = ("model_type", "model_attributes_type")
 """Pydantic's errors for a value that is no object, where it should be one."""
+MAX_NAME = 64
+"""Characters of a field's name that an error repeats; a client may send any name."""
 RETRY_SECONDS = 5
 """``Retry-After`` of a server that is starting, stopping or broken, which cannot estimate it."""
 
@@ -209,7 +211,7 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
 
 
 def _path(location: Sequence[int | str]) -> str:
-    parts = [str(part) for part in location]
+    parts = [str(part)[:MAX_NAME] for part in location]
     # The kind of `on` that pydantic found is a part of the location, and is no field.
     steps = pairwise(["", *parts])
     fields = [part for before, part in steps if before != "on" or part not in KINDS]

@@ -171,11 +171,11 @@ class AdaptConfig(_Settings):
     fast_weights: FastWeightConfig = FastWeightConfig()
     guard: Literal["held_out", "none"] = "held_out"
     """`held_out`: spans of the document are kept out of the loss; the answer comes from the step
-    that did best on them, from the base weights if none did better than they, and steps end early
+    that did best on them, from the base weights if no step did better, and steps end early
     when several in a row bring no improvement. `none`: all steps are made and the answer comes from
     the last. Non-finite values always fall back to the base weights."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of the positions, rollouts and held-out spans, and of the fast weights' initial values."""
+    """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
 
     @model_validator(mode="after")
     def _spans_hold_rollouts(self) -> Self:
@@ -230,4 +230,4 @@ class SamplingConfig(_Settings):
     ignore_eos: bool = False
     """Whether to go on after a token that ends answers."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of the sampled tokens."""
+    """Random seed of the sampled tokens."""

@@ -64,7 +64,7 @@ class Judgement(Report):
     loss: Measured
     """Next-token loss of the spans in their place, in nats per token."""
     reward: float
-    """Share of the spans' tokens, 0 to 1, that greedy decoding repeats rightly behind a cue after
+    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly when a cue follows
     the document."""
 
 
@@ -88,7 +88,7 @@ class AdaptationReport(Report):
     fast_weight_bytes: int
     """Size of the fast weights that the answer uses."""
     held_out: tuple[Judgement, ...] = ()
-    """What the guard judged by, the base weights first; empty without a guard."""
+    """Held-out evaluations, the base weights first; empty without a guard."""
 
     @property
     def adapted(self) -> bool:

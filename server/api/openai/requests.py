@@ -36,7 +36,7 @@ COMPLETION_TOKENS = 16
 CHAT_TOKENS = 512
 """Longest completion and chat answer when a request does not say; the former is OpenAI's."""
 
-Ignored = Annotated[Any, WithJsonSchema({"description": "Taken, and changes nothing."})]
+Ignored = Annotated[Any, WithJsonSchema({"description": "Accepted and ignored."})]
 
 
 NEUTRAL: dict[str | None, tuple[Any, ...]] = {
@@ -67,7 +67,12 @@ def _changes_nothing(value: object, info: ValidationInfo) -> object:
 Unsupported = Annotated[
     Any,
     AfterValidator(_changes_nothing),
-    WithJsonSchema({"type": "null", "description": "Not supported, unless it changes nothing."}),
+    WithJsonSchema(
+        {
+            "type": "null",
+            "description": "Not supported; only the value that changes nothing is accepted.",
+        }
+    ),
 ]
 
 
