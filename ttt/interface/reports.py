@@ -64,8 +64,8 @@ class Judgement(Report):
     loss: Measured
     """Next-token loss of the spans in their place, in nats per token."""
     reward: float
-    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly when a cue follows
-    the document."""
+    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly behind a cue
+    that follows the document."""
 
 
 class AdaptationReport(Report):
