@@ -114,6 +114,7 @@ async def test_what_a_client_that_left_asked_for_is_never_encoded() -> None:
     )
     await asyncio.sleep(0)
     left.cancel()
+    await asyncio.wait([left])
     gate.set()
     await asyncio.gather(first, stayed)
     assert encoded == ["stayed"]
