@@ -12,10 +12,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from refine_server.ttt.interface.strict import StrictModel
 
-Objective = Literal["refine", "ntp", "none"]
+Objective = Literal["refine", "ntp", "attention", "none"]
 Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
 Reward = Literal["exact", "cosine", "hybrid"]
-Targets = Literal["fast_weights", "low_rank", "all"]
+Targets = Literal["fast_weights", "low_rank", "queries", "all"]
 
 MAX_BRANCHES = 512
 """Most continuations in one step: they are read as one batch, in memory that requests share."""
@@ -124,6 +124,8 @@ class LossConfig(_Settings):
     """Policy-gradient loss of the rollouts (GRPO)."""
     kl: float = Field(0.0, ge=0.0, le=10.0)
     """KL divergence from the unadapted policy, on the rollouts."""
+    attention: float = Field(0.0, ge=0.0, le=10.0)
+    """KL divergence from the question's attention to a target that lies on the evidence."""
 
 
 class OptimizerConfig(_Settings):

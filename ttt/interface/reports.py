@@ -48,6 +48,8 @@ class StepReport(Report):
     """Mean entropy of the next token, in nats, over what rollouts start from."""
     kl: Measured
     """KL divergence from the unadapted policy on the rollouts; 0 when it has no coefficient."""
+    attention: Measured
+    """KL divergence of the question's attention from its target; 0 when it has no coefficient."""
     grad_norm: Measured
     """Norm of the gradient before it was clipped."""
     seconds: float

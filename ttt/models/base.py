@@ -111,6 +111,11 @@ class CausalLM(nn.Module, ABC):
         """Whether traces of consecutive segments join into one (``checkpointing``)."""
         return all(kind.joins_segments for kind in self.state_classes)
 
+    @property
+    def views_prefixes(self) -> bool:
+        """Whether a state holds the states before all its tokens (``LayerState.prefixes``)."""
+        return all(kind.views_prefixes for kind in self.state_classes)
+
     # -- what a family defines ------------------------------------------------------------------
 
     @abstractmethod
@@ -129,7 +134,8 @@ class CausalLM(nn.Module, ABC):
 
         Args:
             targets: what the request owns: "fast_weights" (the family's own choice), "low_rank"
-                (LoRA on all projections) or "all" (every parameter).
+                (LoRA on all projections), "queries" (LoRA on query projections, which no state
+                depends on) or "all" (every parameter).
             rank: rank of the LoRA.
             seed: of its random half.
         """

@@ -80,24 +80,46 @@ async def adapt(
     if isinstance(run, str):
         return await unadapted(run)
 
-    started = time.monotonic()
+    steps, stopped = await make_steps(run, on_step, should_stop)
+    if isinstance(stopped, StepRejected):
+        return await unadapted(stopped.reason, [*steps, stopped.report])
+    call = Call(lambda: finish(run, owner, steps, stopped), threads)
+    return await call
+
+
+async def make_steps(
+    run: AdaptationRun,
+    on_step: Callable[[StepReport], None],
+    should_stop: Callable[[], str | None],
+) -> tuple[list[StepReport], StepRejected | str | None]:
+    """Make the steps of an adaptation, until one is rejected or there is a reason to stop.
+
+    Args:
+        run: the adaptation.
+        on_step: called with the report of every step that was made.
+        should_stop: called after every step; returns the reason to make no more steps, or None.
+
+    Returns:
+        The reports of the steps that were made, and why there are no more: the rejected step, a
+        reason, or None if all were made.
+    """
+    started, settings = time.monotonic(), run.config.optimizer
     steps: list[StepReport] = []
     stopped: str | None = None
-    while len(steps) < config.optimizer.steps and stopped is None:
+    while len(steps) < settings.steps and stopped is None:
         match await AdaptStep(run, len(steps) + 1):
             case NoImprovement():
                 stopped = guard.NO_IMPROVEMENT
-            case StepRejected(report, reason):
-                return await unadapted(reason, [*steps, report])
+            case StepRejected() as rejected:
+                return steps, rejected
             case StepDone(report):
                 steps.append(report)
                 on_step(report)
-                if len(steps) < config.optimizer.steps:
-                    longest = config.optimizer.max_seconds
+                if len(steps) < settings.steps:
+                    longest = settings.max_seconds
                     late = longest is not None and time.monotonic() - started >= longest
                     stopped = guard.MAX_SECONDS if late else should_stop()
-    call = Call(lambda: finish(run, owner, steps, stopped), threads)
-    return await call
+    return steps, stopped
 
 
 def prepare(

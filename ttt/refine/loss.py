@@ -24,7 +24,6 @@ from refine_server.ttt.refine.rollouts import (
     Policy,
     Rollouts,
     base_log_prob,
-    prefixes_at,
     reward_rollouts,
     rollout_noise,
     sample_rollouts,
@@ -39,19 +38,21 @@ class StepLoss:
     total: Tensor
     """[], in the graph: the sum of the three terms below by their coefficients."""
     ntp: Tensor
-    """[], the next-token cross-entropy in nats."""
+    """[], the next-token cross-entropy in nats; NaN where nothing computes it."""
     grpo: Tensor
     """[], the policy-gradient surrogate; 0 without rollouts."""
     kl: Tensor
     """[], the KL divergence to the unadapted policy; 0 without that term."""
+    attention: Tensor
+    """[], the KL divergence of the question's attention from its target; 0 without that term."""
     rewards: Tensor
     """[S G, n], rewards of the sampled rollouts; [1] of 0 without rollouts."""
     entropy: Tensor
     """[S, T - first], the entropies that positions were selected by."""
     rollouts: Rollouts | None
     """The rollouts of this step, or None without any."""
-    ntp_trunk: RequestTrunk
-    """The forward over the rows that the next-token loss read."""
+    ntp_trunk: RequestTrunk | None
+    """The forward over the rows that the next-token loss read; None if there is no such loss."""
 
     @property
     def rollout_tokens(self) -> int:
@@ -70,6 +71,8 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
         graphs share their trunk, so one backward pass serves all of them.
     """
     R, shape = len(requests), requests[0].shape
+    if shape.objective == "attention":
+        return [_attention_loss(request) for request in requests]
     fast = FastWeights.stack([r.fast for r in requests])  # [R, ...] each
 
     # Trunk: one differentiable forward over the rows of all requests.
@@ -86,7 +89,7 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
     # Positions (section 3.1): one of high entropy in every chunk, and the prefix that ends there.
     own_starts = [select_starts(r, s) for r, s in zip(requests, stats, strict=True)]  # [S, G] each
     starts = torch.cat(own_starts)  # [R S, G]
-    prefixes = prefixes_at(trunk.trunk, starts)  # hidden [P, D] and P states, in the graph
+    prefixes = trunk.prefixes(starts)  # hidden [P, D] and P states, in the graph
 
     # Rollouts (section 3.2): n continuations of every prefix, sampled without graph.
     policy = Policy(requests[0].model, fast, shape.temperature)
@@ -108,12 +111,15 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
         base = base_log_prob(request, own_rollouts)  # [N / R, k]
         grpo, kl = dispatch.grpo_loss(log_prob, old_log_prob, advantages, base)  # [] each
         ntp, weights = ntp_own.token_stats.ntp_loss, request.config.loss  # []
+        attention = _attention_term(request)  # []
+        total = weights.grpo * grpo + weights.ntp * ntp + weights.kl * kl
         losses.append(
             StepLoss(
-                total=weights.grpo * grpo + weights.ntp * ntp + weights.kl * kl,
+                total=total + weights.attention * attention,
                 ntp=ntp,
                 grpo=grpo,
                 kl=kl,
+                attention=attention,
                 rewards=rewards.view(-1, shape.group)[:, : shape.rollouts],
                 entropy=own.token_stats.entropy,
                 rollouts=own_rollouts,
@@ -125,15 +131,40 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
 
 def _ntp_loss(request: StepInputs, trunk: RequestTrunk) -> StepLoss:
     """Make the loss of a step without rollouts (``objective = ntp``)."""
-    ntp = trunk.token_stats.ntp_loss
-    zero = ntp.new_zeros(())
+    ntp, attention = trunk.token_stats.ntp_loss, _attention_term(request)
+    weights, zero = request.config.loss, ntp.new_zeros(())
     return StepLoss(
-        total=request.config.loss.ntp * ntp,
+        total=weights.ntp * ntp + weights.attention * attention,
         ntp=ntp,
         grpo=zero,
         kl=zero,
+        attention=attention,
         rewards=zero[None],
         entropy=trunk.token_stats.entropy,
         rollouts=None,
         ntp_trunk=trunk,
     )
+
+
+def _attention_loss(request: StepInputs) -> StepLoss:
+    """Make the loss of a step that reads the question alone (``objective = attention``)."""
+    attention = _attention_term(request)
+    zero = attention.new_zeros(())
+    return StepLoss(
+        total=request.config.loss.attention * attention,
+        ntp=zero.new_tensor(torch.nan),
+        grpo=zero,
+        kl=zero,
+        attention=attention,
+        rewards=zero[None],
+        entropy=zero.view(1, 1),
+        rollouts=None,
+        ntp_trunk=None,
+    )
+
+
+def _attention_term(request: StepInputs) -> Tensor:
+    """Compute the attention term of one request; 0 where the loss has none."""
+    if request.attention is None:
+        return torch.zeros((), device=request.model.device)
+    return request.attention.loss(request.fast)

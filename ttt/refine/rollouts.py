@@ -13,7 +13,6 @@ from torch import Tensor
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.trunk import Trunk
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk
 from refine_server.ttt.refine.inputs.rows import Prefix
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
@@ -125,12 +124,6 @@ def rollout_noise(request: StepInputs, starts: Tensor) -> Tensor:
     return noise.to(starts.device)
 
 
-def prefixes_at(trunk: Trunk, starts: Tensor) -> Prefix:
-    """Take the prefixes that end before starts [S, G] out of a trunk, in its graph: S G of them."""
-    row = torch.arange(starts.shape[0], device=starts.device)[:, None]
-    return Prefix(trunk.hidden[row, starts - 1].flatten(0, 1), trunk.state_at(starts))
-
-
 def sample_rollouts(
     policy: Policy, prefixes: Prefix, starts: Tensor, noise: Tensor, references: Tensor | None
 ) -> Rollouts:
@@ -187,7 +180,8 @@ def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Tensor | None:
     if not request.config.loss.kl:
         return None
     base = Policy(request.model, BASE, request.config.rollouts.temperature)
-    prefixes = prefixes_at(request.rollout_rows.base_trunk, rollouts.starts)
+    rows = request.rollout_rows
+    prefixes = rows.prefixes(rows.base_trunk, rollouts.starts, BASE)
     return base.score(prefixes, rollouts.tokens)[0]
 
 

@@ -110,8 +110,11 @@ class AdaptStep(Operation[StepOutcome]):
     @property
     @override
     def max_batch_size(self) -> int:
-        # Full copies share no matrix product, so they gain from threads alone.
-        if not self.run.model.stacks_states or self.run.config.fast_weights.targets == "all":
+        # Full copies share no matrix product, and rows that continue from states of their own no
+        # attention, so they gain from threads alone.
+        continues = self.run.inputs.ntp_rows.state is not None
+        targets = self.run.config.fast_weights.targets
+        if not self.run.model.stacks_states or targets == "all" or continues:
             return self.threads
         return self.threads * max(1, int(MAX_TOKENS / MAX_LENGTH_RATIO) // self._tokens)
 
@@ -251,6 +254,7 @@ def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> St
         reward_std=float(spread),
         entropy_mean=float(loss.entropy.mean()),
         kl=float(loss.kl.detach()),
+        attention=float(loss.attention.detach()),
         grad_norm=grad_norm,
         seconds=seconds,
         rollout_tokens=loss.rollout_tokens,

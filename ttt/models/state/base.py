@@ -27,6 +27,8 @@ class LayerState(ABC):
     """Whether a state can give up its last tokens (``truncate``)."""
     joins_segments: ClassVar[bool] = False
     """Whether traces of consecutive segments join into one (``Trace.join``)."""
+    views_prefixes: ClassVar[bool] = False
+    """Whether a state holds the states before all its tokens (``prefixes``)."""
 
     @abstractmethod
     def repeat(self, n: int) -> Self:
@@ -53,6 +55,10 @@ class LayerState(ABC):
     def truncate(self, n: int) -> Self:
         """Return the state as it was n tokens ago; ValueError where it does not hold them."""
         raise TypeError(f"states of {type(self).__name__} cannot be truncated")
+
+    def prefixes(self, lengths: Tensor) -> Self:
+        """Return the states of one row after its first lengths [G] tokens: G rows, no copies."""
+        raise TypeError(f"states of {type(self).__name__} do not hold those of their prefixes")
 
 
 class Trace(ABC):

@@ -23,6 +23,7 @@ class KVState(LayerState):
     stacks: ClassVar[bool] = True
     truncates: ClassVar[bool] = True
     joins_segments: ClassVar[bool] = True
+    views_prefixes: ClassVar[bool] = True
 
     prefix_k: Tensor
     """[R, H, P, D], B a multiple of R."""
@@ -86,6 +87,18 @@ class KVState(LayerState):
             raise ValueError(f"the tail holds fewer than {n} tokens")
         return replace(self, k=self.k[:, :, :S], v=self.v[:, :, :S])
 
+    @override
+    def prefixes(self, lengths: Tensor) -> Self:
+        joined = self.joined()
+        return self.of_prefix(joined.prefix_k, joined.prefix_v, lengths)
+
+    def joined(self) -> Self:
+        """Join the tail of a state of one row to its prefix."""
+        if not self.k.shape[2]:
+            return self
+        k, v = torch.cat([self.prefix_k, self.k], dim=2), torch.cat([self.prefix_v, self.v], dim=2)
+        return self.of_prefix(k, v, self.prefix_length + self.k.shape[2])
+
 
 @storable
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +109,11 @@ class WindowKVState(KVState):
     """
 
     truncates: ClassVar[bool] = False
+    views_prefixes: ClassVar[bool] = False
+
+    @override
+    def prefixes(self, lengths: Tensor) -> Self:
+        raise TypeError("a state of a sliding window does not hold those of its prefixes")
 
     @override
     def truncate(self, n: int) -> Self:

@@ -25,10 +25,13 @@ class RowBatch:
         self.model = requests[0].model
         self.frozen = Frozen.stack([rows.frozen for rows in requests])
         self.rows_per_request = requests[0].input_ids.shape[0]
+        self.state = requests[0].state
+        if self.state is not None and len(requests) > 1:
+            raise ValueError("rows that continue from a state make a batch of their own")
 
     def forward(self, fast: FastWeights) -> "TrunkBatch":
         """Compute one differentiable forward over all rows under the requests' fast weights."""
-        return TrunkBatch(self, self.model.trunk(self.frozen, fast), fast)
+        return TrunkBatch(self, self.model.trunk(self.frozen, fast, self.state), fast)
 
     def rows_of(self, r: int) -> slice:
         """Return the rows of request r."""
@@ -67,6 +70,10 @@ class TrunkBatch:
                 TokenStats(log_prob=log_prob[own], entropy=entropy[own], loss_mask=rows.loss_mask)
             )
         return stats
+
+    def prefixes(self, starts: Tensor) -> Prefix:
+        """Take the prefixes that end before starts [R S, G] out of the forward, in its graph."""
+        return self.batch.requests[0].prefixes(self.trunk, starts, self.fast)
 
     def continuations(self, starts: Tensor, tokens: int) -> Tensor:
         """Gather the documents' own next tokens from starts [R S, G] on: [R S G, tokens]."""

@@ -78,6 +78,9 @@ class Rows:
         held_out: spans that are read like all others, but are in no loss and in no rollout.
     """
 
+    state: State | None = None
+    """The state that the rows continue from, of S rows; None: they begin with their first token."""
+
     def __init__(
         self,
         model: CausalLM,
@@ -109,11 +112,25 @@ class Rows:
     @cached_property
     def frozen(self) -> Frozen:
         """The forward over the rows below all fast weights."""
-        return self.model.freeze(self.input_ids, self.fast)
+        return self.model.freeze(self.input_ids, self.fast, self.state)
 
     def trunk(self, fast: FastWeights) -> Trunk:
         """Compute the forward over the rows under ``fast``, in the graph: hidden [S, T, D]."""
-        return self.model.trunk(self.frozen, fast)
+        return self.model.trunk(self.frozen, fast, self.state)
+
+    def prefixes(self, trunk: Trunk, starts: Tensor, fast: FastWeights) -> Prefix:
+        """Take the prefixes that end before tokens of the rows out of their forward, in its graph.
+
+        Args:
+            trunk: the forward over these rows, and maybe over those of other requests.
+            starts: [R S, G], counted in the rows' ``input_ids``.
+            fast: the fast weights that it was computed under.
+
+        Returns:
+            R S G prefixes.
+        """
+        row = torch.arange(starts.shape[0], device=starts.device)[:, None]
+        return Prefix(trunk.hidden[row, starts - 1].flatten(0, 1), trunk.state_at(starts))
 
     @cached_property
     def base_trunk(self) -> Trunk:

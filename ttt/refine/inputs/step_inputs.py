@@ -1,8 +1,10 @@
 """What one step of one request is computed from, and what the requests of a batch must share."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, Objective, Targets
@@ -43,6 +45,13 @@ class StepShape:
         return self.rollouts + self.reference
 
 
+class AttentionTerm(Protocol):
+    """A term of the loss that compares a question's attention with a target."""
+
+    def loss(self, fast: FastWeights) -> Tensor:
+        """Compute the term under ``fast``, in the graph: []."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepInputs:
     """What one step of one request is computed from. Only the generator's state changes."""
@@ -57,6 +66,8 @@ class StepInputs:
     config: AdaptConfig
     generator: torch.Generator
     """Decides positions and rollouts."""
+    attention: AttentionTerm | None = None
+    """What the attention term compares with; None where the loss has no such term."""
 
     @classmethod
     def of(cls, rows: Rows, fast: FastWeights, config: AdaptConfig) -> "StepInputs":

@@ -88,6 +88,9 @@ class Overlay(HFCausalLM):
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         if targets == "all":
             return self.full_copy()
+        if targets == "queries":
+            names = [f"model.layers.{i}.self_attn.q_proj" for i in range(self.num_layers)]
+            return FastWeights(self.lora_weights(names, rank, seed))
         projections = (
             ("mlp.down_proj",)
             if targets == "fast_weights"

@@ -1,0 +1,87 @@
+"""The attention term: where in the document the question's last token is to look.
+
+Of EASE-TTT (arXiv 2606.06906, section 3): KL(π ‖ a), where a is the attention of the question's
+last token over the document's tokens at some layers, a mean over heads, and π gives a share of its
+mass to the tokens of the evidence and the rest to all others, evenly. Attention sinks, the prompt
+before the document and its first tokens, are in neither: they belong to no content.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.query_side.frozen_document import FrozenDocument
+from refine_server.ttt.refine.inputs.rows import Span
+
+EVIDENCE_MASS = 0.6
+"""The share of the target on the evidence (alpha in the paper)."""
+SINK_TOKENS = 4
+"""Tokens at the beginning of the prompt that attention falls on whatever they say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionTarget:
+    """The attention that a question is to pay to a frozen document."""
+
+    document: FrozenDocument
+    question: Tensor
+    """[1, Q], the prompt from the document's end to where the answer begins."""
+    layers: tuple[int, ...]
+    """The layers whose attention is compared with the target."""
+    first: int
+    """The first token of the document's ``input_ids`` that the target is about."""
+    target: Tensor
+    """[T - first], π, which sums to 1."""
+    on_evidence: Tensor
+    """[T - first], True on tokens of the evidence."""
+
+    @classmethod
+    def of(
+        cls,
+        document: FrozenDocument,
+        question: Sequence[int],
+        evidence: Sequence[Span],
+        layers: Sequence[int],
+    ) -> "AttentionTarget":
+        """Aim a question at spans of a document, counted in its ``input_ids``."""
+        ids = document.input_ids
+        first = max(document.context_tokens, SINK_TOKENS)
+        on_evidence = torch.zeros(ids.shape[1], dtype=torch.bool, device=ids.device)
+        for start, end in evidence:
+            on_evidence[start:end] = True
+        on_evidence = on_evidence[first:]  # [T - first]
+        inside = on_evidence.sum()
+        outside = on_evidence.shape[0] - inside
+        share = EVIDENCE_MASS if int(outside) else 1.0
+        target = torch.where(on_evidence, share / inside, (1 - share) / outside.clamp_min(1))
+        return cls(
+            document=document,
+            question=ids.new_tensor(list(question))[None],
+            layers=tuple(layers),
+            first=first,
+            target=target,
+            on_evidence=on_evidence,
+        )
+
+    def loss(self, fast: FastWeights) -> Tensor:
+        """Compute KL(π ‖ a) under ``fast``, a mean over the layers, in the graph: []."""
+        target = self.target.to(torch.promote_types(self.document.model.dtype, torch.float32))
+        attention = self._attention(fast).to(target.dtype)  # [layers, T - first]
+        log_ratio = target.clamp_min(torch.finfo(target.dtype).tiny).log() - attention.log()
+        return (target * log_ratio).sum(-1).mean()
+
+    @torch.no_grad()
+    def evidence_mass(self, fast: FastWeights) -> float:
+        """Compute the attention that falls on the evidence under ``fast``, a mean over layers."""
+        return float((self._attention(fast) * self.on_evidence).sum(-1).mean())
+
+    def _attention(self, fast: FastWeights) -> Tensor:
+        """Compute a, the question's attention without the sinks: [layers, T - first]."""
+        weights = self.document.model.attention_to_prefix(
+            self.question, self.document.state, fast, self.layers
+        )  # one [1, Hq, T] a layer
+        mean = torch.stack([own[0].mean(0)[self.first :] for own in weights])
+        return mean / mean.sum(-1, keepdim=True)
