@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import LayerState, State
+from refine_server.ttt.models.state import KVState, LayerState, State
 
 SNAPSHOT_TOKENS = 1024
 """Tokens between two kept states of a layer whose state does not hold those of its prefixes. The
@@ -50,6 +50,8 @@ class FrozenDocument:
             state = output.state
             snapshots.append(state)
         assert state is not None
+        joined = (s.joined() if isinstance(s, KVState) else s for s in state.layers)
+        state = State(tuple(joined), state.position)
         return cls(
             model=model,
             input_ids=input_ids,
@@ -66,7 +68,7 @@ class FrozenDocument:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the states take in memory; snapshots share the keys and values of ``state``."""
+        """Bytes that the states take; snapshots share the keys and values of ``state``."""
         own = (s for s in self.snapshots[:-1] for s in s.layers if not s.views_prefixes)
         return self.state.nbytes + sum(layer.nbytes for layer in own)
 

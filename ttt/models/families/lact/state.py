@@ -13,7 +13,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from refine_server.ttt.models.families.lact.swiglu_memory import Memory, Rule, Writes
-from refine_server.ttt.models.state import KVState, KVTrace, LayerState, Trace, storable
+from refine_server.ttt.models.state import (
+    KVState,
+    KVTrace,
+    LayerState,
+    Trace,
+    cat_padded,
+    storable,
+)
 
 
 @storable
@@ -74,6 +81,15 @@ class Pending:
         nothing = self.prefix.tokens(0, 0).map(torch.clone)
         return Pending(nothing, tail, (0,) * len(own), tuple(start - cut for start in own))
 
+    @classmethod
+    def stack(cls, rows: Sequence["Pending"]) -> "Pending":
+        """Put the pending tokens of single rows into one batch, each as a prefix of its own."""
+        own = [Writes.cat((row.prefix, row.tail), dim=2) for row in rows]
+        prefix = Writes(*(cat_padded(parts, 2) for parts in zip(*own, strict=True)))
+        seen = tuple(writes.k.shape[2] for writes in own)
+        nothing = prefix.tokens(0, 0).map(torch.clone)
+        return cls(prefix, nothing, seen, tuple(row.start[0] for row in rows))
+
     def repeat(self, n: int) -> "Pending":
         """Repeat every row n times; the prefix stays shared."""
         return Pending(
@@ -100,7 +116,8 @@ class Pending:
 class LaCTState(LayerState):
     """A LaCT layer's memory of what it has read.
 
-    It cannot be stacked, because rows stand in different places of their chunks, nor truncated.
+    It cannot be truncated. Stacked rows stand in different places of their chunks, so that a batch
+    of them cannot be split again.
     """
 
     window: KVState
@@ -109,6 +126,19 @@ class LaCTState(LayerState):
     """Of M rows, B a multiple of M, before the oldest pending token's chunk."""
     pending: Pending
     """The tokens that are not yet written."""
+
+    @classmethod
+    @override
+    def stack(cls, rows: Sequence["LaCTState"]) -> "LaCTState":
+        windows = [row.window.joined() for row in rows]
+        k, v = (cat_padded(x, 2) for x in ([w.prefix_k for w in windows], [w.prefix_v for w in windows]))
+        length = torch.cat([window.prefix_length for window in windows])
+        window = type(windows[0]).of_prefix(k, v, length)
+        return cls(
+            window,
+            Memory.cat([row.memory for row in rows]),
+            Pending.stack([row.pending for row in rows]),
+        )
 
     @override
     def repeat(self, n: int) -> "LaCTState":
