@@ -55,10 +55,11 @@ def inspect(
         ),
     ] = None,
     targets: Annotated[
-        Literal["fast_weights", "low_rank", "all"],
+        Literal["fast_weights", "low_rank", "queries", "all"],
         typer.Option(
             help="Weights that each request has its own copy of: the model's fast weights, "
-            "low-rank deltas (LoRA) of its projections, or all weights."
+            "low-rank deltas (LoRA) of its projections or of its query projections alone "
+            "(queries), or all weights."
         ),
     ] = "fast_weights",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank deltas.")] = 8,

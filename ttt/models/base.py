@@ -27,6 +27,7 @@ from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
+from refine_server.ttt.models.layers.low_rank import new_low_rank_deltas
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.trunk import Frozen, Trunk
 
@@ -301,16 +302,9 @@ class CausalLM(nn.Module, ABC):
 
     def lora_weights(self, modules: Sequence[str], rank: int, seed: int) -> dict[str, Tensor]:
         """Make LoRA for the named projections: A [1, in, r] random, B [1, r, out] zero."""
-        generator = torch.Generator().manual_seed(seed)
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        tensors = {}
-        for name in modules:
-            out, width = self.get_submodule(name).weight.shape  # type: ignore[misc]
-            size = min(rank, int(width), int(out))
-            a = torch.randn(1, width, size, generator=generator) * width**-0.5
-            tensors[f"{name}.lora_a"] = a.to(self.device, dtype)
-            tensors[f"{name}.lora_b"] = torch.zeros(1, size, out, device=self.device, dtype=dtype)
-        return tensors
+        weights = {name: self.get_parameter(f"{name}.weight") for name in modules}
+        widths = {name: (w.shape[1], w.shape[0]) for name, w in weights.items()}
+        return new_low_rank_deltas(widths, rank, seed, self.lm_head.weight)
 
     def initial_memories(
         self, modules: Sequence[str], shape: tuple[int, int, int]

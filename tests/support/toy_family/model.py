@@ -20,6 +20,11 @@ from refine_server.ttt.models.layers.functional import linear, linears, own_para
 from support.toy_family.state import AverageState, AverageTrace
 
 MIXER_PROJECTIONS = ("attn.v_proj", "attn.g_proj", "attn.o_proj")
+PROJECTIONS = {
+    "fast_weights": MIXER_PROJECTIONS,
+    "low_rank": (*MIXER_PROJECTIONS, *MLP_PROJECTIONS),
+    "queries": ("attn.g_proj",),  # the gate chooses what a token reads of the average
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +87,7 @@ class MovingAverage(FlaCausalLM):
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         if targets == "all":
             return self.full_copy()
-        projections = MIXER_PROJECTIONS
-        if targets == "low_rank":
-            projections = (*MIXER_PROJECTIONS, *MLP_PROJECTIONS)
+        projections = PROJECTIONS[targets]
         layers = range(self.num_layers)
         names = [f"model.layers.{i}.{projection}" for i in layers for projection in projections]
         return FastWeights(self.lora_weights(names, rank, seed))

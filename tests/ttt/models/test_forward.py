@@ -71,7 +71,7 @@ def test_a_state_can_be_continued_twice(model: CausalLM, tokens: Tokens) -> None
     assert torch.equal(model(first, state).logits, before)
 
 
-@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "queries", "all"])
 def test_trunk_branches_equal_rereading(
     model: CausalLM, tokens: Tokens, perturbed: Perturbed, targets: str
 ) -> None:
@@ -88,7 +88,7 @@ def test_trunk_branches_equal_rereading(
         torch.testing.assert_close(branches[row : row + 1], reread)
 
 
-@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "queries", "all"])
 def test_requests_in_a_batch_do_not_mix(
     model: CausalLM, tokens: Tokens, perturbed: Perturbed, targets: str
 ) -> None:
@@ -117,7 +117,7 @@ def test_half_precision_goes_on_as_it_began(
     assert (logits - exact).abs().mean() <= 1.5 * rounding
 
 
-@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "queries", "all"])
 def test_fresh_fast_weights_change_nothing(model: CausalLM, tokens: Tokens, targets: str) -> None:
     ids = tokens(1, 40)
     fast = model.new_fast_weights(targets, 4, 0)

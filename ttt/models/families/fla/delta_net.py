@@ -45,7 +45,12 @@ from refine_server.ttt.models.state import DeltaState, DeltaTrace, LayerState
 
 QKV = ("q_proj", "k_proj", "v_proj")
 ATTENTION_PROJECTIONS = (*(f"attn.{p}" for p in QKV), "attn.o_proj")
-ALL_PROJECTIONS = (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS)
+PROJECTIONS = {
+    "fast_weights": ATTENTION_PROJECTIONS,
+    "low_rank": (*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS),
+    "queries": ("attn.q_proj",),
+}
+"""Of each layer, the projections that take LoRA, by targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +198,7 @@ class DeltaNet(FlaCausalLM):
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         if targets == "all":
             return self.full_copy()
-        projections = ATTENTION_PROJECTIONS if targets == "fast_weights" else ALL_PROJECTIONS
+        projections = PROJECTIONS[targets]
         layers = [f"model.layers.{i}" for i in range(self.num_layers)]
         names = [f"{layer}.{p}" for layer in layers for p in projections]
         tensors = self.lora_weights(names, rank, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.layers.delta_rule import convolve, delta_rule, log_decay
 from refine_server.ttt.models.layers.functional import linear, linears, own_parameter, rms_norm
+from refine_server.ttt.models.layers.low_rank import add_low_rank
 from refine_server.ttt.models.state import DeltaState, DeltaTrace
 
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -85,16 +86,19 @@ def _qwen3_next(attn: Any, h: Tensor, fast: FastWeights, name: str) -> Inputs:
     K, V = attn.head_k_dim, attn.head_v_dim * shared
     qkvz = linear(h, attn.in_proj_qkvz, fast, f"{name}.in_proj_qkvz")
     ba = linear(h, attn.in_proj_ba, fast, f"{name}.in_proj_ba")
-    q, k, v, z = qkvz.view(*h.shape[:2], heads, -1).split([K, K, V, V], dim=-1)
+    parts = qkvz.view(*h.shape[:2], heads, -1).split([K, K, V, V], dim=-1)
+    q, k, v, z = (x.flatten(2) for x in parts)
     b, a = ba.view(*h.shape[:2], heads, -1).chunk(2, dim=-1)
-    qkv = torch.cat([x.flatten(2) for x in (q, k, v)], dim=-1)
+    qkv = torch.cat([add_low_rank(q, h, fast, f"{name}.query"), k, v], dim=-1)
     g = log_decay(a.flatten(2), attn, fast, name)
-    return Inputs(qkv, b.flatten(2).sigmoid(), g, z.flatten(2))
+    return Inputs(qkv, b.flatten(2).sigmoid(), g, z)
 
 
 def _qwen3_5(attn: Any, h: Tensor, fast: FastWeights, name: str) -> Inputs:
     parts = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
     qkv, z, b, a = linears(h, attn, parts, fast, name)
+    q, kv = qkv.split([attn.key_dim, qkv.shape[-1] - attn.key_dim], dim=-1)
+    qkv = torch.cat([add_low_rank(q, h, fast, f"{name}.query"), kv], dim=-1)
     return Inputs(qkv, b.sigmoid(), log_decay(a, attn, fast, name), z)
 
 
@@ -118,6 +122,18 @@ def _kimi_linear(attn: Any, h: Tensor, fast: FastWeights, name: str) -> Inputs:
     f = F.softplus(f.to(wide) + bias).view(*h.shape[:2], attn.num_heads, -1)
     g = -rate.view(-1, 1, attn.num_heads, 1) * f  # [B, T, H, K]
     return Inputs(torch.cat([q, k, v], dim=-1), b.sigmoid(), g, gate)
+
+
+def query_delta(attn: Any) -> tuple[str, tuple[int, int]]:
+    """Find what makes the queries of a layer: its name and widths, as of a low-rank delta.
+
+    Where one projection makes queries, keys and values, the delta is one of its own, ``query``.
+    """
+    for name in ("q_proj", "q_b_proj"):
+        projection = getattr(attn, name, None)
+        if projection is not None:
+            return name, (projection.in_features, projection.out_features)
+    return "query", (attn.hidden_size, attn.key_dim)
 
 
 def _qwen_memory(attn: Any) -> tuple[int, int, int]:

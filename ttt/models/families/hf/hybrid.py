@@ -33,8 +33,10 @@ from refine_server.ttt.models.families.hf.delta import (
     QWEN3_NEXT,
     DeltaKind,
     delta_attention,
+    query_delta,
 )
 from refine_server.ttt.models.families.registry import register_transformers
+from refine_server.ttt.models.layers.low_rank import new_low_rank_deltas
 from refine_server.ttt.models.state import DeltaState, KVState, Trace
 
 KINDS: dict[str, DeltaKind] = {
@@ -85,6 +87,9 @@ class Hybrid(HFCausalLM):
     def new_fast_weights(self, targets: str, rank: int, seed: int) -> FastWeights:
         if targets == "all":
             return self.full_copy()
+        if targets == "queries":
+            deltas = dict(self._query_delta(index) for index in range(self.num_layers))
+            return FastWeights(new_low_rank_deltas(deltas, rank, seed, self.lm_head.weight))
         names, memories = [], []
         for index, layer in enumerate(self.model.layers):
             under = f"model.layers.{index}"
@@ -101,3 +106,9 @@ class Hybrid(HFCausalLM):
             shape = self.kind.memory_shape(self.get_submodule(memories[0]))
             tensors |= self.initial_memories(memories, shape)
         return FastWeights(tensors)
+
+    def _query_delta(self, index: int) -> tuple[str, tuple[int, int]]:
+        """Return the name and the widths of the delta of a layer's queries."""
+        under = self.kind.module if self._is_delta(index) else "self_attn"
+        name, widths = query_delta(getattr(self.model.layers[index], under))
+        return f"model.layers.{index}.{under}.{name}", widths

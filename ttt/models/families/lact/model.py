@@ -41,6 +41,7 @@ from refine_server.ttt.models.families.lact.swiglu_memory import Memory, Rule, W
 from refine_server.ttt.models.families.registry import register_native
 from refine_server.ttt.models.layers.attention import attend, rotary_tables, rotate
 from refine_server.ttt.models.layers.functional import linear, own_parameter, rms_norm
+from refine_server.ttt.models.layers.low_rank import add_low_rank, new_low_rank_deltas
 
 HEAD_NORM_EPS = 1e-5  # of the norms of q, k and the memory's output, whatever norm_eps is
 BASE_RATE = 0.001  # learning rate where lr_proj gives 0
@@ -155,7 +156,8 @@ class LaCT(FlaCausalLM):
     """LaCT with a state that continues at any token: window, memory and the unfinished chunk.
 
     Fast weights of a request: w0, w1 and w2 of every layer and head, the initial values that the
-    layer itself then rewrites chunk by chunk.
+    layer itself then rewrites chunk by chunk. A delta of queries, ``attn.query``, is one of its
+    own, because ``qkv`` also makes keys and values; the window and the memory both read with it.
     """
 
     family = "lact"
@@ -181,6 +183,7 @@ class LaCT(FlaCausalLM):
     ) -> tuple[Tensor, LaCTTrace]:
         B, T, _ = h.shape
         q, k, v = linear(h, attn.qkv, fast, f"{name}.qkv").chunk(3, dim=-1)
+        q = add_low_rank(q, h, fast, f"{name}.query")
         if self.config.attn_qk_norm:
             q = rms_norm(q, attn.q_norm.weight, HEAD_NORM_EPS, fast, f"{name}.q_norm")
             k = rms_norm(k, attn.k_norm.weight, HEAD_NORM_EPS, fast, f"{name}.k_norm")
@@ -284,6 +287,10 @@ class LaCT(FlaCausalLM):
         if targets == "all":
             return self.full_copy()
         layers = [f"model.layers.{i}" for i in range(self.num_layers)]
+        if targets == "queries":
+            width = self.config.hidden_size
+            widths = {f"{layer}.attn.query": (width, width) for layer in layers}
+            return FastWeights(new_low_rank_deltas(widths, rank, seed, self.lm_head.weight))
         if targets == "low_rank":
             projections = ("attn.qkv", "attn.o_proj", *MLP_PROJECTIONS)
             names = [f"{layer}.{p}" for layer in layers for p in projections]
