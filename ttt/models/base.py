@@ -75,6 +75,8 @@ class CausalLM(nn.Module, ABC):
     lm_head: nn.Linear
     norm_eps: float
     """Epsilon of the final norm."""
+    attention_layers: tuple[int, ...] = ()
+    """The layers with softmax attention to all earlier tokens, in ascending order."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -268,6 +270,23 @@ class CausalLM(nn.Module, ABC):
 
     def _final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
         return rms_norm(x, self.model.norm.weight, self.norm_eps, fast, "model.norm")
+
+    def attention_to_prefix(
+        self, input_ids: Tensor, state: State, fast: FastWeights, layers: Sequence[int]
+    ) -> list[Tensor]:
+        """Compute how the last of input_ids [B, T] attends to a state's P tokens, in the graph.
+
+        Args:
+            layers: some of ``attention_layers``, in ascending order. The last is not finished, and
+                none above it is run.
+
+        Returns:
+            One [B, Hq, P] a layer: the weights of a softmax over the P tokens and the T new ones.
+
+        Raises:
+            TypeError: a layer is none of ``attention_layers``.
+        """
+        raise TypeError(f"layers {layers} have no softmax attention to all tokens")
 
     # -- head -----------------------------------------------------------------------------------
 

@@ -1,10 +1,28 @@
 """Attention of one layer over its key-value state, and the rotary embedding that goes with it."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.models.state import KVRows, KVRowsTrace, KVState, KVTrace, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What the tokens of an attention layer are projected to, normed and rotated."""
+
+    q: Tensor
+    """[B, Hq, T, D]."""
+    k: Tensor
+    """[B, H, T, D], Hq a multiple of H."""
+    v: Tensor
+    """[B, H, T, V]."""
+    scale: float
+    """Factor on the scores q k^T."""
+    gate: Tensor | None = None
+    """[B, T, Hq V], of the output, before its sigmoid; None for a layer without one."""
 
 
 def attend(
@@ -53,6 +71,30 @@ def attend_rows(
     own = zip(q.split(1), k.split(1), v.split(1), state.rows, strict=True)
     read = [attend(*row, scale=scale, window=window) for row in own]
     return torch.cat([o for o, _ in read]), KVRowsTrace(tuple(trace for _, trace in read))
+
+
+def attention_to_state(new: AttentionInputs, state: KVState) -> Tensor:
+    """Compute how much the last of T new tokens attends to each token that a state holds.
+
+    Args:
+        new: of the new tokens.
+        state: of P tokens in a prefix and S in each row's tail.
+
+    Returns:
+        [B, Hq, P + S], at least fp32: a softmax over these and the new tokens, of which the share
+        of the new ones is left out. Tokens of the prefix that a row does not see have 0.
+    """
+    (B, Hq, _, D), (R, H, P, _) = new.q.shape, state.prefix_k.shape
+    tail = torch.cat([state.k, new.k], dim=2)  # [B, H, S + T, D]
+    last = new.q[:, :, -1] * new.scale  # [B, Hq, D]
+    by_prefix = last.view(R, B // R, H, Hq // H, D).transpose(1, 2).reshape(R, H, -1, D)
+    to_prefix = (by_prefix @ state.prefix_k.mT).view(R, H, B // R, Hq // H, P).transpose(1, 2)
+    to_tail = last.view(B, H, Hq // H, D) @ tail.mT  # [B, H, Hq / H, S + T]
+    seen = torch.arange(P, device=last.device) < state.prefix_length[:, None]  # [B, P]
+    to_prefix = to_prefix.reshape(B, Hq, P).masked_fill(~seen[:, None], -torch.inf)
+    scores = torch.cat([to_prefix, to_tail.reshape(B, Hq, -1)], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(last.dtype, torch.float32))
+    return weights[..., : P + state.k.shape[2]]
 
 
 def rotary_tables(

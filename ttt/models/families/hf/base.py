@@ -14,6 +14,7 @@ refused instead of being served wrongly.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,10 @@ from refine_server.ttt.models.families.hf.architecture import (
     recognise_norms,
     require_parts,
 )
-from refine_server.ttt.models.layers.attention import signed
-from refine_server.ttt.models.layers.functional import linear, packed_linear
+from refine_server.ttt.models.layers.attention import AttentionInputs, attention_to_state, signed
+from refine_server.ttt.models.layers.functional import embedding, linear, packed_linear
 from refine_server.ttt.models.layers.packing import pack
-from refine_server.ttt.models.state import Trace
+from refine_server.ttt.models.state import KVState, State, Trace
 
 QKV = ("q_proj", "k_proj", "v_proj")
 MLP_PROJECTIONS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -105,6 +106,12 @@ class HFCausalLM(CausalLM):
     ) -> tuple[Tensor, Trace]:
         """Run the token mixer of layer ``index`` over h [B, T, D]."""
 
+    @abstractmethod
+    def attention_inputs(
+        self, index: int, h: Tensor, fast: FastWeights, context: RotaryTables
+    ) -> AttentionInputs:
+        """Project h [B, T, D] to what the softmax of layer ``index`` takes."""
+
     # -- forward --------------------------------------------------------------------------------
 
     @override
@@ -130,6 +137,23 @@ class HFCausalLM(CausalLM):
         x = x + _normed(mixed, norms.after_mixer, fast)
         h = _normed(x, norms.before_mlp, fast)
         return x + _normed(self._mlp(index, h, fast), norms.after_mlp, fast), trace
+
+    @override
+    def attention_to_prefix(
+        self, input_ids: Tensor, state: State, fast: FastWeights, layers: Sequence[int]
+    ) -> list[Tensor]:
+        x, weights, done = embedding(input_ids, self.embedding, fast, self.embed_name), [], 0
+        context = self.context(x, state.position)
+        for index in layers:
+            own, below = state.layers[index], state.layers[done:index]
+            if index not in self.attention_layers or not isinstance(own, KVState):
+                raise TypeError(f"layer {index} has no softmax attention to all tokens")
+            x, _ = self.run_layers(x, below, state.position, fast, done, index)
+            h = _normed(x, self.block_norms[index].before_mixer, fast)
+            inputs = self.attention_inputs(index, h, fast, context)
+            weights.append(attention_to_state(inputs, own))
+            done = index
+        return weights
 
     @override
     def _final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:

@@ -24,6 +24,8 @@ from refine_server.ttt.models.families.hf.attention import (
     PROJECTIONS,
     attention,
     latent_attention,
+    project,
+    project_latent,
 )
 from refine_server.ttt.models.families.hf.base import MLP_PROJECTIONS, HFCausalLM, RotaryTables
 from refine_server.ttt.models.families.hf.delta import (
@@ -36,6 +38,7 @@ from refine_server.ttt.models.families.hf.delta import (
     query_delta,
 )
 from refine_server.ttt.models.families.registry import register_transformers
+from refine_server.ttt.models.layers.attention import AttentionInputs
 from refine_server.ttt.models.layers.low_rank import new_low_rank_deltas
 from refine_server.ttt.models.state import DeltaState, KVState, Trace
 
@@ -63,6 +66,8 @@ class Hybrid(HFCausalLM):
     def __init__(self, causal_lm: Any) -> None:
         self.kind = KINDS[causal_lm.config.model_type]
         super().__init__(causal_lm)
+        layers = range(self.num_layers)
+        self.attention_layers = tuple(index for index in layers if not self._is_delta(index))
 
     @override
     def required_parts(self) -> tuple[str, ...]:
@@ -79,6 +84,15 @@ class Hybrid(HFCausalLM):
         if self.kind.latent_attention:
             return latent_attention(self, layer.self_attn, h, state, fast, f"{name}.self_attn")
         return attention(self, index, h, state, fast, context[None], None)
+
+    @override
+    def attention_inputs(
+        self, index: int, h: Tensor, fast: FastWeights, context: RotaryTables
+    ) -> AttentionInputs:
+        if self.kind.latent_attention:
+            attn, name = self.model.layers[index].self_attn, f"model.layers.{index}.self_attn"
+            return project_latent(self, attn, h, fast, name)
+        return project(self, index, h, fast, context[None])
 
     def _is_delta(self, index: int) -> bool:
         return self.settings.layer_type(index) == "linear_attention"

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import ModelError
-from refine_server.ttt.models.families.hf.attention import PROJECTIONS, attention
+from refine_server.ttt.models.families.hf.attention import PROJECTIONS, attention, project
 from refine_server.ttt.models.families.hf.base import (
     MLP_PROJECTIONS,
     HFCausalLM,
@@ -31,6 +31,7 @@ from refine_server.ttt.models.families.hf.base import (
 )
 from refine_server.ttt.models.families.hf.fast_decode import MAX_TOKENS, FastLayer, fast_layer
 from refine_server.ttt.models.families.registry import OTHERS, register_transformers
+from refine_server.ttt.models.layers.attention import AttentionInputs
 from refine_server.ttt.models.state import KVState, LayerState, Trace, WindowKVState
 
 ATTENTION_PROJECTIONS = tuple(f"self_attn.{p}" for p in PROJECTIONS)
@@ -77,6 +78,12 @@ class Overlay(HFCausalLM):
         rotary = self._rotary(index, context)
         return attention(self, index, h, state, fast, rotary, self.windows[index])
 
+    @override
+    def attention_inputs(
+        self, index: int, h: Tensor, fast: FastWeights, context: RotaryTables
+    ) -> AttentionInputs:
+        return project(self, index, h, fast, self._rotary(index, context))
+
     def _rotary(self, index: int, context: RotaryTables) -> Rotary:
         """Return the rotary tables of layer ``index``; None where it encodes no positions."""
         if not self.has_positions[index]:
@@ -112,11 +119,13 @@ class Overlay(HFCausalLM):
         self._choose_windows()
 
     def _choose_windows(self) -> None:
-        """Find each layer's window, and what follows from it: state classes and fast layers."""
+        """Find each layer's window, and what follows from it."""
         self.windows = [self._window(index) for index in range(self.num_layers)]
         self.state_classes = frozenset(
             KVState if window is None else WindowKVState for window in self.windows
         )
+        full = (index for index, window in enumerate(self.windows) if window is None)
+        self.attention_layers = tuple(full)
         layers = [self._fast_layer(index) for index in range(self.num_layers)]
         self.fast_layers = layers if any(layer is not None for layer in layers) else None
 
