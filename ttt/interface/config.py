@@ -78,6 +78,16 @@ class OnQuerySpans(_Spans):
     `answer_in_context`: the same, asked after the document, so that a step reads all of it."""
 
 
+class OnEvidence(_On):
+    """Adapt on the evidence for the query, over the document's frozen state.
+
+    The document is read once, by the base model. Only query projections adapt, so that nothing of
+    what was read changes, and a step costs the evidence's tokens whatever the document's length.
+    """
+
+    kind: Literal["evidence"] = "evidence"
+
+
 class RolloutConfig(_Settings):
     """The rollouts of a step (arXiv 2602.16704, section 3)."""
 
@@ -145,8 +155,9 @@ class FastWeightConfig(_Settings):
     """The weights that the request owns and steps."""
 
     targets: Targets = "low_rank"
-    """`low_rank`: low-rank deltas of the base weights; `fast_weights`: the family's own fast
-    weights; `all`: a full copy of the base weights."""
+    """`low_rank`: low-rank deltas of the base weights; `queries`: the same of query projections
+    alone; `fast_weights`: the family's own fast weights; `all`: a full copy of the base weights.
+    Where `on` is the evidence it is `queries`, and it is `queries` nowhere else."""
     rank: int = Field(8, ge=1, le=256)
     """Rank of low-rank deltas."""
 
@@ -165,8 +176,11 @@ class AdaptConfig(_Settings):
     objective: Objective = "refine"
     """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss alone; `none`: do not
     adapt, answer from the base weights."""
-    on: Annotated[OnDocument | OnSpans | OnQuerySpans, Field(discriminator="kind")] = OnDocument()
-    """What a step reads: the document, spans of it, or spans of it that the query asks about."""
+    on: Annotated[OnDocument | OnSpans | OnQuerySpans | OnEvidence, Field(discriminator="kind")] = (
+        OnDocument()
+    )
+    """What a step reads: the document, spans of it, spans of it that the query asks about, or the
+    evidence for the query."""
     rollouts: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -179,9 +193,33 @@ class AdaptConfig(_Settings):
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _evidence_adapts_queries(cls, settings: Any) -> Any:
+        """Fill in ``targets`` where the evidence is adapted on, unless they are given."""
+        if not isinstance(settings, Mapping) or _kind_of(settings.get("on")) != "evidence":
+            return settings
+        weights = settings.get("fast_weights", {})
+        if isinstance(weights, FastWeightConfig):
+            weights = weights.model_dump(exclude_unset=True)
+        if not isinstance(weights, Mapping):
+            return settings
+        return {**settings, "fast_weights": {"targets": "queries", **weights}}
+
+    @model_validator(mode="after")
+    def _queries_only_on_evidence(self) -> Self:
+        on_evidence, queries = self.on.kind == "evidence", self.fast_weights.targets == "queries"
+        if on_evidence and not queries:
+            raise ValueError("fast_weights.targets must be queries where on.kind is evidence")
+        if queries and not on_evidence:
+            raise ValueError("fast_weights.targets can be queries only where on.kind is evidence")
+        if not on_evidence and (self.objective == "attention" or self.loss.attention):
+            raise ValueError("attention needs on.kind evidence, which it is aimed at")
+        return self
+
     @model_validator(mode="after")
     def _spans_hold_rollouts(self) -> Self:
-        if self.on.kind != "document" and self.on.tokens < 2 * self.rollouts.tokens:
+        if isinstance(self.on, _Spans) and self.on.tokens < 2 * self.rollouts.tokens:
             raise ValueError(
                 "on.tokens must be at least twice rollouts.tokens, as a rollout needs as many "
                 "tokens of the span before it"
@@ -211,6 +249,12 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     A group keeps the fields that its change does not name. ``on`` of another kind keeps none.
     """
     result = dict(settings)
+    kind = _kind_of(changes.get("on"))
+    if kind is not None and (kind == "evidence") != (_kind_of(settings.get("on")) == "evidence"):
+        weights = settings.get("fast_weights")
+        if isinstance(weights, Mapping):  # what is adapted on evidence is not adapted elsewhere
+            own = {name: value for name, value in weights.items() if name != "targets"}
+            settings = result = {**settings, "fast_weights": own}
     for name, change in changes.items():
         group = settings.get(name)
         if isinstance(group, Mapping) and isinstance(change, Mapping):
@@ -218,6 +262,11 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
             change = {**(group if same_kind else {}), **change}
         result[name] = change
     return result
+
+
+def _kind_of(on: object) -> object:
+    """Return the kind of ``on``, a model or a mapping; None if it has none."""
+    return on.get("kind") if isinstance(on, Mapping) else getattr(on, "kind", None)
 
 
 class SamplingConfig(_Settings):

@@ -69,8 +69,9 @@ class FrozenDocument:
     @property
     def nbytes(self) -> int:
         """Bytes that the states take; snapshots share the keys and values of ``state``."""
-        own = (s for s in self.snapshots[:-1] for s in s.layers if not s.views_prefixes)
-        return self.state.nbytes + sum(layer.nbytes for layer in own)
+        layers = (layer for snapshot in self.snapshots[:-1] for layer in snapshot.layers)
+        own = sum(layer.nbytes for layer in layers if not layer.views_prefixes)
+        return self.state.nbytes + own
 
     @torch.no_grad()
     def states_before(self, positions: Tensor) -> State:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.models.base import Output
 from refine_server.ttt.models.state import State
 from refine_server.ttt.query_side.frozen_spans import FrozenSpans
-from refine_server.ttt.refine.inputs.rows import TokenStats
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.rollouts import Policy, Rollouts
 
@@ -34,9 +34,8 @@ def naive_gradient(request: StepInputs, rows: FrozenSpans, rollouts: Rollouts) -
         tensor.grad = None
 
     # Next-token loss: each span behind a new reading of the document before it.
-    read = [_read(rows, row, 0, rows.input_ids.shape[1], request) for row in range(len(rows.begins))]
-    hidden = torch.cat(read)  # [S, 1 + L, D]
-    stats: TokenStats = rows.token_stats(hidden, fast)
+    hidden = torch.cat([_read_row(rows, row, request) for row in range(len(rows.begins))])
+    stats = rows.token_stats(hidden, fast)  # of hidden [S, 1 + L, D]
     total = config.loss.ntp * stats.ntp_loss
 
     # GRPO: each rollout behind a new reading, with the one token before it under ``fast``.
@@ -64,20 +63,22 @@ def naive_gradient(request: StepInputs, rows: FrozenSpans, rollouts: Rollouts) -
     if request.attention is not None:
         total = total + config.loss.attention * request.attention.loss(fast)
     total.backward()
-    return {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in _named(request)}
+    return {name: _grad(fast[name]) for name in fast}
 
 
-def _read(rows: FrozenSpans, row: int, start: int, end: int, request: StepInputs) -> Tensor:
-    """Read tokens ``start`` … ``end`` - 1 of a row behind a new reading: hidden [1, ., D]."""
-    state = _state_before(rows, int(rows.begins[row]) + start)
-    return rows.model(rows.input_ids[row : row + 1, start:end], state, request.fast).hidden
+def _read_row(rows: FrozenSpans, row: int, request: StepInputs) -> Tensor:
+    """Read a row behind a new reading of what stands before it: hidden [1, 1 + L, D]."""
+    state = _state_before(rows, int(rows.begins[row]))
+    output: Output = rows.model(rows.input_ids[row : row + 1], state, request.fast)
+    return output.hidden
 
 
 @torch.no_grad()
 def _state_before(rows: FrozenSpans, position: int) -> State:
     """Read the document's tokens before a position under the base weights."""
-    return rows.model(rows.document.input_ids[:, :position], None, BASE).state
+    output: Output = rows.model(rows.document.input_ids[:, :position], None, BASE)
+    return output.state
 
 
-def _named(request: StepInputs) -> list[tuple[str, Tensor]]:
-    return [(name, request.fast[name]) for name in request.fast]
+def _grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad

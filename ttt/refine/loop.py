@@ -145,7 +145,7 @@ def prepare(
             return guard.DOCUMENT_TOO_SHORT
         evaluator = HeldOutEvaluator(document, fast, config.optimizer.steps)
     rows = _adapted_rows(document, spans, fast, config, query)
-    reads_spans = on.kind != "document" and on.ntp_on == "spans"
+    reads_spans = (on.kind == "spans" or on.kind == "query_spans") and on.ntp_on == "spans"
     inputs = StepInputs(
         ntp_rows=rows if reads_spans else document,
         rollout_rows=rows,

@@ -195,9 +195,11 @@ def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[St
     due = [step.due_evaluator for step in steps]
     evaluators = [evaluator for evaluator in due if evaluator is not None]
     failures: list[Exception | None] = [None] * len(steps)
-    if len(evaluators) == len(steps) > 1 and all(step.run.reads_document for step in steps):
-        trunk = losses[0].ntp_trunk.batch
-        evaluate_batch(evaluators, [step.number - 1 for step in steps], trunk.hidden, trunk.ends)
+    trunk = losses[0].ntp_trunk
+    all_due = len(evaluators) == len(steps) > 1
+    if trunk is not None and all_due and all(step.run.reads_document for step in steps):
+        made = [step.number - 1 for step in steps]
+        evaluate_batch(evaluators, made, trunk.batch.hidden, trunk.batch.ends)
     else:
         attempts = (partial(s.evaluate, loss) for s, loss in zip(steps, losses, strict=True))
         failures = [_attempt(attempt) for attempt in attempts]

@@ -41,7 +41,7 @@ def choose_spans(
         ValueError: the spans are to be chosen by a query, and there is none.
     """
     on, tokens = config.on, document.num_targets
-    if on.kind == "document":
+    if on.kind == "document" or on.kind == "evidence":
         return []
     room = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
     length = min(on.tokens, tokens)

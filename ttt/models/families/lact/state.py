@@ -131,7 +131,9 @@ class LaCTState(LayerState):
     @override
     def stack(cls, rows: Sequence["LaCTState"]) -> "LaCTState":
         windows = [row.window.joined() for row in rows]
-        k, v = (cat_padded(x, 2) for x in ([w.prefix_k for w in windows], [w.prefix_v for w in windows]))
+        k, v = (
+            cat_padded(x, 2) for x in ([w.prefix_k for w in windows], [w.prefix_v for w in windows])
+        )
         length = torch.cat([window.prefix_length for window in windows])
         window = type(windows[0]).of_prefix(k, v, length)
         return cls(
