@@ -1,0 +1,1 @@
+"""Evidence: the parts of a document that answer a query, found by words or by the model."""
