@@ -14,7 +14,7 @@ from refine_server.ttt.decoding.prompt_text import PromptText
 from refine_server.ttt.decoding.text_encoder import TextEncoder
 from refine_server.ttt.decoding.token_limit import TokenLimit
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
-from refine_server.ttt.interface.requests import Limits, Message
+from refine_server.ttt.interface.requests import Limits, Message, PromptForm
 
 Chat = Literal["auto", "always", "never"]
 
@@ -72,6 +72,11 @@ class PromptTemplate:
         one_letter = self._encoder.encode_after(around.between + "a" + around.after)
         self._query_overhead = len(one_letter) - 1
         """Tokens that the template adds to a query, up to one that crosses a seam."""
+
+    @property
+    def form(self) -> PromptForm:
+        """How prompts are written."""
+        return "chat" if self.is_chat else "plain"
 
     # -- document and query ---------------------------------------------------------------------
 
