@@ -112,7 +112,7 @@ class DecodeBench:
             self.theirs(torch.tensor([begin]), past_key_values=cache, logits_to_keep=1)
             _, state = self.ours.read(torch.tensor([begin]), BASE)
             for question in example["questions"][: self.questions]:
-                query = template.encode_query(question["query"], Limits())
+                query = template.encode_query(question["query"], Limits(), tail=document.tail)
                 ids = torch.tensor([query[:-1]])
                 _keep(cache, len(begin))
                 self.theirs(ids, past_key_values=cache, logits_to_keep=1)

@@ -178,6 +178,7 @@ class Model(_WireObject):
     family: str
     parameters: int
     fingerprint: str
+    prompt_form: Literal["chat", "plain"]
     max_model_len: int
     parent: str | None = None
 

@@ -33,7 +33,9 @@ class AdaptedDocument:
     report: AdaptationReport
     """How the adaptation went."""
     document_tokens: int
-    """Tokens of the document itself, without the prompt's header."""
+    """Tokens of the document itself, without the prompt's header and without its tail."""
+    tail: str = ""
+    """The document's last characters, which the state has not read: they are read with a query."""
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +62,7 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
         "format": FORMAT,
         "owner": document.owner,
         "document_tokens": document.document_tokens,
+        "tail": document.tail,
         "report": document.report.model_dump(),
         "state": state,
     }
@@ -88,6 +91,7 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
             hidden=tensors[HIDDEN],
             report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
+            tail=description.get("tail", ""),  # documents of version 0.2 have none
         )
     except DamagedError:
         raise

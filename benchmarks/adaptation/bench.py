@@ -6,7 +6,7 @@ Once for all of a document's questions, or once for each when its spans are chos
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,24 +146,26 @@ class AdaptationBench:
         prompt = template.encode_document(item.context, limits)
         about, context = None, None
         if question is not None:
-            query = template.encode_query(question.query, limits)
+            query = template.encode_query(question.query, limits, tail=prompt.tail)
             about = question.about
             context = QueryContext(text=about, header=prompt.header, query=query)
         request = AdaptRequest(item.context, config, query=about)
         header = prompt.header + self.tokenizer.encode(item.before)
-        whole = DocumentPrompt(header, prompt.document)
+        whole = DocumentPrompt(header=header, document=prompt.document)
         fast = new_fast_weights(self.model, request)
         document = read_document(self.model, whole, request, fast)
-        return run(adapt(document, fast, config, query=context))
+        adapted = run(adapt(document, fast, config, query=context))
+        return replace(adapted, tail=prompt.tail)
 
     def _answer(
         self, adapted: AdaptedDocument, item: Item, question: Question, regime: Regime
     ) -> str:
-        query = self.template.encode_query(question.query, Limits())
-        state = adapted.state
+        state, tail, ids = adapted.state, adapted.tail, list[int]()
         if regime != "context":
             text = text_of(item, question, regime, self.window, self.tokenizer)
-            ids = self._prompt(text)
+            ids, tail = self._prompt(text)
+        query = self.template.encode_query(question.query, Limits(), tail=tail)
+        if regime != "context":
             if not ids:  # nothing at all before the query: its own first token begins
                 ids, query = query[:1], query[1:]
             read = torch.tensor([ids], device=self.model.device)
@@ -172,9 +174,12 @@ class AdaptationBench:
         decoding = decode(self.model, query, state, adapted.fast_weights, sampling)
         return run(decoding).text
 
-    def _prompt(self, document: str | None) -> list[int]:
+    def _prompt(self, document: str | None) -> tuple[list[int], str]:
+        """Return the tokens before a query, and the document's tail, which is read with it."""
         prompt = self.template.encode_document(document or "-", Limits())
-        return prompt.header + (prompt.document if document else [])
+        if not document:
+            return prompt.header, ""
+        return prompt.header + prompt.document, prompt.tail
 
 
 def _reset_peak() -> None:

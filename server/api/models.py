@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import ApiError, documented
+from refine_server.ttt.interface.requests import PromptForm
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -24,6 +25,10 @@ class Model(BaseModel):
     family: str
     parameters: int
     fingerprint: str = Field(description="Hash of the base weights.")
+    prompt_form: PromptForm = Field(
+        description="How documents, queries and messages become a prompt: by the tokenizer's chat "
+        "template (chat), or as plain text (plain)."
+    )
     max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
     parent: str | None = Field(None, description="Of an adaptation: the model it is made from.")
 
@@ -51,6 +56,7 @@ async def list_models(
         created=request.app.state.started,
         family=backend.family,
         parameters=backend.parameters,
+        prompt_form=backend.prompt_form,
         max_model_len=settings.limits.prompt_tokens,
         fingerprint=backend.fingerprint,
     )

@@ -19,6 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="List, inspect and convert models."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+CHAT = "written by the tokenizer's chat template"
+PLAIN = "plain text, because the tokenizer has no chat template"
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -137,6 +139,7 @@ def _table(figures: "Figures") -> str:
     rows = [
         ("model", figures.name),
         ("family", f"{figures.family} (model_type {figures.model_type})"),
+        ("prompts", CHAT if figures.has_chat_template else PLAIN),
         ("parameters", f"{figures.parameters:,}"),
         ("base weights", f"{_format_bytes(figures.weight_bytes)} in {figures.dtype}"),
         (

@@ -12,7 +12,7 @@ from refine_server.ttt.interface.config import (
     SamplingConfig,
 )
 from refine_server.ttt.interface.events import AnswerCompleted, Event
-from refine_server.ttt.interface.requests import AnswerRequest, Work
+from refine_server.ttt.interface.requests import AnswerRequest, PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -37,6 +37,7 @@ class Backend(Protocol):
     """How many the base model has."""
     dtype: str
     device: str
+    prompt_form: PromptForm
     fingerprint: str
     """Hash of the base weights as they were loaded."""
     templates: TemplatePool

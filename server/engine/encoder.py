@@ -33,9 +33,7 @@ class TemplatePool:
     def __init__(self, template: PromptTemplate) -> None:
         self._free: SimpleQueue[PromptTemplate] = SimpleQueue()
         for _ in range(SHORT_TEXT_THREADS + LONG_TEXT_THREADS):
-            own = copy.copy(template)
-            own.tokenizer = copy.deepcopy(template.tokenizer)
-            self._free.put(own)
+            self._free.put(copy.deepcopy(template))
 
     @contextmanager
     def take(self) -> Iterator[PromptTemplate]:

@@ -40,6 +40,7 @@ class ModelBackend(Backend):
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
         except ValueError as error:
             raise ModelError(f"--prompt and --chat: {error}") from None
+        self.prompt_form = template.form
         self.templates = TemplatePool(template)
 
     @override

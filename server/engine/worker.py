@@ -16,8 +16,15 @@ from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Operation, Program, resume, run_batch
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.requests import PromptForm
 
 logger = logging.getLogger(__name__)
+
+PROMPT_FORMS: dict[PromptForm, str] = {
+    "chat": "the tokenizer's chat template",
+    "plain": "plain text, without a chat template",
+}
+"""What the log says about how prompts are written."""
 
 WASTE_REASONS = {JobStatus.REFUSED: "refused", JobStatus.FAILED: "error"}
 
@@ -104,7 +111,11 @@ class Worker:
             observer.on_opened(backend)
         self.opened.set_result(backend)
         logger.info(
-            "ready: %s (%s, %s parameters)", backend.name, backend.family, backend.parameters
+            "ready: %s (%s, %s parameters); prompts: %s",
+            backend.name,
+            backend.family,
+            backend.parameters,
+            PROMPT_FORMS[backend.prompt_form],
         )
         return True
 

@@ -34,7 +34,7 @@ from refine_server.ttt.interface.events import (
     ScoredToken,
 )
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
-from refine_server.ttt.interface.requests import Limits, Work
+from refine_server.ttt.interface.requests import Limits, PromptForm, Work
 from refine_server.ttt.models.state import DeltaState, State
 from refine_server.ttt.programs.encode import (
     EncodedAdapt,
@@ -76,6 +76,7 @@ class FakeBackend(Backend):
     parameters = 7
     dtype = "float32"
     device = "cpu"
+    prompt_form: PromptForm = "plain"
     fingerprint = FINGERPRINT
 
     def __init__(self) -> None:

@@ -1,15 +1,20 @@
-"""How a document and a query become one prompt: document first, so that its state is kept."""
+"""How a document and a query become one prompt: document first, so that its state is kept.
 
-import re
+A prompt is encoded as one text, as the model saw texts in training: tokens may cross the seams
+between the template, the document and the query. The document's tokens must be the same for every
+query that follows. The document is therefore cut at its last token boundary that does not depend on
+what follows, and its remaining characters, its *tail*, are encoded with the query.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
+from refine_server.ttt.decoding.prompt_text import PromptText
+from refine_server.ttt.decoding.text_encoder import TextEncoder
 from refine_server.ttt.decoding.token_limit import TokenLimit
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
-from refine_server.ttt.interface.requests import Limits, Message
+from refine_server.ttt.interface.requests import Limits, Message, PromptForm
 
 Chat = Literal["auto", "always", "never"]
 
@@ -17,23 +22,24 @@ CHAT_PROMPT = "{document}\n\n{query}"
 PLAIN_PROMPT = "{document}\n\nQuestion: {query}\nAnswer:"
 
 
-SLOT = re.compile("\ue000(\\d+)\ue001")
-"""Placeholder of a request's text in a rendered template, in characters that no template uses."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentPrompt:
     """Token ids of a prompt's first part: what an adaptation reads and every query follows."""
 
     header: list[int]
     """The template's text before the document."""
     document: list[int]
+    """The document without its tail."""
+    tail: str = ""
+    """The document's last characters, whose tokens depend on what follows. They are encoded with
+    the query. Mostly there are none, or a punctuation mark or white space."""
 
 
 class PromptTemplate:
     """The text around a document and a query, and the tokenizer that encodes all three.
 
-    Texts of requests are encoded as plain text: what looks like a control token is spelled out, so
+    Texts of requests pass the filters of the chat template, such as the removal of white space at
+    their ends. They are encoded as plain text: what looks like a control token is spelled out, so
     that a document cannot end its own turn. An oversized text is refused before it is encoded
     whole.
 
@@ -54,170 +60,203 @@ class PromptTemplate:
             raise ValueError("chat is 'always', but the tokenizer has no chat template")
         self.tokenizer = tokenizer
         self.is_chat = has_template and chat != "never"
-        self.text = text or (CHAT_PROMPT if self.is_chat else PLAIN_PROMPT)
-        self._before, self._between, self._after = self._parts()
+        text = text or (CHAT_PROMPT if self.is_chat else PLAIN_PROMPT)
+        self._text = PromptText(tokenizer, text, is_chat=self.is_chat)
         self._token_limit = TokenLimit(tokenizer)
+        self._encoder = TextEncoder(tokenizer, control_tokens=self._text.has_control_tokens)
+        self._verbatim = TextEncoder(tokenizer, control_tokens=True)
+        around = self._text.around
+        # A chat template writes the tokens that begin a text, others leave it to the tokenizer.
+        self._begin = [] if self.is_chat else self._ids_before_text()
+        self._header = self._begin + self._encoder.encode(around.before)
+        one_letter = self._encoder.encode_after(around.between + "a" + around.after)
+        self._query_overhead = len(one_letter) - 1
+        """Tokens that the template adds to a query, up to one that crosses a seam."""
 
-    def _parts(self) -> tuple[str, str, str]:
-        rendered = self.text
-        if self.is_chat:
-            messages = [{"role": "user", "content": self.text}]
-            rendered = self._apply_template(messages)
-        before, found, rest = rendered.partition("{document}")
-        between, found_too, after = rest.partition("{query}")
-        if not found or not found_too or "{document}" in rest:
-            raise ValueError(
-                "the prompt template must contain {document} and, after it, {query}, each once"
-            )
-        return before, between, after
+    @property
+    def form(self) -> PromptForm:
+        """How prompts are written."""
+        return "chat" if self.is_chat else "plain"
+
+    # -- document and query ---------------------------------------------------------------------
 
     def encode_document(self, document: str, limits: Limits) -> DocumentPrompt:
-        """Encode the prompt up to the end of the document.
+        """Encode the prompt up to the document's tail.
 
         Raises:
             RequestError: if the document is empty or too long.
         """
-        (ids,) = self._encode_plain([document], limits.document_tokens, "document")
-        return DocumentPrompt(self._bos() + self._template_ids(self._before), ids)
+        limit, code = limits.document_tokens, "document_too_long"
+        self._require_text([document], "document")
+        self._require_below([document], limit, "document", code)
+        text = self._text.up_to_document(document)
+        ids, tail = self._encode_up_to_tail(text)
+        header = _common_prefix(self._header, ids)
+        if tail and len(ids) == header:  # the tokenizer drops all but the tail
+            ids, tail = self._begin + self._encoder.encode(text), ""
+        if len(ids) == header:
+            raise _no_text("document")
+        self._require_at_most(limit, len(ids) - header, "document", code)
+        return DocumentPrompt(header=ids[:header], document=ids[header:], tail=tail)
 
-    def encode_query(self, query: str, limits: Limits) -> list[int]:
-        """Encode the prompt after the document; raise RequestError if the query is unfit."""
-        (ids,) = self._encode_plain([query], limits.query_tokens, "query")
-        return self._template_ids(self._between) + ids + self._template_ids(self._after)
+    def _encode_up_to_tail(self, text: str) -> tuple[list[int], str]:
+        """Encode the prompt's text up to the end of the document, without its tail."""
+        around = self._text.around
+        if not around.between:  # a query could complete a control token that the tail begins
+            return self._begin + self._encoder.encode(text), ""
+        before = len(around.before) if text.startswith(around.before) else 0
+        ids, tail = self._encoder.encode_stable(text, around.between, shortest=before)
+        return self._begin + ids, tail
+
+    def encode_query(self, query: str, limits: Limits, *, tail: str = "") -> list[int]:
+        """Encode the prompt after the document.
+
+        Args:
+            query: the query.
+            limits: the longest texts that are accepted, in tokens.
+            tail: the document's (``DocumentPrompt.tail``).
+
+        Raises:
+            RequestError: if the query is empty or too long.
+        """
+        limit, code = limits.query_tokens, "query_too_long"
+        self._require_text([query], "query")
+        self._require_below([query], limit, "query", code)
+        text = self._text.after_document(query)
+        return self._encode_after_document(text, tail, limit, "query", code)
+
+    def _encode_after_document(
+        self, text: str, tail: str, limit: int, param: str, code: str
+    ) -> list[int]:
+        ids = self._encoder.encode_after(tail + text)
+        tokens = len(ids) - self._query_overhead - len(self._encoder.encode_after(tail))
+        self._require_at_most(limit, tokens, param, code)
+        return ids
+
+    # -- texts as they are, and conversations -----------------------------------------------------
 
     def encode_prompt(
-        self,
-        text: str,
-        limits: Limits,
-        *,
-        after_document: bool = False,
-        add_special_tokens: bool = True,
+        self, text: str, limits: Limits, *, add_special_tokens: bool = True
     ) -> list[int]:
-        """Encode a text as it is, control tokens included; raise RequestError if it is too long.
+        """Encode a text as it is, control tokens included.
 
         Args:
             text: the prompt.
             limits: the longest texts that are accepted, in tokens.
-            after_document: whether a document precedes the text. The tokenizer then adds nothing.
             add_special_tokens: whether the tokenizer adds the tokens that begin or end a text.
+
+        Raises:
+            RequestError: if the text is too long.
         """
-        longest = limits.query_tokens if after_document else limits.prompt_tokens
-        special = add_special_tokens and not after_document
-        (ids,) = self._encode([text], longest, "prompt", TOO_LONG, add_special_tokens=special)
+        limit = limits.prompt_tokens
+        self._require_below([text], limit, "prompt", TOO_LONG, split_special_tokens=False)
+        ids = self._ids(text, add_special_tokens=add_special_tokens)
+        self._require_at_most(limit, len(ids), "prompt", TOO_LONG)
         return ids
 
-    def encode_messages(
-        self, messages: Sequence[Message], limits: Limits, *, after_document: bool = False
-    ) -> list[int]:
+    def encode_continuation(self, text: str, limits: Limits, *, tail: str) -> list[int]:
+        """Encode a text as it is behind a document, control tokens included.
+
+        Args:
+            text: the text; it may be empty.
+            limits: the longest texts that are accepted, in tokens.
+            tail: the document's (``DocumentPrompt.tail``).
+
+        Raises:
+            RequestError: if the text is too long.
+        """
+        limit, control = limits.query_tokens, self._text.control
+        self._require_below([text], limit, "prompt", TOO_LONG, split_special_tokens=False)
+        tail = control.spell_out(tail)
+        ids = self._verbatim.encode_after(tail + control.drop_marks(text))
+        tokens = len(ids) - len(self._verbatim.encode_after(tail))
+        self._require_at_most(limit, tokens, "prompt", TOO_LONG)
+        return ids
+
+    def encode_messages(self, messages: Sequence[Message], limits: Limits) -> list[int]:
         """Encode a conversation up to where the assistant answers.
 
-        Chat models use their template, base models ``PLAIN_PROMPT`` for each turn. After a document
-        the result is what follows the document: instructions come first and then the user's
-        message, so that a single message is encoded exactly as by ``encode_query``.
+        Chat models use their template, base models ``PLAIN_PROMPT`` for each turn.
 
         Raises:
             RequestError: if the messages are empty, too long or in an order that does not fit.
         """
-        longest = limits.query_tokens if after_document else limits.prompt_tokens
+        limit = limits.prompt_tokens
+        self._require_messages(messages, limit)
+        ids = self._begin + self._encoder.encode(self._text.conversation(messages))
+        self._require_at_most(limit, len(ids), "messages", TOO_LONG)
+        return ids
+
+    def encode_messages_after_document(
+        self, messages: Sequence[Message], limits: Limits, *, tail: str
+    ) -> list[int]:
+        """Encode what follows a document in a conversation about it.
+
+        Args:
+            messages: the conversation. Its instructions and the user's first message together are
+                the query.
+            limits: the longest texts that are accepted, in tokens.
+            tail: the document's (``DocumentPrompt.tail``).
+
+        Raises:
+            RequestError: if the messages are empty, too long or in an order that does not fit.
+        """
+        limit = limits.query_tokens
+        self._require_messages(messages, limit)
+        text = self._text.conversation_after_document(messages)
+        return self._encode_after_document(text, tail, limit, "messages", TOO_LONG)
+
+    # -- checks ---------------------------------------------------------------------------------
+
+    def _require_text(self, texts: Sequence[str], param: str) -> None:
+        if not any(map(self._text.control.drop_marks, texts)):
+            raise _no_text(param)
+
+    def _require_messages(self, messages: Sequence[Message], limit: int) -> None:
         texts = [message.content for message in messages]
-        ids = self._encode_plain(texts, longest, "messages", TOO_LONG)
-        try:
-            rendered = self._render(messages, after_document)
-        except TemplateError as error:
-            raise _unfit(f"the model's chat template rejects them: {error}") from None
-        prompt = [] if after_document else self._bos()
-        # The template's own text is at even places, the numbers of messages at odd ones.
-        for place, part in enumerate(SLOT.split(rendered)):
-            prompt += ids[int(part)] if place % 2 else self._template_ids(part)
-        return prompt
+        self._require_text(texts, "messages")
+        self._require_below(texts, limit, "messages", TOO_LONG)
 
-    def _render(self, messages: Sequence[Message], after_document: bool) -> str:
-        if not self.is_chat:
-            return self._render_plain(messages, after_document)
-        turns = [{"role": m.role, "content": _slot(n)} for n, m in enumerate(messages)]
-        if not after_document:
-            return self._apply_template(turns)
-        first = next((n for n, m in enumerate(messages) if m.role != "system"), len(messages))
-        if first == len(messages) or messages[first].role != "user":
-            raise _unfit(
-                "after a document, the first one that is not a system message must be the user's"
-            )
-        query = "\n\n".join(turn["content"] for turn in turns[: first + 1])
-        turns[first]["content"] = self.text.replace("{query}", query)
-        before, _, after = self._apply_template(turns[first:]).partition("{document}")
-        if before != self._before:
-            raise _unfit(
-                "with them, the model's chat template changes the text before the document"
-            )
-        return after
-
-    def _render_plain(self, messages: Sequence[Message], after_document: bool) -> str:
-        if messages[-1].role != "user":
-            raise _unfit("the last one must be the user's, because the model has no chat template")
-        around = {
-            "system": ("\n\n", ""),
-            "user": (self._between, self._after),
-            "assistant": (" ", ""),
-        }
-        turns = [_slot(n).join(around[m.role]) for n, m in enumerate(messages)]
-        text = "".join(turns)
-        return text if after_document else text.lstrip()
-
-    def _apply_template(self, turns: list[dict[str, str]]) -> str:
-        rendered: str = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        return rendered
-
-    def _bos(self) -> list[int]:
-        """Return the tokens that the tokenizer puts before a text; chat templates bring them."""
-        return [] if self.is_chat else self._ids("")
-
-    def _template_ids(self, text: str) -> list[int]:
-        return self._ids(text, add_special_tokens=False) if text else []
-
-    def _encode_plain(
-        self, texts: Sequence[str], limit: int, param: str, code: str | None = None
-    ) -> list[list[int]]:
-        """Encode texts with control tokens spelled out; raise RequestError if they hold no text."""
-        encoded = self._encode(
-            texts,
-            limit,
-            param,
-            code or f"{param}_too_long",
-            add_special_tokens=False,
-            split_special_tokens=True,
-        )
-        if not any(encoded):
-            raise RequestError(f"{param} contains no text", param, "empty")
-        return encoded
-
-    def _encode(
-        self, texts: Sequence[str], limit: int, param: str, code: str, **options: bool
-    ) -> list[list[int]]:
-        """Encode texts; raise RequestError if they have more than ``limit`` tokens together."""
+    def _require_below(
+        self,
+        texts: Sequence[str],
+        limit: int,
+        param: str,
+        code: str,
+        *,
+        split_special_tokens: bool = True,
+    ) -> None:
+        """Raise RequestError if texts have, for certain, more than ``limit`` tokens together."""
 
         def count_tokens(piece: str) -> int:
-            return len(self._ids(piece, **{**options, "add_special_tokens": False}))
+            options = {"split_special_tokens": split_special_tokens}
+            return len(self._ids(piece, add_special_tokens=False, **options))
 
         if self._token_limit.is_exceeded(texts, limit, count_tokens):
             raise _too_long(f"more than {limit}", limit, param, code)
-        encoded = [self._ids(text, **options) for text in texts]
-        tokens = sum(map(len, encoded))
+
+    def _require_at_most(self, limit: int, tokens: int, param: str, code: str) -> None:
         if tokens > limit:
             raise _too_long(str(tokens), limit, param, code)
-        return encoded
+
+    def _ids_before_text(self) -> list[int]:
+        """Return the tokens that the tokenizer puts before a text."""
+        ids, text = self._ids("a"), self._ids("a", add_special_tokens=False)
+        starts = (n for n in range(len(ids)) if ids[n : n + len(text)] == text)
+        return ids[: next(starts, 0)]
 
     def _ids(self, text: str, **options: bool) -> list[int]:
         return list(self.tokenizer(text, **options)["input_ids"])
 
 
-def _slot(number: int) -> str:
-    return f"\ue000{number}\ue001"
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _unfit(reason: str) -> RequestError:
-    return RequestError(f"messages: {reason}", "messages", "invalid_messages")
+def _no_text(param: str) -> RequestError:
+    return RequestError(f"{param} contains no text", param, "empty")
 
 
 def _too_long(tokens: str, limit: int, param: str, code: str) -> RequestError:

@@ -44,6 +44,10 @@ Prompt = str | tuple[int, ...] | Conversation
 """A text, its token ids, or a conversation."""
 
 
+PromptForm = Literal["chat", "plain"]
+"""How prompts are written: by the tokenizer's chat template, or as plain text."""
+
+
 @dataclass(frozen=True)
 class AdaptRequest:
     """Adapt to a document, for the owner who alone may use the result."""

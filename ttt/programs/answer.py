@@ -6,6 +6,7 @@ for one request. The base weights are never written; the fast weights are the re
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -213,7 +214,7 @@ async def _adapt(
         should_stop=should_stop,
     )
     emit(AdaptationEnded(adapted.report, time.monotonic() - began))
-    return adapted
+    return replace(adapted, tail=work.prompt.tail)
 
 
 def _answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:

@@ -3,6 +3,7 @@
 Encoding needs the tokenizer and no model, so that it runs beside the model's thread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
@@ -94,15 +95,18 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
     """
     match work:
         case AnswerRequest():
-            query = template.encode_query(work.query, limits)
             prompt = template.encode_document(work.document, limits)
+            query = template.encode_query(work.query, limits, tail=prompt.tail)
             return EncodedAnswer(request=work, prompt=prompt, query=query)
         case AdaptRequest():
             prompt = template.encode_document(work.document, limits)
-            asked = None if work.query is None else template.encode_query(work.query, limits)
-            return EncodedAdapt(request=work, prompt=prompt, query=asked)
+            if work.query is None:
+                return EncodedAdapt(request=work, prompt=prompt, query=None)
+            query = template.encode_query(work.query, limits, tail=prompt.tail)
+            return EncodedAdapt(request=work, prompt=prompt, query=query)
         case AskRequest():
-            return EncodedAsk(request=work, query=template.encode_query(work.query, limits))
+            query = template.encode_query(work.query, limits, tail=work.adapted.tail)
+            return EncodedAsk(request=work, query=query)
         case CompletionRequest():
             return _encode_completion(work, template, limits, vocabulary)
 
@@ -110,31 +114,42 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
 def _encode_completion(
     work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
 ) -> EncodedCompletion:
-    after_document = work.adapted is not None
+    tail = None if work.adapted is None else work.adapted.tail
     # Longest first: an oversized text is refused before the others are encoded.
     ids = {
-        prompt: tuple(_encode_prompt(prompt, template, limits, after_document))
+        prompt: tuple(_encode_prompt(prompt, template, limits, tail))
         for prompt in sorted(set(work.prompts), key=_size, reverse=True)
     }
     prompts = tuple(ids[prompt] for prompt in work.prompts)
-    longest = limits.query_tokens if after_document else limits.prompt_tokens
     for prompt in prompts:
-        _check_prompt(prompt, longest, vocabulary, may_be_empty=after_document)
+        _check_prompt(prompt, vocabulary, may_be_empty=tail is not None)
     encoded = EncodedCompletion(request=work, prompts=prompts)
     _check_log_probs(work, encoded.tokens)
     return encoded
 
 
 def _encode_prompt(
-    prompt: Prompt, template: PromptTemplate, limits: Limits, after_document: bool
-) -> list[int] | tuple[int, ...]:
+    prompt: Prompt, template: PromptTemplate, limits: Limits, tail: str | None
+) -> Sequence[int]:
+    """Encode a prompt, behind the document that ends with a tail if there is a document."""
     match prompt:
         case str():
-            return template.encode_prompt(prompt, limits, after_document=after_document)
+            if tail is None:
+                return template.encode_prompt(prompt, limits)
+            return template.encode_continuation(prompt, limits, tail=tail)
         case Conversation(messages):
-            return template.encode_messages(messages, limits, after_document=after_document)
+            if tail is None:
+                return template.encode_messages(messages, limits)
+            return template.encode_messages_after_document(messages, limits, tail=tail)
         case _:
-            return prompt
+            _check_length(prompt, limits.prompt_tokens if tail is None else limits.query_tokens)
+            return [*template.encode_continuation("", limits, tail=tail or ""), *prompt]
+
+
+def _check_length(ids: tuple[int, ...], longest: int) -> None:
+    if len(ids) > longest:
+        message = f"prompt: {len(ids)} tokens; at most {longest} are accepted"
+        raise RequestError(message, "prompt", TOO_LONG)
 
 
 def _size(prompt: Prompt) -> int:
@@ -142,14 +157,9 @@ def _size(prompt: Prompt) -> int:
     return len(prompt.messages) if isinstance(prompt, Conversation) else len(prompt)
 
 
-def _check_prompt(
-    prompt: tuple[int, ...], longest: int, vocabulary: int, *, may_be_empty: bool
-) -> None:
+def _check_prompt(prompt: tuple[int, ...], vocabulary: int, *, may_be_empty: bool) -> None:
     if not prompt and not may_be_empty:
         raise RequestError("prompt is empty", "prompt", "empty")
-    if len(prompt) > longest:
-        message = f"prompt: {len(prompt)} tokens; at most {longest} are accepted"
-        raise RequestError(message, "prompt", TOO_LONG)
     unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
     if unknown is not None:
         message = f"prompt: token {unknown} is not in the vocabulary, 0 to {vocabulary - 1}"

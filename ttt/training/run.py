@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models.loading.loader import CONFIGURATION_FILES
 from refine_server.ttt.training.errors import TrainingError
 
 CHECKPOINT = "checkpoint.pt"
@@ -190,7 +191,7 @@ def warm_cosine(step: int, steps: int, warmup: int, highest: float, final: float
 def write_trained(model: CausalLM, source: Path, out: Path) -> None:
     """Write new weights, and the configuration and tokenizer that lie in ``source``."""
     out.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("*.json"):
+    for file in (file for kind in CONFIGURATION_FILES for file in source.glob(kind)):
         if file.name not in ("training.json", "model.safetensors.index.json"):
             shutil.copy(file, out / file.name)
     weights = {name: w.detach().contiguous() for name, w in model.named_parameters()}

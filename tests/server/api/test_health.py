@@ -111,6 +111,7 @@ def test_models_and_version(client: TestClient) -> None:
         "family": "delta_net",
         "parameters": 7,
         "fingerprint": "as loaded",
+        "prompt_form": "plain",
         "max_model_len": 36_864,
         "parent": None,
     }

@@ -18,7 +18,13 @@ from torch.overrides import TorchFunctionMode
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families import native_family
-from refine_server.ttt.models.loading.loader import find, model_type_of, read_config, wrap
+from refine_server.ttt.models.loading.loader import (
+    find,
+    has_chat_template,
+    model_type_of,
+    read_config,
+    wrap,
+)
 
 MEASURED = (4096, 8192)
 """Document lengths, in tokens, that are measured; longer ones are extrapolated from the two."""
@@ -34,6 +40,8 @@ class Figures:
     name: str
     family: str
     model_type: str
+    has_chat_template: bool
+    """Whether the server writes prompts by the tokenizer's chat template, unless told otherwise."""
     dtype: str
     """Of the base weights."""
     parameters: int
@@ -63,7 +71,7 @@ def measure(
     rank: int = 8,
     memory_bytes: int | None = None,
 ) -> Figures:
-    """Measure a model by name, directory or hub id; of the hub, only JSON files are fetched.
+    """Measure a model by name, directory or hub id; of the hub, no weights are fetched.
 
     Raises:
         ModelError: it does not exist, or is of no supported family.
@@ -84,6 +92,7 @@ def measure(
         name=name,
         family=model.family,
         model_type=model_type_of(config),
+        has_chat_template=has_chat_template(directory),
         dtype=str(model.dtype).removeprefix("torch."),
         parameters=model.num_parameters,
         weight_bytes=weight_bytes,

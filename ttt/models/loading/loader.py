@@ -16,6 +16,9 @@ from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families import native_family, transformers_family
 from refine_server.ttt.models.loading.host_memory import require_memory
 
+CONFIGURATION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+"""Files of a checkpoint that describe the model, its tokenizer and its chat template."""
+
 
 def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     """Build a model of a native family from its configuration and its state dict.
@@ -132,7 +135,7 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
 def find(name: str, *, weights: bool = True) -> Path:
     """Find the directory of a model: an embedded one, a path, or what the hub has under an id.
 
-    Without ``weights`` only the hub's JSON files are fetched.
+    Without ``weights`` only the hub's configuration and tokenizer are fetched.
     """
     if name in bundled.MODELS:
         return bundled.MODELS[name]()
@@ -146,7 +149,7 @@ def find(name: str, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model"] if weights else ["*.json"]
+        wanted = [*CONFIGURATION_FILES, "*.safetensors"] if weights else CONFIGURATION_FILES
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; each means: not to be had
         raise ModelError(f"cannot fetch {name!r} from the hub: {error}") from error
@@ -207,6 +210,14 @@ def read_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
+
+
+def has_chat_template(directory: Path) -> bool:
+    """Return whether a model's tokenizer has a chat template."""
+    if (directory / "chat_template.jinja").is_file():
+        return True
+    path = directory / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
 
 
 def _plain_tokenizer(directory: Path) -> bool:
