@@ -114,12 +114,6 @@ class FastWeights:
             return None
         return min((int(match[1]) for match in layers if match), default=0)
 
-    @cached_property
-    def layers(self) -> frozenset[int]:
-        """The layers with fast weights."""
-        found = (_LAYER.search(f".{name}") for name in self.tensors)
-        return frozenset(int(match[1]) for match in found if match)
-
     def require_owner(self, owner: str) -> None:
         """Check whose copy this is; the base weights are everybody's.
 

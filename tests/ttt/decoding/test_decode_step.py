@@ -14,12 +14,13 @@ BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3
 
 
 def decode_steps(model: CausalLM, tokens: Tokens, perturbed: Perturbed) -> list[DecodeStep]:
-    """After 70, 9, 64 and 33 tokens, with deltas of rank 8 and 4, on all projections, and none."""
+    """With deltas of rank 8 and 4, of all projections, of queries alone, and none."""
     thin = model.new_fast_weights("fast_weights", 4, 3)
     thin = FastWeights({n: t + 0.05 for n, t in thin.tensors.items()})
-    own = [perturbed(model), thin, perturbed(model, "low_rank", 2), BASE]
+    own = [perturbed(model), thin, perturbed(model, "low_rank", 2)]
+    own += [perturbed(model, "queries", 3), BASE]
     steps = []
-    for seed, (length, fast) in enumerate(zip((70, 9, 64, 33), own, strict=True)):
+    for seed, (length, fast) in enumerate(zip((70, 9, 64, 21, 33), own, strict=True)):
         with torch.no_grad():
             state = model(tokens(1, length, seed=seed), None, fast).state
         steps.append(DecodeStep(model, 5 + seed, state, fast))

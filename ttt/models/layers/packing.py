@@ -6,9 +6,13 @@ rows. Values, shapes and names of the parameters stay as they were; nothing is k
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from refine_server.ttt.fast_weights import FastWeights
 
 DTYPES = (torch.float32, torch.float64)
 """Types whose products go through BLAS; oneDNN packs half precision in its own way."""
@@ -38,6 +42,38 @@ def pack(modules: Sequence[nn.Module]) -> Tensor | None:
 def plain_linear(module: nn.Module) -> nn.Linear | None:
     """Return the module if it computes x W^T and nothing else."""
     return module if type(module) is nn.Linear and module.bias is None else None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """Projections of one input in one matrix, and the requests' low-rank deltas of them."""
+
+    weight: Tensor
+    """[in, sum of out]."""
+    names: tuple[str, ...]
+    """The modules' names, in order."""
+    sizes: tuple[int, ...]
+    """The modules' out, in order."""
+
+    @classmethod
+    def of(cls, parent: nn.Module, name: str, parts: Sequence[str]) -> "PackedLinear | None":
+        """Pack children of a module of that name; None where they cannot be packed."""
+        modules: list[Any] = [parent.get_submodule(part) for part in parts]
+        packed = pack(modules)
+        if packed is None:
+            return None
+        names = tuple(f"{name}.{part}" for part in parts)
+        return cls(packed.T, names, tuple(m.weight.shape[0] for m in modules))
+
+    def __call__(self, x: Tensor, fast: FastWeights, onto: Tensor | None = None) -> Tensor:
+        """Project x [n, in] to [n, sum of out], with the requests' LoRA, added to ``onto``."""
+        y = torch.mm(x, self.weight) if onto is None else torch.addmm(onto, x, self.weight)
+        lora = fast.joint_delta(self.names, self.sizes)
+        if lora is not None:
+            a, b = lora
+            R = a.shape[0]
+            y.view(R, -1, y.shape[1]).baddbmm_(torch.bmm(x.view(R, -1, x.shape[1]), a), b)
+        return y
 
 
 def pack_taps(convs: Sequence[nn.Conv1d]) -> Tensor:

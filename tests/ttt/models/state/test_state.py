@@ -40,8 +40,8 @@ def states(model: CausalLM, tokens: Tokens) -> list[State]:
 def test_a_batch_of_states_comes_apart_as_it_was(model: CausalLM, tokens: Tokens) -> None:
     alone = states(model, tokens)
     if not model.stacks_states:
-        with pytest.raises(TypeError, match="cannot be stacked"):
-            State.stack(alone)
+        with pytest.raises(TypeError, match="cannot be stacked|cannot be split"):
+            State.stack(alone).split()
         return
     together = State.stack(alone)
     assert together.position.tolist() == [40, 7, 40]
@@ -88,6 +88,29 @@ def test_tokens_are_given_up_where_the_state_keeps_them_apart(
     torch.testing.assert_close(model(after, shorter).hidden, model(after, expected).hidden)
     with pytest.raises(ValueError, match="fewer than 7"):
         state.truncate(7)
+
+
+def test_states_of_prefixes_are_views_where_the_state_holds_all_tokens(
+    model: CausalLM, tokens: Tokens
+) -> None:
+    ids, lengths = tokens(1, 26), torch.tensor([26, 1, 20, 23])
+    whole = model(ids).state
+    if not model.views_prefixes:
+        other = next(layer for layer in whole.layers if not layer.views_prefixes)
+        with pytest.raises(TypeError, match="prefixes"):
+            other.prefixes(lengths)
+        return
+    prefixes = [layer.prefixes(lengths) for layer in whole.layers]
+    for layer, prefix in zip(whole.layers, prefixes, strict=True):
+        assert prefix.prefix_k.data_ptr() == layer.prefix_k.data_ptr()
+    in_pieces = model(ids[:, 20:], model(ids[:, :20]).state).state  # the state has a tail
+    joined = [layer.prefixes(lengths) for layer in in_pieces.layers]
+    after = tokens(4, 5, seed=2)
+    for layers in (prefixes, joined):
+        hidden = model(after, State(tuple(layers), lengths)).hidden
+        for row, length in enumerate(lengths.tolist()):
+            alone = model(after[row : row + 1], model(ids[:, :length]).state).hidden
+            torch.testing.assert_close(hidden[row], alone[0])
 
 
 def test_a_model_names_the_classes_of_its_states(model: CausalLM, tokens: Tokens) -> None:

@@ -12,21 +12,21 @@ of ``delta_net`` from packed weights:
     x = x + (silu(gate) * up) W_down           # gate and up in one product
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.families.fla.base import RMSNorm
 from refine_server.ttt.models.layers.delta_rule import L2_EPS, log_decay
-from refine_server.ttt.models.layers.packing import pack, pack_taps
+from refine_server.ttt.models.layers.packing import PackedLinear, pack_taps
 from refine_server.ttt.models.state import DeltaState
 
 
@@ -52,28 +52,6 @@ class FastNorm:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = torch.addcmul(self.eps, length, length, value=self.scale).rsqrt_()
         return x * inverse if self.weight is None else (x * self.weight).mul_(inverse)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedProjections:
-    """Projections of one input in one matrix."""
-
-    weight: Tensor
-    """[in, sum of out]."""
-    names: tuple[str, ...]
-    """The modules' names, in order."""
-    sizes: tuple[int, ...]
-    """The modules' out, in order."""
-
-    def __call__(self, x: Tensor, fast: FastWeights, onto: Tensor | None = None) -> Tensor:
-        """Project x [n, in] to [n, sum of out], with the requests' LoRA, added to ``onto``."""
-        y = torch.mm(x, self.weight) if onto is None else torch.addmm(onto, x, self.weight)
-        lora = fast.joint_delta(self.names, self.sizes)
-        if lora is not None:
-            a, b = lora
-            R = a.shape[0]
-            y.view(R, -1, y.shape[1]).baddbmm_(torch.bmm(x.view(R, -1, x.shape[1]), a), b)
-        return y
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +98,7 @@ class FastLayer:
 
     sizes: Sizes
     norm: FastNorm
-    inputs: PackedProjections
+    inputs: PackedLinear
     """To queries, keys, values, gate, beta and decay."""
     taps: Tensor | None
     """[W, C], of the convolution of queries, keys and values."""
@@ -128,10 +106,10 @@ class FastLayer:
     log_decay: Callable[[Tensor, FastWeights], Tensor] | None
     """From the decay's projection [B, T, H] to g [B, T, H, 1]."""
     o_norm: FastNorm
-    o: PackedProjections
+    o: PackedLinear
     mlp_norm: FastNorm
-    gate_up: PackedProjections
-    down: PackedProjections
+    gate_up: PackedLinear
+    down: PackedLinear
 
     def decode(self, x: Tensor, state: DeltaState, fast: FastWeights) -> tuple[Tensor, DeltaState]:
         """Run the layer over x [B, T, D] from a state; return the state after x as well."""
@@ -244,10 +222,10 @@ def _fast_layer(
     block: Any, name: str, sizes: Sizes, norm_eps: float, short_conv: bool
 ) -> FastLayer | None:
     attn, mlp = block.attn, block.mlp
-    inputs = _packed(attn, f"{name}.attn", sizes.inputs)
-    o = _packed(attn, f"{name}.attn", ("o_proj",))
-    gate_up = _packed(mlp, f"{name}.mlp", ("gate_proj", "up_proj"))
-    down = _packed(mlp, f"{name}.mlp", ("down_proj",))
+    inputs = PackedLinear.of(attn, f"{name}.attn", sizes.inputs)
+    o = PackedLinear.of(attn, f"{name}.attn", ("o_proj",))
+    gate_up = PackedLinear.of(mlp, f"{name}.mlp", ("gate_proj", "up_proj"))
+    down = PackedLinear.of(mlp, f"{name}.mlp", ("down_proj",))
     if inputs is None or o is None or gate_up is None or down is None:
         return None
     return FastLayer(
@@ -267,12 +245,3 @@ def _fast_layer(
 
 def _log_decay(attn: Any, name: str, a: Tensor, fast: FastWeights) -> Tensor:
     return log_decay(a, attn, fast, name)
-
-
-def _packed(parent: nn.Module, name: str, parts: Sequence[str]) -> PackedProjections | None:
-    modules: list[Any] = [parent.get_submodule(part) for part in parts]
-    packed = pack(modules)
-    if packed is None:
-        return None
-    names = tuple(f"{name}.{part}" for part in parts)
-    return PackedProjections(packed.T, names, tuple(m.weight.shape[0] for m in modules))

@@ -2,8 +2,8 @@
 
 At one token a layer's products take half a millisecond, and every small operation around them some
 microseconds. ``HFCausalLM.block`` computes the same for any layer and any input; this is for what
-``Overlay._can_decode_fast`` accepts and for layers of which requests own nothing. One ``FastLayer``
-computes, from packed weights:
+``Overlay._can_decode_fast`` accepts: requests own low-rank deltas at most. One ``FastLayer``
+computes, from packed weights, every projection with its deltas if it has any:
 
     q, k, v = rms_norm(x) W_qkv                # one product
     q, k    = rotate(q), rotate(k)             # side by side
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
+from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.families.hf.architecture import Norm
-from refine_server.ttt.models.families.hf.base import PackedProjections
-from refine_server.ttt.models.layers.packing import plain_linear
+from refine_server.ttt.models.families.hf.base import QKV, PackedProjections
+from refine_server.ttt.models.layers.packing import PackedLinear, plain_linear
 from refine_server.ttt.models.state import KVState
 
 MAX_TOKENS = 8
@@ -36,16 +37,16 @@ class FastLayer:
 
     norm: Tensor
     """[D], before the attention."""
-    qkv: Tensor
-    """[D, (Hq + 2 H) d]."""
-    o: Tensor
-    """[Hq d, D]."""
+    qkv: PackedLinear
+    """D -> (Hq + 2 H) d."""
+    o: PackedLinear
+    """Hq d -> D."""
     mlp_norm: Tensor
     """[D], before the MLP."""
-    gate_up: Tensor
-    """[D, 2 F]."""
-    down: Tensor
-    """[F, D]."""
+    gate_up: PackedLinear
+    """D -> 2 F."""
+    down: PackedLinear
+    """F -> D."""
     eps: float
     heads: int
     """Hq, heads of queries."""
@@ -56,15 +57,18 @@ class FastLayer:
     scale: float
     activation: Callable[[Tensor], Tensor]
 
-    def decode(self, x: Tensor, state: KVState, cos: Tensor, sin: Tensor) -> tuple[Tensor, KVState]:
+    def decode(
+        self, x: Tensor, state: KVState, fast: FastWeights, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, KVState]:
         """Run the layer over x [1, T, D], T <= ``MAX_TOKENS``, from a state of one row.
 
-        cos, sin: [1, 1, T, d], as ``rotate`` takes them. Returns x and the state after it.
+        fast: of one request, low-rank deltas alone. cos, sin: [1, 1, T, d], as ``rotate`` takes
+        them. Returns x and the state after it.
         """
         (_, T, _), H, d = x.shape, self.kv_heads, self.head_dim
         x = x.view(T, -1)
         h = dispatch.rms_norm(x, self.norm, self.eps)
-        heads = (h @ self.qkv).view(T, -1, d).transpose(0, 1)
+        heads = self.qkv(h, fast).view(T, -1, d).transpose(0, 1)
         q_k, v = heads.split([self.heads + H, H])  # [Hq + H, T, d] and [H, T, d]
         q_k = torch.addcmul(q_k * cos.view(T, d), q_k.roll(d // 2, -1), sin.view(T, d))
         q, k = q_k.split([self.heads, H])
@@ -72,10 +76,10 @@ class FastLayer:
         v = torch.cat([state.v, v.unsqueeze(0)], dim=2)
         q = q.reshape(1, H, -1, d)  # [1, H, Hq / H T, d]
         o = self._attend(q, k, v, state, T).view(-1, T, d)
-        x = torch.addmm(x, o.transpose(0, 1).reshape(T, -1), self.o)
+        x = self.o(o.transpose(0, 1).reshape(T, -1), fast, onto=x)
         h = dispatch.rms_norm(x, self.mlp_norm, self.eps)
-        gate, up = (h @ self.gate_up).chunk(2, dim=1)
-        x = torch.addmm(x, self.activation(gate).mul_(up), self.down)
+        gate, up = self.gate_up(h, fast).chunk(2, dim=1)
+        x = self.down(self.activation(gate).mul_(up), fast, onto=x)
         after = KVState(
             prefix_k=state.prefix_k,
             prefix_v=state.prefix_v,
@@ -108,12 +112,13 @@ def _tail_mask(T: int, S: int, groups: int, dtype: torch.dtype, device: torch.de
 
 
 def fast_layer(
-    layer: Any, norm: Norm | None, mlp_norm: Norm | None, packed: PackedProjections
+    layer: Any, name: str, norm: Norm | None, mlp_norm: Norm | None, packed: PackedProjections
 ) -> FastLayer | None:
     """Take over a decoder layer with full attention; None if it computes anything else.
 
     Args:
         layer: transformers' module. It must have rotary tables as wide as its heads.
+        name: of the module.
         norm: of the attention's input.
         mlp_norm: of the MLP's input. The layer must have no other norms.
         packed: its packed weights.
@@ -127,13 +132,18 @@ def fast_layer(
         return None
     if norm.zero_centred or mlp_norm.zero_centred:
         return None
+
+    def linear(weight: Tensor, *names: str) -> PackedLinear:
+        sizes = tuple(layer.get_submodule(part).out_features for part in names)
+        return PackedLinear(weight.T, tuple(f"{name}.{part}" for part in names), sizes)
+
     return FastLayer(
         norm=norm.module.weight.detach(),
-        qkv=packed.qkv.T,
-        o=o.weight.detach().T,
+        qkv=linear(packed.qkv, *(f"self_attn.{part}" for part in QKV)),
+        o=linear(o.weight.detach(), "self_attn.o_proj"),
         mlp_norm=mlp_norm.module.weight.detach(),
-        gate_up=packed.gate_up.T,
-        down=down.weight.detach().T,
+        gate_up=linear(packed.gate_up, "mlp.gate_proj", "mlp.up_proj"),
+        down=linear(down.weight.detach(), "mlp.down_proj"),
         eps=norm.eps,
         heads=attn.q_proj.out_features // attn.head_dim,
         kv_heads=attn.k_proj.out_features // attn.head_dim,

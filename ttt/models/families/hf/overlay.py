@@ -9,7 +9,7 @@ The forward is ``HFCausalLM``'s; the token mixer of layer i, over normed tokens 
 
 A request owns LoRA on ``mlp.down_proj`` of the last quarter of the layers, as in In-Place TTT
 (arXiv 2604.06169) and TTT-E2E (arXiv 2512.23675). ``fast_decode`` computes the same for the few
-tokens of a decode step, in the layers of which requests own nothing.
+tokens of a decode step.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import ModelError
 from refine_server.ttt.models.families.hf.attention import PROJECTIONS, attention, project
@@ -150,7 +151,8 @@ class Overlay(HFCausalLM):
         ):
             return None
         layer, packed = self.model.layers[index], self.packed[index]
-        found = fast_layer(layer, norms.before_mixer, norms.before_mlp, packed)
+        name = f"model.layers.{index}"
+        found = fast_layer(layer, name, norms.before_mixer, norms.before_mlp, packed)
         return found if found is not None and self._rotates_all(index) else None
 
     def _rotates_all(self, index: int) -> bool:
@@ -171,22 +173,24 @@ class Overlay(HFCausalLM):
             and tokens <= MAX_TOKENS  # a token and a draft
             and states[0] is not None  # which continues from a state
             and not torch.is_grad_enabled()  # nothing is differentiated
+            and fast.is_delta  # under LoRA alone
+            and (fast.is_base or not dispatch.definitions_only())  # whose products are not the op's
         )
 
     @override
     def _decode_fast(
         self, x: Tensor, states: Sequence[KVState], position: Tensor, fast: FastWeights
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """Run each layer's fast form, or its block where it has none or a request owns a part."""
+        """Run each layer's fast form, or its block where it has none."""
         assert self.fast_layers is not None
         context = self.context(x, position)
         after: list[LayerState] = []
         for index, (layer, state) in enumerate(zip(self.fast_layers, states, strict=True)):
             rotary = self._rotary(index, context)
-            if layer is None or rotary is None or index in fast.layers:
+            if layer is None or rotary is None:
                 x, trace = self.block(index, x, state, fast, context)
                 after.append(trace.final())
             else:
-                x, own = layer.decode(x, state, *rotary)
+                x, own = layer.decode(x, state, fast, *rotary)
                 after.append(own)
         return self._final_norm(x, fast), tuple(after)

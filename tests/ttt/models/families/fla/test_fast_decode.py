@@ -64,7 +64,7 @@ def assert_same(ours: Output, expected: Output, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("targets", [None, "low_rank", "fast_weights"])
+@pytest.mark.parametrize("targets", [None, "low_rank", "queries", "fast_weights"])
 @pytest.mark.parametrize("name", [*GOLDEN, "constant beta"])
 def test_tokens_equal_the_general_layers(
     make: Make,

@@ -40,7 +40,7 @@ def test_a_few_tokens_equal_the_general_layers(
 
 
 @pytest.mark.parametrize("T", [1, 4])
-@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "all"])
+@pytest.mark.parametrize("targets", ["fast_weights", "low_rank", "queries", "all"])
 def test_a_few_tokens_from_the_middle_of_a_document_under_fast_weights(
     families: Families, tokens: Tokens, perturbed: Perturbed, targets: str, T: int
 ) -> None:
