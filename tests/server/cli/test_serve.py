@@ -24,7 +24,8 @@ def test_bad_options_are_refused_with_status_2() -> None:
 
 @pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x", "simplecache::foo://x"])
 def test_a_store_of_an_unknown_file_system_is_refused(url: str) -> None:
-    run_failing(2, "--store (REFINE_STORE): the store cannot use foo://", "serve", "--port", "0", "--store", url)
+    told = "--store (REFINE_STORE): the store cannot use foo://"
+    run_failing(2, told, "serve", "--port", "0", "--store", url)
 
 
 def test_a_store_whose_file_system_is_not_installed_is_refused(
