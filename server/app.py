@@ -51,7 +51,7 @@ def create_app(
         open_backend: opens the backend that the engine serves; called once, in the engine's thread.
 
     Raises:
-        SettingsError: the API keys are invalid.
+        SettingsError: the API keys are invalid, or the store cannot be used.
     """
     keyring = Keyring.of(settings)
     quotas = QuotaKeeper(keyring)

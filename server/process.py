@@ -108,7 +108,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         StartError: the address is in use, or the model cannot be loaded.
-        SettingsError: the API keys are invalid.
+        SettingsError: the API keys are invalid, or the store cannot be used.
     """
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -8,10 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.adaptations.store import Manifest, Store, StoreError, describe_data
+from refine_server.server.adaptations.store import (
+    Manifest,
+    Store,
+    StoreError,
+    describe_data,
+    require_file_system,
+)
 from refine_server.server.engine.backend import Backend
 from refine_server.server.metrics import Metrics
-from refine_server.server.settings import Settings
+from refine_server.server.settings import Settings, SettingsError
 from refine_server.ttt.interface.errors import DamagedError
 from refine_server.ttt.interface.reports import AdaptationReport
 
@@ -27,9 +33,16 @@ class Storage:
     """Runs the store in a thread, with a time limit.
 
     A store that fails never fails an adaptation: what cannot be written stays in memory only.
+
+    Raises:
+        SettingsError: the store's file system is unknown or not installed.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        try:
+            require_file_system(settings.store)
+        except StoreError as error:
+            raise SettingsError(f"--store (REFINE_STORE): {error}") from None
         self._url = settings.store
         self._timeout = settings.store_timeout_seconds
         self._metrics = metrics

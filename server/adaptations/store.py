@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import get_protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refine_server.server.adaptations.adaptation import ID_PATTERN
@@ -35,7 +36,7 @@ class StoreError(Exception):
 
 
 class DamagedEntryError(StoreError):
-    """An entry is incomplete, or belongs to another model; it was moved into quarantine."""
+    """An entry is incomplete, or of another model or version; it was moved into quarantine."""
 
 
 class Manifest(BaseModel):
@@ -55,6 +56,17 @@ class Manifest(BaseModel):
     description: dict[str, Any]
     data_bytes: int
     data_sha256: str
+
+
+def require_file_system(url: str) -> None:
+    """Raise StoreError unless the file systems of a URL are known to fsspec and installed.
+
+    Nothing is connected to: a store that cannot be reached now may be reached later.
+    """
+    *wrappers, last = url.split("::")  # for example simplecache::s3://bucket/prefix
+    for protocol in [*(wrapper.partition("://")[0] for wrapper in wrappers), get_protocol(last)]:
+        with _store_errors(f"use {protocol}://"):
+            fsspec.get_filesystem_class(protocol)
 
 
 class Store:
@@ -151,7 +163,9 @@ class Store:
             if _digest(signed["manifest"]) != signed["sha256"]:
                 raise self._damaged(entry_id, "the manifest does not match its checksum")
             manifest = Manifest.model_validate(signed["manifest"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except ValidationError as error:
+            raise self._damaged(entry_id, _unreadable(error)) from None
+        except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(entry_id, f"the manifest cannot be read: {error}") from None
         if manifest.id != entry_id:
             raise self._damaged(entry_id, f"its manifest is that of {manifest.id}")
@@ -200,6 +214,17 @@ def _store_errors(operation: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise StoreError(f"the store cannot {operation}: {error}") from error
+
+
+def _unreadable(error: ValidationError) -> str:
+    """Return why a manifest whose checksum is right does not have the form that is expected."""
+    fields = sorted({str(e["loc"][0]) for e in error.errors() if e["loc"]})
+    if fields == ["config"]:
+        return (
+            "another version of refine-server wrote it, whose `adapt` settings have another form "
+            "(before 0.2.0 they were all on one level); adapt to the document again"
+        )
+    return f"the manifest has unexpected fields or values: {', '.join(fields)}"
 
 
 def _digest(value: object) -> str:

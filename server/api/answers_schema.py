@@ -80,7 +80,7 @@ class AnswerBody(StrictModel):
             RequestError: a field is there that needs a document of the request's own.
         """
         for name in ("document", "adapt", "compare_base"):
-            if name in self.model_fields_set:
+            if name in self.model_fields_set and getattr(self, name) is not None:
                 message = f"{name}: cannot be combined with an adaptation"
                 raise RequestError(message, name, "invalid_value")
         return AskRequest(adapted, self.query, sampling, owner)

@@ -10,7 +10,7 @@ from refine_server.ttt.interface.errors import RequestError
 
 
 def _holds_text(value: str) -> str:
-    if not value.strip():
+    if value.isspace():  # stops at the first other character
         raise ValueError("must contain more than white space")
     return value
 

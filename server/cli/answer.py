@@ -70,6 +70,13 @@ def answer(
         raise InputError("name a document with --document, or an adaptation with --adaptation")
     if adaptation is not None and url is None:
         raise InputError("--adaptation needs --url, the server that keeps the adaptation")
+    if adaptation is not None:
+        given = _given(
+            document=document, objective=objective, steps=steps, compare_base=compare_base or None
+        )
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"{options} cannot be combined with --adaptation")
     body: dict[str, Any] = {"query": query, "seed": seed, **_given(max_tokens=max_tokens)}
     if document is not None:
         body["document"] = read_document(document)

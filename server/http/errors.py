@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from refine_server.server.http.moved import KINDS, MOVED
+from refine_server.server.http.moved import KINDS, MOVED, REMOVED
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 
 TYPES = {
@@ -34,6 +34,8 @@ CODES = {
 """Codes of errors that Starlette and FastAPI raise, by status."""
 NO_OBJECT = ("model_type", "model_attributes_type")
 """Pydantic's errors for a value that is no object, where it should be one."""
+NO_KIND = ("union_tag_invalid", "union_tag_not_found")
+"""Pydantic's errors for a field ``kind`` that is unknown or missing; they are located above it."""
 MAX_NAME = 64
 """Characters of a field's name that an error repeats; a client may send any name."""
 RETRY_SECONDS = 5
@@ -205,9 +207,14 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
         if first["type"] == "string_unicode":
             message = "The name of a field is not valid Unicode text."
         return ApiError(422, message, "invalid_body", param="body")
-    problems = [f"{_path(error['loc'])}: {_reason(error)}" for error in errors[:20]]
+    problems = [f"{_field(error)}: {_reason(error)}" for error in errors[:20]]
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
-    return ApiError(422, "; ".join(problems), code, param=_path(first["loc"]))
+    return ApiError(422, "; ".join(problems), code, param=_field(first))
+
+
+def _field(error: Any) -> str:
+    path = _path(error["loc"])
+    return f"{path}.kind" if error["type"] in NO_KIND else path
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -221,17 +228,20 @@ def _path(location: Sequence[int | str]) -> str:
 def _reason(error: Any) -> str:
     *above, name = error["loc"]
     is_unfit = error["type"] in ("extra_forbidden", *NO_OBJECT)
-    if is_unfit and above[-1:] == ["adapt"] and name in MOVED:
-        return f"moved to {_path(above)}.{MOVED[name]}"
+    if is_unfit and above[-1:] == ["adapt"]:
+        if name in MOVED:
+            return f"moved to {_path(above)}.{MOVED[name]}"
+        if name in REMOVED:
+            return REMOVED[name]
     match error["type"]:
         case "extra_forbidden":
             return "there is no such field"
         case kind if kind in NO_OBJECT:
             return "must be an object"
         case "union_tag_invalid":
-            return f"kind must be one of {error['ctx']['expected_tags']}"
+            return f"must be one of {error['ctx']['expected_tags']}"
         case "union_tag_not_found":
-            return "kind is required"
+            return "required"
     return str(error["msg"]).removeprefix("Value error, ")  # of our own validators
 
 

@@ -1,4 +1,4 @@
-"""Where the fields of ``adapt`` are now that were all on one level before version 0.2.0."""
+"""What became of the fields of ``adapt`` that were all on one level before version 0.2.0."""
 
 KINDS = ("document", "spans", "query_spans")
 """Values of ``adapt.on.kind``."""
@@ -8,7 +8,7 @@ MOVED = {
     "ntp_on": "on.ntp_on",
     "spans_as": "on.learn_as",
     "span_tokens": "on.tokens",
-    "selection": "rollouts.select, and for spans on.choose",
+    "selection": "rollouts.select, for spans on.choose, and for spans chosen by the query on.kind",
     "chunks": "rollouts.positions",
     "rollouts": "rollouts.per_position",
     "rollout_tokens": "rollouts.tokens",
@@ -26,3 +26,9 @@ MOVED = {
     "rank": "fast_weights.rank",
 }
 """The new place of a field, under ``adapt``."""
+
+REMOVED = {
+    "clip_ratio": "removed, because it never had an effect: each rollout is used for one update",
+    "optimizer": "must be an object; the choice of an optimizer was removed, it is always AdamW",
+}
+"""Why there is no such field, or no such value of it, under ``adapt``."""

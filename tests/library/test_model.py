@@ -48,6 +48,10 @@ def test_settings_and_faults_are_named(model: Model) -> None:
         adapted.answer("What is the harbour code?", beams=4)
     with pytest.raises(RequestError, match="document"):
         model.adapt("")
+    by_query = AdaptConfig().updated(on={"kind": "query_spans"})
+    with pytest.raises(RequestError, match="query_spans requires a query") as refused:
+        model.adapt("The harbour code is amber.", config=by_query)
+    assert refused.value.param == "adapt.on.kind"
     with pytest.raises(ValueError, match="no-such-model"):
         refine_server.load("no-such-model")
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 MAX_REPORTED = 32
 """Unknown fields of one object that are reported; the rest is ignored. Each costs time and space in
-the error, and a body has room for hundreds of thousands."""
+the error, and a body has room for tens of thousands."""
 
 
 class StrictModel(BaseModel):

@@ -56,7 +56,8 @@ class Model:
             on_step: called with the report of every step as soon as it ends.
 
         Raises:
-            RequestError: the document or the query is empty or too long.
+            RequestError: the document or the query is empty or too long, or there is no query and
+                the settings choose spans by it.
         """
         request = AdaptRequest(document, config or AdaptConfig(), query=query)
         for event in perform(self.base, request, template=self.template, limits=self.limits):

@@ -91,7 +91,8 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
         vocabulary: number of tokens that the model knows; ids are below it.
 
     Raises:
-        RequestError: a text is empty or too long, or a token id is unknown; ``param`` names it.
+        RequestError: a text is empty, too long or missing, or a token id is unknown; ``param``
+            names the field.
     """
     match work:
         case AnswerRequest():
@@ -99,6 +100,9 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
             query = template.encode_query(work.query, limits, tail=prompt.tail)
             return EncodedAnswer(request=work, prompt=prompt, query=query)
         case AdaptRequest():
+            if work.query is None and work.adapt.on.kind == "query_spans":
+                message = "adapt.on.kind: query_spans requires a query"
+                raise RequestError(message, "adapt.on.kind", "invalid_value")
             prompt = template.encode_document(work.document, limits)
             if work.query is None:
                 return EncodedAdapt(request=work, prompt=prompt, query=None)

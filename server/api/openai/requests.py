@@ -92,14 +92,16 @@ class TttOptions(StrictModel):
     document: Text | None = Field(
         None, description="The text to adapt to; what follows is asked about it."
     )
-    adapt: DocumentAdaptConfig | None = Field(None, description="How, as in /v1/adaptations.")
+    adapt: DocumentAdaptConfig = Field(
+        DocumentAdaptConfig(), description="How, as in /v1/adaptations."
+    )
 
     @field_validator("adapt")
     @classmethod
     def _needs_a_document(
-        cls, value: DocumentAdaptConfig | None, info: ValidationInfo
-    ) -> DocumentAdaptConfig | None:
-        if value is not None and info.data.get("document") is None:
+        cls, value: DocumentAdaptConfig, info: ValidationInfo
+    ) -> DocumentAdaptConfig:
+        if info.data.get("document") is None:
             raise ValueError("requires document")
         return value
 

@@ -62,9 +62,7 @@ async def open_target(
         if adaptation_id is not None:
             message = "ttt.document: cannot be combined with a model that is an adaptation"
             raise ApiError(422, message, "invalid_value", param="ttt.document")
-        adaptation_id = await _adapt(
-            ttt.document, ttt.adapt or AdaptConfig(), adaptations, owner, request_id
-        )
+        adaptation_id = await _adapt(ttt.document, ttt.adapt, adaptations, owner, request_id)
     if adaptation_id is None:
         yield Target()
         return

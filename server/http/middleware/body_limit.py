@@ -1,4 +1,4 @@
-"""Limits on the size of a request's body and on the time that it takes to arrive."""
+"""Limits on the size and structure of a request's body and on the time that it takes to arrive."""
 
 import asyncio
 
@@ -6,9 +6,17 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from refine_server.server.http.middleware.json_structure import (
+    MAX_STRUCTURE,
+    MAX_VALUES,
+    JsonStructure,
+)
+
 
 class BodyLimit:
     """Refuses a body that is too large with 413, and one that arrives too slowly with 408.
+
+    A body is also too large if it has so many values that parsing it would keep others waiting.
 
     Args:
         app: the application.
@@ -28,6 +36,7 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "")
         deadline = asyncio.get_running_loop().time() + self.max_seconds
         received = 0
+        structure = JsonStructure()
         is_complete = False
 
         async def receive_within_limits() -> Message:
@@ -41,9 +50,13 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError:
                 raise self._too_slow() from None
-            received += len(message.get("body", b""))
+            body = message.get("body", b"")
+            received += len(body)
             if received > self.max_bytes:
                 raise self._too_large()
+            structure.add(body)
+            if structure.is_excessive:
+                raise self._too_much_structure()
             is_complete = not message.get("more_body", False)
             return message
 
@@ -54,6 +67,13 @@ class BodyLimit:
 
     def _too_large(self) -> HTTPException:
         message = f"The body is larger than this server's limit of {self.max_bytes} bytes."
+        return HTTPException(413, message, {"connection": "close"})
+
+    def _too_much_structure(self) -> HTTPException:
+        message = (
+            f"The body has more than {MAX_VALUES} values, or more than {MAX_STRUCTURE} objects, "
+            "arrays and fields. Send less in one request."
+        )
         return HTTPException(413, message, {"connection": "close"})
 
     def _too_slow(self) -> HTTPException:

@@ -81,6 +81,11 @@ def test_a_document_is_adapted_to_once_and_asked_many_times(
     assert [r["id"] for r in listed] == [resource["id"]]
 
 
+def test_a_document_that_is_null_is_no_document(client: TestClient) -> None:
+    body = {"query": "who?", "adaptation": ready(client)["id"], "document": None}
+    assert client.post("/v1/answers", json=body).is_success
+
+
 def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None:
     resource = ready(client)
     body = {"query": "who?", "adaptation": resource["id"], "stream": True}
@@ -152,7 +157,7 @@ BY_QUERY = {"on": {"kind": "query_spans"}}
         ({"document": " \n"}, 422, "document"),
         ({"document": 5}, 422, "document"),
         ({"document": "x", "adapt": {"optimizer": {"steps": -1}}}, 422, "adapt.optimizer.steps"),
-        ({"document": "x", "adapt": BY_QUERY}, 422, "adapt.on"),
+        ({"document": "x", "adapt": BY_QUERY}, 422, "adapt.on.kind"),
         ({"document": "x", "ttl_seconds": 0}, 422, "ttl_seconds"),
         ({"document": "x", "priority": 11}, 422, "priority"),
         ({"document": "x", "colour": "red"}, 422, "colour"),

@@ -139,6 +139,16 @@ def test_a_damaged_entry_is_refused_and_quarantined(url: str, damage) -> None:
     assert IDS[0] in kept[0]
 
 
+def test_an_entry_of_another_version_is_explained_in_one_line(url: str) -> None:
+    store = Store(url, FINGERPRINT)
+    store.save(manifest(IDS[0], b"x"), b"x")
+    flat_settings(f"{store.root}/{IDS[0]}", store.fs)
+    with pytest.raises(DamagedEntryError, match="another version of refine-server") as refused:
+        store.load(IDS[0])
+    assert "adapt to the document again" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_foreign_entry_is_refused(url: str) -> None:
     store = Store(url, FINGERPRINT)
     store.save(manifest(IDS[0], b"x", fingerprint="0" * 64), b"x")

@@ -11,7 +11,7 @@ from refine_server.server.api.adaptations_schema import EXAMPLES as ADAPTATIONS
 from refine_server.server.api.adaptations_schema import AdaptationBody
 from refine_server.server.api.answers_schema import EXAMPLES as ANSWERS
 from refine_server.server.api.answers_schema import AnswerBody
-from refine_server.server.http.moved import KINDS, MOVED
+from refine_server.server.http.moved import KINDS, MOVED, REMOVED
 from refine_server.ttt.interface.config import AdaptConfig
 
 FORMER = {
@@ -38,7 +38,7 @@ FORMER = {
 }
 """Fields of ``adapt`` before version 0.2.0, each with a value that it could have."""
 
-ROUTES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+ROUTES: dict[str, Callable[[dict[str, Any] | None], dict[str, Any]]] = {
     "/v1/answers": lambda adapt: {"document": "a b", "query": "who", "adapt": adapt},
     "/v1/adaptations": lambda adapt: {"document": "a b", "adapt": adapt},
     "/v1/completions": lambda adapt: {
@@ -52,7 +52,7 @@ ROUTES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def refusal(client: TestClient, path: str, adapt: dict[str, Any]) -> dict[str, str]:
+def refusal(client: TestClient, path: str, adapt: dict[str, Any] | None) -> dict[str, str]:
     response = client.post(path, json=ROUTES[path](adapt))
     assert response.status_code == 422
     error: dict[str, str] = response.json()["error"]
@@ -68,6 +68,25 @@ def test_a_former_field_is_refused_with_its_new_place(
     error = refusal(client, path, {name: FORMER[name]})
     assert error["param"] == f"{above}.{name}"
     assert error["message"] == f"{above}.{name}: moved to {above}.{MOVED[name]}"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(("name", "value"), [("clip_ratio", 0.2), ("optimizer", "sgd")])
+def test_a_former_field_that_has_no_place_is_said_to_be_removed(
+    client: TestClient, path: str, name: str, value: object
+) -> None:
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    error = refusal(client, path, {name: value})
+    assert error["param"] == f"{above}.{name}"
+    assert error["message"] == f"{above}.{name}: {REMOVED[name]}"
+    assert "removed" in error["message"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_null_is_no_adapt_object_on_any_route(client: TestClient, path: str) -> None:
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    error = refusal(client, path, None)
+    assert (error["param"], error["message"]) == (above, f"{above}: must be an object")
 
 
 GROUPS = ("on", "rollouts", "loss", "optimizer", "fast_weights")
@@ -89,12 +108,13 @@ def test_every_former_field_has_a_place_that_exists() -> None:
         ({"on": {"kind": "spans", "tokens": 7}}, "on.tokens", "greater than or equal to 8"),
         ({"on": {"kind": "spans", "learn_as": "answer"}}, "on.learn_as", "no such field"),
         ({"on": {"kind": "document", "ntp_on": "spans"}}, "on.ntp_on", "no such field"),
-        ({"on": {"kind": "chapters"}}, "on", "kind must be one of 'document', 'spans'"),
-        ({"on": {}}, "on", "kind is required"),
+        ({"on": {"kind": "chapters"}}, "on.kind", "must be one of 'document', 'spans'"),
+        ({"on": {}}, "on.kind", "required"),
+        ({"on": "spans"}, "on", "must be an object"),
         ({"on": {"kind": "spans"}, "rollouts": {"tokens": 17}}, "", "at least twice"),
         ({"rollouts": {"positions": 128, "per_position": 5}}, "rollouts", "at most 512"),
         ({"optimizer": "adamw"}, "optimizer", "must be an object"),
-        ({"clip_ratio": 0.2}, "clip_ratio", "no such field"),
+        ({"colour": 0.2}, "colour", "no such field"),
     ],
 )
 def test_errors_name_the_field_in_its_group(
@@ -110,7 +130,7 @@ def test_errors_name_the_field_in_its_group(
 def test_query_spans_need_a_route_that_has_the_query(client: TestClient, path: str) -> None:
     adapt = {"on": {"kind": "query_spans"}}
     above = "ttt.adapt" if "completions" in path else "adapt"
-    assert refusal(client, path, adapt)["param"] == f"{above}.on"
+    assert refusal(client, path, adapt)["param"] == f"{above}.on.kind"
     answered = client.post("/v1/answers", json=ROUTES["/v1/answers"](adapt))
     assert answered.status_code == 200
 

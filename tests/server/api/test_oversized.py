@@ -1,4 +1,4 @@
-"""Texts that are far over the limits, on every route that tokenises: refused after little work."""
+"""Texts and structures far over the limits, on every route: refused after little work."""
 
 import json
 import threading
@@ -23,6 +23,7 @@ TEXTS = {
     "one letter": "a" * BYTES,
     "emoji": "\U0001f980" * (BYTES // 4),
     "Chinese": "\u6f22\u5b57\u4e2d\u6587" * (BYTES // 12),
+    "JSON": '{"a": [1, "\\"]}, ' * (BYTES // 24),
 }
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -146,6 +147,47 @@ def test_a_text_of_a_client_that_left_is_not_encoded(
     first.join()
     assert httpx.post(f"{url}/tokenize", json={"prompt": "third"}).status_code == 200
     assert "second" not in texts
+
+
+MILLION = 1_000_000
+STRUCTURES: dict[str, tuple[str, bytes]] = {
+    "token ids": ("/v1/completions", b'{"prompt": [' + b"5," * MILLION + b"5]}"),
+    "tokens": ("/detokenize", b'{"tokens": [' + b"5," * MILLION + b"5]}"),
+    "lists": ("/v1/answers", b'{"query": "q", "document": [' + b"[]," * MILLION + b"[]]}"),
+    "nested lists": ("/v1/adaptations", b'{"document": ' + b"[" * MILLION + b"]" * MILLION + b"}"),
+    "parts": (
+        "/v1/chat/completions",
+        b'{"messages": [{"role": "user", "content": ['
+        + b'{"type": "text", "text": "hello"},' * 70_000
+        + b'{"type": "text", "text": "hello"}]}]}',
+    ),
+    "fields": ("/tokenize", b"{" + b'"k": 1,' * 300_000 + b'"k": 1}'),
+    "ignored": ("/v1/completions", b'{"prompt": "a", "user": [' + b"[]," * MILLION + b"[]]}"),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURES)
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    tiny_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    parsed: list[int] = []
+    parse = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(len(text)) or parse(text))
+    path, content = STRUCTURES[kind]
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{tiny_url}{path}", content=content, headers=headers, timeout=30)
+    assert response.status_code == 413
+    assert parsed == []
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("body_too_large", None)
+    assert "values" in error["message"]
+
+
+def test_token_ids_over_the_limit_of_a_prompt_are_refused_by_that(tiny_url: str) -> None:
+    response = httpx.post(f"{tiny_url}/v1/completions", json={"prompt": [5] * 200_000}, timeout=30)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "prompt")
+    assert error["message"] == "prompt: 200000 tokens; at most 36864 are accepted"
 
 
 def test_a_text_that_fits_is_encoded_once(tiny_url: str, encoded: list[int]) -> None:

@@ -92,3 +92,12 @@ def test_a_document_is_adapted_to_once_and_asked_by_its_id(
     again = run("adapt", "--document", document, "--steps", "2", *server, "--json", env=key)
     assert json.loads(again.stdout.splitlines()[-1])["id"] == adaptation_id
     run_failing(1, "key", "answer", "--adaptation", adaptation_id, "--query", "who", *server)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--steps", "3"), ("--objective", "ntp"), ("--compare-base",), ("--document", "log.md")],
+)
+def test_options_of_the_adaptation_are_refused_once_there_is_one(options: tuple[str, ...]) -> None:
+    asked = ("answer", "--adaptation", "adapt-1", "--query", "who", "--url", "http://127.0.0.1:9")
+    run_failing(2, f"{options[0]} cannot be combined with --adaptation", *asked, *options)

@@ -1,3 +1,6 @@
+import pytest
+from fsspec.registry import known_implementations
+
 from refine_server.server.settings import Settings
 from support.command_line import run, run_failing
 
@@ -17,3 +20,17 @@ def test_bad_options_are_refused_with_status_2() -> None:
     run_failing(2, "--port (REFINE_PORT)", "serve", "--port", "x")
     run_failing(2, "REFINE_PROT", "serve", env={"REFINE_PROT": "1"})
     run_failing(2, "--prot", "serve", "--prot", "1")
+
+
+@pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x", "simplecache::foo://x"])
+def test_a_store_of_an_unknown_file_system_is_refused(url: str) -> None:
+    told = "--store (REFINE_STORE): the store cannot use foo://"
+    run_failing(2, told, "serve", "--port", "0", "--store", url)
+
+
+def test_a_store_whose_file_system_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lacking = {"class": "no_such_module.FileSystem", "err": "Install no-such-module"}
+    monkeypatch.setitem(known_implementations, "lacking", lacking)
+    run_failing(2, "Install no-such-module", "serve", "--port", "0", "--store", "lacking://bucket")

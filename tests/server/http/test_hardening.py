@@ -164,14 +164,14 @@ def test_a_head_over_the_limit_is_refused(live: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"[" * 200_000,
-        b'{"document": ' + b"[" * 100_000 + b"]" * 100_000 + b', "query": "a"}',
+        b"[" * 30_000,
+        b'{"document": ' + b"[" * 30_000 + b"]" * 30_000 + b', "query": "a"}',
         b'{"document": "a", "query": "b", "seed": ' + b"9" * 10_000 + b"}",
         b'{"document": "a", "query": "b", "temperature": 1e999}',
         b'{"document": "a", "query": "\\ud800"}',
         b'{"document": "a", "query": "b", "adapt": {"seed": NaN}}',
         b"\xff\xfe",
-        b'{"a": 1' * 50_000,
+        b'{"a": 1' * 15_000,
     ],
 )
 def test_bodies_made_to_break_parsers_are_refused(client: TestClient, content: bytes) -> None:
@@ -181,12 +181,13 @@ def test_bodies_made_to_break_parsers_are_refused(client: TestClient, content: b
     assert response.json()["error"]["code"]
 
 
-HUNDREDS_OF_THOUSANDS = 300_000
-UNKNOWN_FIELDS = ", ".join(f'"{number}": 1' for number in range(HUNDREDS_OF_THOUSANDS))
+THOUSANDS = 30_000
+"""Nearly as many objects, arrays or fields as a body may have."""
+UNKNOWN_FIELDS = ", ".join(f'"{number}": 1' for number in range(THOUSANDS))
 
 
 def repeated(item: str) -> str:
-    return "[" + ", ".join([item] * HUNDREDS_OF_THOUSANDS) + "]"
+    return "[" + ", ".join([item] * THOUSANDS) + "]"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def repeated(item: str) -> str:
         ("/detokenize", f'{{"tokens": {repeated("-1")}}}', "tokens.0"),
     ],
 )  # fmt: skip
-def test_a_body_that_is_wrong_in_hundreds_of_thousands_of_places_has_a_short_error(
+def test_a_body_that_is_wrong_in_thousands_of_places_has_a_short_error(
     client: TestClient, path: str, content: str, param: str
 ) -> None:
     """Each error that is reported takes the event loop time: all of them would take it seconds."""

@@ -209,7 +209,7 @@ def test_a_bad_document_is_refused_under_its_own_name(client: TestClient) -> Non
     by_query = {"on": {"kind": "query_spans"}}
     body["ttt"] = {"document": "x", "adapt": by_query}
     error = error_of(client.post("/v1/chat/completions", json=body), 422)
-    assert error["param"] == "ttt.adapt.on"
+    assert error["param"] == "ttt.adapt.on.kind"
 
 
 def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient, fake: Any) -> None:
