@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.ttt.models.families.hf.architecture import Norm
+from refine_server.ttt.models.families.hf.architecture import HFRMSNorm
 from refine_server.ttt.models.families.hf.base import PackedProjections
 from refine_server.ttt.models.layers.packing import plain_linear
 from refine_server.ttt.models.state import KVState
 
-MAX_TOKENS = 8
+MAX_FAST_TOKENS = 8
 """Tokens at once: drafts are shorter, and masks are kept for as many."""
 
 
@@ -57,7 +57,7 @@ class FastLayer:
     activation: Callable[[Tensor], Tensor]
 
     def decode(self, x: Tensor, state: KVState, cos: Tensor, sin: Tensor) -> tuple[Tensor, KVState]:
-        """Run the layer over x [1, T, D], T <= ``MAX_TOKENS``, from a state of one row.
+        """Run the layer over x [1, T, D], T <= ``MAX_FAST_TOKENS``, from a state of one row.
 
         cos, sin: [1, 1, T, d], as ``rotate`` takes them. Returns x and the state after it.
         """
@@ -108,7 +108,7 @@ def _tail_mask(T: int, S: int, groups: int, dtype: torch.dtype, device: torch.de
 
 
 def fast_layer(
-    layer: Any, norm: Norm | None, mlp_norm: Norm | None, packed: PackedProjections
+    layer: Any, norm: HFRMSNorm | None, mlp_norm: HFRMSNorm | None, packed: PackedProjections
 ) -> FastLayer | None:
     """Take over a decoder layer with full attention; None if it computes anything else.
 
