@@ -1,4 +1,4 @@
-"""Decoded tokens of several requests in one batch: what each gets does not depend on the others."""
+"""Decode steps of several requests in one batch: each result is independent of the others."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3
 
 
 def decode_steps(model: CausalLM, tokens: Tokens, perturbed: Perturbed) -> list[DecodeStep]:
-    """After 70, 9, 64 and 33 tokens, with LoRA of rank 8 and 4, on all projections, and none."""
+    """Make steps after 70, 9, 64 and 33 tokens, with and without LoRA of several ranks."""
     thin = model.new_fast_weights("fast_weights", 4, 3)
     thin = FastWeights({n: t + 0.05 for n, t in thin.tensors.items()})
     own = [perturbed(model), thin, perturbed(model, "low_rank", 2), BASE]
