@@ -28,6 +28,7 @@ class Step(Event):
     reward_std: float | None
     entropy_mean: float | None
     kl: float | None
+    attention: float | None
     grad_norm: float | None
     seconds: float
     rollout_tokens: int
@@ -47,7 +48,7 @@ class AnswerDelta(Event):
     text: str
 
 
-class HeldOut(_WireObject):
+class EvalResult(_WireObject):
     """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
 
     step: int
@@ -66,7 +67,7 @@ class AdaptationReport(_WireObject):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
-    held_out: list[HeldOut]
+    held_out: list[EvalResult]
     fast_weight_bytes: int
 
 
@@ -133,7 +134,7 @@ class Adaptation(_WireObject):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
-    held_out: list[HeldOut]
+    held_out: list[EvalResult]
     bytes: int
     in_memory: bool
     stored: bool
@@ -233,6 +234,12 @@ class OnQuerySpansOptions(TypedDict, total=False):
     learn_as: Literal["text", "answer", "answer_in_context"]
 
 
+class OnEvidenceOptions(TypedDict):
+    """Adapt on the evidence for the query, over the document's frozen state."""
+
+    kind: Literal["evidence"]
+
+
 class RolloutOptions(TypedDict, total=False):
     """The rollouts of a step."""
 
@@ -251,6 +258,7 @@ class LossOptions(TypedDict, total=False):
     ntp: float
     grpo: float
     kl: float
+    attention: float
 
 
 class OptimizerOptions(TypedDict, total=False):
@@ -265,12 +273,12 @@ class OptimizerOptions(TypedDict, total=False):
 class FastWeightOptions(TypedDict, total=False):
     """The weights that the request owns and steps."""
 
-    targets: Literal["fast_weights", "low_rank", "all"]
+    targets: Literal["fast_weights", "low_rank", "queries", "all"]
     rank: int
 
 
 class _AdaptOptions(TypedDict, total=False):
-    objective: Literal["refine", "ntp", "none"]
+    objective: Literal["refine", "ntp", "attention", "none"]
     rollouts: RolloutOptions
     loss: LossOptions
     optimizer: OptimizerOptions
@@ -282,7 +290,7 @@ class _AdaptOptions(TypedDict, total=False):
 class AdaptOptions(_AdaptOptions, total=False):
     """How to adapt; what is left out keeps the server's default."""
 
-    on: OnDocumentOptions | OnSpansOptions | OnQuerySpansOptions
+    on: OnDocumentOptions | OnSpansOptions | OnQuerySpansOptions | OnEvidenceOptions
 
 
 class DocumentAdaptOptions(_AdaptOptions, total=False):

@@ -1,4 +1,4 @@
-"""The house: which room may import which, how long a file may be, and that the wheel is whole."""
+"""Structure: which folder may import which, the length of files, and a complete wheel."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("server", "ttt", "kernels", "clients", "benchmarks")
+FOLDERS = ("server", "ttt", "kernels", "clients", "benchmarks")
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "ttt": {"ttt", "kernels"},
@@ -23,9 +23,9 @@ MAY_IMPORT = {
 }
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
-SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 LIBRARY = Path("ttt", "library")
-"""What imports as ``refine_server`` itself."""
+"""The folder that imports as ``refine_server`` itself."""
 IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
 
 
@@ -41,14 +41,14 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)
-def test_rooms_import_only_downwards(path: Path) -> None:
+def test_folders_import_only_downwards(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
-    room = "server/cli" if parts[:2] == ("server", "cli") else parts[0]
+    folder = "server/cli" if parts[:2] == ("server", "cli") else parts[0]
     names = imports(path)
-    rooms = {n.split(".")[1] for n in names if n.startswith("refine_server.")} - {"model"}
-    assert rooms <= MAY_IMPORT[room]
+    folders = {n.split(".")[1] for n in names if n.startswith("refine_server.")} - {"model"}
+    assert folders <= MAY_IMPORT[folder]
     others = {n.split(".")[0] for n in names} - {"refine_server"} - set(sys.stdlib_module_names)
-    if room == "kernels":
+    if folder == "kernels":
         assert others <= THIRD_PARTY_OF_KERNELS
     if path.is_relative_to(ROOT / "ttt" / "models"):
         allowed = ("refine_server.ttt.models", "refine_server.ttt.fast_weights")
@@ -61,7 +61,7 @@ FORM = re.compile(r"refine_server\.kernels\.\w+\.(naive|eager|triton)")
 
 
 def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
-    """Everybody else calls ``dispatch.<op>``, so that REFINE_KERNELS reaches every call."""
+    """All other code calls ``dispatch.<op>``, so that REFINE_KERNELS has an effect everywhere."""
     named = {
         path.relative_to(ROOT): sorted(filter(FORM.match, imports(path)))
         for path in (*SOURCES, *(ROOT / "tests").rglob("*.py"))
@@ -70,8 +70,8 @@ def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
     assert not {path: forms for path, forms in named.items() if forms}
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Imports inside functions and for types alone count as well."""
+def test_there_are_no_import_cycles() -> None:
+    """Imports inside functions and for types only count, too."""
     modules = {module_name(path) for path in SOURCES}
     after = {}
     for path in SOURCES:
@@ -102,7 +102,7 @@ def test_every_package_is_listed() -> None:
 
 
 def test_the_wheel_is_whole(tmp_path: Path) -> None:
-    """Built, unpacked alone and started: a forgotten subpackage or file passes everything else."""
+    """Build, install and run the wheel: no other test notices a missing package or file."""
     source = tmp_path / "source"
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "node_modules")
     shutil.copytree(ROOT, source, ignore=left_out)

@@ -1,4 +1,4 @@
-"""The commands that replay data sets against a server: LongBench and RULER."""
+"""The commands that run data sets against a server: LongBench and RULER."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option(help="Folder to write predictions and the report to.")]
 Objectives = Annotated[
-    str, typer.Option(help="Objectives to compare, some of none, ntp and refine, with commas.")
+    str, typer.Option(help="Objectives to compare (none, ntp, refine), separated by commas.")
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")]
 Resume = Annotated[
@@ -54,7 +54,7 @@ def longbench(
     max_length: Annotated[
         int,
         typer.Option(
-            min=32, help="Maximum prompt length in tokens; a longer prompt loses its middle."
+            min=32, help="Maximum prompt length in tokens; the middle of a longer one is cut out."
         ),
     ] = 16_000,
     tokenizer: TokenizerName = None,
@@ -188,7 +188,7 @@ def report(
 
 @contextmanager
 def tokenizer_of(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
-    """Open a client of the server and the tokenizer that counts lengths."""
+    """Open a client of the server and a tokenizer to count lengths with."""
     from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer
     from refine_server.clients import RefineClient
 

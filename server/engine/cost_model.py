@@ -4,7 +4,7 @@ from typing_extensions import override
 
 from refine_server.server.engine.job import Job
 from refine_server.server.engine.observer import EngineObserver
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, OnEvidence, OnQuerySpans, OnSpans
 from refine_server.ttt.interface.events import (
     AdaptationStep,
     AnswerCompleted,
@@ -22,6 +22,9 @@ from refine_server.ttt.interface.requests import (
 
 EMA_WEIGHT = 0.2
 """Weight of the newest observation in a rate's moving average."""
+EVIDENCE_TOKENS = 512
+"""Tokens of the evidence that a step reads: four chunks of 128 tokens, where nothing else is
+asked."""
 MIN_PROMPT_TOKENS = 128
 """Reading a shorter prompt shows what any forward pass costs, not what a token costs."""
 
@@ -92,10 +95,13 @@ def step_tokens(config: AdaptConfig, tokens: int) -> int:
         return 0
     on, rollouts = config.on, config.rollouts
     read = tokens
-    if on.kind != "document":
-        read = min(rollouts.positions * on.tokens, tokens)
-        read += tokens * (on.ntp_on == "document")
-        read += tokens * (on.kind == "query_spans" and on.learn_as == "answer_in_context")
+    match on:
+        case OnEvidence():
+            read = min(EVIDENCE_TOKENS, tokens)
+        case OnSpans() | OnQuerySpans():
+            read = min(rollouts.positions * on.tokens, tokens)
+            read += tokens * (on.ntp_on == "document")
+            read += tokens * (on.kind == "query_spans" and on.learn_as == "answer_in_context")
     if config.objective == "ntp":
         return read
     branches = rollouts.per_position + rollouts.group  # sampled, then read

@@ -1,4 +1,4 @@
-"""``bench adaptation``: what is asked, what stands in the prompt, what is kept and reported."""
+"""``bench adaptation``: questions, prompts, stored results and the report."""
 
 import json
 from pathlib import Path
@@ -44,10 +44,10 @@ def tokenizer(tiny) -> ModelTokenizer:
 
 
 def question(query: str = "What is the harbour code?", answer: str = "amber") -> Question:
-    return Question(query, 4, lambda said: 100.0 * (said.strip() == answer), query)
+    return Question(query, 4, lambda prediction: 100.0 * (prediction.strip() == answer), query)
 
 
-def told(items) -> list[tuple]:
+def contents(items) -> list[tuple]:
     return [(i.task, i.length, i.id, i.context, [q.query for q in i.questions]) for i in items]
 
 
@@ -56,12 +56,15 @@ def test_items_depend_on_the_seed_and_the_part_alone(tokenizer) -> None:
         lambda *a: tiny_items([200, 300], 2, *a),
         lambda *a: prose_items([600], 1, tokenizer, *a),
     ):
-        first = told(make(0, "dev"))
-        assert first == told(make(0, "dev"))
+        first = contents(make(0, "dev"))
+        assert first == contents(make(0, "dev"))
         contexts = {text for _, _, _, text, _ in first}
         for other in (make(0, "heldout"), make(1, "dev")):
             assert not contexts & {item.context for item in other}
-    assert told(tiny_items([200], 1, 0, "dev")) == told(tiny_items([200, 300], 1, 0, "dev"))[::2]
+    assert (
+        contents(tiny_items([200], 1, 0, "dev"))
+        == contents(tiny_items([200, 300], 1, 0, "dev"))[::2]
+    )
 
 
 def test_a_run_that_is_cut_short_has_measured_every_task() -> None:
@@ -116,7 +119,7 @@ def _has(path: Path, part: str) -> bool:
         return False
 
 
-def test_what_stands_in_the_prompt(tokenizer) -> None:
+def test_every_regime_has_its_prompt(tokenizer) -> None:
     filler = "The old man walked along the path. It rained until late. "
     context = filler * 20 + "The harbour code is amber. " + filler * 30
     item = Item("t", 0, "1", "Read this.\n", context, (question(),))
@@ -153,7 +156,7 @@ def test_a_run_goes_on_where_it_was_interrupted(tiny, tmp_path) -> None:
 
 
 def test_the_memory_regime_sees_nothing_but_the_weights(tiny) -> None:
-    """Two documents, unadapted: the same answer. The answer to one, in context: what it says."""
+    """Without adaptation, answers from memory are equal; in context they use the document."""
     bench = AdaptationBench(tiny, AdaptConfig(), ("context", "memory"), 128)
     asked = question()
     answers = {}
@@ -185,12 +188,12 @@ def test_spans_of_a_question_are_adapted_to_for_that_question(tiny) -> None:
 
 
 def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None:
-    """Neither the document's own, nor its repetition in the query, decides what is stepped on."""
+    """Neither the document's instruction nor its repetition in the query affects the spans."""
     before, repeated = "The harbour code, the harbour code! ", "Name the garden. The garden! "
     filler = "The old man walked along the path. It rained until late. "
     context = filler * 5 + "The harbour code is amber. The garden is old. " + filler * 5
     about = "What is the harbour code?"
-    asked = Question(repeated + about, 4, lambda said: 0.0, about)
+    asked = Question(repeated + about, 4, lambda prediction: 0.0, about)
     item = Item("t", 0, "1", before, context, (asked,))
     settings = AdaptConfig(
         on=OnQuerySpans(learn_as="answer", tokens=10),
@@ -232,7 +235,7 @@ def results() -> list[Result]:
     ]
 
 
-def test_the_report_says_what_was_measured(tmp_path) -> None:
+def test_the_report_has_all_figures(tmp_path) -> None:
     summary = Summary(results(), ["context", "memory"])
     figures = summary.figures()
     assert figures["scores"] == {"none": 50.0, "ntp": 50.0, "refine": 75.0}

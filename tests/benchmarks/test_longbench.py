@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from refine_server.benchmarks.longbench.data import bucket, load
 from refine_server.benchmarks.longbench.metrics import METRICS
-from refine_server.benchmarks.longbench.prompts import ask, cut_middle
+from refine_server.benchmarks.longbench.prompts import cut_middle, split_prompt
 from refine_server.benchmarks.longbench.score import score_file
 from refine_server.benchmarks.longbench.tasks import task_of, tasks
 from refine_server.benchmarks.rows import DataError
@@ -66,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_scores_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+def test_scores_equal_scores_computed_by_hand(tmp_path: Path) -> None:
     names = ("dataset", "prediction", "answers", "all_classes")
     rows = [dict(zip(names, row[:4], strict=True)) for row in BY_HAND]
     scored = score_file(write(tmp_path / "rows.jsonl", rows))
@@ -75,7 +75,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs the official scorer's own scores")
-def test_scores_are_the_official_scorers() -> None:
+def test_scores_equal_the_official_scores() -> None:
     expected = [json.loads(line)["score"] for line in GOLDEN.read_text().splitlines()]
     assert score_file(GOLDEN)["rows"] == pytest.approx(expected, abs=0.01)
 
@@ -87,9 +87,9 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         {"dataset": "lcc_e", "pred": "abc", "answers": ["abcd"], "length": 4000},
     ]
     file = write(tmp_path / "rows.jsonl", rows)
-    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
-    assert said.exit_code == 0
-    assert json.loads(said.stdout.splitlines()[-1]) == {
+    completed = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
+    assert completed.exit_code == 0
+    assert json.loads(completed.stdout.splitlines()[-1]) == {
         "rows": [100, 0, 86],
         "average": 62,
         "tasks": {"hotpotqa": 50, "lcc": 86},
@@ -99,7 +99,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"dataset": "hotpot"}, "row 1: dataset: 'hotpot' is not a LongBench task"),
         ({"answers": "Alpha"}, "row 1: answers: must be a list"),
@@ -108,15 +108,17 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         ({"dataset": "trec"}, "row 1: all_classes: trec needs"),
     ],
 )
-def test_the_scorer_names_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+def test_the_scorer_names_what_is_wrong(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     row = {"dataset": "hotpotqa", "prediction": "x", "answers": ["y"], "all_classes": None}
     file = write(tmp_path / "rows.jsonl", [{**row, **changed}])
-    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
-    assert said.exit_code == 2
-    assert told in said.stderr
+    completed = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
+    assert completed.exit_code == 2
+    assert message in completed.stderr
 
 
-def test_a_file_that_is_no_data_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         score_file(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"dataset": "lcc"}\n\n[]\n')
@@ -127,7 +129,7 @@ def test_a_file_that_is_no_data_is_told(tmp_path: Path) -> None:
         score_file(tmp_path / "bad.parquet")
 
 
-def test_the_tasks_are_longbenchs() -> None:
+def test_the_tasks_are_those_of_longbench() -> None:
     assert len(tasks()) == 21
     assert sum(task.language == "zh" for task in tasks().values()) == 5
     assert sum(task.extended for task in tasks().values()) == 13
@@ -172,7 +174,7 @@ def test_rows_are_read_as_published(
     assert (first.answers, first.classes, first.length) == (("Alpha", "the Alphas"), (), 3)
 
 
-def test_missing_data_is_told(tmp_path: Path) -> None:
+def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no file"):
         load(tmp_path, [])
     with pytest.raises(DataError, match=r"neither lcc\.jsonl nor lcc\.parquet"):
@@ -221,7 +223,7 @@ def test_a_question_is_never_cut() -> None:
 def test_document_and_query_make_the_official_prompt(tmp_path: Path) -> None:
     as_json_lines(tmp_path, [ROW])
     (row,) = load(tmp_path, ["hotpotqa"])
-    asked = ask(row, 1000, Words())
+    asked = split_prompt(row, 1000, Words())
     official = row.task.prompt.replace("{context}", row.context).replace("{input}", row.question)
     assert asked.prompt == official
     assert f"{asked.document}\n\n{asked.query}" == official

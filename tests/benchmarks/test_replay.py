@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without plots, which take most of a run's time here."""
+    """Replace plotting, which takes most of the time in these tests."""
     monkeypatch.setattr("refine_server.benchmarks.report.render._picture", lambda *_: "")
 
 
@@ -55,7 +55,7 @@ def longbench(scripted: Any, data: Path, out: Path, *options: str) -> Result:
 
 
 def say(body: dict[str, Any]) -> str:
-    """Right under refine, right for the first question under ntp, else wrong."""
+    """Answer correctly under refine, only the first question under ntp, and wrongly otherwise."""
     number = body["document"].split(" is ")[1].split(".")[0]
     objective = body["adapt"]["objective"]
     right = objective == "refine" or (objective == "ntp" and number == "0")
@@ -66,11 +66,11 @@ def say(body: dict[str, Any]) -> str:
 def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_path: Path) -> None:
     scripted.say = say
     out = tmp_path / "out"
-    said = longbench(
+    completed = longbench(
         scripted, data, out, "--adapt", '{"optimizer": {"steps": 2}}', "--concurrency", "3"
     )
-    assert said.exit_code == 0, said.output
-    result = json.loads(said.stdout.splitlines()[-1])
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (6, 0)
     assert result["scores"]["refine"] == {"hotpotqa": 100, "lcc": 100}
     assert result["scores"]["ntp"]["hotpotqa"] == pytest.approx(33.33)
@@ -78,7 +78,7 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
     assert len(scripted.bodies) == 18
     for objective in ("none", "ntp", "refine"):
         adapt = {"optimizer": {"steps": 2}, "objective": objective}
-        # Three are asked at once, so they arrive in no fixed order.
+        # Three requests run at once, so their order is not fixed.
         asked = [body for body in scripted.bodies if body["adapt"] == adapt]
         assert sorted(body["max_tokens"] for body in asked) == [32, 32, 32, 64, 64, 64]
         queries = [body["query"] for body in asked if body["max_tokens"] == 32]
@@ -195,14 +195,14 @@ def test_a_refused_question_is_kept_and_asked_again_when_resumed(
 
     scripted.say = refuse
     out = tmp_path / "out"
-    said = longbench(scripted, data, out, "--tasks", "lcc")
-    result = json.loads(said.stdout.splitlines()[-1])
+    completed = longbench(scripted, data, out, "--tasks", "lcc")
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (0, 3)
     errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {e["error"] for e in errors} == {"document is too long"}
     scripted.say = say
-    said = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
-    assert json.loads(said.stdout.splitlines()[-1])["questions"] == 3
+    completed = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
+    assert json.loads(completed.stdout.splitlines()[-1])["questions"] == 3
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -233,21 +233,21 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
     assert len(scripted.bodies) == 3
 
 
-def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
-    assert said.exit_code == 2
-    assert "run.json: No such file" in said.stderr
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    completed = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
+    assert completed.exit_code == 2
+    assert "run.json: No such file" in completed.stderr
 
 
 def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path: Path) -> None:
     scripted.url = "http://127.0.0.1:9"
-    said = longbench(scripted, data, tmp_path / "out")
-    assert said.exit_code == 1
-    assert "no server answers at http://127.0.0.1:9" in said.stderr
+    completed = longbench(scripted, data, tmp_path / "out")
+    assert completed.exit_code == 1
+    assert "no server answers at http://127.0.0.1:9" in completed.stderr
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--objectives", "sft"], "none, ntp, refine"),
         (["--objectives", "ntp,ntp"], "each once"),
@@ -259,12 +259,12 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
         (["--max-length", "64"], "tokens beside the context"),
     ],
 )
-def test_bad_options_are_told(
-    scripted: Any, data: Path, tmp_path: Path, options: list[str], told: str
+def test_bad_options_are_named(
+    scripted: Any, data: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    said = longbench(scripted, data, tmp_path / "out", *options)
-    assert said.exit_code == 2
-    assert told in " ".join(said.stderr.replace("│", "").split())
+    completed = longbench(scripted, data, tmp_path / "out", *options)
+    assert completed.exit_code == 2
+    assert message in " ".join(completed.stderr.replace("│", "").split())
     assert not scripted.bodies
 
 
@@ -279,9 +279,9 @@ def test_ruler_is_asked_scored_and_reported(scripted: Any, tmp_path: Path) -> No
     scripted.say = say
     out = tmp_path / "out"
     command = ["ruler", "--data", str(tmp_path / "qa.jsonl"), "--objectives", "none,ntp,refine"]
-    said = bench(scripted, out, *command, "--limit", "2")
-    assert said.exit_code == 0, said.output
-    result = json.loads(said.stdout.splitlines()[-1])
+    completed = bench(scripted, out, *command, "--limit", "2")
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert result["scores"] == {"none": {"qa_1": 0}, "ntp": {"qa_1": 50}, "refine": {"qa_1": 100}}
     assert scripted.bodies[0]["document"].startswith("Answer the question based on the given docu")
     assert scripted.bodies[0]["query"].endswith("Question: Who? Answer:")

@@ -1,4 +1,4 @@
-"""Generated RULER samples: answers that the context bears out, lengths, determinism, scores."""
+"""Generated RULER samples: answers that are in the context, lengths, determinism, scores."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_samples_fit_and_are_the_same_for_the_same_seed(task: str, sources: Sour
     assert made == make(task, sources)
     assert (first.index, second.index) == ("2048-0", "2048-1")
     assert first.prompt != second.prompt
-    if not task.startswith("qa"):  # whose questions stand in the file
+    if not task.startswith("qa"):  # their questions come from the file
         assert make(task, sources, seed=1)[0].prompt != first.prompt
     for sample in made:
         assert sample.length <= 2048
@@ -100,12 +100,12 @@ def test_right_answers_score_100_and_wrong_ones_0(task: str, sources: Sources) -
 )
 def test_needles_say_what_is_asked(task: str, hidden: int, asked: int, sources: Sources) -> None:
     for sample in make(task, sources):
-        said = re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", sample.context)
-        assert len(said) == hidden if hidden else len(said) > 20
-        keys = {key for key, value in said if value in sample.outputs}
+        needles = re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", sample.context)
+        assert len(needles) == hidden if hidden else len(needles) > 20
+        keys = {key for key, value in needles if value in sample.outputs}
         assert all(key in sample.after and key in sample.answer_prefix for key in keys)
         assert len(sample.outputs) == asked
-        assert {value for key, value in said if key in keys} == set(sample.outputs)
+        assert {value for key, value in needles if key in keys} == set(sample.outputs)
         assert ("A special magic" in sample.before) == (asked == 1)
 
 
@@ -114,8 +114,8 @@ def test_variables_lead_to_their_value(sources: Sources) -> None:
         value = re.search(r"assigned the value (\d+)", sample.after)
         assert value
         known: dict[str, str] = {}
-        for name, said in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", sample.context):
-            known[name] = known.get(said, said)  # only what was assigned before
+        for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", sample.context):
+            known[name] = known.get(source, source)  # only what was assigned before
         assert sorted(n for n, v in known.items() if v == value[1]) == sorted(sample.outputs)
         assert sample.context.count(NOISE) > 10
         assert sample.before.count("Answer: ") == 1  # the solved example
@@ -148,13 +148,13 @@ def test_questions_come_with_their_documents(sources: Sources) -> None:
         assert f"Title {number}\nIt is {number}. Truly." in sample.context
 
 
-def test_the_share_of_outputs_counts_or_any_of_them() -> None:
+def test_scores_count_the_share_of_outputs_or_any_output() -> None:
     sample = Sample("niah_multiquery", "0", "", "c", "q", "", ("12", "34", "56", "78"))
     assert sample.score("34 and 78") == 50
     assert replace(sample, task="qa_1").score("34 and 78") == 100
 
 
-def test_what_is_missing_is_told(sources: Sources) -> None:
+def test_missing_files_are_named(sources: Sources) -> None:
     with pytest.raises(DataError, match="need --essay: any long text"):
         make("niah_single_2", Sources())
     with pytest.raises(DataError, match="'niah' is not a RULER task"):
@@ -172,9 +172,9 @@ def test_a_file_of_samples_is_read_as_it_was_written(tmp_path: Path, sources: So
     file = tmp_path / "samples.jsonl"
     command = ["ruler-make", "--out", str(file), "--tokenizer", str(tokenizer), "--json"]
     options = ["--tasks", "niah_single_1,niah_multikey_2", "--lengths", "600,900", "--samples", "2"]
-    said = CliRunner().invoke(app, ["bench", *command, *options])
-    assert said.exit_code == 0, said.output
-    assert json.loads(said.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
+    completed = CliRunner().invoke(app, ["bench", *command, *options])
+    assert completed.exit_code == 0, completed.output
+    assert json.loads(completed.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
     samples = list(read_rows(file, Sample.parse))
     assert [sample.row() for sample in samples] == [
         {**json.loads(line), "outputs": tuple(json.loads(line)["outputs"])}

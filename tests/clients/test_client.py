@@ -1,4 +1,4 @@
-"""Both clients against a scripted server: typed events and errors, and what is never sent twice."""
+"""Both clients against a scripted server: typed events and errors, and retries."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ def refused(status: int, kind: str, **headers: str) -> httpx.Response:
 
 
 class Sync:
-    """The synchronous client, its answers as lists of events."""
+    """The synchronous client; streams are returned as lists of events."""
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -99,7 +99,7 @@ class Sync:
 
 
 class Async(Sync):
-    """The same through the asynchronous client."""
+    """The asynchronous client, with the same interface."""
 
     def stream(self, **options: Any) -> list[Event]:
         async def run() -> list[Event]:
@@ -143,7 +143,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Script:
-    """Answers each request with the next of some replies, or raises it."""
+    """Answers each request with the next reply, or raises it."""
 
     def __init__(self, *replies: httpx.Response | type[Exception]) -> None:
         self.replies = list(replies)
@@ -289,7 +289,7 @@ def test_a_request_is_sent_again_when_no_connection_was_made(
     assert 0.25 < pauses[0] < pauses[1] <= 1.0
 
 
-def test_attempts_end(kind: type[Sync], pauses: list[float]) -> None:
+def test_the_number_of_attempts_is_limited(kind: type[Sync], pauses: list[float]) -> None:
     script = Script(*[httpx.ConnectError] * 5)
     with pytest.raises(errors.ConnectionFailedError, match="no server answers"):
         kind(script).stream()
@@ -375,7 +375,7 @@ def test_a_deletion_is_not_repeated_and_a_joined_adaptation_is(kind: type[Sync])
     assert script.requests[0].content == script.requests[1].content
 
 
-def test_texts_become_tokens_and_tokens_texts(kind: type[Sync]) -> None:
+def test_texts_are_tokenised_and_detokenised(kind: type[Sync]) -> None:
     script = Script(httpx.Response(200, json={"tokens": [5, 7], "count": 2}))
     assert kind(script).call("tokenize", "a b") == [5, 7]
     assert json.loads(script.requests[0].content) == {"prompt": "a b", "add_special_tokens": False}

@@ -1,4 +1,4 @@
-"""One step for many requests: torch's own AdamW says what is right, request by request."""
+"""One step for many requests equals torch's AdamW for each request."""
 
 from collections.abc import Callable
 
@@ -55,7 +55,7 @@ def test_equals_torchs_optimiser_for_each_request(form: Op) -> None:
 
 
 def test_tensors_are_stepped_on_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tensors are taken together, and with a request left out."""
+    """For any group size, and with a request left out."""
     results = []
     for most in (1, 4 * 3 * (1 + 63 + 100 * 3), eager.GROUP_BYTES):
         monkeypatch.setattr(eager, "GROUP_BYTES", most)
@@ -72,7 +72,7 @@ def test_tensors_are_stepped_on_in_groups(monkeypatch: pytest.MonkeyPatch) -> No
 
 @FORMS
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_skipped_and_flagged(form: Op, value: float) -> None:
+def test_non_finite_gradients_are_skipped_and_flagged(form: Op, value: float) -> None:
     def run(spoil: bool) -> tuple[list[Tensor], OptimState, Tensor, Tensor]:
         params, grads = tensors(3, 0), tensors(3, 1)
         if spoil:
@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_skipped_and_flagged(form: Op, value: float) -> No
 
 
 @FORMS
-def test_nobody_is_active(form: Op) -> None:
+def test_no_request_is_active(form: Op) -> None:
     params, state = tensors(2, 0), OptimState.new(tensors(2, 0))
     one, off = torch.ones(2), torch.zeros(2, dtype=torch.bool)
     _, stepped = form(params, tensors(2, 1), state, one, one, off)

@@ -1,4 +1,4 @@
-"""Rewards and advantages in Triton: the same as the definition's, straight from the document."""
+"""Rewards and advantages in Triton equal the definition's, and values computed by hand."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_rewards_and_advantages(
     kind: str, R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype
 ) -> None:
     tokens, hidden, document, document_hidden, starts = inputs(R, G, n, k, D, dtype)
-    # The definition in fp32, too: a spread of rounding errors alone must count as none.
+    # The definition runs in fp32, too: a spread of rounding errors must count as zero.
     args = tokens, hidden.float(), document, document_hidden.float(), starts
     for a, b in zip(
         naive.rollout_reward(kind, *args),
@@ -39,7 +39,7 @@ def test_rewards_and_advantages(
         torch.testing.assert_close(b, a, atol=3e-5, rtol=1e-5)
 
 
-def test_equal_rewards_are_worth_nothing() -> None:
+def test_equal_rewards_have_zero_advantage() -> None:
     _, hidden, document, document_hidden, starts = inputs(1, 2, 3, 5, 8, torch.float32)
     own = document[0][starts[0][:, None] + torch.arange(5)].repeat_interleave(3, 0)
     rewards, advantages = form.rollout_reward(
@@ -49,7 +49,7 @@ def test_equal_rewards_are_worth_nothing() -> None:
     assert advantages.tolist() == [0.0] * 6
 
 
-def test_a_rollout_of_nan_spoils_its_own_group_alone() -> None:
+def test_nan_stays_within_its_group() -> None:
     tokens, hidden, document, document_hidden, starts = inputs(2, 2, 2, 3, 8, torch.float32)
     clean = form.rollout_reward("cosine", tokens, hidden, document, document_hidden, starts)
     hidden[3] = float("nan")

@@ -1,4 +1,4 @@
-"""How a served process ends: with its engine, by a signal, and not by one request's failure."""
+"""When a server process ends: with its engine or by a signal, but not by a request's failure."""
 
 import json
 import signal
@@ -48,7 +48,7 @@ Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts served scripted models: the process and its URL, ready."""
+    """Return a function that starts a server with a scripted model: its process and URL."""
     with ExitStack() as stack:
 
         def start(options: str = "{}", *extra: str) -> tuple["subprocess.Popen[str]", str]:
@@ -71,7 +71,7 @@ def start() -> Iterator[Start]:
 
 
 def stream_answer(url: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names of a stream's events, and the code of an error."""
+    """Yield the names of a stream's events, and the code of an error."""
     asked = {**body, "stream": True}
     with httpx.stream("POST", f"{url}/v1/answers", json=asked, timeout=60) as reply:
         for event in sse.parse(reply.iter_bytes()):
@@ -94,9 +94,9 @@ def test_the_process_ends_with_its_engine(
     start: Start, document: str, options: str, code: str
 ) -> None:
     process, url = start(options)
-    with pytest.raises(ClientError) as told:
+    with pytest.raises(ClientError) as failure:
         list(RefineClient(url).stream_answer(**{**BODY, "document": document}))
-    assert told.value.code == code
+    assert failure.value.code == code
     assert process.wait(10) == 1
     assert "the engine is dead or hangs" in rest_of_log(process)
 
@@ -109,7 +109,7 @@ def test_the_process_ends_when_the_base_weights_have_changed(start: Start) -> No
     assert "isolation check failed" in rest_of_log(process)
 
 
-def test_sigterm_refuses_newcomers_finishes_work_and_exits_with_0(start: Start) -> None:
+def test_sigterm_refuses_new_requests_finishes_work_and_exits_with_0(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 10}')
     events = RefineClient(url).stream_answer(**SLOW)
     next(events)
@@ -136,12 +136,12 @@ def test_sigterm_refuses_newcomers_finishes_work_and_exits_with_0(start: Start) 
 
 def test_sigterm_while_a_step_hangs(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 0.5, "stall_seconds": 1}')
-    told: list[str | None] = []
+    codes: list[str | None] = []
 
     def ask() -> None:
         with pytest.raises(ClientError) as error:
             list(RefineClient(url).stream_answer(**{**BODY, "document": "held"}))
-        told.append(error.value.code)
+        codes.append(error.value.code)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -149,7 +149,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
         pass
     process.send_signal(signal.SIGTERM)
     thread.join(10)
-    assert told == ["shutting_down"]
+    assert codes == ["shutting_down"]
     assert process.wait(20) == 1
 
 
@@ -162,7 +162,7 @@ def test_sigterm_ends_the_stream_of_an_adaptation_with_an_event(start: Start) ->
         assert next(events).event == "adaptation.step"
         process.send_signal(signal.SIGTERM)
         *_, last = events
-    assert last.event == "adaptation.ready"  # with the steps that there was time for
+    assert last.event == "adaptation.ready"  # with the steps made so far
     assert '"stopped":"shutdown"' in last.data
     assert process.wait(10) == 0
 
@@ -180,7 +180,7 @@ def test_weights_that_changed_make_the_server_unready(client: TestClient, fake: 
     assert "refine_isolation_violations_total 1.0" in client.get("/metrics").text
 
 
-def test_weights_that_cannot_be_measured_do_not_leave_anybody_waiting(
+def test_a_failing_verification_leaves_no_request_waiting(
     client: TestClient, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> bool:

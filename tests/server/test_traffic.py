@@ -1,4 +1,4 @@
-"""The reliability bench: its clients and its look at a store find what is wrong, and only that."""
+"""The reliability bench: its clients and its check of the store find faults, and only faults."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def url(live: Callable[..., str], tmp_path: Path) -> str:
 
 
 def subjects() -> list[Subject]:
-    """The scripted model answers with the query, from an adaptation with the document's word."""
+    """Make subjects; the scripted model answers with the query or the document's first word."""
     words = enumerate(("one", "two"))
     return [
         Subject(owner, n, word, {"optimizer": {"steps": 2}}, (word,))
@@ -55,7 +55,7 @@ def right_answers(answer: Callable[[str], str]) -> dict[tuple[int, str], str]:
     return {(s.number, query): answer(query) for s in subjects() for query in s.queries}
 
 
-def test_a_good_server_has_nothing_against_it(url: str, tmp_path: Path) -> None:
+def test_a_correct_server_passes(url: str, tmp_path: Path) -> None:
     kept = [Kept(subject) for subject in subjects()]
     tally = act(url, right_answers(lambda query: query), kept)
     counts = tally.counts
@@ -107,18 +107,18 @@ def test_damaged_entries_are_found(url: str, tmp_path: Path) -> None:
     first.write_text(json.dumps(signed))
     assert "the manifest's checksum is wrong" in damaged_entries(store)[0]
     first.unlink()
-    assert damaged_entries(store) == []  # it is no entry any more
+    assert damaged_entries(store) == []  # it is not an entry any more
 
 
-def test_whoever_deletes_is_alone() -> None:
+def test_deleting_is_exclusive() -> None:
     kept = Kept(subjects()[0])
-    with kept.used(), kept.alone() as is_free:
+    with kept.shared(), kept.exclusive() as is_free:
         assert not is_free
-    with kept.alone() as is_free:
+    with kept.exclusive() as is_free:
         assert is_free
-        with kept.alone() as again:
+        with kept.exclusive() as again:
             assert not again
-    with kept.used(), kept.used():
+    with kept.shared(), kept.shared():
         pass
 
 

@@ -1,4 +1,4 @@
-"""A scripted stand-in for a model, and the values that its programs emit."""
+"""A scripted backend, and the values that its programs emit."""
 
 import threading
 import time
@@ -53,7 +53,7 @@ FINGERPRINT = "as loaded"
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What work on a text does where it differs from the plain answer."""
+    """How work on a text differs from the plain answer."""
 
     step: Callable[[], None] = lambda: None
     """Called in every step; it may wait, or raise."""
@@ -306,6 +306,7 @@ def step_report(step: int, *, loss: float = 2.0, seconds: float = 0.001) -> Step
         reward_std=0.1,
         entropy_mean=3.0,
         kl=0.0,
+        attention=0.0,
         grad_norm=1.0,
         seconds=seconds,
         rollout_tokens=10,

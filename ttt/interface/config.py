@@ -19,7 +19,7 @@ Targets = Literal["fast_weights", "low_rank", "queries", "all"]
 
 MAX_BRANCHES = 512
 """Most continuations in one step: they are read as one batch, in memory that requests share."""
-MAX_TOKENS = 4096
+MAX_ANSWER_TOKENS = 4096
 """Longest answer, in tokens, that any server allows; a server's own limit may be lower."""
 
 Temperature = Annotated[float, Field(ge=0.0, le=4.0, description="0 decodes greedily.")]
@@ -155,26 +155,26 @@ class FastWeightConfig(_Settings):
     """The weights that the request owns and steps."""
 
     targets: Targets = "low_rank"
-    """`low_rank`: low-rank deltas of the base weights; `queries`: the same of query projections
-    alone; `fast_weights`: the family's own fast weights; `all`: a full copy of the base weights.
+    """`low_rank`: LoRA on the base weights; `queries`: LoRA on the query projections only;
+    `fast_weights`: the family's own fast weights; `all`: a full copy of the base weights.
     Where `on` is the evidence it is `queries`, and it is `queries` nowhere else."""
     rank: int = Field(8, ge=1, le=256)
-    """Rank of low-rank deltas."""
+    """Rank of the LoRA."""
 
 
 class AdaptConfig(_Settings):
     """Settings of one adaptation (arXiv 2602.16704, section 3; c, n, k and tau as in the paper).
 
     The defaults of rollouts and loss are the paper's test-time setting; targets, rank, steps and
-    learning rate were chosen by trying them on the bundled model (benchmarks/README.md). On
+    learning rate were chosen by experiments with the bundled model (benchmarks/README.md). On
     held-out questions they were not shown to answer better than the unadapted model, nor, with the
-    guard, worse. What improves answers on it (needles in context from 57 to 91 of 100, 24
-    documents) needs the query and is no default: `on` query spans, learned as the query's answer
-    (benchmarks/results/adaptation.md).
+    guard, worse. `on` query spans, learned as the query's answer, improves answers (needles in
+    context from 57 to 91 of 100, 24 documents; benchmarks/results/adaptation.md); it needs the
+    query, so it is not the default.
     """
 
     objective: Objective = "refine"
-    """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss alone; `none`: do not
+    """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss only; `none`: do not
     adapt, answer from the base weights."""
     on: Annotated[OnDocument | OnSpans | OnQuerySpans | OnEvidence, Field(discriminator="kind")] = (
         OnDocument()
@@ -272,7 +272,7 @@ def _kind_of(on: object) -> object:
 class SamplingConfig(_Settings):
     """How an answer is decoded."""
 
-    max_tokens: int = Field(64, ge=0, le=MAX_TOKENS)
+    max_tokens: int = Field(64, ge=0, le=MAX_ANSWER_TOKENS)
     """Longest answer, in tokens. 0 only reads."""
     temperature: Temperature = 0.0
     top_p: TopP = 1.0

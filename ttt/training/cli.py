@@ -1,4 +1,4 @@
-"""``refine-server train``: train the embedded models, and models that are meant to be adapted."""
+"""``refine-server train``: train the bundled models, and models that are meant to be adapted."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # --help must not import torch
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train the embedded models, and models that are meant to be adapted.",
+    help="Train the bundled models, and models that are meant to be adapted.",
 )
 
 Out = Annotated[Path, typer.Option(help="Directory to write the model and checkpoints to.")]
@@ -37,7 +37,7 @@ Model = Annotated[
 
 @app.callback()
 def _train() -> None:
-    """Train the embedded models, and models that are meant to be adapted."""
+    """Train the bundled models, and models that are meant to be adapted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -144,7 +144,9 @@ def mid(
 
 @app.command()
 def compare(
-    model: Model = "tiny",
+    model: Annotated[
+        str, typer.Option(help="Model to evaluate: a name, a directory or a hub id (owner/name).")
+    ] = "tiny",
     tokens: Annotated[
         int, typer.Option(min=32, help="Approximate document length in tokens.")
     ] = 220,
@@ -190,7 +192,7 @@ def compare(
 
 
 def _changed(config: "AdaptConfig", changes: str, option: str) -> "AdaptConfig":
-    """The settings with the changes that an option gives as a JSON object."""
+    """Apply the changes that an option gives as a JSON object to the settings."""
     from pydantic import ValidationError
 
     try:
@@ -210,7 +212,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _show(progress: "Progress") -> None:
-    """Show progress: one line that is rewritten on a terminal, else a line every ten steps."""
+    """Show progress: one line that is rewritten on a terminal, otherwise a line every ten steps."""
     figures = "  ".join(f"{name} {value:.3g}" for name, value in progress.figures.items())
     line = (
         f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {figures}  "

@@ -1,4 +1,4 @@
-"""The store holds whole entries only, whatever happens to it."""
+"""The store has complete entries only, whatever happens to it."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{tmp_path.name}/prefix"
 
 
-def test_what_is_saved_is_loaded_and_listed_and_deleted(url: str) -> None:
+def test_entries_are_saved_loaded_listed_and_deleted(url: str) -> None:
     store = Store(url, FINGERPRINT)
     assert store.manifests() == []
     for i in (1, 2):
@@ -76,7 +76,7 @@ def test_another_models_entries_are_not_seen(url: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["../../etc/passwd", "adapt-1", "", "adapt-" + "g" * 32])
-def test_only_ids_of_our_own_form_paths(url: str, bad: str) -> None:
+def test_only_valid_ids_become_paths(url: str, bad: str) -> None:
     store = Store(url, FINGERPRINT)
     for touch in (store.load, store.delete, store.quarantine):
         with pytest.raises(StoreError, match="not the id of an entry"):
@@ -111,7 +111,7 @@ def wrong_shape(folder: str, fs) -> None:
 
 
 def flat_settings(folder: str, fs) -> None:
-    """As versions before 0.2.0 wrote them, whole and signed."""
+    """Write settings as versions before 0.2.0 did, complete and signed."""
     described = json.loads(fs.cat_file(f"{folder}/{MANIFEST}"))["manifest"]
     described["config"] = {"objective": "refine", "prefix": "full", "steps": 3, "chunks": 8}
     text = json.dumps(described, sort_keys=True).encode()
@@ -154,7 +154,7 @@ def test_a_foreign_entry_is_refused(url: str) -> None:
     store.save(manifest(IDS[0], b"x", fingerprint="0" * 64), b"x")
     store.save(manifest(IDS[1], b"x"), b"x")
     store.fs.mv(f"{store.root}/{IDS[1]}", f"{store.root}/{IDS[2]}", recursive=True)
-    assert store.manifests() == []  # another model's, and one that says it is another
+    assert store.manifests() == []  # another model's entry, and one whose id does not match
     assert len(store.fs.ls(f"{store.root}/{QUARANTINE}", detail=False)) == 2
 
 
@@ -164,7 +164,7 @@ def test_an_entry_without_manifest_is_not_there_and_is_deleted_when_old(tmp_path
     folder.mkdir(parents=True)
     (folder / DATA).write_bytes(b"half")
     assert store.manifests() == []
-    assert folder.exists()  # somebody may be writing it now
+    assert folder.exists()  # it may be being written
     long_ago = time.time() - 2 * PARTIAL_SECONDS
     os.utime(folder / DATA, (long_ago, long_ago))
     assert store.manifests() == []
@@ -183,7 +183,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(Path(store.root).iterdir()) == []
 
 
-def test_a_store_that_is_not_there_is_told_plainly(tmp_path: Path) -> None:
+def test_a_missing_store_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     store = Store((tmp_path / "file").as_uri(), FINGERPRINT)
     with pytest.raises(StoreError, match="cannot write"):

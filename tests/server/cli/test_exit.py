@@ -1,4 +1,4 @@
-"""Every error that a user can act on ends a command with one line and a status of its kind."""
+"""Every error that a user can act on ends a command with one line and the status of its kind."""
 
 import importlib
 import tomllib
@@ -63,7 +63,7 @@ def test_every_class_of_the_map_exists() -> None:
         assert issubclass(getattr(importlib.import_module(module), cls), Exception)
 
 
-def test_a_module_of_an_extra_is_said_to_be_missing(
+def test_a_missing_module_of_an_extra_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit) as ended, exit_on_error():
@@ -79,7 +79,7 @@ def test_every_package_of_the_bench_extra_is_known() -> None:
 
 
 def _module(requirement: str) -> str:
-    """The module of a requirement; all of ours are named like their package."""
+    """Return the module of a requirement; all of ours have the name of their package."""
     return requirement.partition(">")[0].partition("[")[0].replace("-", "_")
 
 

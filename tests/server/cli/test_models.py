@@ -1,4 +1,4 @@
-"""``refine-server models`` on directories as their authors write them."""
+"""``refine-server models`` on directories as fla and transformers write them."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def models(*arguments: str | Path) -> str:
 
 
 def fla_directory(name: str, target: Path, **changes: int) -> Path:
-    """As fla's own save_pretrained writes it, with the tiny model's tokenizer."""
+    """Write a directory as fla's save_pretrained does, with the tiny model's tokenizer."""
     from safetensors import safe_open
 
     target.mkdir()
@@ -81,7 +81,7 @@ def test_list_names_every_family() -> None:
 
 @pytest.mark.parametrize("name", ["delta_net", "gated_delta_net", "lact_760m_style", "qwen3_next"])
 @pytest.mark.parametrize("targets", ["fast_weights", "all"])
-def test_inspect_says_what_a_loaded_model_has(tmp_path: Path, name: str, targets: str) -> None:
+def test_inspect_equals_a_loaded_model(tmp_path: Path, name: str, targets: str) -> None:
     path = tmp_path / name
     if name == "qwen3_next":
         hybrid_directory(path)
@@ -106,7 +106,7 @@ def test_inspect_reads_no_weights(tmp_path: Path) -> None:
 
 
 def test_the_longest_document_fits_the_memory() -> None:
-    """Twice the bytes a token for twice the length, so what is left decides."""
+    """Both bytes per token and length are doubled, so the remaining memory decides."""
     small, large = (measure("tiny", memory_bytes=m * 2**30) for m in (1, 2))
     assert small.longest_document is not None
     assert large.longest_document is not None
@@ -118,7 +118,7 @@ def test_the_longest_document_fits_the_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["gated_delta_net", "qwen3_next"])
-def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
+def test_a_converted_model_loads(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     hybrid_directory(path) if name == "qwen3_next" else fla_directory(name, path)
     models("convert", path, tmp_path / "half", "--dtype", "bfloat16")
@@ -139,7 +139,7 @@ def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
         (("convert", "missing.gguf", "somewhere"), "missing.gguf"),
     ],
 )
-def test_bad_input_is_told_in_a_line(
+def test_bad_input_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

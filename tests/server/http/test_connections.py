@@ -1,4 +1,4 @@
-"""A block of work ends when the client that waits for it leaves."""
+"""A block of work is cancelled when its client disconnects."""
 
 import asyncio
 from contextlib import suppress
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Client:
-    """The receiving side of a request whose body was read: silence, and then the disconnect."""
+    """The receiving side of a request after its body: nothing, and then the disconnect."""
 
     def __init__(self, *, leaves_after: float | None = None) -> None:
         self.leaves_after = leaves_after
@@ -74,7 +74,7 @@ async def test_a_cancelled_caller_is_not_taken_for_a_client_that_left() -> None:
     assert task.cancelled()
 
 
-async def test_what_else_arrives_is_no_disconnect() -> None:
+async def test_other_messages_are_not_a_disconnect() -> None:
     messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:

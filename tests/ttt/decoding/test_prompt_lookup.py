@@ -1,4 +1,4 @@
-"""Drafts from what stands before: where they come from, and that they change nothing but speed."""
+"""Drafts by prompt lookup: where they come from, and that they change nothing but speed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -33,24 +33,24 @@ GREEDY = SamplingConfig(max_tokens=TOKENS)
 # -- where drafts come from -------------------------------------------------------------------
 
 
-def searched(tokens: Sequence[int], room: int) -> tuple[int, ...]:
-    """``Lookup.draft`` as it is defined: every length of match from the longest, latest first."""
+def searched(tokens: Sequence[int], limit: int) -> tuple[int, ...]:
+    """Compute ``Lookup.draft`` by its definition: the latest of the longest matches."""
     for n in range(min(LONGEST, len(tokens) - 1), 0, -1):
         for place in range(len(tokens) - 1, n - 1, -1):
             if tokens[place - n : place] == tokens[-n:]:
-                return tuple(tokens[place : place + min(n, room)])
+                return tuple(tokens[place : place + min(n, limit)])
     return ()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 8))
-def test_a_draft_follows_the_latest_of_the_longest_matches(tokens: list[int], room: int) -> None:
+def test_a_draft_follows_the_latest_of_the_longest_matches(tokens: list[int], limit: int) -> None:
     begun = Lookup(tokens[: len(tokens) // 2])
     for token in tokens[len(tokens) // 2 :]:
         begun.append(token)
-    assert begun.draft(room) == Lookup(tokens).draft(room) == searched(tokens, room)
+    assert begun.draft(limit) == Lookup(tokens).draft(limit) == searched(tokens, limit)
 
 
-def test_what_never_stood_before_has_no_draft() -> None:
+def test_new_tokens_have_no_draft() -> None:
     assert Lookup([1, 2, 3]).draft(8) == ()
     assert Lookup([1, 2, 3, 1]).draft(8) == (2,)
     assert Lookup([1, 2, 3, 1, 2]).draft(8) == (3, 1)
@@ -63,7 +63,7 @@ def test_what_never_stood_before_has_no_draft() -> None:
 class Decode:
     """A model with a prompt read, what greedy decoding writes after it, and decoding with drafts.
 
-    ``plain`` is by definition: everything is read again for every token.
+    ``plain`` is the definition: everything is read again for every token.
     """
 
     def __init__(self, model: CausalLM, prompt: list[int], fast: FastWeights = BASE) -> None:
@@ -81,7 +81,7 @@ class Decode:
 
     @property
     def nearly(self) -> list[int]:
-        """What will be written with every seventh token wrong, and then the prompt."""
+        """The expected tokens with every seventh one wrong, and then the prompt."""
         written = [(t + 1) % 96 if n % 7 == 6 else t for n, t in enumerate(self.plain)]
         return [*written, *self.prompt]
 
@@ -100,7 +100,7 @@ class Decode:
 
 
 class Written:
-    """A decoding done to its end: its tokens, its steps, and what each step gave."""
+    """A finished decoding: its tokens, its steps, and the result of each step."""
 
     def __init__(self) -> None:
         self.tokens: list[DecodedToken] = []
@@ -161,8 +161,8 @@ def test_drafts_change_no_token_and_no_log_probability(make: MakeDecode, dtype, 
 
 
 @TARGETS
-def test_what_was_not_accepted_leaves_the_state(make: MakeDecode, targets) -> None:
-    """After each number of right tokens the state is that of reading only them, one by one."""
+def test_rejected_draft_tokens_leave_the_state(make: MakeDecode, targets) -> None:
+    """After any number of accepted tokens, the state equals reading only them, one by one."""
     case = make(targets=targets)
     token, *following = case.plain
     for right in range(5):
@@ -191,14 +191,14 @@ def test_a_state_gives_up_what_was_read_since_and_no_more(make: MakeDecode) -> N
         state.truncate(1)
 
 
-def test_drafts_are_for_those_who_decode_alone(make: MakeDecode, perturbed) -> None:
+def test_drafts_are_used_only_when_a_request_decodes_alone(make: MakeDecode, perturbed) -> None:
     case = make()
     other = FastWeights(perturbed(case.model).tensors)
     token, *following = case.plain
     drafted = DecodeStep(case.model, token, case.after.state, BASE, tuple(following[:3]))
-    company = DecodeStep(case.model, 5, case.after.state, other, (1, 2))
-    together = run_batch([drafted, company])
-    for step, after in zip((drafted, company), together, strict=True):
+    other_step = DecodeStep(case.model, 5, case.after.state, other, (1, 2))
+    together = run_batch([drafted, other_step])
+    for step, after in zip((drafted, other_step), together, strict=True):
         [alone] = run_batch([DecodeStep(case.model, step.token, step.state, step.fast)])
         torch.testing.assert_close(after.logits, alone.logits, atol=1e-9, rtol=0)
         assert after.state.position.tolist() == alone.state.position.tolist() == [22]
@@ -247,7 +247,7 @@ def text(case: Decode, ids: Sequence[int]) -> str:
 
 
 def test_only_states_that_can_be_cut_are_drafted_on(model: CausalLM, make_model) -> None:
-    """Recurrent memories and windows forget; nothing brings back what they were."""
+    """Recurrent memories and windows cannot be restored to an earlier token."""
     overlay = type(model).__name__ == "Overlay"
     windows = overlay and any(model.windows)
     assert model.truncates_states is (overlay and not windows)

@@ -1,4 +1,4 @@
-"""The guard evaluates weights on tokens that they were not adapted on, and keeps the best."""
+"""The guard evaluates weights on held-out tokens and keeps the best."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,7 +11,7 @@ from refine_server.ttt.batching import run as drive
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans
-from refine_server.ttt.interface.reports import Judgement, StepReport
+from refine_server.ttt.interface.reports import EvalResult, StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.held_out import (
@@ -91,7 +91,7 @@ def test_one_span_of_each_block_is_held_out(taken: list[Span], last: int) -> Non
     assert taken or len(spans) >= blocks - 1
 
 
-def test_a_document_without_room_has_no_held_out_span() -> None:
+def test_a_short_document_has_no_held_out_span() -> None:
     assert place_spans(41, 56, [], 5, torch.Generator()) == []
     assert place_spans(41, 100, [Span(40, 100)], 5, torch.Generator()) == []
 
@@ -150,7 +150,7 @@ def test_an_evaluation_equals_reading_the_document_and_its_cues_again(
 
 
 def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: Tokens) -> None:
-    """Documents with 3, 2 and 3 spans: rows and tokens of the others are filled up."""
+    """Documents have 3, 2 and 3 spans, so that rows and tokens are padded."""
 
     def three() -> list[tuple[AdaptationRun, HeldOutEvaluator]]:
         pairs = []
@@ -187,14 +187,14 @@ def test_one_step_is_evaluated_once(model: CausalLM, tokens: Tokens) -> None:
 
 
 def test_a_lower_loss_alone_is_not_better(model: CausalLM, tokens: Tokens) -> None:
-    """Of those that repeat no less than the base weights, the one of the lowest loss is kept."""
+    """Of the weights whose reward is at least the base's, those of the lowest loss are kept."""
     fast = model.new_fast_weights("low_rank", 8, 0)
     evaluator = evaluator_of(Rows(model, tokens(1, 200), fast), fast)
     results = [(2.0, 0.5), (1.0, 0.4), (1.5, 0.5), (1.4, 0.9), (1.6, 1.0)]
     for step, (loss, reward) in enumerate(results):
         for tensor in fast.parameters():
             tensor.fill_(step)
-        evaluator.record(Judgement(step=step, loss=loss, reward=reward))
+        evaluator.record(EvalResult(step=step, loss=loss, reward=reward))
     assert evaluator.restore_best() == 3
     assert all(bool((tensor == 3).all()) for tensor in fast.parameters())
 
@@ -212,7 +212,7 @@ def test_no_more_than_eight_evaluations_are_due(
     assert len(due) <= held_out.MAX_EVALUATIONS
 
 
-# -- what becomes of an adaptation ---------------------------------------------------------------
+# -- the result of an adaptation -----------------------------------------------------------------
 
 
 def test_what_can_be_learned_is_accepted(model: CausalLM, tokens: Tokens) -> None:
@@ -263,7 +263,7 @@ def test_steps_end_three_evaluations_after_the_best(model: CausalLM, tokens: Tok
 def test_what_cannot_be_learned_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens, on: OnDocument | OnSpans
 ) -> None:
-    """Tokens without any order, and steps too large for even their mean to be learned."""
+    """The tokens are random, and the steps are too large to learn even their distribution."""
     ids = tokens(1, 300)
     adapted, _ = adapted_to(
         model, ids, config(optimizer={"steps": 10, "learning_rate": 0.5}, on=on)

@@ -1,4 +1,4 @@
-"""An adaptation lowers what it reads, ends as its report says, and changes nothing but the copy."""
+"""An adaptation lowers the loss that it reads, reports its end, and changes only the copy."""
 
 import pytest
 import torch
@@ -156,7 +156,7 @@ def test_a_non_finite_gradient_falls_back_to_the_base(model: CausalLM, tokens: T
 
 
 def test_weights_that_end_up_non_finite_are_not_used(model: CausalLM, tokens: Tokens) -> None:
-    """After the last step there is no loss that would tell."""
+    """After the last step no further loss is computed that could reveal it."""
     ids, settings = (
         tokens(1, 90),
         config(optimizer={"steps": 1}, fast_weights={"targets": "fast_weights"}),
@@ -196,7 +196,7 @@ def test_a_caller_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> N
 
 
 @pytest.mark.parametrize("length", [2, 5, 9])
-def test_a_document_without_room_for_a_rollout_is_answered_from_the_base(
+def test_a_document_too_short_for_a_rollout_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens, length: int
 ) -> None:
     report = adapted_to(
