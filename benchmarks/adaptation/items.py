@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
+from typing_extensions import override
+
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.benchmarks.ruler.generate import Sources, generate
 from refine_server.benchmarks.ruler.samples import Sample
@@ -65,8 +67,8 @@ class Prose(Sources):
         at = random.Random(self.start).randrange(len(words))
         return (*words[at:], *words[:at])
 
+    @override
     def essay_words(self) -> tuple[str, ...]:
-        """See ``Sources.essay_words``."""
         return self._words
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, FastWeightConfig, RolloutConfig
@@ -92,8 +93,8 @@ class Trainer(Run):
         if resume:
             self.restore()
 
+    @override
     def loss(self) -> StepLoss:
-        """See ``Run.loss``."""
         recipe = self.recipe
         rng = random.Random(f"mid:{recipe.seed}:{self.step}")
         last = len(self.corpus) - recipe.tokens

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import (
@@ -246,8 +247,8 @@ class Trainer(Run):
         if resume:
             self.restore()
 
+    @override
     def loss(self) -> StepLoss:
-        """See ``Run.loss``."""
         recipe, model = self.recipe, self.model
         rng = random.Random(f"nested:{recipe.seed}:{self.step}")
         tokens, facts = recipe.size(self.step, rng)

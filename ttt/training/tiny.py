@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import override
 
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.families.fla.delta_net import DeltaNet, DeltaNetConfig
@@ -169,8 +170,8 @@ class Trainer(Run):
         if resume:
             self.restore()
 
+    @override
     def loss(self) -> StepLoss:
-        """See ``Run.loss``."""
         batch = make_batch(self.recipe, self.step, self.tokenizer)
         loss, retrieved = loss_of(self.model, batch)
         figures = {"retrieved": retrieved.item(), "length": batch.ids.shape[1]}
