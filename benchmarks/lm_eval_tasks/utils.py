@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from refine_server.benchmarks.longbench.data import load
-from refine_server.benchmarks.longbench.prompts import ask
+from refine_server.benchmarks.longbench.prompts import split_prompt
 from refine_server.benchmarks.longbench.score import score
 from refine_server.benchmarks.longbench.tasks import task_of
 from refine_server.benchmarks.rows import DataError, read_rows
@@ -39,7 +39,7 @@ def longbench(
         tokens = FileTokenizer(tokenizer)
     docs = []
     for row in load(folder, [dataset]):
-        asked = ask(row, int(max_length), tokens)
+        asked = split_prompt(row, int(max_length), tokens)
         docs.append(
             {
                 "id": row.id,

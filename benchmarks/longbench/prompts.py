@@ -1,4 +1,4 @@
-"""A row as a document and a query, cut in the middle to a number of tokens as is official."""
+"""A row split into document and query, truncated in the middle as LongBench does officially."""
 
 from dataclasses import dataclass
 
@@ -7,33 +7,43 @@ from refine_server.benchmarks.rows import DataError
 from refine_server.benchmarks.tokens import Tokenizer
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is sent: the whole ``prompt``, or its part up to the context's end and the rest."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitPrompt:
+    """A row's prompt, whole and split into the document and the query that a request sends."""
 
     document: str
+    """The prompt up to the end of the context."""
     query: str
+    """The rest of the prompt, without leading line breaks."""
     prompt: str
+    """The whole prompt."""
     truncated: bool
+    """Whether the middle of the context was cut out."""
 
 
-def ask(row: Row, max_length: int, tokenizer: Tokenizer) -> Asked:
-    """The row's prompt in two parts, of at most about ``max_length`` tokens together.
+def split_prompt(row: Row, max_length: int, tokenizer: Tokenizer) -> SplitPrompt:
+    """Split a row's prompt into two parts, which have at most about ``max_length`` tokens together.
 
-    The official truncation keeps the first and the last half of the whole prompt's tokens. So does
-    this one, but it cuts the context only: an instruction or a question is never cut. A row with
-    half of a surrogate pair stays whole: no tokenizer reads it, and no server takes it.
+    The official truncation keeps the first and the last half of the whole prompt's tokens. This one
+    does too, but it cuts the context only, never the instruction or the question. A row with an
+    unpaired surrogate is not truncated: tokenizers cannot encode it, and the server refuses it.
 
     Raises:
         DataError: the prompt is too long even without its context.
     """
     before, after = row.task.before, row.task.after(row.question)
     if not _is_unicode(row.context + after):
-        return Asked(before + row.context, after.lstrip("\n"), before + row.context + after, False)
-    around = len(tokenizer.encode(before)), len(tokenizer.encode(after))
-    context, truncated = cut_middle(row.context, around, max_length, tokenizer)
+        context, truncated = row.context, False
+    else:
+        around = len(tokenizer.encode(before)), len(tokenizer.encode(after))
+        context, truncated = cut_middle(row.context, around, max_length, tokenizer)
     # The server puts its own separator between a document and a query.
-    return Asked(before + context, after.lstrip("\n"), before + context + after, truncated)
+    return SplitPrompt(
+        document=before + context,
+        query=after.lstrip("\n"),
+        prompt=before + context + after,
+        truncated=truncated,
+    )
 
 
 def _is_unicode(text: str) -> bool:
@@ -47,13 +57,13 @@ def _is_unicode(text: str) -> bool:
 def cut_middle(
     text: str, around: tuple[int, int], max_length: int, tokenizer: Tokenizer
 ) -> tuple[str, bool]:
-    """A text without its middle, so that it and ``around`` have ``max_length`` tokens at most.
+    """Cut the middle out of a text, so that it and ``around`` have at most ``max_length`` tokens.
 
     Args:
-        text: what may be cut.
-        around: tokens before the text and behind it; they count, but are not cut.
-        max_length: of all.
-        tokenizer: of the model.
+        text: the text to cut.
+        around: numbers of tokens before and after the text; they count, but are not cut.
+        max_length: maximum number of tokens of the text and what is around it.
+        tokenizer: the model's tokenizer.
 
     Returns:
         The text and whether it was cut.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from refine_server.benchmarks.longbench.data import Row
-from refine_server.benchmarks.longbench.prompts import ask
+from refine_server.benchmarks.longbench.prompts import split_prompt
 from refine_server.benchmarks.longbench.score import score
 from refine_server.benchmarks.replay.questions import Question
 from refine_server.benchmarks.tokens import Tokenizer
@@ -13,7 +13,7 @@ from refine_server.benchmarks.tokens import Tokenizer
 def questions(rows: Sequence[Row], max_length: int, tokenizer: Tokenizer) -> Iterator[Question]:
     """Each row as the benchmark asks and scores it, its prompt cut to ``max_length`` tokens."""
     for row in rows:
-        asked = ask(row, max_length, tokenizer)
+        asked = split_prompt(row, max_length, tokenizer)
         kept = {
             "answers": row.answers,
             "all_classes": row.classes,

@@ -11,52 +11,55 @@ from refine_server.benchmarks.rows import DataError
 from refine_server.benchmarks.ruler.samples import Sample, around
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question: its documents, and others near by, as indices."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentQuestion:
+    """A question over documents, which are given as indices into ``Documents.documents``."""
 
     query: str
     outputs: tuple[str, ...]
+    """Accepted answers."""
     own: tuple[int, ...]
+    """The documents that answer the question."""
     near: tuple[int, ...] = ()
+    """Distractors from the same article."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The tasks qa_1 and qa_2; the haystack's unit is a document."""
+    """Makes samples of the tasks qa_1 and qa_2; a haystack's size is its number of documents."""
 
     documents: tuple[str, ...]
-    questions: tuple[Asked, ...]
+    questions: tuple[DocumentQuestion, ...]
 
     @property
     def least(self) -> int:
-        """The most documents that one question needs."""
+        """The smallest possible haystack: the most documents that one question needs."""
         return max(len(question.own) for question in self.questions)
 
     def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
-        """The ``index``-th question over ``size`` documents: its own, those near by, then any."""
+        """Make the sample of the ``index``-th question: its documents, near ones, then others."""
         number = int(index.rpartition("-")[2])
         if number >= len(self.questions):
             raise DataError(f"--samples: {task} has only {len(self.questions)} questions")
         question = self.questions[number]
-        room = min(size, len(self.documents)) - len(question.own)
-        near = rng.sample(question.near, min(room, len(question.near)))
+        free = min(size, len(self.documents)) - len(question.own)
+        near = rng.sample(question.near, min(free, len(question.near)))
         taken = {*question.own, *question.near}
         others = [i for i in range(len(self.documents)) if i not in taken]
-        far = rng.sample(others, min(room - len(near), len(others)))
+        far = rng.sample(others, min(free - len(near), len(others)))
         chosen = [*question.own, *near, *far]
         rng.shuffle(chosen)
-        told = (f"Document {n}:\n{self.documents[i]}" for n, i in enumerate(chosen, 1))
-        return around(task, index, "\n\n".join(told), question.outputs, query=question.query)
+        texts = (f"Document {n}:\n{self.documents[i]}" for n, i in enumerate(chosen, 1))
+        return around(task, index, "\n\n".join(texts), question.outputs, query=question.query)
 
 
 def read_squad(path: Path) -> Documents:
-    """SQuAD 2.0's ``dev-v2.0.json``: paragraphs, and the questions that they answer."""
+    """Read SQuAD 2.0's ``dev-v2.0.json``: paragraphs, and the questions that they answer."""
     return _read(path, _squad)
 
 
 def read_hotpotqa(path: Path) -> Documents:
-    """HotpotQA's ``hotpot_dev_distractor_v1.json``: ten paragraphs for each question."""
+    """Read HotpotQA's ``hotpot_dev_distractor_v1.json``: ten paragraphs for each question."""
     return _read(path, _hotpotqa)
 
 
@@ -72,17 +75,24 @@ def _squad(data: Any) -> Documents:
             for qa in paragraph["qas"]:
                 if not qa.get("is_impossible"):
                     outputs = tuple(answer["text"] for answer in qa["answers"])
-                    questions.append(Asked(qa["question"], outputs, (own,), near))
+                    query = qa["question"]
+                    questions.append(
+                        DocumentQuestion(query=query, outputs=outputs, own=(own,), near=near)
+                    )
     return Documents(tuple(number), tuple(questions))
 
 
 def _hotpotqa(data: Any) -> Documents:
-    def told(paragraph: Any) -> str:
+    def text_of(paragraph: Any) -> str:
         return f"{paragraph[0]}\n{''.join(paragraph[1])}"
 
-    number = _numbered(told(p) for row in data for p in row["context"])
+    number = _numbered(text_of(p) for row in data for p in row["context"])
     questions = [
-        Asked(row["question"], (row["answer"],), tuple(number[told(p)] for p in row["context"]))
+        DocumentQuestion(
+            query=row["question"],
+            outputs=(row["answer"],),
+            own=tuple(number[text_of(p)] for p in row["context"]),
+        )
         for row in data
     ]
     return Documents(tuple(number), tuple(questions))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from refine_server.benchmarks.longbench.data import bucket, load
 from refine_server.benchmarks.longbench.metrics import METRICS
-from refine_server.benchmarks.longbench.prompts import ask, cut_middle
+from refine_server.benchmarks.longbench.prompts import cut_middle, split_prompt
 from refine_server.benchmarks.longbench.score import score_file
 from refine_server.benchmarks.longbench.tasks import task_of, tasks
 from refine_server.benchmarks.rows import DataError
@@ -221,7 +221,7 @@ def test_a_question_is_never_cut() -> None:
 def test_document_and_query_make_the_official_prompt(tmp_path: Path) -> None:
     as_json_lines(tmp_path, [ROW])
     (row,) = load(tmp_path, ["hotpotqa"])
-    asked = ask(row, 1000, Words())
+    asked = split_prompt(row, 1000, Words())
     official = row.task.prompt.replace("{context}", row.context).replace("{input}", row.question)
     assert asked.prompt == official
     assert f"{asked.document}\n\n{asked.query}" == official
