@@ -47,7 +47,7 @@ FORMS = ("naive", "torch", "triton")
 """Values of REFINE_KERNELS; ``torch`` stands for the eager forms."""
 
 
-def _chosen_form() -> str | None:
+def _forced_form() -> str | None:
     """Return the form that the environment forces, or None: the device decides."""
     form = os.environ.get("REFINE_KERNELS")
     if form is not None and form not in FORMS:
@@ -64,7 +64,7 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-FORM = _chosen_form()
+FORCED_FORM = _forced_form()
 
 
 def definitions_only() -> bool:
@@ -72,7 +72,7 @@ def definitions_only() -> bool:
 
     A caller that computes an op itself, fused with its neighbours, must then call the op instead.
     """
-    return FORM == "naive"
+    return FORCED_FORM == "naive"
 
 
 def _choose(
@@ -86,14 +86,14 @@ def _choose(
         triton: whether the op's folder has a ``triton_impl`` as well.
     """
     fast = eager or naive
-    if FORM == "naive":
+    if FORCED_FORM == "naive":
         return naive
-    if FORM == "torch" or not triton:
+    if FORCED_FORM == "torch" or not triton:
         return fast
 
     @functools.wraps(naive)
     def by_device(*args: P.args, **kwargs: P.kwargs) -> R:
-        if FORM == "triton" or _on_gpu(args):
+        if FORCED_FORM == "triton" or _on_gpu(args):
             return _triton_form(naive)(*args, **kwargs)
         return fast(*args, **kwargs)
 

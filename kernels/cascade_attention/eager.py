@@ -35,7 +35,7 @@ def cascade_attention(
     if q.device.type != "cpu" or prefix_k.shape[2] == 0:
         return naive.cascade_attention(*inputs)
     if not torch.is_grad_enabled():
-        return _merged(*inputs)[0]
+        return _attend_and_merge(*inputs)[0]
     apply: Callable[..., Tensor] = _CascadeAttention.apply
     return apply(*inputs)
 
@@ -45,7 +45,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 """What ``F.scaled_dot_product_attention`` runs on CPUs; these also return the log-sum-exp."""
 
 
-def _merged(
+def _attend_and_merge(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -56,12 +56,12 @@ def _merged(
     tail_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, and the log-sum-exp [B, H, N, 1] of the scores of either part."""
-    long = _long(q, prefix_k.shape[0])
-    on_prefix, of_prefix = _flash(long, prefix_k, prefix_v, attn_mask=prefix_mask, scale=scale)
-    on_tail, of_tail = _flash(q, k, v, attn_mask=tail_mask, scale=scale)
-    on_prefix, of_prefix = _short(on_prefix, q), _short(of_prefix.unsqueeze(-1), q)
-    of_tail = of_tail.unsqueeze(-1)
-    return torch.lerp(on_tail, on_prefix, (of_prefix - of_tail).sigmoid_()), of_prefix, of_tail
+    long = _fold_rows(q, prefix_k.shape[0])
+    o_prefix, lse_prefix = _flash(long, prefix_k, prefix_v, attn_mask=prefix_mask, scale=scale)
+    o_tail, lse_tail = _flash(q, k, v, attn_mask=tail_mask, scale=scale)
+    o_prefix, lse_prefix = _unfold_rows(o_prefix, q), _unfold_rows(lse_prefix.unsqueeze(-1), q)
+    lse_tail = lse_tail.unsqueeze(-1)
+    return torch.lerp(o_tail, o_prefix, (lse_prefix - lse_tail).sigmoid_()), lse_prefix, lse_tail
 
 
 class _CascadeAttention(torch.autograd.Function):
@@ -85,9 +85,9 @@ class _CascadeAttention(torch.autograd.Function):
         tail_mask: Tensor | None,
     ) -> Tensor:
         inputs = q, k, v, prefix_k, prefix_v
-        o, of_prefix, of_tail = _merged(*inputs, scale, prefix_mask, tail_mask)
+        o, lse_prefix, lse_tail = _attend_and_merge(*inputs, scale, prefix_mask, tail_mask)
         if any(ctx.needs_input_grad):
-            lse = torch.logaddexp(of_prefix, of_tail)
+            lse = torch.logaddexp(lse_prefix, lse_tail)
             ctx.save_for_backward(*inputs, o, lse, prefix_mask, tail_mask)
             ctx.scale = scale
         return o
@@ -97,23 +97,32 @@ class _CascadeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, prefix_k, prefix_v, o, lse, prefix_mask, tail_mask = ctx.saved_tensors
         R = prefix_k.shape[0]
-        of_q, of_k, of_v = _flash_backward(
+        grad_q, grad_k, grad_v = _flash_backward(
             *(grad.contiguous(), q, k, v, o, lse[..., 0]),
             *(0.0, False),
             attn_mask=tail_mask,
             scale=ctx.scale,
         )
-        long_q, long_o, long_grad = (_long(x, R) for x in (q, o, grad))
-        more, of_prefix_k, of_prefix_v = _flash_backward(
-            *(long_grad, long_q, prefix_k, prefix_v, long_o, _long(lse, R)[..., 0]),
+        long_q, long_o, long_grad = (_fold_rows(x, R) for x in (q, o, grad))
+        from_prefix, grad_prefix_k, grad_prefix_v = _flash_backward(
+            *(long_grad, long_q, prefix_k, prefix_v, long_o, _fold_rows(lse, R)[..., 0]),
             *(0.0, False),
             attn_mask=prefix_mask,
             scale=ctx.scale,
         )
-        return of_q + _short(more, q), of_k, of_v, of_prefix_k, of_prefix_v, None, None, None
+        return (
+            grad_q + _unfold_rows(from_prefix, q),
+            grad_k,
+            grad_v,
+            grad_prefix_k,
+            grad_prefix_v,
+            None,
+            None,
+            None,
+        )
 
 
-def _long(x: Tensor, R: int) -> Tensor:
+def _fold_rows(x: Tensor, R: int) -> Tensor:
     """Lay the rows of a prefix out as one long sequence: [B, H, N, D] to [R, H, B/R N, D]."""
     B, H, N, D = x.shape
     if R == B:
@@ -121,8 +130,8 @@ def _long(x: Tensor, R: int) -> Tensor:
     return x.view(R, B // R, H, N, D).transpose(1, 2).reshape(R, H, B // R * N, D)
 
 
-def _short(x: Tensor, like: Tensor) -> Tensor:
-    """Invert ``_long``: [R, H, B/R N, D] to [B, H, N, D], with B, H and N as in ``like``."""
+def _unfold_rows(x: Tensor, like: Tensor) -> Tensor:
+    """Invert ``_fold_rows``: [R, H, B/R N, D] to [B, H, N, D], with B, H and N as in ``like``."""
     B, H, N, _ = like.shape
     R = x.shape[0]
     if R == B:

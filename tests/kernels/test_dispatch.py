@@ -19,33 +19,33 @@ NAIVE, FAST = token_stats_naive.token_stats, token_stats_eager.token_stats
 
 def test_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFINE_KERNELS", raising=False)
-    assert dispatch._chosen_form() is None
+    assert dispatch._forced_form() is None
     for form in ("naive", "torch"):
         monkeypatch.setenv("REFINE_KERNELS", form)
-        assert dispatch._chosen_form() == form
+        assert dispatch._forced_form() == form
     monkeypatch.setenv("REFINE_KERNELS", "cuda")
     with pytest.raises(ValueError, match="naive, torch, triton, not 'cuda'"):
-        dispatch._chosen_form()
+        dispatch._forced_form()
 
 
 def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFINE_KERNELS", "triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dispatch._chosen_form() == "triton"
+    assert dispatch._forced_form() == "triton"
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="CUDA"):
-        dispatch._chosen_form()
+        dispatch._forced_form()
 
 
 def test_a_form_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "FORM", "naive")
+    monkeypatch.setattr(dispatch, "FORCED_FORM", "naive")
     assert dispatch._choose(NAIVE, FAST, triton=True) is NAIVE
-    monkeypatch.setattr(dispatch, "FORM", "torch")
+    monkeypatch.setattr(dispatch, "FORCED_FORM", "torch")
     assert dispatch._choose(NAIVE, FAST, triton=True) is FAST
     assert dispatch._choose(NAIVE, triton=True) is NAIVE
     triton = pytest.importorskip("refine_server.kernels.token_stats.triton_impl")
-    monkeypatch.setattr(dispatch, "FORM", "triton")
+    monkeypatch.setattr(dispatch, "FORCED_FORM", "triton")
     chosen = dispatch._choose(NAIVE, FAST, triton=True)
     monkeypatch.setattr(triton, "token_stats", lambda *_: "triton")
     assert chosen(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1)) == "triton"
