@@ -23,22 +23,22 @@ class Frozen:
     """The lowest layer that owns fast weights."""
 
     @staticmethod
-    def stack(readings: Sequence["Frozen"]) -> "Frozen":
-        """Put several requests' readings into one batch, padded at the end.
+    def stack(requests: Sequence["Frozen"]) -> "Frozen":
+        """Put what belongs to several requests into one batch, padded at the end.
 
         No token sees what follows it, so the padding changes none. All must have the same
         ``first_layer``.
         """
-        if len(readings) == 1:
-            return readings[0]
-        ids = cat_padded([own.input_ids for own in readings], 1)
-        hidden = [own.hidden for own in readings if own.hidden is not None]
-        traces = zip(*(own.traces for own in readings), strict=True)
+        if len(requests) == 1:
+            return requests[0]
+        ids = cat_padded([own.input_ids for own in requests], 1)
+        hidden = [own.hidden for own in requests if own.hidden is not None]
+        traces = zip(*(own.traces for own in requests), strict=True)
         return Frozen(
             ids,
             cat_padded(hidden, 1) if hidden else None,
             tuple(layer[0].stack(layer) for layer in traces),
-            readings[0].first_layer,
+            requests[0].first_layer,
         )
 
 

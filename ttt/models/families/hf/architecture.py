@@ -7,7 +7,7 @@ wrongly.
 
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def _require_static(model_type: str, rope_type: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Norm:
+class HFRMSNorm:
     """An RMS norm of a transformers model."""
 
     name: str
@@ -98,7 +98,7 @@ class Norm:
         return rms_norm(x, weight, self.eps, fast, self.name, zero_centred=zero_centred)
 
 
-def recognise_norms(model: nn.Module) -> dict[str, Norm]:
+def recognise_norms(model: nn.Module) -> dict[str, HFRMSNorm]:
     """Find all norms of a model by name; raise ModelError for one that is no RMS norm.
 
     Norms with a gate (an ``activation``) belong to their layers and are left out.
@@ -108,7 +108,7 @@ def recognise_norms(model: nn.Module) -> dict[str, Norm]:
 
 
 @torch.no_grad()
-def _recognise(name: str, module: Any) -> Norm:
+def _recognise(name: str, module: Any) -> HFRMSNorm:
     """Find out which kind of RMS norm a module is, by trying a copy with other weights."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if eps is not None and isinstance(getattr(module, "weight", None), nn.Parameter):
@@ -117,9 +117,9 @@ def _recognise(name: str, module: Any) -> Norm:
         copy.weight.copy_(torch.linspace(0.5, 1.5, size))
         probe = torch.linspace(-1.5, 2.0, size)[None]
         for zero_centred in (False, True):
-            ours = Norm(name=name, module=copy, eps=float(eps), zero_centred=zero_centred)
+            ours = HFRMSNorm(name=name, module=copy, eps=float(eps), zero_centred=zero_centred)
             if torch.allclose(ours(probe, FastWeights()), copy(probe), rtol=1e-4, atol=1e-5):
-                return Norm(name=name, module=module, eps=float(eps), zero_centred=zero_centred)
+                return replace(ours, module=module)
     raise ModelError(
         f"the model is not Llama-like: {name} ({type(module).__name__}) is not an RMS norm"
     )
@@ -129,16 +129,16 @@ def _recognise(name: str, module: Any) -> Norm:
 class BlockNorms:
     """A block's norms around its token mixer and its MLP; None where there is none."""
 
-    before_mixer: Norm | None
-    after_mixer: Norm | None
-    before_mlp: Norm | None
-    after_mlp: Norm | None
+    before_mixer: HFRMSNorm | None
+    after_mixer: HFRMSNorm | None
+    before_mlp: HFRMSNorm | None
+    after_mlp: HFRMSNorm | None
 
 
-def block_norms(index: int, norms: dict[str, Norm]) -> BlockNorms:
+def block_norms(index: int, norms: dict[str, HFRMSNorm]) -> BlockNorms:
     """Find where a block's norms stand, from their names in Llama, Gemma and OLMo."""
 
-    def norm(name: str) -> Norm | None:
+    def norm(name: str) -> HFRMSNorm | None:
         return norms.get(f"model.layers.{index}.{name}")
 
     if norm("pre_feedforward_layernorm"):  # Gemma: on both sides

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.families.hf.architecture import Norm
+from refine_server.ttt.models.families.hf.architecture import HFRMSNorm
 from refine_server.ttt.models.families.hf.base import QKV, HFCausalLM, Rotary
 from refine_server.ttt.models.layers.attention import AttentionInputs, attend_rows, rotate
 from refine_server.ttt.models.layers.functional import linear, packed_linear, per_row
@@ -61,7 +61,7 @@ def project(
     return AttentionInputs(q, k, v, attn.scaling, gate)
 
 
-def _heads(x: Tensor, size: int, norm: Norm | None, fast: FastWeights) -> Tensor:
+def _heads(x: Tensor, size: int, norm: HFRMSNorm | None, fast: FastWeights) -> Tensor:
     """Take heads apart, normed if the model norms them: [B, T, H D] -> [B, T, H, D]."""
     shape = (*x.shape[:2], -1, size)
     if norm is None:

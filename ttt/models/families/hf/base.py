@@ -26,7 +26,7 @@ from typing_extensions import override
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families.hf.architecture import (
-    Norm,
+    HFRMSNorm,
     Settings,
     block_norms,
     recognise_norms,
@@ -81,7 +81,7 @@ class HFCausalLM(CausalLM):
         self.model = causal_lm.model
         self.lm_head = causal_lm.lm_head
         self.requires_grad_(False)
-        self.norms: dict[str, Norm] = recognise_norms(self)
+        self.norms: dict[str, HFRMSNorm] = recognise_norms(self)
         self.norm_eps = self.norms["model.norm"].eps
         self.block_norms = [block_norms(index, self.norms) for index in range(self.num_layers)]
         self.has_rotary = hasattr(self.model, "rotary_emb")
@@ -191,7 +191,7 @@ class HFCausalLM(CausalLM):
             )
 
 
-def _normed(x: Tensor, norm: Norm | None, fast: FastWeights) -> Tensor:
+def _normed(x: Tensor, norm: HFRMSNorm | None, fast: FastWeights) -> Tensor:
     return x if norm is None else norm(x, fast)
 
 

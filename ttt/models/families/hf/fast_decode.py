@@ -2,7 +2,7 @@
 
 At one token a layer's products take half a millisecond, and every small operation around them some
 microseconds. ``HFCausalLM.block`` computes the same for any layer and any input; this is for what
-``Overlay._can_decode_fast`` accepts: requests own low-rank deltas at most. One ``FastLayer``
+``Overlay._can_decode_fast`` accepts: requests own LoRA at most. One ``FastLayer``
 computes, from packed weights, every projection with its deltas if it has any:
 
     q, k, v = rms_norm(x) W_qkv                # one product
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models.families.hf.architecture import Norm
+from refine_server.ttt.models.families.hf.architecture import HFRMSNorm
 from refine_server.ttt.models.families.hf.base import QKV, PackedProjections
 from refine_server.ttt.models.layers.packing import PackedLinear, plain_linear
 from refine_server.ttt.models.state import KVState
 
-MAX_TOKENS = 8
+MAX_FAST_TOKENS = 8
 """Tokens at once: drafts are shorter, and masks are kept for as many."""
 
 
@@ -60,9 +60,9 @@ class FastLayer:
     def decode(
         self, x: Tensor, state: KVState, fast: FastWeights, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, KVState]:
-        """Run the layer over x [1, T, D], T <= ``MAX_TOKENS``, from a state of one row.
+        """Run the layer over x [1, T, D], T <= ``MAX_FAST_TOKENS``, from a state of one row.
 
-        fast: of one request, low-rank deltas alone. cos, sin: [1, 1, T, d], as ``rotate`` takes
+        fast: of one request, LoRA alone. cos, sin: [1, 1, T, d], as ``rotate`` takes
         them. Returns x and the state after it.
         """
         (_, T, _), H, d = x.shape, self.kv_heads, self.head_dim
@@ -112,7 +112,7 @@ def _tail_mask(T: int, S: int, groups: int, dtype: torch.dtype, device: torch.de
 
 
 def fast_layer(
-    layer: Any, name: str, norm: Norm | None, mlp_norm: Norm | None, packed: PackedProjections
+    layer: Any, name: str, norm: HFRMSNorm | None, mlp_norm: HFRMSNorm | None, packed: PackedProjections
 ) -> FastLayer | None:
     """Take over a decoder layer with full attention; None if it computes anything else.
 

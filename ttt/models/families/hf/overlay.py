@@ -30,7 +30,7 @@ from refine_server.ttt.models.families.hf.base import (
     Rotary,
     RotaryTables,
 )
-from refine_server.ttt.models.families.hf.fast_decode import MAX_TOKENS, FastLayer, fast_layer
+from refine_server.ttt.models.families.hf.fast_decode import MAX_FAST_TOKENS, FastLayer, fast_layer
 from refine_server.ttt.models.families.registry import OTHERS, register_transformers
 from refine_server.ttt.models.layers.attention import AttentionInputs
 from refine_server.ttt.models.state import KVState, LayerState, Trace, WindowKVState
@@ -170,7 +170,7 @@ class Overlay(HFCausalLM):
         return (
             self.fast_layers is not None  # the weights are packed
             and rows == 1  # one sequence
-            and tokens <= MAX_TOKENS  # a token and a draft
+            and tokens <= MAX_FAST_TOKENS  # a token and a draft
             and states[0] is not None  # which continues from a state
             and not torch.is_grad_enabled()  # nothing is differentiated
             and fast.is_delta  # under LoRA alone

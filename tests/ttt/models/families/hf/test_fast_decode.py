@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
-from refine_server.ttt.models.families.hf.fast_decode import MAX_TOKENS
+from refine_server.ttt.models.families.hf.fast_decode import MAX_FAST_TOKENS
 from refine_server.ttt.models.state import KVState
 from support.small_models import Families, Perturbed, Tokens
 
@@ -27,7 +27,7 @@ def test_a_few_tokens_equal_the_general_layers(
     assert (model.fast_layers is not None) == (name == "overlay")
     state = model(ids).state
     general, short = state, state
-    for T in (1, 1, 3, MAX_TOKENS, 1, 2, MAX_TOKENS + 1):
+    for T in (1, 1, 3, MAX_FAST_TOKENS, 1, 2, MAX_FAST_TOKENS + 1):
         few = tokens(1, T, seed=T)
         expected = model(few, general)
         with torch.no_grad():
