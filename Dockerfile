@@ -33,7 +33,7 @@ USER refine
 VOLUME /var/cache/refine-server
 EXPOSE 8000
 
-# The first start converts the embedded model and adapts once before it is ready.
+# The first start converts the bundled model and adapts once before it is ready.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=8)"]
 

@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the main job on the embedded model, `make test` passes the tests.
+# Two commands: `make demo` runs the main job on the bundled model, `make test` passes the tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

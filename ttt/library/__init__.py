@@ -21,7 +21,7 @@ def load(name: str, *, device: str = "cpu", dtype: str | None = None) -> "Model"
     """Load a model with its tokenizer.
 
     Args:
-        name: an embedded model (``smollm2``, ``tiny``, ``tiny-nested``), a directory or a hub id.
+        name: a bundled model (``smollm2``, ``tiny``, ``tiny-nested``), a directory or a hub id.
         device: a torch device, for example ``cpu`` or ``cuda:0``.
         dtype: type of the base weights, for example ``bfloat16``; None keeps the checkpoint's.
 

@@ -1,4 +1,4 @@
-"""``refine-server train``: train the embedded models, and models that are meant to be adapted."""
+"""``refine-server train``: train the bundled models, and models that are meant to be adapted."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # --help must not import torch
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train the embedded models, and models that are meant to be adapted.",
+    help="Train the bundled models, and models that are meant to be adapted.",
 )
 
 Out = Annotated[Path, typer.Option(help="Directory to write the model and checkpoints to.")]
@@ -37,7 +37,7 @@ Model = Annotated[
 
 @app.callback()
 def _train() -> None:
-    """Train the embedded models, and models that are meant to be adapted."""
+    """Train the bundled models, and models that are meant to be adapted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -25,7 +25,7 @@ def convert(source: str, target: Path, dtype: torch.dtype | None) -> None:
     """Write a model as a directory that ``load`` reads, whole or not at all.
 
     Args:
-        source: an embedded model's name, a directory, a hub id or a GGUF file.
+        source: a bundled model's name, a directory, a hub id or a GGUF file.
         target: a directory that does not exist yet.
         dtype: of the weights; None keeps the source's.
 

@@ -1,4 +1,4 @@
-"""Load a model by name: an embedded one, a directory or a hub id."""
+"""Load a model by name: a bundled one, a directory or a hub id."""
 
 import gc
 import json
@@ -133,7 +133,7 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
 
 
 def find(name: str, *, weights: bool = True) -> Path:
-    """Find the directory of a model: an embedded one, a path, or what the hub has under an id.
+    """Find the directory of a model: a bundled one, a path, or what the hub has under an id.
 
     Without ``weights`` only the hub's configuration and tokenizer are fetched.
     """

@@ -1,4 +1,4 @@
-"""Loading: a directory in fla's layout, the embedded models, and clear refusals."""
+"""Loading: a directory in fla's layout, the bundled models, and clear refusals."""
 
 import json
 import shutil
