@@ -116,7 +116,7 @@ def delta_rule_step(m: Maker, B: int, H: int, K: int) -> Run:
 
 
 def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank: int) -> Run:
-    """Make one AdamW step of R requests' low-rank deltas."""
+    """Make one AdamW step of R requests' LoRA."""
     shapes = [(R, width, rank), (R, rank, out)] * layers
     params, grads = ([m.single(*shape) for shape in shapes] for _ in range(2))
     state = OptimState.new(params)

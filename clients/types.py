@@ -47,7 +47,7 @@ class AnswerDelta(Event):
     text: str
 
 
-class HeldOut(_WireObject):
+class EvalResult(_WireObject):
     """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
 
     step: int
@@ -66,7 +66,7 @@ class AdaptationReport(_WireObject):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
-    held_out: list[HeldOut]
+    held_out: list[EvalResult]
     fast_weight_bytes: int
 
 
@@ -133,7 +133,7 @@ class Adaptation(_WireObject):
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
-    held_out: list[HeldOut]
+    held_out: list[EvalResult]
     bytes: int
     in_memory: bool
     stored: bool

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from refine_server.ttt.interface.config import MAX_TOKENS
+from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.requests import Limits
 
 ENV_PREFIX = "REFINE_"
@@ -125,9 +125,9 @@ class Settings(BaseSettings):
         Limits().query_tokens, ge=1, description="Maximum length of a query in tokens."
     )
     max_tokens: int = Field(
-        MAX_TOKENS,
+        MAX_ANSWER_TOKENS,
         ge=1,
-        le=MAX_TOKENS,
+        le=MAX_ANSWER_TOKENS,
         description="Maximum length of an answer, in tokens, that a request may ask for.",
     )
     max_active: int = Field(

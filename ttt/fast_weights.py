@@ -16,16 +16,17 @@ class FastWeights:
     """Tensors [R, ...] of R requests by name; an argument of a model's forward, never patched in.
 
     A name says what its tensor does to the module that it begins with: ``<module>.lora_a``
-    [R, in, rank] and ``<module>.lora_b`` [R, rank, out] add a low-rank delta to the module's
+    [R, in, rank] and ``<module>.lora_b`` [R, rank, out] are a LoRA of the module, added to its
     output, ``<module>.state`` [R, H, K, V] is an initial memory, and the name of a parameter
     replaces that parameter.
 
     In a forward over N rows, N a multiple of R, request r has rows r N/R … (r + 1) N/R - 1.
 
     Args:
-        tensors: by name.
-        owner: whose copy this is. Every copy made from this one has the same owner, and
-            ``require_owner`` checks it before the weights are used.
+        tensors: one tensor [R, ...] for each name.
+        owner: the request or adaptation that the copy belongs to. Every copy made from
+            this one has the same owner, and ``require_owner`` checks it before
+            the weights are used.
 
     Raises:
         ValueError: the tensors disagree on R.
@@ -50,32 +51,32 @@ class FastWeights:
         return self.tensors.get(name)
 
     def changes(self, module: str) -> bool:
-        """Return whether requests own a linear module's weight, or a delta of it."""
+        """Return whether requests own a linear module's weight, or a LoRA of it."""
         return f"{module}.lora_a" in self.tensors or f"{module}.weight" in self.tensors
 
-    def joint_delta(
+    def joint_lora(
         self, modules: tuple[str, ...], sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor] | None:
-        """Join the low-rank deltas of modules with a common input into one of all their outputs.
+        """Join the LoRAs of modules with a common input into one for all their outputs.
 
-        The result is kept, unless a delta requires a gradient and so may change in place.
+        The result is kept, unless a LoRA requires a gradient and so may change in place.
 
         Args:
             modules: names of linear modules.
             sizes: widths of their outputs, which are concatenated.
 
         Returns:
-            A [R, in, rank] and B [R, rank, sum of sizes], or None when no module has a delta.
+            A [R, in, rank] and B [R, rank, sum of sizes], or None when no module has a LoRA.
         """
         if modules in self._joint:
             return self._joint[modules]
         a = {m: self.tensors[f"{m}.lora_a"] for m in modules if f"{m}.lora_a" in self.tensors}
-        joint = self._join_deltas(a, modules, sizes) if a else None
+        joint = self._join_lora(a, modules, sizes) if a else None
         if not any(t.requires_grad for t in a.values()):
             self._joint[modules] = joint
         return joint
 
-    def _join_deltas(
+    def _join_lora(
         self, a: dict[str, Tensor], modules: tuple[str, ...], sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         if len(modules) == 1:
@@ -166,15 +167,15 @@ class FastWeights:
         return FastWeights(tensors, owners.pop() if len(owners) == 1 else None)
 
     @cached_property
-    def is_delta(self) -> bool:
-        """Whether nothing but low-rank deltas has an effect once a sequence has begun."""
+    def is_lora(self) -> bool:
+        """Whether nothing but LoRA has an effect once a sequence has begun."""
         return all(name.endswith((".lora_a", ".lora_b", ".state")) for name in self.tensors)
 
     @staticmethod
-    def stack_deltas(requests: Sequence["FastWeights"]) -> "FastWeights":
-        """Stack several requests' low-rank deltas, for a forward that continues from their states.
+    def stack_lora(requests: Sequence["FastWeights"]) -> "FastWeights":
+        """Stack several requests' LoRAs, for a forward that continues from their states.
 
-        A smaller rank, or a module without a delta, is filled up with zeros, which add nothing.
+        A smaller rank, or a module without a LoRA, is filled up with zeros, which add nothing.
         Initial memories are left out, because the states have replaced them. Those of one request
         stay as they are.
         """

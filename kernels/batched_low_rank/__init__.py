@@ -1,1 +1,1 @@
-"""A linear projection that requests share, plus a low-rank delta (LoRA) of each request's own."""
+"""A linear projection that requests share, plus the LoRA of each request's own."""

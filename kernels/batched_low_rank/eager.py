@@ -1,4 +1,4 @@
-"""One projection for all rows, to which the low-rank deltas of all requests are added in place.
+"""One projection for all rows, to which the LoRA of all requests are added in place.
 
 The tensors that are only ``rank`` wide are computed rank-major, as [R, rank, n]: where the result
 or the inner dimension of a product is only a few numbers wide, BLAS takes three to nine times as

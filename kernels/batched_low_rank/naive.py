@@ -1,4 +1,4 @@
-"""Projection plus low-rank delta, request by request: the definition of the op."""
+"""Projection plus LoRA, request by request: the definition of the op."""
 
 import torch
 from torch import Tensor
@@ -22,5 +22,5 @@ def batched_low_rank(
     """
     rows = x.reshape(a.shape[0], -1, x.shape[-1])  # [R, n, in]
     y = rows @ weight.T if bias is None else rows @ weight.T + bias
-    delta = [x_r @ a_r @ b_r for x_r, a_r, b_r in zip(rows, a, b, strict=True)]
-    return (y + torch.stack(delta)).view(*x.shape[:-1], -1)
+    lora = [x_r @ a_r @ b_r for x_r, a_r, b_r in zip(rows, a, b, strict=True)]
+    return (y + torch.stack(lora)).view(*x.shape[:-1], -1)

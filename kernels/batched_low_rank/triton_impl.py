@@ -1,4 +1,4 @@
-"""Projection and deltas of all requests in one launch, with gradients.
+"""Projection and LoRA of all requests in one launch, with gradients.
 
 S-LoRA (arXiv 2311.03285) and Punica (arXiv 2310.18547) fuse the same op for serving. A tile of rows
 belongs to one request. Beside x W^T it accumulates x A, which is the same product with a few more

@@ -9,7 +9,7 @@ from refine_server.server.api.fields import Priority, Text, Timeout
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
-from refine_server.ttt.interface.reports import Judgement, Measured, StepReport
+from refine_server.ttt.interface.reports import EvalResult, Measured, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
 from refine_server.ttt.interface.strict import StrictModel
 
@@ -81,7 +81,7 @@ class AdaptationResource(BaseModel):
     stopped: str | None = Field(description="Why fewer steps than asked were made.")
     first_ntp_loss: Measured | None
     final_ntp_loss: Measured | None
-    held_out: list[Judgement] = Field(description="Held-out evaluations, the base weights first.")
+    held_out: list[EvalResult] = Field(description="Held-out evaluations, the base weights first.")
     bytes: int = Field(description="Memory that it takes when it is in memory.")
     in_memory: bool
     stored: bool = Field(description="Whether it outlives the server's process.")

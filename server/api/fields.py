@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.interface.config import MAX_TOKENS
+from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.errors import RequestError
 
 
@@ -49,7 +49,7 @@ StopStrings = Annotated[
     BeforeValidator(_listed, json_schema_input_type=StopString | list[StopString]),
 ]
 
-AnswerTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+AnswerTokens = Annotated[int, Field(ge=0, le=MAX_ANSWER_TOKENS)]
 """A limit on an answer's tokens; 0 only reads."""
 
 

@@ -26,7 +26,7 @@ UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 @app.command(name="list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the embedded models and the supported model families.
+    """List the bundled models and the supported model families.
 
     A directory or a hub id can be served if the model_type in its config.json belongs to one of
     these families.
@@ -36,9 +36,9 @@ def list_models(as_json: AsJson = False) -> None:
 
     families = model_types()
     if as_json:
-        typer.echo(json.dumps({"embedded": sorted(bundled.MODELS), "families": families}))
+        typer.echo(json.dumps({"bundled": sorted(bundled.MODELS), "families": families}))
         return
-    typer.echo("embedded   " + ", ".join(sorted(bundled.MODELS)))
+    typer.echo("bundled    " + ", ".join(sorted(bundled.MODELS)))
     for name, types in families.items():
         typer.echo(f"{name:<16} model_type {', '.join(types)}")
 
@@ -60,11 +60,11 @@ def inspect(
         Literal["fast_weights", "low_rank", "queries", "all"],
         typer.Option(
             help="Weights that each request has its own copy of: the model's fast weights, "
-            "low-rank deltas (LoRA) of its projections or of its query projections alone "
-            "(queries), or all weights."
+            "LoRA of its projections, LoRA of its query projections only (queries), or all "
+            "weights."
         ),
     ] = "fast_weights",
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the low-rank deltas.")] = 8,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")] = 8,
     dtype: Annotated[
         Dtype | None,
         typer.Option(help="Data type of the base weights. Default: that of the checkpoint."),

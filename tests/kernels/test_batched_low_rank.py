@@ -1,4 +1,4 @@
-"""A shared projection with deltas of each request's own: both fast forms, odd sizes."""
+"""A shared projection with each request's own LoRA: both fast forms, odd sizes."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Fast weights of several requests, and deltas of modules with one input joined into one."""
+"""Fast weights of several requests, and the LoRAs of modules with one input joined into one."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 MODULES, SIZES = ("q", "k", "v"), (4, 3, 5)
 
 
-def deltas(requests: int = 2) -> FastWeights:
+def lora_weights(requests: int = 2) -> FastWeights:
     """Rank 2 on q and rank 3 on v, nothing on k."""
     torch.manual_seed(0)
     shapes = {
@@ -20,9 +20,9 @@ def deltas(requests: int = 2) -> FastWeights:
     return FastWeights({n: torch.randn(requests, *shape) for n, shape in shapes.items()})
 
 
-def test_a_joint_delta_gives_what_the_modules_deltas_give() -> None:
-    fast, x = deltas(), torch.randn(2, 7, 6)
-    joint = fast.joint_delta(MODULES, SIZES)
+def test_a_joint_lora_equals_the_loras_of_the_modules() -> None:
+    fast, x = lora_weights(), torch.randn(2, 7, 6)
+    joint = fast.joint_lora(MODULES, SIZES)
     assert joint is not None
     a, b = joint
     of_q = x @ fast["q.lora_a"] @ fast["q.lora_b"]
@@ -31,31 +31,31 @@ def test_a_joint_delta_gives_what_the_modules_deltas_give() -> None:
     torch.testing.assert_close(x @ a @ b, expected)
 
 
-def test_modules_without_deltas_have_no_joint_one() -> None:
-    assert deltas().joint_delta(("k",), (3,)) is None
-    assert BASE.joint_delta(MODULES, SIZES) is None
+def test_modules_without_lora_have_no_joint_one() -> None:
+    assert lora_weights().joint_lora(("k",), (3,)) is None
+    assert BASE.joint_lora(MODULES, SIZES) is None
 
 
-def test_a_joint_delta_is_made_once() -> None:
-    fast = deltas()
-    assert fast.joint_delta(MODULES, SIZES) is fast.joint_delta(MODULES, SIZES)
+def test_a_joint_lora_is_made_once() -> None:
+    fast = lora_weights()
+    assert fast.joint_lora(MODULES, SIZES) is fast.joint_lora(MODULES, SIZES)
 
 
-def test_a_joint_delta_follows_deltas_that_are_learned() -> None:
-    fast = deltas().requires_grad_()
+def test_a_joint_lora_follows_loras_that_are_learned() -> None:
+    fast = lora_weights().requires_grad_()
     with torch.no_grad():
-        first = fast.joint_delta(MODULES, SIZES)
+        first = fast.joint_lora(MODULES, SIZES)
         fast["q.lora_b"].add_(1.0)
-        second = fast.joint_delta(MODULES, SIZES)
+        second = fast.joint_lora(MODULES, SIZES)
     assert first is not None
     assert second is not None
     torch.testing.assert_close(second[1][:, :2, :4], first[1][:, :2, :4] + 1.0)
 
 
 def test_what_is_made_of_a_detached_copy_ends_with_it() -> None:
-    fast = deltas()
+    fast = lora_weights()
     copy = fast.detach()
-    assert copy.joint_delta(MODULES, SIZES) is not fast.joint_delta(MODULES, SIZES)
+    assert copy.joint_lora(MODULES, SIZES) is not fast.joint_lora(MODULES, SIZES)
 
 
 def test_fast_weights_are_cloned_stacked_and_selected() -> None:
@@ -70,7 +70,7 @@ def test_fast_weights_are_cloned_stacked_and_selected() -> None:
 
 def test_only_the_base_weights_are_none() -> None:
     assert BASE.is_base
-    assert not deltas().is_base
+    assert not lora_weights().is_base
 
 
 def test_fast_weights_refuse_what_does_not_fit() -> None:

@@ -52,22 +52,22 @@ class DecodeStep(Operation[Prediction]):
     @property
     @override
     def max_batch_size(self) -> int:
-        return MAX_DECODE_BATCH if self.model.stacks_states and self.fast.is_delta else 1
+        return MAX_DECODE_BATCH if self.model.stacks_states and self.fast.is_lora else 1
 
     @override
     def can_batch_with(self, head: Self) -> bool:
-        # Low-rank deltas of any rank batch with each other, and with none.
+        # LoRAs of any rank batch with each other, and with none.
         return self.model is head.model and self.max_batch_size > 1
 
     @classmethod
     @override
     @torch.no_grad()
     def run_batch(cls, operations: Sequence[Self]) -> Sequence[Prediction | Exception]:
-        # Every layer's projections and the head run once for all rows, each with its own deltas.
+        # Every layer's projections and the head run once for all rows, each with its own LoRA.
         if len(operations) == 1:
             return [operations[0]._run_alone()]
         model = operations[0].model
-        fast = FastWeights.stack_deltas([step.fast for step in operations])
+        fast = FastWeights.stack_lora([step.fast for step in operations])
         state = State.stack([step.state for step in operations])
         ids = torch.tensor([[step.token] for step in operations], device=model.device)  # [B, 1]
         output = model(ids, state, fast)

@@ -19,7 +19,7 @@ Targets = Literal["fast_weights", "low_rank", "queries", "all"]
 
 MAX_BRANCHES = 512
 """Most continuations in one step: they are read as one batch, in memory that requests share."""
-MAX_TOKENS = 4096
+MAX_ANSWER_TOKENS = 4096
 """Longest answer, in tokens, that any server allows; a server's own limit may be lower."""
 
 Temperature = Annotated[float, Field(ge=0.0, le=4.0, description="0 decodes greedily.")]
@@ -155,11 +155,11 @@ class FastWeightConfig(_Settings):
     """The weights that the request owns and steps."""
 
     targets: Targets = "low_rank"
-    """`low_rank`: low-rank deltas of the base weights; `queries`: the same of query projections
-    alone; `fast_weights`: the family's own fast weights; `all`: a full copy of the base weights.
+    """`low_rank`: LoRA on the base weights; `queries`: LoRA on the query projections only;
+    `fast_weights`: the family's own fast weights; `all`: a full copy of the base weights.
     Where `on` is the evidence it is `queries`, and it is `queries` nowhere else."""
     rank: int = Field(8, ge=1, le=256)
-    """Rank of low-rank deltas."""
+    """Rank of the LoRA."""
 
 
 class AdaptConfig(_Settings):
@@ -272,7 +272,7 @@ def _kind_of(on: object) -> object:
 class SamplingConfig(_Settings):
     """How an answer is decoded."""
 
-    max_tokens: int = Field(64, ge=0, le=MAX_TOKENS)
+    max_tokens: int = Field(64, ge=0, le=MAX_ANSWER_TOKENS)
     """Longest answer, in tokens. 0 only reads."""
     temperature: Temperature = 0.0
     top_p: TopP = 1.0

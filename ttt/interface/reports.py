@@ -58,7 +58,7 @@ class StepReport(Report):
     """Tokens of the step's rollouts, demonstrations not counted."""
 
 
-class Judgement(Report):
+class EvalResult(Report):
     """How the weights after a step (0: the base weights) did on the document's held-out spans."""
 
     step: int
@@ -89,7 +89,7 @@ class AdaptationReport(Report):
     """The same under the weights that the answer uses."""
     fast_weight_bytes: int
     """Size of the fast weights that the answer uses."""
-    held_out: tuple[Judgement, ...] = ()
+    held_out: tuple[EvalResult, ...] = ()
     """Held-out evaluations, the base weights first; empty without a guard."""
 
     @property

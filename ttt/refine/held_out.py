@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.reports import Judgement
+from refine_server.ttt.interface.reports import EvalResult
 from refine_server.ttt.models.state import State
 from refine_server.ttt.models.trunk import Frozen
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk, RowBatch
@@ -105,8 +105,8 @@ class HeldOutEvaluator:
         self.probe_ids = torch.stack(probes)  # [P, 2 SPAN_TOKENS], a cue and its span in each row
         self.probe_hidden: Tensor | None = None
         """[P, 2 SPAN_TOKENS, D], of the probes below all fast weights, once it was computed."""
-        self.results: list[Judgement] = []
-        self._best: tuple[Judgement, FastWeights] | None = None
+        self.results: list[EvalResult] = []
+        self._best: tuple[EvalResult, FastWeights] | None = None
         self._since_best = 0
 
     @property
@@ -130,7 +130,7 @@ class HeldOutEvaluator:
             [trunk] = RowBatch([self.document]).forward(self.fast).requests()
         evaluate_batch([self], [steps_made], trunk.hidden, trunk.end_state())
 
-    def record(self, result: Judgement) -> None:
+    def record(self, result: EvalResult) -> None:
         """Record a result, and keep a copy of the weights if none were better.
 
         A step whose batch failed is tried again alone: its second result is dropped.
@@ -143,11 +143,11 @@ class HeldOutEvaluator:
         elif result.step:
             self._since_best += 1
 
-    def _beats_base(self, result: Judgement) -> bool:
+    def _beats_base(self, result: EvalResult) -> bool:
         base = self.results[0]
         return result.loss < base.loss and result.reward >= base.reward
 
-    def _is_best(self, result: Judgement) -> bool:
+    def _is_best(self, result: EvalResult) -> bool:
         return self._best is None or result.loss < self._best[0].loss
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ def evaluate_batch(
     losses = _losses(evaluators, hidden, fast)
     rewards = _rewards(evaluators, state.detach(), fast)
     for own, step, loss, reward in zip(evaluators, steps_made, losses, rewards, strict=True):
-        own.record(Judgement(step=step, loss=loss, reward=reward))
+        own.record(EvalResult(step=step, loss=loss, reward=reward))
 
 
 def _losses(

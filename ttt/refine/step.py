@@ -24,7 +24,7 @@ from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 
 T = TypeVar("T")
 
-MAX_TOKENS = 4096
+MAX_BATCH_TOKENS = 4096
 """The most tokens, padding included, in one thread's share of a batch: more gain no speed and take
 memory."""
 MAX_LENGTH_RATIO = 1.25
@@ -116,7 +116,7 @@ class AdaptStep(Operation[StepOutcome]):
         targets = self.run.config.fast_weights.targets
         if not self.run.model.stacks_states or targets == "all" or continues:
             return self.threads
-        return self.threads * max(1, int(MAX_TOKENS / MAX_LENGTH_RATIO) // self._tokens)
+        return self.threads * max(1, int(MAX_BATCH_TOKENS / MAX_LENGTH_RATIO) // self._tokens)
 
     @property
     @override

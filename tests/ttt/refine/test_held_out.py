@@ -11,7 +11,7 @@ from refine_server.ttt.batching import run as drive
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans
-from refine_server.ttt.interface.reports import Judgement, StepReport
+from refine_server.ttt.interface.reports import EvalResult, StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.held_out import (
@@ -194,7 +194,7 @@ def test_a_lower_loss_alone_is_not_better(model: CausalLM, tokens: Tokens) -> No
     for step, (loss, reward) in enumerate(results):
         for tensor in fast.parameters():
             tensor.fill_(step)
-        evaluator.record(Judgement(step=step, loss=loss, reward=reward))
+        evaluator.record(EvalResult(step=step, loss=loss, reward=reward))
     assert evaluator.restore_best() == 3
     assert all(bool((tensor == 3).all()) for tensor in fast.parameters())
 

@@ -239,7 +239,7 @@ class DeltaNet(FlaCausalLM):
             self.fast_layers is not None  # the weights are packed
             and not torch.is_grad_enabled()  # nothing is differentiated
             and states[0] is not None  # the sequences continue from their states
-            and fast.is_delta  # requests own LoRA alone (an initial memory is in the state)
+            and fast.is_lora  # requests own LoRA alone (an initial memory is in the state)
         )
 
     @override
