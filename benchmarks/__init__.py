@@ -1,1 +1,1 @@
-"""Speed and quality, measured: every bench prints one JSON object as its last line with --json."""
+"""Benchmarks of speed and quality; with --json, the last line of output is one JSON object."""

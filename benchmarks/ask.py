@@ -1,4 +1,4 @@
-"""What a query costs once the document is adapted to, and what adapting once saves."""
+"""Cost of a query on an adapted document, and what adapting only once saves."""
 
 from typing import Any
 
@@ -17,11 +17,12 @@ QUERY = "What did the keeper write down?"
 
 
 class AskBench:
-    """Queries on adapted documents of two lengths, and many queries on one document.
+    """Times queries on adapted documents of two lengths, and many queries on one document.
 
-    Every query decodes ``tokens`` tokens. The documents repeat a sentence: cost does not depend on
-    what they say. How long the documents of the length comparison were adapted to does not matter
-    to a query, so they get one step; the comparison of many queries uses the default settings.
+    Every query decodes ``tokens`` tokens. The documents repeat one sentence, because the cost does
+    not depend on the content. The documents of the length comparison are adapted to for one step,
+    because the number of steps does not change the cost of a query; the comparison of many queries
+    uses the default settings.
     """
 
     def __init__(self, model: str, tokens: int, threads: int | None = None) -> None:
@@ -33,7 +34,7 @@ class AskBench:
     def run(
         self, shortest: int, longest: int, document_tokens: int, queries: int, repeats: int
     ) -> dict[str, Any]:
-        """Ratios of medians; documents' lengths are in tokens."""
+        """Return ratios of medians; document lengths are in tokens."""
         one_step = AdaptConfig(optimizer=OptimizerConfig(steps=1), guard="none")
         documents = {n: self._adapted(self._text(n), one_step) for n in (shortest, longest)}
         at = medians(

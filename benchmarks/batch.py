@@ -1,4 +1,4 @@
-"""What batching gains: requests at once against the same requests one after the other."""
+"""What batching gains: concurrent requests against the same requests in sequence."""
 
 import asyncio
 import re
@@ -19,15 +19,15 @@ BATCHES = re.compile(r'^refine_batch_size_(sum|count)\{operation="(\w+)"\}$')
 
 
 class BatchBench:
-    """One server, the same requests each way in turn, and what was told compared.
+    """Sends the same requests to one server concurrently and in sequence, and compares answers.
 
     Args:
-        model: that is served.
-        concurrency: requests in all, and how many of them at once.
-        lengths: of the documents, as ``bench load`` takes them.
+        model: the model to serve.
+        concurrency: number of requests, all of which are concurrent in one of the two ways.
+        lengths: document lengths, in the syntax of ``bench load``.
         adapt: fields of ``adapt``; every request has its own seed.
-        max_tokens: of every answer.
-        threads: of the server; None leaves the choice to it.
+        max_tokens: maximum number of tokens of every answer.
+        threads: CPU threads of the server; None leaves the choice to the server.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class BatchBench:
             self.options["threads"] = threads
 
     def run(self, repeats: int) -> dict[str, Any]:
-        """Medians over ``repeats`` rounds; in each both ways run in turn."""
+        """Return medians over ``repeats`` rounds; each round runs both ways."""
         with tempfile.TemporaryDirectory() as folder:
             server = ServerProcess(self.options, {}, Path(folder) / "log")
             server.start()
             try:
                 with RefineClient(server.url) as client:
                     requests = self.mix.requests(self.concurrency, ServerTokenizer(client))
-                asyncio.run(self._ask_all(server.url, requests[:2], at_once=1))  # warms up
+                asyncio.run(self._ask_all(server.url, requests[:2], at_once=1))  # warm-up
                 rounds = [
                     [
                         asyncio.run(self._ask_all(server.url, requests, at_once))
@@ -94,7 +94,7 @@ class BatchBench:
     async def _ask_all(
         self, url: str, requests: Sequence[Request], at_once: int
     ) -> tuple[float, list[Answer]]:
-        """Seconds until all are answered, and the answers, in the order of the requests."""
+        """Return the seconds until all are answered, and the answers in request order."""
         places = asyncio.Semaphore(at_once)
         async with AsyncRefineClient(url, attempts=1) as client:
 
@@ -114,13 +114,13 @@ class BatchBench:
 
 
 def _outcome(answer: Answer) -> tuple[object, ...]:
-    """What may not depend on company: the answer and the step that it comes from."""
+    """Return what must not depend on batching: the answer and the step that it comes from."""
     adaptation = answer.adaptation
     return answer.answer, adaptation.accepted_step, adaptation.guard, len(adaptation.steps)
 
 
 def _mean_sizes(metrics: dict[str, float]) -> dict[str, float]:
-    """Requests in a batch, on the average over both ways, by operation."""
+    """Return the mean number of requests in a batch, over both ways, by operation."""
     found = {BATCHES.match(name): value for name, value in metrics.items()}
     sums = {(match[2], match[1]): value for match, value in found.items() if match}
     return {name: sums[name, "sum"] / sums[name, "count"] for name in {n for n, _ in sums}}

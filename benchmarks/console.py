@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-if TYPE_CHECKING:  # httpx takes a tenth of a second to import, and --help must be quick
+if TYPE_CHECKING:  # httpx takes 0.1 s to import, and --help must be quick
     from refine_server.clients.types import AdaptOptions
     from refine_server.ttt.interface.config import AdaptConfig
 

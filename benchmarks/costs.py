@@ -1,4 +1,4 @@
-"""What an adaptation step, a batch and a query cost as the things grow that they depend on."""
+"""How the cost of an adaptation step, a batch and a decoded token grows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from refine_server.ttt.refine.naive import naive_gradient
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 
 Points = Mapping[int, float]
-"""Seconds, by what is on the x axis."""
+"""Seconds by the value on the x axis."""
 
 TOKENS = 32
-"""Decoded for one point of a token's cost: a single one takes so little that it is noise."""
+"""Tokens that are decoded for one point of a token's cost; the time of a single one is noise."""
 
 MOST_REREAD = 70_000
-"""Tokens that the naive loop may re-read for one point: what is beyond takes too long to draw."""
+"""Maximum number of tokens that the naive loop re-reads for one point; more takes too long."""
 
 X_LABELS = {
     "step_by_tokens": "a step, by tokens of the document",
@@ -33,15 +33,15 @@ X_LABELS = {
     "share_by_requests": "a request's share of a batch, by requests",
     "token_by_tokens": "a token of an answer, by tokens of the document",
 }
-"""What the panels show, by their names in the result."""
+"""X axis of each panel, by the panel's name in the result."""
 
 
 class CostBench:
-    """Four curves of one model: a step by T and by c n, a batch by its size, a token by T.
+    """Measures four curves of one model: a step by T and by c n, a batch by its size, a token by T.
 
-    Documents are random tokens: cost does not depend on what they say. Everything but what a curve
-    is about stays at c = 8, n = 4, k = 5 and the default targets. Every point is a median over
-    ``repeats`` rounds, in each of which all points of its curve are measured in turn.
+    Documents are random tokens, because the cost does not depend on the content. Everything that a
+    curve does not vary stays at c = 8, n = 4, k = 5 and the default targets. Every point is a
+    median over ``repeats`` rounds; each round measures all points of the curve in turn.
     """
 
     def __init__(self, model: str, repeats: int, threads: int | None = None) -> None:
@@ -59,12 +59,12 @@ class CostBench:
         batches: Sequence[int],
         batch_tokens: int,
     ) -> dict[str, dict[str, Points]]:
-        """Seconds by panel (``X_LABELS``), by series, by x.
+        """Return seconds by panel (``X_LABELS``), by series and by x.
 
         Args:
-            lengths: T of the documents.
-            rollouts: n, at c = 8 and a document of ``rollouts_tokens``.
-            batches: requests at once, each on a document of ``batch_tokens``.
+            lengths: document lengths T in tokens.
+            rollouts: values of n, at c = 8 and a document of ``rollouts_tokens`` tokens.
+            batches: batch sizes in requests, each on a document of ``batch_tokens`` tokens.
         """
         single = self._medians({T: self._tokens(1, T) for T in lengths})
         by_n = {
@@ -84,7 +84,7 @@ class CostBench:
         }
 
     def _series(self, at: Mapping[int, tuple[torch.Tensor, AdaptConfig]]) -> dict[str, Points]:
-        """A step by each objective and by the naive loop."""
+        """Time a step under each objective and by the naive loop."""
         sides: dict[tuple[str, int], Callable[[], object]] = {}
         for x, (ids, config) in at.items():
             for objective in ("ntp", "refine"):
@@ -111,7 +111,7 @@ class CostBench:
         return lambda: AdaptStep.run_batch([AdaptStep(run, 1) for run in runs])
 
     def _tokens(self, requests: int, tokens: int) -> Callable[[], object]:
-        """Decode ``TOKENS`` for each of some requests, from states after documents of T tokens."""
+        """Decode ``TOKENS`` tokens for each request, from states after documents of T tokens."""
         fasts = [self._fast() for _ in range(requests)]
         with torch.no_grad():
             states = [self.model(self._ids(tokens), None, fast).state for fast in fasts]
@@ -141,13 +141,13 @@ class CostBench:
         return medians(sides, self.repeats)
 
     def _shares(self, sides: Mapping[int, Callable[[], object]], parts: int = 1) -> Points:
-        """Seconds of each request of a batch, by its size; of one of so many ``parts``."""
+        """Return the seconds per request of a batch by its size, divided by ``parts``."""
         found = self._medians(sides)
         return {size: seconds / (size * parts) for size, seconds in found.items()}
 
 
 def draw(panels: Mapping[str, Mapping[str, Points]], out: Path) -> None:
-    """One picture of all panels, both axes logarithmic."""
+    """Plot all panels in one figure, both axes logarithmic."""
     figure = Figure(figsize=(11, 8), dpi=140, layout="constrained")
     lines(figure, {X_LABELS[name]: series for name, series in panels.items()}, "seconds")
     out.parent.mkdir(parents=True, exist_ok=True)

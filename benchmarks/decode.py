@@ -1,4 +1,4 @@
-"""Answers about the example documents, decoded with and without drafts, against transformers."""
+"""Greedy answers about the example documents, with and without drafts, against transformers."""
 
 import json
 import statistics
@@ -28,7 +28,7 @@ SIDES = ("ours", "without_drafts", "transformers")
 
 @dataclass
 class Prompt:
-    """A document and a question, read by both sides up to the last token of the question."""
+    """A document and a question; both sides prefill it up to the last token of the question."""
 
     ids: list[int]
     state: State
@@ -37,7 +37,7 @@ class Prompt:
 
 @dataclass
 class Written:
-    """What one side wrote, and for ours how many of the tokens were drafted, and rightly."""
+    """The output of one side; for ours also how many tokens were drafted, and accepted."""
 
     ids: list[int]
     steps: int = 0
@@ -46,13 +46,13 @@ class Written:
 
 
 class DecodeBench:
-    """Greedy answers to real questions: a random prompt has a small model repeat itself.
+    """Times greedy answers to real questions; a small model repeats itself after a random prompt.
 
     Args:
-        model: as a transformers model and as ours, in fp32.
-        directory: of files as in ``examples/``.
-        questions: about each document.
-        tokens: the longest answer.
+        model: the model, which is loaded by transformers and by this package, in fp32.
+        directory: directory of files like those in ``examples/``.
+        questions: number of questions about each document.
+        tokens: maximum length of an answer in tokens.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DecodeBench:
 
     @torch.no_grad()
     def run(self, repeats: int) -> dict[str, Any]:
-        """Medians of each answer's seconds, summed over the answers; ratios are of these sums."""
+        """Return the median seconds of each answer, summed over answers, and their ratios."""
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         answers: dict[str, list[Written]] = {side: [] for side in SIDES}
         for prompt in self._prompts():
@@ -98,7 +98,7 @@ class DecodeBench:
             "tokens_equal": ids["ours"] == ids["without_drafts"] == ids["transformers"],
         }
 
-    # -- reading, which is not timed ------------------------------------------------------------
+    # -- prefill, which is not timed ------------------------------------------------------------
 
     def _prompts(self) -> Iterator[Prompt]:
         template = PromptTemplate(self.ours.tokenizer)
@@ -118,7 +118,7 @@ class DecodeBench:
                 self.theirs(ids, past_key_values=cache, logits_to_keep=1)
                 yield Prompt([*begin, *query], self.ours(ids, state).state, cache)
 
-    # -- writing --------------------------------------------------------------------------------
+    # -- decoding -------------------------------------------------------------------------------
 
     def _write(self, prompt: Prompt, side: str) -> Written:
         if side == "transformers":
@@ -171,7 +171,7 @@ def _count(written: Written, prediction: Prediction) -> None:
 
 
 def _keep(cache: DynamicCache, tokens: int) -> None:
-    """Have a cache forget all but its first tokens."""
+    """Truncate a cache to its first tokens."""
     cache.crop(tokens - cache.get_seq_length())
 
 

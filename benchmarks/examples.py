@@ -1,6 +1,6 @@
-"""How many questions about the example documents are answered right, by objective.
+"""Number of right answers to questions about the example documents, by objective.
 
-Three documents and thirty questions show that a setting works at all and what it costs; they are
+Three documents with thirty questions show that a setting works at all and what it costs; they are
 too few to rank settings that are close.
 """
 
@@ -27,9 +27,9 @@ class ExamplesBench:
     """Adapts to each example once for each objective, then asks all of its questions.
 
     Args:
-        model: what to load.
-        directory: of files as in ``examples/``.
-        config: how to adapt; its objective is replaced by each of ``OBJECTIVES``.
+        model: name of the model to load.
+        directory: directory of files like those in ``examples/``.
+        config: adaptation settings; the objective is replaced by each of ``OBJECTIVES``.
     """
 
     def __init__(self, model: str, directory: Path, config: AdaptConfig) -> None:
@@ -39,7 +39,7 @@ class ExamplesBench:
         self.files = examples_for(directory, model)
 
     def run(self) -> dict[str, Any]:
-        """Right answers by objective, and the seconds of every adaptation (one run each)."""
+        """Return right answers by objective, and the seconds of every adaptation (one run each)."""
         right = dict.fromkeys(OBJECTIVES, 0)
         seconds: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
         asked = 0
@@ -76,7 +76,7 @@ class ExamplesBench:
 
 
 def examples_for(directory: Path, model: str) -> list[Path]:
-    """A model's example files: tiny knows the words of its own only, which nobody else needs."""
+    """Return a model's example files: tiny has its own, because its vocabulary is small."""
     own = model == "tiny"
     files = [p for p in sorted(directory.glob("*.json")) if p.stem.startswith("tiny_") == own]
     if not files:

@@ -1,4 +1,4 @@
-"""Reading against transformers, and the delta rule against its plainer forms."""
+"""Prefill against transformers, and the delta rule against simpler implementations."""
 
 import copy
 from typing import Any
@@ -22,11 +22,11 @@ STAND_IN = {
     "vocab_size": 2560,
     "pad_token_id": None,
 }
-"""A random Llama of tiny's shape: transformers has no form of tiny itself."""
+"""A random Llama of tiny's shape, because transformers does not implement tiny's architecture."""
 
 
 class PrefillBench:
-    """A transformers model as it is and as ours, with the same weights, in fp32."""
+    """Loads a model by transformers and by this package, with the same weights, in fp32."""
 
     def __init__(self, model: str, threads: int | None = None) -> None:
         if threads is not None:
@@ -36,7 +36,7 @@ class PrefillBench:
 
     @torch.no_grad()
     def run(self, tokens: int, repeats: int) -> dict[str, Any]:
-        """Reading a prompt: the state after it and the logits of its last token."""
+        """Time the prefill of a prompt: the state after it and the logits of its last token."""
         generator = torch.Generator().manual_seed(0)
         vocabulary = self.ours.config.vocab_size
         ids = torch.randint(0, vocabulary, (1, tokens), generator=generator)
@@ -62,7 +62,7 @@ class PrefillBench:
 
 @torch.no_grad()
 def delta_rule_prefill(tokens: int, repeats: int) -> dict[str, float]:
-    """One delta-rule layer of tiny's shape over a document, against two plainer forms of it."""
+    """Time one delta-rule layer of tiny's shape over a document, against two simpler forms."""
     H, K = 2, 64
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, H, tokens, K, generator=generator) for _ in "qkv")
@@ -86,10 +86,10 @@ def delta_rule_prefill(tokens: int, repeats: int) -> dict[str, float]:
 
 
 def row_by_row_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, size: int = 32) -> Tensor:
-    """The chunked delta rule as a reference implementation writes it (arXiv 2406.06484, eq. 10-11).
+    """Compute the chunked delta rule as reference implementations do (arXiv 2406.06484, eq. 10-11).
 
-    M = (I + tril(beta K K^T, -1))^-1 by forward substitution, a row at a time, then one chunk after
-    the other reads and rewrites the memory. q, k, v: [B, H, T, K], T a multiple of ``size``.
+    M = (I + tril(beta K K^T, -1))^-1 is made by forward substitution, row by row; then the chunks
+    read and write the memory one after the other. q, k, v: [B, H, T, K], T a multiple of ``size``.
     """
     B, H, T, K = q.shape
     q, kc, vc = (x.reshape(B, H, T // size, size, -1) for x in (q * K**-0.5, k, v))
@@ -109,7 +109,7 @@ def row_by_row_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, size: int =
 
 
 def load_both(name: str) -> tuple[Any, CausalLM]:
-    """A transformers model as it is, and as ours with weights of its own; both in fp32."""
+    """Load a model by transformers and by this package, with separate weights, both in fp32."""
     theirs = _transformers_model(name)
     return theirs, wrap(copy.deepcopy(theirs))
 

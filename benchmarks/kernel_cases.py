@@ -1,4 +1,4 @@
-"""Every op that has a Triton form, at the shapes of real models: its inputs and its least cost."""
+"""Every op that has a Triton form, at the shapes of real models: inputs and minimum cost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ Run = Callable[[Form], list[Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """A source of random inputs."""
+    """Makes random inputs."""
 
     device: str = "cpu"
-    """Where they are; on ``meta`` they have no values."""
+    """Device of the inputs; on ``meta`` they have no values."""
 
     values: torch.dtype = torch.float32
-    """The model's dtype, which the values are rounded to."""
+    """The model's dtype, to which values are rounded."""
 
     computed: torch.dtype | None = None
-    """The dtype of the tensors, if another: the same values for a computation in fp64."""
+    """Dtype of the tensors if it differs from ``values``, e.g. fp64 for a precise comparison."""
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Draw from a normal distribution, in the model's dtype."""
         return self._make(torch.randn, shape, self.values, scale)
 
     def single(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Draw in fp32: states, optimisers and log-probabilities are never narrower."""
+        """Draw in fp32: states, optimiser moments and log-probabilities always have it."""
         return self._make(torch.randn, shape, torch.float32, scale)
 
     def uniform(self, *shape: int) -> Tensor:
@@ -169,16 +169,16 @@ def _memory(m: Maker, B: int, H: int, D: int, F: int) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One op: how to call it, at which sizes, and the least that it can cost."""
+    """One op: how to call it, at which sizes, and its minimum cost."""
 
     name: str
-    """What reports call the case."""
+    """Name of the case in reports."""
 
     folder: str
-    """The op's folder in ``kernels``."""
+    """Folder of the op in ``kernels``."""
 
     op: str
-    """The op's function."""
+    """Name of the op's function."""
 
     build: Callable[..., Run]
     """Makes the inputs of the given sizes and returns the call."""
@@ -187,14 +187,14 @@ class Case:
     """Sizes of real models, by name."""
 
     odd: dict[str, int]
-    """Small and uneven sizes, where errors are measured."""
+    """Small, uneven sizes at which errors are measured."""
 
     cpu: dict[str, int]
-    """Sizes at which a CPU is timed."""
+    """Sizes for timing on a CPU."""
 
     work: Callable[..., tuple[float, float]]
-    """Floating-point operations and bytes, at given sizes, that no implementation can do without:
-    forward and backward, in bf16 where the model is."""
+    """Returns the minimum number of floating-point operations and bytes at given sizes, forward and
+    backward, in bf16 where the model uses it."""
 
 
 CASES = [

@@ -1,7 +1,7 @@
-"""The kernels, measured: errors, what they compile to, and times against their definitions.
+"""Measures the kernels: errors, compiled resources, and times against their definitions.
 
-Interpreter, compiler and clock cannot share a process: Triton decides when it is imported whether
-it interprets or compiles. So errors and resources come from processes of their own.
+The interpreter, the compiler and the timer need separate processes, because Triton decides at
+import whether it interprets or compiles.
 """
 
 import functools
@@ -23,14 +23,14 @@ from torch.utils._pytree import tree_leaves
 from refine_server.benchmarks.kernel_cases import CASES, Case, Form, Maker, Run
 
 H100_FLOPS, H100_BYTES = 989e12, 3.35e12
-"""Dense bf16 operations and bytes of memory a second of an H100 SXM: what a roofline is made of."""
+"""Dense bf16 operations and memory bytes per second of an H100 SXM, for roofline figures."""
 
 SECONDS_A_SIDE = 0.5
-"""How long one side of a comparison is repeated at least."""
+"""Minimum seconds for which each side of a comparison is repeated."""
 
 
 def run() -> dict[str, Any]:
-    """Every case: ``{"kernels": [...]}``, as ``refine-server bench kernels`` prints it."""
+    """Measure every case: ``{"kernels": [...]}``, as ``refine-server bench kernels`` prints it."""
     with ThreadPoolExecutor(2) as pool:
         tasks = [
             ("resources", "90", "3", "0", "2"),
@@ -73,7 +73,7 @@ def form(case: Case, name: str) -> Form:
 
 
 def errors() -> dict[str, dict[str, float]]:
-    """Largest error of the Triton forms at odd sizes, outputs and gradients, in two dtypes."""
+    """Return the Triton forms' largest error at odd sizes, outputs and gradients, by dtype."""
     return {
         case.name: {
             "max_error": max_error(case, torch.float32),
@@ -84,7 +84,7 @@ def errors() -> dict[str, dict[str, float]]:
 
 
 def max_error(case: Case, dtype: torch.dtype) -> float:
-    """As a share of the largest value of each output, against the definition in fp64."""
+    """Return the error against the definition in fp64, relative to each output's maximum."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = []
     for name, computed in (("naive", torch.float64), ("triton_impl", None)):
@@ -102,9 +102,10 @@ def max_error(case: Case, dtype: torch.dtype) -> float:
 def resources(
     arch: int = 90, most: int = 3, part: int = 0, parts: int = 1
 ) -> dict[str, list[dict[str, Any]]]:
-    """What the kernels of each case compile to at the sizes of ``most`` models, in bf16.
+    """Compile the kernels of each case at the sizes of ``most`` models, in bf16.
 
-    Compiling takes half a minute, so a process may take every ``parts``-th case from ``part`` on.
+    Compiling takes half a minute, so it can be divided: a process takes every ``parts``-th case,
+    starting at ``part``.
     """
     from refine_server.kernels.aot import compiled
 
@@ -128,7 +129,7 @@ def _worst(kernels: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cpu_ratio(case: Case) -> float | None:
-    """Time of the CPU form over that of the definition; None where the definition is the form."""
+    """Return the CPU form's time over the definition's; None where they are the same."""
     naive, fast = form(case, "naive"), form(case, "eager")
     if fast is naive:
         return None
@@ -137,7 +138,7 @@ def cpu_ratio(case: Case) -> float | None:
 
 
 def seconds(run: Run, of_form: Form, device: str = "cpu") -> float:
-    """Median seconds of a run, after one to warm up."""
+    """Return the median seconds of a run, after one warm-up run."""
 
     def once() -> float:
         started = time.perf_counter()
@@ -154,9 +155,9 @@ def seconds(run: Run, of_form: Form, device: str = "cpu") -> float:
 
 
 def least(case: Case, model: str) -> dict[str, float]:
-    """Bytes that no implementation can do without, and the seconds that an H100 needs at least.
+    """Return the minimum bytes of a case and the minimum seconds on an H100.
 
-    Its arithmetic or its memory, whichever is slower.
+    The seconds are those of its arithmetic or of its memory traffic, whichever is slower.
     """
     flops, nbytes = case.work(**case.models[model])
     return {
@@ -166,7 +167,7 @@ def least(case: Case, model: str) -> dict[str, float]:
 
 
 class _Counted(TorchDispatchMode):
-    """Ops that compute something, and the bytes of everything that they read and write."""
+    """Counts ops that compute something, and the bytes that they read and write."""
 
     FREE = frozenset(
         {"empty", "new_empty", "empty_like", "detach", "_unsafe_view", "_reshape_alias"}
@@ -184,8 +185,8 @@ class _Counted(TorchDispatchMode):
 
 
 def unfused(case: Case, model: str) -> dict[str, float]:
-    """Launches and traffic of the form in torch ops, one launch an op, nothing kept in a cache."""
-    decides = case.op == "fast_weight_optim"  # looks at values, which meta tensors have not
+    """Count launches and memory traffic of the form in torch ops: one launch an op, no caching."""
+    decides = case.op == "fast_weight_optim"  # branches on values, which meta tensors do not have
     maker = Maker("cpu" if decides else "meta", torch.bfloat16)
     run = case.build(maker, **case.models[model])
     with _Counted() as counted:  # type: ignore[no-untyped-call]
@@ -194,7 +195,7 @@ def unfused(case: Case, model: str) -> dict[str, float]:
 
 
 def on_gpu(case: Case) -> dict[str, Any]:
-    """Times of the Triton form on this GPU at its models' sizes, and against the eager form."""
+    """Time the Triton form on this GPU at its models' sizes, and against the eager form."""
     measured = {}
     for model, sizes in case.models.items():
         run = case.build(Maker("cuda", torch.bfloat16), **sizes)
@@ -215,7 +216,7 @@ def on_gpu(case: Case) -> dict[str, Any]:
 
 
 def in_process(what: str, *arguments: str) -> Any:
-    """What this module's ``errors`` or ``resources`` gives in a process of its own."""
+    """Run this module's ``errors`` or ``resources`` in a process of its own; return its result."""
     interpret = what == "errors" and not torch.cuda.is_available()
     environment = os.environ | {
         "TRITON_INTERPRET": "1" if interpret else "0",

@@ -1,4 +1,4 @@
-"""How much memory one adaptation step takes, document by document, each in a process of its own."""
+"""Peak memory of one adaptation step by document length, each in a process of its own."""
 
 import json
 import resource
@@ -17,12 +17,13 @@ KIB = 1024
 
 
 def run(model: str, shortest: int, longest: int, budget: int | None) -> dict[str, Any]:
-    """Peak memory of a step on two lengths of document.
+    """Measure the peak memory of a step on documents of two lengths.
 
     Args:
-        model: a name for ``load``.
-        shortest, longest: tokens.
-        budget: bytes of activations beyond which segments are computed again; None: never.
+        model: name of the model, as for ``load``.
+        shortest: length of the short document in tokens.
+        longest: length of the long document in tokens.
+        budget: bytes of activations above which segments are recomputed; None: never.
     """
     short, long = (_in_a_process(model, tokens, budget) for tokens in (shortest, longest))
     return {
@@ -48,7 +49,7 @@ def _in_a_process(model: str, tokens: int, budget: int | None) -> dict[str, Any]
 
 
 def measure(name: str, tokens: int, budget: int | None) -> dict[str, float]:
-    """The most memory that this process has held before and after one step, and its seconds."""
+    """Return this process's peak memory before and after one step, and the step's seconds."""
     model = load(name)
     model.activation_budget = budget
     config = AdaptConfig(guard="none")

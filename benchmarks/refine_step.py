@@ -1,4 +1,4 @@
-"""What one REFINE step costs: trunk and branch, the naive loop, and next-token prediction alone."""
+"""Time of one REFINE step: trunk and branches, the naive loop, and next-token prediction alone."""
 
 import statistics
 import time
@@ -22,11 +22,11 @@ from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 
 
 class StepBench:
-    """Three ways through one step, on the same model, document, positions and rollouts.
+    """Times one step in three ways, on the same model, document, positions and rollouts.
 
-    A step is loss, gradient, clipping and optimiser update. The document is random tokens: cost
-    does not depend on what it says. Work that is done once a document (the frozen layers) is
-    outside the step for our side and does not exist on the naive side.
+    A step is loss, gradient, clipping and optimiser update. The document is random tokens, because
+    the cost does not depend on the content. Work that is done once a document (the frozen layers)
+    is not part of our step; the naive loop does not separate it.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class StepBench:
         self.ids = torch.randint(0, vocabulary, (1, document_tokens), generator=generator)
 
     def run(self, repeats: int, naive_repeats: int | None = None) -> dict[str, Any]:
-        """Medians over ``repeats`` rounds; in each all three sides run in turn.
+        """Return medians over ``repeats`` rounds; each round runs all three sides in turn.
 
-        The naive side, which may take an hour, only in the first ``naive_repeats``; without any,
-        what needs it is None.
+        The naive side, which may take an hour, runs in the first ``naive_repeats`` rounds only; if
+        that is 0, the figures that need it are None.
         """
         naive_repeats = repeats if naive_repeats is None else min(naive_repeats, repeats)
         ours, ntp = self._step("refine"), self._step("ntp")
-        [loss] = step_losses([ours.run.inputs])  # also warms the path up
+        [loss] = step_losses([ours.run.inputs])  # also warms up
         loss.total.backward()
         gradient = {name: _grad(ours.run.fast[name]) for name in ours.run.fast}
         naive = _Naive(self, loss.rollouts)
@@ -99,7 +99,7 @@ class StepBench:
         }
 
     def fresh(self) -> FastWeights:
-        """Fast weights a little away from their beginning, where no gradient is trivially zero."""
+        """Make fast weights slightly off their initial values, so that no gradient is zero."""
         fast = self.model.new_fast_weights(
             self.config.fast_weights.targets, self.config.fast_weights.rank, self.config.seed
         )
@@ -109,7 +109,7 @@ class StepBench:
         return fast
 
     def document(self, fast: FastWeights) -> Rows:
-        """The document as rows for ``fast``."""
+        """Return the document as rows for ``fast``."""
         return Rows(self.model, self.ids, fast, positions=self.config.rollouts.positions)
 
     def _step(self, objective: str) -> AdaptStep:
@@ -119,7 +119,7 @@ class StepBench:
 
 
 class _Naive:
-    """The naive side's steps; the first is for the positions and tokens of our side's rollouts."""
+    """The naive side's steps; the first one uses the positions and rollouts of our side."""
 
     def __init__(self, bench: StepBench, rollouts: Rollouts | None) -> None:
         self.bench, self.rollouts = bench, rollouts
@@ -129,7 +129,7 @@ class _Naive:
         self.first_gradient: dict[str, Tensor] = {}
 
     def step(self) -> None:
-        """Gradient by re-reading every prefix, and the update."""
+        """Compute the gradient by re-reading every prefix, and update."""
         gradient, _ = naive_gradient(self.inputs, self.rollouts)
         self.first_gradient = self.first_gradient or gradient
         self.rollouts = None
@@ -146,7 +146,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 def _distance(gradient: dict[str, Tensor], expected: dict[str, Tensor]) -> float | None:
-    """Relative distance of one gradient from another, if there is one."""
+    """Return the relative distance of one gradient from another, None if there is none."""
     if not expected:
         return None
     apart = torch.stack([(gradient[n] - expected[n]).square().sum() for n in expected]).sum()
@@ -155,7 +155,7 @@ def _distance(gradient: dict[str, Tensor], expected: dict[str, Tensor]) -> float
 
 
 def small_lact() -> CausalLM:
-    """A random LaCT with the settings of the published 760M model, chunk and window aside."""
+    """Make a random LaCT with the published 760M model's settings, except for chunk and window."""
     config = {
         "model_type": "lact_swiglu",
         "hidden_size": 128,

@@ -1,1 +1,1 @@
-"""Does adapting to a document help to answer from it? Objectives, regimes, alternatives."""
+"""Benchmark: how much adapting to a document improves answers, compared with alternatives."""

@@ -1,6 +1,7 @@
-"""Adapts to each document for each objective and asks in every regime; a line for each.
+"""Adapts to each document under each objective and answers its questions in every regime.
 
-Once for all of a document's questions, or once for each when its spans are chosen by the question.
+A document is adapted to once for all its questions, or once for each question when the spans that
+it learns are chosen by the question.
 """
 
 import json
@@ -33,12 +34,12 @@ OBJECTIVES: tuple[Objective, ...] = ("none", "ntp", "refine")
 
 @dataclass(frozen=True)
 class Result:
-    """One document under one objective.
+    """The result of one document under one objective.
 
-    scores: by regime, 0 to 100, the mean over the document's questions. adapt_seconds and
-    answer_seconds (by regime, for all questions) are wall time; peak_bytes is the process's, from
-    the adaptation's beginning to the last answer. accepted_step and guard are of the last
-    adaptation.
+    ``scores`` (0 to 100, the mean over the document's questions) and ``answer_seconds`` (all
+    questions) are given by regime. Times are wall time; ``peak_bytes`` is the process's peak memory
+    from the start of the adaptation to the last answer. With several adaptations, ``accepted_step``
+    and ``guard`` are the last one's.
     """
 
     task: str
@@ -55,17 +56,17 @@ class Result:
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """What tells this result from every other of its run."""
+        """What identifies this result in its run."""
         return self.task, self.length, self.id, self.objective
 
     @classmethod
     def parse(cls, row: Any) -> "Result":
-        """A result from its line."""
+        """Parse one line of a results file."""
         return cls(**row)
 
 
 class ModelTokenizer:
-    """A loaded model's tokenizer, without special tokens."""
+    """Encodes and decodes with a loaded model's tokenizer, without special tokens."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._of = tokenizer
@@ -78,7 +79,7 @@ class ModelTokenizer:
 
 
 class AdaptationBench:
-    """Measures; ``window`` is what the alternatives may put into the prompt, in tokens."""
+    """Runs the benchmark; ``window`` limits the prompts of the alternatives, in tokens."""
 
     def __init__(
         self, model: CausalLM, config: AdaptConfig, regimes: Sequence[Regime], window: int
@@ -88,7 +89,7 @@ class AdaptationBench:
         self.tokenizer = ModelTokenizer(model.tokenizer)
 
     def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
-        """Results of all items, those of an interrupted run first; each is written as it is had."""
+        """Yield all items' results, those of an interrupted run first; write each one at once."""
         done = {r.key: r for r in read_rows(path, Result.parse)} if resume else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if resume else "w", encoding="utf-8") as file:
@@ -137,9 +138,9 @@ class AdaptationBench:
     def _adapt(
         self, item: Item, objective: Objective, question: Question | None = None
     ) -> AdaptedDocument:
-        """Adapt to an item's document, for one question if its spans are chosen by it.
+        """Adapt to an item's document, for one question if its spans are chosen by the question.
 
-        The instruction before the document is read, but neither learned nor chosen.
+        The instruction before the document is read, but not learned from.
         """
         config = self.config.updated(objective=objective)
         template, limits = self.template, Limits()
@@ -183,7 +184,7 @@ class AdaptationBench:
 
 
 def _reset_peak() -> None:
-    """Let the kernel count the process's peak memory anew, where it can."""
+    """Reset the kernel's record of the process's peak memory, where it allows that."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -191,7 +192,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """The process's peak memory in bytes since the last reset; 0 where nothing tells."""
+    """Return the process's peak memory in bytes since the last reset; 0 where it is unknown."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What stands in the prompt when a question is asked: all, nothing, or what others would choose."""
+"""What the prompt contains before a question: the document, nothing, or a selection of it."""
 
 import re
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ PASSAGE_TOKENS = 64
 def text_of(
     item: Item, question: Question, regime: Regime, window: int, tokenizer: Tokenizer
 ) -> str | None:
-    """The document that a question is asked behind; None for none at all.
+    """Return the text that precedes a question in its prompt, None for no text.
 
-    ``truncated`` is without its middle, ``passages`` are the best by BM25, in their order; both
-    have ``window`` tokens at most.
+    ``truncated`` is the document without its middle, ``passages`` its best passages by BM25 in
+    document order; both have at most ``window`` tokens.
     """
     if regime == "memory":
         return None
@@ -36,7 +36,7 @@ def text_of(
 
 
 def best_passages(text: str, query: str, room: int, tokenizer: Tokenizer) -> str:
-    """Passages of about ``PASSAGE_TOKENS`` whole sentences that fit into ``room`` tokens."""
+    """Choose passages of about ``PASSAGE_TOKENS`` each, of whole sentences, ``room`` in all."""
     passages = _passages(text, tokenizer)
     index = bm25s.BM25()
     index.index(bm25s.tokenize([p for p, _ in passages], show_progress=False), show_progress=False)
@@ -51,7 +51,7 @@ def best_passages(text: str, query: str, room: int, tokenizer: Tokenizer) -> str
 
 
 def _passages(text: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
-    """Sentences put together to passages, with their tokens (and one for what joins them)."""
+    """Join sentences into passages; return them with their token counts, one added to join them."""
     passages: list[tuple[str, int]] = []
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
         tokens = len(tokenizer.encode(sentence)) + 1
@@ -63,10 +63,10 @@ def _passages(text: str, tokenizer: Tokenizer) -> list[tuple[str, int]]:
 
 
 def regimes_of(names: Sequence[str]) -> list[Regime]:
-    """Regimes from their names.
+    """Parse the names of regimes.
 
     Raises:
-        DataError: one is unknown, or there is none.
+        DataError: a name is unknown, or there is none.
     """
     for name in names or [""]:
         if name not in REGIMES:

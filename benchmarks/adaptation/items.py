@@ -1,7 +1,7 @@
-"""Documents with questions: needles made here, or rows of published data sets, in two parts.
+"""Documents with questions: generated needles or rows of published data sets, in two parts.
 
-The development part is for choosing settings, the held-out part for recorded results. An item
-depends on the seed, the part, its task, length and number, and on nothing else.
+The dev part is for choosing settings, the held-out part for reported results. An item depends only
+on the seed, the part, its task, its length and its number.
 """
 
 import random
@@ -30,9 +30,10 @@ TINY_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class Question:
-    """A query, how long its answer may be, and its score: 0 to 100.
+    """A query, its maximum answer length in tokens, and its score (0 to 100).
 
-    about: the query without the instruction that data sets repeat in it: what spans are chosen by.
+    ``about`` is the query without the instruction that the data set repeats; spans are chosen by
+    it.
     """
 
     query: str
@@ -43,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """One document (``before`` is its instruction, never cut) and what is asked about it."""
+    """One document (``before`` is its instruction, which is never cut) and its questions."""
 
     task: str
     length: int
@@ -55,7 +56,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Prose(Sources):
-    """RULER's essay from the King James Bible, begun at another place for every seed and part."""
+    """RULER's essay from the King James Bible, started elsewhere for every seed and part."""
 
     start: str = ""
 
@@ -73,10 +74,11 @@ class Prose(Sources):
 
 
 def tiny_items(lengths: Sequence[int], count: int, seed: int, part: Part) -> Iterator[Item]:
-    """Facts in filler, in the language of the tiny model: one, or one for every 64 tokens.
+    """Yield facts in filler text, in tiny's language: one fact, or one for every 64 tokens.
 
-    The facts' number and their keys, a half of which share a word, are beyond what it was trained
-    on. It knows neither several values of one key nor several keys in one question.
+    There are more facts than tiny was trained on, and half of their keys share a word. Tasks with
+    several values for a key or several keys in a question are left out: tiny was not trained on
+    them.
     """
     for task in TINY_TASKS:
         for length in lengths:
@@ -93,9 +95,9 @@ def tiny_items(lengths: Sequence[int], count: int, seed: int, part: Part) -> Ite
 def prose_items(
     lengths: Sequence[int], count: int, tokenizer: Tokenizer, seed: int, part: Part
 ) -> Iterator[Item]:
-    """RULER's needles in real prose: single, multi-key, multi-value, multi-query."""
+    """Yield RULER's needles in an essay: single, multi-key, multi-value, multi-query."""
     sources = Prose(start=f"{part}/{seed}")
-    # One seed for each part, as RULER's generator knows no parts.
+    # One seed for each part, because RULER's generator has no parts.
     own = crc32(f"{part}/{seed}".encode())
     for length in lengths:
         for sample in generate(PROSE_TASKS, [length], count, tokenizer, sources, own):
@@ -103,8 +105,9 @@ def prose_items(
 
 
 def in_turns(items: Iterable[Item]) -> list[Item]:
-    """The first document of every task and length, then the second, …: a run that is cut short
-    has measured all of them.
+    """Order items so that an interrupted run has measured every task and length.
+
+    The first document of every task and length comes first, then the second ones, and so on.
     """
     cells: dict[tuple[str, int], list[Item]] = {}
     for item in items:
@@ -114,12 +117,12 @@ def in_turns(items: Iterable[Item]) -> list[Item]:
 
 
 def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
-    """The first ``count`` rows of a part of a RULER or LongBench file in its official form.
+    """Yield the first ``count`` rows of a part of a RULER or LongBench file in its official format.
 
-    Which part a row belongs to depends on its id alone.
+    The part of a row depends on its id only.
 
     Raises:
-        DataError: the file or a row of it cannot be used.
+        DataError: the file or one of its rows cannot be used.
     """
     found = 0
     for item in read_rows(path, lambda row: _of_row(dict(row))):

@@ -1,4 +1,4 @@
-"""What the results of a run say: scores with intervals, paired differences, seconds, a picture."""
+"""The report of a run: scores with intervals, paired differences, seconds and a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ Cell = tuple[str, int]
 
 
 class Summary:
-    """The results of a run, by regime, cell and objective, document by document."""
+    """A run's results by regime, cell and objective, one for each document."""
 
     def __init__(self, results: Sequence[Result], regimes: Sequence[Regime]) -> None:
         self.results, self.regimes = results, regimes
         self.cells: list[Cell] = list(dict.fromkeys((r.task, r.length) for r in results))
 
     def scores(self, regime: str, objective: str, cell: Cell) -> list[float]:
-        """Scores of a cell's documents, in order."""
+        """Return the scores of a cell's documents, in order."""
         return [
             r.scores[regime]
             for r in self.results
@@ -31,11 +31,11 @@ class Summary:
         ]
 
     def score(self, regime: str, objective: str) -> Interval:
-        """The mean over cells; documents are resampled within theirs."""
+        """Return the mean over cells; documents are resampled within their cells."""
         return stratified({str(c): self.scores(regime, objective, c) for c in self.cells})
 
     def compared(self, regime: str, ours: str, theirs: str) -> Paired:
-        """Two objectives on the same documents."""
+        """Compare two objectives on the same documents."""
         a, b = (
             [x for cell in self.cells for x in self.scores(regime, name, cell)]
             for name in (ours, theirs)
@@ -43,7 +43,7 @@ class Summary:
         return paired(a, b)
 
     def figures(self) -> dict[str, Any]:
-        """All of it as JSON; ``scores`` and ``intervals`` are of the first regime."""
+        """Return everything as JSON; ``scores`` and ``intervals`` are the first regime's."""
         by_regime = {
             regime: {o: self.score(regime, o) for o in OBJECTIVES} for regime in self.regimes
         }
@@ -73,7 +73,7 @@ class Summary:
         return sum(r.objective == objective and r.accepted_step == 0 for r in self.results)
 
     def markdown(self, title: str, command: str, about: str) -> str:
-        """The report's text."""
+        """Return the report as Markdown."""
         lines = [f"## {title}", "", about, "", "```console", command, "```", ""]
         lines += [*self._scores_table(), "", *self._pairs_table(), "", *self._costs_table()]
         return "\n".join(lines) + "\n"
@@ -114,7 +114,7 @@ class Summary:
         return lines
 
     def draw(self, path: Path, title: str) -> None:
-        """Mean scores by regime and objective, with intervals."""
+        """Plot mean scores by regime and objective, with intervals."""
         from matplotlib.figure import Figure
 
         from refine_server.benchmarks.report.plots import bars

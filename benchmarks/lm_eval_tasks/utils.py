@@ -1,7 +1,7 @@
 """LongBench and RULER from local files, as tasks of lm-evaluation-harness: see docs/benchmarks.md.
 
-``lm_eval --include_path`` reads this folder. What ``--metadata`` says comes in as keywords, beside
-the model's arguments.
+``lm_eval --include_path`` reads this folder. The fields of ``--metadata`` are passed as keyword
+arguments, together with the model's arguments.
 """
 
 from pathlib import Path
@@ -27,9 +27,10 @@ def longbench(
     base_url: str = "",
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """The rows of one task as prompts, cut in the middle to ``max_length`` tokens.
+    """Return the rows of one task as prompts, cut in the middle to ``max_length`` tokens.
 
-    The tokenizer is a file's, or else the server's of ``base_url``.
+    The tokenizer is read from a file or, by default, used over HTTP from the server at
+    ``base_url``.
     """
     folder = _given("longbench_data", longbench_data)
     tokens: Tokenizer
@@ -53,13 +54,13 @@ def longbench(
 
 
 def longbench_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The official score of one prediction, 0 to 100."""
+    """Return the official score of one prediction, 0 to 100."""
     task = task_of(doc["dataset"])
     return {"score": score(task, results[0], doc["answers"], doc["all_classes"])}
 
 
 def ruler(family: str, ruler_data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The samples of one family: ``niah``, ``vt``, ``cwe``, ``fwe`` or ``qa``."""
+    """Return the samples of one family: ``niah``, ``vt``, ``cwe``, ``fwe`` or ``qa``."""
     path = _given("ruler_data", ruler_data)
     docs = [
         {**sample.row(), "prompt": sample.prompt, "outputs": list(sample.outputs)}
@@ -72,7 +73,7 @@ def ruler(family: str, ruler_data: str | None = None, **_: Any) -> dict[str, dat
 
 
 def ruler_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """``string_match_all`` or ``string_match_part`` of one prediction, 0 to 100."""
+    """Return ``string_match_all`` or ``string_match_part`` of one prediction, 0 to 100."""
     row = {name: doc[name] for name in Sample.__dataclass_fields__}
     return {"score": Sample.parse(row).score(results[0])}
 

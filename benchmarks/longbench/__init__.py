@@ -1,1 +1,1 @@
-"""LongBench (arXiv 2308.14508) replayed over HTTP: rows, prompts, truncation, official metrics."""
+"""LongBench (arXiv 2308.14508) over HTTP: rows, prompts, truncation, official metrics."""

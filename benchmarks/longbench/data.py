@@ -1,4 +1,4 @@
-"""Rows of LongBench and LongBench-E in their official form, from JSON lines or parquet."""
+"""Rows of LongBench and LongBench-E in their official format, from JSON lines or parquet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ BUCKETS = ("0-4k", "4-8k", "8k+")
 
 @dataclass(frozen=True)
 class Row:
-    """One question. ``length`` counts the context's words (Chinese: characters)."""
+    """One question. ``length`` is the context's length in words (Chinese: characters)."""
 
     id: str
     task: Task
@@ -25,7 +25,7 @@ class Row:
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> "Row":
-        """A row as published: ``input``, ``context``, ``answers``, ``length``, ``dataset``, …"""
+        """Parse a row as published: ``input``, ``context``, ``answers``, ``dataset``, …"""
         return cls(
             id=str(row["_id"]),
             task=task_of(row["dataset"]),
@@ -38,10 +38,10 @@ class Row:
 
 
 def strings(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    """A field that is a list of strings, or null for none.
+    """Return a field that is a list of strings, or null for an empty list.
 
     Raises:
-        ValueError: it is something else, or empty answers.
+        ValueError: the field has another type, or ``answers`` is empty.
     """
     value = row.get(field) if field == "all_classes" else row[field]
     if value is None and field == "all_classes":
@@ -54,21 +54,21 @@ def strings(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
 
 
 def bucket(length: int) -> str:
-    """LongBench-E's class of a length in words."""
+    """Return LongBench-E's length class for a length in words."""
     return BUCKETS[0] if length < 4000 else BUCKETS[1] if length < 8000 else BUCKETS[2]
 
 
 def load(folder: Path, names: Sequence[str], limit: int | None = None) -> list[Row]:
-    """The first ``limit`` rows of each task.
+    """Load the first ``limit`` rows of each task.
 
     Args:
-        folder: with ``<task>.jsonl``, ``<task>.parquet`` or the shards ``<task>/*.parquet``, as
-            published; LongBench-E's files end in ``_e``.
-        names: of the tasks; none means every task that the folder has.
-        limit: rows of a task; None means all.
+        folder: folder with ``<task>.jsonl``, ``<task>.parquet`` or the shards ``<task>/*.parquet``,
+            as published; LongBench-E's files end in ``_e``.
+        names: names of the tasks; empty means every task that the folder has.
+        limit: maximum number of rows of a task; None means all.
 
     Raises:
-        DataError: a task is unknown or has no file, or a row is not as published.
+        DataError: a task is unknown or has no file, or a row has another format.
     """
     if not folder.is_dir():
         raise DataError(f"--data: {folder} is not a folder")

@@ -1,9 +1,9 @@
-"""LongBench's metrics, each of one prediction and one answer, from 0 to 1.
+"""LongBench's metrics; each compares one prediction with one answer and returns 0 to 1.
 
-They are those of github.com/THUDM/LongBench (``metrics.py``), to the last decimal: ROUGE-L is the
-package ``rouge``, Chinese words are ``jieba``'s, and the edit similarity is rapidfuzz's ``ratio``
-rounded to whole percents (``fuzzywuzzy`` with python-Levenshtein gives the same numbers; without
-it, it falls back to difflib, which gives others).
+They equal those of github.com/THUDM/LongBench (``metrics.py``) exactly: ROUGE-L is the package
+``rouge``, Chinese words are split by ``jieba``, and the edit similarity is rapidfuzz's ``ratio``
+rounded to whole percents (``fuzzywuzzy`` gives the same numbers with python-Levenshtein; without
+it, it falls back to difflib, whose numbers differ).
 """
 
 import logging
@@ -20,7 +20,7 @@ from rouge import Rouge
 jieba.setLogLevel(logging.WARNING)
 
 Metric = Callable[[str, str, Sequence[str]], float]
-"""Of a prediction, an answer and the task's classes."""
+"""Returns the score of a prediction, given an answer and the task's classes."""
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -34,35 +34,35 @@ CHINESE_PUNCTUATION = str.maketrans(
 
 
 def qa_f1(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """F1 of words, without case, punctuation and articles (as for SQuAD)."""
+    """Return the F1 of words, without case, punctuation and articles (as for SQuAD)."""
     return _f1(_words(prediction), _words(answer))
 
 
 def qa_f1_zh(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """F1 of Chinese words, without punctuation."""
+    """Return the F1 of Chinese words, without punctuation."""
     return _f1(_chinese_words(prediction), _chinese_words(answer))
 
 
 def rouge(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """ROUGE-L, F1 of the union of longest common subsequences over sentences."""
+    """Return ROUGE-L: the F1 of the union of longest common subsequences over sentences."""
     try:
         scores = _rouge().get_scores([prediction], [answer], avg=True)
-    # An empty side, and sentences too long for the package's recursion, count 0 officially.
+    # Officially, empty texts and sentences too long for the package's recursion score 0.
     except (ValueError, RecursionError):
         return 0.0
     return float(scores["rouge-l"]["f"])
 
 
 def rouge_zh(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    """ROUGE-L over Chinese words."""
+    """Return ROUGE-L over Chinese words."""
     return rouge(" ".join(jieba.cut(prediction)), " ".join(jieba.cut(answer)), classes)
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    """One over the number of classes that the prediction names, if the right one is among them."""
+    """Return 1 / (number of classes that the prediction names) if the right one is among them."""
     named = [name for name in classes if name in prediction]
-    # A class whose name is part of the right one's is not counted. The official scorer drops these
-    # from the list that it walks, so the class behind a dropped one is never looked at.
+    # A class whose name is part of the right one's is not counted. The official scorer removes
+    # these from the list while it iterates over it, so it skips the class after a removed one.
     position = 0
     while position < len(named):
         if named[position] in answer and named[position] != answer:
@@ -72,7 +72,7 @@ def classification(prediction: str, answer: str, classes: Sequence[str]) -> floa
 
 
 def retrieval(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """The share of the prediction's numbers that are the paragraph's ("Paragraph 3", "段落3")."""
+    """Return the share of the prediction's numbers that name the paragraph ("Paragraph 3")."""
     paragraph = re.search(r"(?:Paragraph |段落)(\d+)", answer)
     if paragraph is None:
         raise ValueError(f"answers: {answer!r} does not name a paragraph")
@@ -80,12 +80,12 @@ def retrieval(prediction: str, answer: str, _: Sequence[str]) -> float:
 
 
 def count(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """The share of the prediction's numbers that are the answer."""
+    """Return the share of the prediction's numbers that equal the answer."""
     return _share_of_numbers(prediction, answer)
 
 
 def code(prediction: str, answer: str, _: Sequence[str]) -> float:
-    """Edit similarity of the first line that is neither a comment nor Markdown."""
+    """Return the edit similarity of the first line that is neither a comment nor Markdown."""
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if not re.search("`|#|//", line)), "")
     return round(fuzz.ratio(line, answer)) / 100

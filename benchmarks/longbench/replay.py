@@ -1,4 +1,4 @@
-"""LongBench's rows as questions of a replay."""
+"""LongBench's rows as questions for a replay."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from refine_server.benchmarks.tokens import Tokenizer
 
 
 def questions(rows: Sequence[Row], max_length: int, tokenizer: Tokenizer) -> Iterator[Question]:
-    """Each row as the benchmark asks and scores it, its prompt cut to ``max_length`` tokens."""
+    """Yield each row as the benchmark asks and scores it, cut to ``max_length`` tokens."""
     for row in rows:
         asked = split_prompt(row, max_length, tokenizer)
         kept = {

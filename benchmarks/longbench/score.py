@@ -14,7 +14,7 @@ from refine_server.benchmarks.rows import DataError, read_rows
 
 
 def score(task: Task, prediction: str, answers: Sequence[str], classes: Sequence[str]) -> float:
-    """The score of one prediction: the best over the answers, 0 to 100."""
+    """Return the score of one prediction: the best over the answers, 0 to 100."""
     said = prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
     metric = METRICS[task.metric]
     return 100 * max(metric(said, answer, classes) for answer in answers)
@@ -30,7 +30,7 @@ class Scored:
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> "Scored":
-        """A row ``{dataset, prediction, answers, all_classes}``; ``pred`` is official, too."""
+        """Parse a row ``{dataset, prediction or pred, answers, all_classes}``."""
         task = task_of(row["dataset"])
         prediction = row["pred"] if "pred" in row else row["prediction"]
         if not isinstance(prediction, str):
@@ -44,13 +44,13 @@ class Scored:
 
 
 def score_file(path: Path) -> dict[str, Any]:
-    """Scores of all rows of a file, in order, with their means.
+    """Score all rows of a file, in order; return the scores and their means.
 
     ``average`` is the mean over rows, ``task_average`` the mean over tasks as in LongBench's
-    tables, and ``buckets`` (rows with a ``length``) the means that LongBench-E reports.
+    tables, and ``buckets`` (rows with a ``length``) has the means that LongBench-E reports.
 
     Raises:
-        DataError: the file or a row of it cannot be scored.
+        DataError: the file or one of its rows cannot be scored.
     """
     rows = list(read_rows(path, Scored.parse))
     if not rows:
@@ -66,7 +66,7 @@ def score_file(path: Path) -> dict[str, Any]:
 
 
 def means(scores: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean score for each name, rounded as in the official tables."""
+    """Return the mean score for each name, rounded as in the official tables."""
     of = defaultdict[str, list[float]](list)
     for name, value in scores:
         of[name].append(value)

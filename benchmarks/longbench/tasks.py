@@ -1,4 +1,4 @@
-"""The 21 tasks, as ``tasks.toml`` describes them."""
+"""LongBench's 21 tasks, as described in ``tasks.toml``."""
 
 import tomllib
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from functools import cache
 from importlib.resources import files
 
 EXTENDED_SUFFIX = "_e"
-"""LongBench-E names its datasets so: ``qasper_e``."""
+"""Suffix of LongBench-E's data sets, e.g. ``qasper_e``."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: how it is asked and how it is scored."""
+    """One task: its prompt and its metric."""
 
     name: str
     group: str
@@ -24,23 +24,23 @@ class Task:
 
     @property
     def before(self) -> str:
-        """The prompt up to the context."""
+        """The prompt before the context."""
         return self.prompt.partition("{context}")[0]
 
     def after(self, question: str) -> str:
-        """The prompt from the context's end on."""
+        """Return the prompt after the context."""
         return self.prompt.partition("{context}")[2].replace("{input}", question)
 
 
 @cache
 def tasks() -> dict[str, Task]:
-    """All tasks by name."""
+    """Return all tasks by name."""
     text = files("refine_server.benchmarks.longbench").joinpath("tasks.toml").read_text("utf-8")
     return {name: Task(name, **fields) for name, fields in tomllib.loads(text).items()}
 
 
 def task_of(dataset: str) -> Task:
-    """The task of a row's ``dataset``; LongBench-E's names are accepted.
+    """Return the task of a row's ``dataset``; LongBench-E's names are accepted.
 
     Raises:
         ValueError: there is no such task.
