@@ -74,7 +74,9 @@ class BatchBench:
         sizes: dict[str, float],
     ) -> dict[str, Any]:
         one_by_one, at_once = ([way[0] for way in ways] for ways in zip(*rounds, strict=True))
-        told = [[_outcome(answer) for answer in answers] for pair in rounds for _, answers in pair]
+        outcomes = [
+            [_outcome(answer) for answer in answers] for pair in rounds for _, answers in pair
+        ]
         ratios = [a / b for a, b in zip(one_by_one, at_once, strict=True)]
         return {
             "model": self.options["model"],
@@ -87,7 +89,7 @@ class BatchBench:
             "one_by_one_seconds": statistics.median(one_by_one),
             "at_once_seconds": statistics.median(at_once),
             "throughput_ratio": statistics.median(ratios),
-            "outputs_equal": all(way == told[0] for way in told),
+            "outputs_equal": all(way == outcomes[0] for way in outcomes),
             "mean_batch_sizes": sizes,
         }
 

@@ -1,4 +1,4 @@
-"""Data sets read and written row by row; errors name the file and the row."""
+"""Reading and writing data sets by rows; errors name the file and the row."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,10 +13,10 @@ class DataError(ValueError):
 
 
 def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
-    """Rows of a ``.jsonl`` or ``.parquet`` file, each through ``parse``.
+    """Yield the rows of a ``.jsonl`` or ``.parquet`` file, each parsed by ``parse``.
 
     Raises:
-        DataError: the file is not there or no such file, or ``parse`` refused a row.
+        DataError: the file is missing or has another format, or ``parse`` refused a row.
     """
     rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
     for number, row in rows:
@@ -29,7 +29,7 @@ def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines; the number of rows."""
+    """Write rows as JSON lines; return their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with path.open("w", encoding="utf-8") as file:

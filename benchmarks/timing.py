@@ -1,4 +1,4 @@
-"""Times of several sides of one comparison, taken in turn so that all see the same machine."""
+"""Times several sides of a comparison in turn, so that all see the same machine load."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 def medians(
     sides: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
 ) -> dict[str, float]:
-    """Median seconds of each side over ``repeats`` rounds, after ``warm_up`` that do not count."""
+    """Return median seconds of each side over ``repeats`` rounds, after ``warm_up`` rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + repeats):
         for name, side in sides.items():

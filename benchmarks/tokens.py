@@ -1,4 +1,4 @@
-"""Tokenizers that a benchmark can count with: the served model's own, or a file."""
+"""Tokenizers for counting lengths: the served model's own, or one from a file."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from refine_server.clients import RefineClient
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back, without special tokens."""
+    """Encodes text to token ids and decodes them, without special tokens."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
 
 
 class FileTokenizer:
-    """A ``tokenizer.json``, from a directory, by itself or from the hub."""
+    """A ``tokenizer.json`` from a file, a directory or the hub."""
 
     def __init__(self, name: str) -> None:
         path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
@@ -29,7 +29,7 @@ class FileTokenizer:
             )
         except Exception as error:  # the package raises bare Exceptions
             raise DataError(f"--tokenizer: cannot read {name}: {error}") from None
-        # A file may ask for truncation, which would count every long text as equally long.
+        # A file may configure truncation, which would make all long texts equally long.
         self._of.no_truncation()
 
     def encode(self, text: str) -> list[int]:
@@ -40,7 +40,7 @@ class FileTokenizer:
 
 
 class ServerTokenizer:
-    """The served model's tokenizer, over HTTP."""
+    """The served model's tokenizer, used over HTTP."""
 
     def __init__(self, client: RefineClient) -> None:
         self._client = client

@@ -117,8 +117,8 @@ class AdaptationBench:
             for regime in self.regimes:
                 began = time.perf_counter()
                 for question in questions:
-                    said = self._answer(adapted, item, question, regime)
-                    asked[regime].append(question.score(said))
+                    prediction = self._answer(adapted, item, question, regime)
+                    asked[regime].append(question.score(prediction))
                 seconds[regime] += time.perf_counter() - began
         report = adapted.report
         return Result(

@@ -31,12 +31,12 @@ def text_of(
     if regime == "truncated":
         around = len(tokenizer.encode(item.before)), 0
         return item.before + cut_middle(item.context, around, window, tokenizer)[0]
-    room = window - len(tokenizer.encode(item.before))
-    return item.before + best_passages(item.context, question.about, room, tokenizer)
+    budget = window - len(tokenizer.encode(item.before))
+    return item.before + best_passages(item.context, question.about, budget, tokenizer)
 
 
-def best_passages(text: str, query: str, room: int, tokenizer: Tokenizer) -> str:
-    """Choose passages of about ``PASSAGE_TOKENS`` each, of whole sentences, ``room`` in all."""
+def best_passages(text: str, query: str, budget: int, tokenizer: Tokenizer) -> str:
+    """Choose passages of about ``PASSAGE_TOKENS`` each, of whole sentences, ``budget`` in all."""
     passages = _passages(text, tokenizer)
     index = bm25s.BM25()
     index.index(bm25s.tokenize([p for p, _ in passages], show_progress=False), show_progress=False)
@@ -44,9 +44,9 @@ def best_passages(text: str, query: str, room: int, tokenizer: Tokenizer) -> str
     [ranked], _ = index.retrieve(asked, k=len(passages), show_progress=False)
     chosen: list[int] = []
     for place in ranked.tolist():
-        if passages[place][1] <= room:
+        if passages[place][1] <= budget:
             chosen.append(place)
-            room -= passages[place][1]
+            budget -= passages[place][1]
     return " ".join(passages[place][0] for place in sorted(chosen))
 
 

@@ -145,7 +145,7 @@ def _of_row(row: dict[str, object]) -> Item:
     question = Question(
         task.after(parsed.question).lstrip("\n"),
         task.max_tokens,
-        lambda said: score(task, said, parsed.answers, parsed.classes),
+        lambda prediction: score(task, prediction, parsed.answers, parsed.classes),
         parsed.question,
     )
     return Item(task.name, 0, parsed.id, task.before, parsed.context, (question,))
@@ -158,4 +158,4 @@ def _of_sample(sample: Sample, length: int, about: object = None) -> Item:
 
 
 def _exactly(answer: str) -> Callable[[str], float]:
-    return lambda said: 100.0 * (said.strip() == answer)
+    return lambda prediction: 100.0 * (prediction.strip() == answer)

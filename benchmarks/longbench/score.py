@@ -15,9 +15,9 @@ from refine_server.benchmarks.rows import DataError, read_rows
 
 def score(task: Task, prediction: str, answers: Sequence[str], classes: Sequence[str]) -> float:
     """Return the score of one prediction: the best over the answers, 0 to 100."""
-    said = prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
+    text = prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
     metric = METRICS[task.metric]
-    return 100 * max(metric(said, answer, classes) for answer in answers)
+    return 100 * max(metric(text, answer, classes) for answer in answers)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Whether a server stays up, loses nothing and leaks nothing."""
+"""Benchmark: whether a server stays up, loses nothing and leaks nothing."""

@@ -1,4 +1,4 @@
-"""Soak, kills and faults, one after the other, each with a server of its own."""
+"""Soak test, kills and faults in sequence, each on a server of its own."""
 
 import logging
 import random
@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 1.0
 WARM_UP = 0.3
-"""Share of the soak after which memory counts: caches and allocators have filled by then."""
+"""Share of the soak test before memory is measured: until then caches and allocators fill."""
 SETTLE_SECONDS = 30.0
 
 
 class ReliabilityBench:
-    """Mixed traffic against one server process, every answer compared with its precomputed one.
+    """Sends mixed traffic to one server process and compares every answer with a precomputed one.
 
     Args:
-        model: what to serve.
-        documents: how many different ones are asked about.
-        clients: how many act at the same time.
-        seed: of everything that is random here.
-        folder: for stores and logs.
+        model: name of the model to serve.
+        documents: number of different documents in the traffic.
+        clients: number of concurrent clients.
+        seed: random seed for the documents and the traffic.
+        folder: folder for stores and logs.
     """
 
     def __init__(self, model: str, documents: int, clients: int, seed: int, folder: Path) -> None:
@@ -47,13 +47,13 @@ class ReliabilityBench:
         self.options: dict[str, object] = {
             "model": model,
             "max_active": 2,
-            "max_queue": max(clients - 3, 0),  # so that it is full now and then
+            "max_queue": max(clients - 3, 0),  # so that it is full at times
             "shutdown_seconds": 20.0,
         }
         self.expected: dict[tuple[int, str], str] = {}
 
     def run(self, minutes: float, kills: int) -> dict[str, Any]:
-        """All of it; the result that is printed."""
+        """Run all parts and return the result that is printed."""
         logger.info("asking for the right answers")
         self.prepare()
         logger.info("soak of %g minutes, %d clients", minutes, self.clients)
@@ -88,13 +88,13 @@ class ReliabilityBench:
     def server(
         self, name: str, environment: dict[str, str] | None = None, **options: object
     ) -> ServerProcess:
-        """A process with the bench's keys; its log is ``<name>.log``."""
+        """Make a server process with the bench's keys; its log is ``<name>.log``."""
         pairs = ",".join(f"{owner}:{key}" for owner, key in self.keys.items())
         variables = {"REFINE_API_KEYS": pairs, "OMP_WAIT_POLICY": "passive", **(environment or {})}
         return ServerProcess({**self.options, **options}, variables, self.folder / f"{name}.log")
 
     def prepare(self) -> None:
-        """The right answers, asked one at a time of a quiet server; the bytes of an adaptation."""
+        """Get the right answers from an idle server, one by one, and an adaptation's size."""
         server = self.server("prepare", store="none")
         server.start()
         try:
@@ -107,11 +107,11 @@ class ReliabilityBench:
             nbytes = self.adaptation_bytes(server)
         finally:
             server.stop()
-        # As many as clients can use at once: the others have to go and come back.
+        # As many as clients can use at once; the others have to be evicted and read again.
         self.options["adaptation_memory_bytes"] = nbytes * (self.clients + 1)
 
     def ask(self, server: ServerProcess, owner: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One answer; raises when there is none."""
+        """Return one answer; raise an error if there is none."""
         reply = self.post(server, owner, "/v1/answers", body).raise_for_status()
         answer: dict[str, Any] = reply.json()
         return answer
@@ -119,39 +119,39 @@ class ReliabilityBench:
     def post(
         self, server: ServerProcess, owner: str, path: str, body: dict[str, Any]
     ) -> httpx.Response:
-        """One request under an owner's key."""
+        """Send one POST request under an owner's key."""
         url = f"{server.url}{path}"
         return httpx.post(url, json=body, headers=self.headers(owner), timeout=120, trust_env=False)
 
     def get(self, server: ServerProcess, owner: str, path: str) -> httpx.Response:
-        """One reading under an owner's key."""
+        """Send one GET request under an owner's key."""
         url = f"{server.url}{path}"
         return httpx.get(url, headers=self.headers(owner), timeout=120, trust_env=False)
 
     def headers(self, owner: str) -> dict[str, str]:
-        """What carries an owner's key."""
+        """Return the headers with an owner's key."""
         return {"authorization": f"Bearer {self.keys[owner]}"}
 
     def adapt(self, server: ServerProcess, kept: Kept) -> dict[str, Any]:
-        """An adaptation of a subject, ready."""
+        """Adapt to a subject's document and wait until it is ready."""
         subject = kept.subject
         body = {"document": subject.document, "adapt": subject.adapt}
         created = self.post(server, subject.owner, "/v1/adaptations", body).raise_for_status()
         path = f"/v1/adaptations/{created.json()['id']}"
-        self.get(server, subject.owner, f"{path}/events")  # ends when it does
+        self.get(server, subject.owner, f"{path}/events")  # ends with the adaptation
         resource: dict[str, Any] = self.get(server, subject.owner, path).raise_for_status().json()
         kept.id, kept.is_stored = resource["id"], resource["stored"]
         return resource
 
     def adaptation_bytes(self, server: ServerProcess) -> int:
-        """Memory of the largest adaptation."""
+        """Return the size of the largest adaptation in memory, in bytes."""
         first = [Kept(subject) for subject in self.subjects if subject.owner == OWNERS[0]]
         return max(int(self.adapt(server, kept)["bytes"]) for kept in first)
 
-    # -- soak ---------------------------------------------------------------------------------
+    # -- soak test ----------------------------------------------------------------------------
 
     def soak(self, seconds: float) -> dict[str, Any]:
-        """One process under traffic for so long: its memory, what is stuck at its end, its end."""
+        """Run one process under traffic: measure memory, stuck requests and its exit status."""
         store = self.folder / "soak"
         server = self.server("soak", store=store.as_uri())
         server.start()
@@ -184,11 +184,11 @@ class ReliabilityBench:
         }
 
     def metrics(self, server: ServerProcess) -> dict[str, float]:
-        """The server's metrics."""
+        """Return the server's metrics."""
         return server.metrics(self.headers(OWNERS[0]))
 
     def stuck(self, server: ServerProcess) -> int:
-        """Requests and adaptations that have not ended although nobody asks any more."""
+        """Count requests and adaptations that have not ended although all clients have left."""
         end = time.monotonic() + SETTLE_SECONDS
         while True:
             shown = self.metrics(server)
@@ -202,7 +202,7 @@ class ReliabilityBench:
     def traffic(
         self, server: ServerProcess, kept: list[Kept], up: threading.Event
     ) -> Iterator[None]:
-        """All clients at work, until the block ends and each has ended what it does."""
+        """Run all clients until the block ends and each has finished its current action."""
         over = threading.Event()
         threads = []
         for number in range(self.clients):
@@ -227,7 +227,7 @@ class ReliabilityBench:
     # -- kills --------------------------------------------------------------------------------
 
     def kill_often(self, kills: int) -> dict[str, Any]:
-        """Kill -9 at random moments under traffic, each time with a look at what is left."""
+        """Kill the server at random moments under traffic; check what is left after each."""
         store = self.folder / "kills"
         server = self.server("kills", store=store.as_uri())
         server.start()
@@ -255,7 +255,7 @@ class ReliabilityBench:
         }
 
     def look(self, server: ServerProcess, kept: list[Kept]) -> None:
-        """After a restart: what was stored is there and answers as before."""
+        """Check after a restart that stored adaptations are there and answer as before."""
         for one in kept:
             if one.id is None or not one.is_stored:
                 one.id = None
@@ -279,6 +279,6 @@ class ReliabilityBench:
 
 @contextmanager
 def bench_folder() -> Iterator[Path]:
-    """A folder for one run, which is removed."""
+    """Make a temporary folder for one run."""
     with tempfile.TemporaryDirectory(prefix="refine-reliability-") as folder:
         yield Path(folder)

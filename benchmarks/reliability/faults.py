@@ -1,4 +1,4 @@
-"""A full disk, a store that goes away, a clock that jumps: the server serves on."""
+"""Faults that a server must survive: a full disk, a lost store, a clock that jumps."""
 
 import os
 import shutil
@@ -22,30 +22,30 @@ time.time = lambda: real() + float(open({clock!r}).read() or 0)
 
 
 class Skipped(Exception):
-    """This machine cannot make such a fault; the message says why."""
+    """The fault cannot be injected on this machine; the message says why."""
 
 
 class Failed(Exception):
-    """The server did not do what it promises; the message says what."""
+    """The server did not behave as required; the message says how."""
 
 
 class Faults:
-    """Each fault on a server and a store of its own; a word on each as the result.
+    """Injects each fault into a server of its own with a store of its own.
 
     Args:
-        bench: prepared, with the right answers.
+        bench: a prepared bench, which knows the right answers.
     """
 
     def __init__(self, bench: ReliabilityBench) -> None:
         self.bench = bench
 
     def run(self) -> dict[str, str]:
-        """``passed``, ``skipped: why`` or ``failed: what``, by the name of the fault."""
+        """Return ``passed``, ``skipped: why`` or ``failed: what`` by the name of the fault."""
         faults = (self.disk_full, self.store_unreachable, self.store_lost, self.clock_jumps)
-        return {fault.__name__: _told(fault) for fault in faults}
+        return {fault.__name__: _outcome(fault) for fault in faults}
 
     def disk_full(self) -> None:
-        """What the disk cannot hold stays in memory; what it holds is whole."""
+        """Full disk: adaptations that do not fit stay in memory; stored ones are intact."""
         folder = self.bench.folder / "full"
         with _small_disk(folder, "600k"), self._served("full", folder) as server:
             kept = [Kept(subject) for subject in self.bench.subjects]
@@ -60,7 +60,7 @@ class Faults:
             self._check(server, [one for one in kept if one.is_stored])
 
     def store_unreachable(self) -> None:
-        """A store that cannot be opened: adaptations live in memory."""
+        """A store that cannot be opened: adaptations stay in memory."""
         blocked = self.bench.folder / "blocked"
         blocked.write_text("no folder")
         with self._served("unreachable", blocked / "store") as server:
@@ -70,7 +70,7 @@ class Faults:
             self._check(server, kept)
 
     def store_lost(self) -> None:
-        """A store that goes away and comes back: what is in memory answers, then all does."""
+        """A lost store that comes back: adaptations in memory answer, and then all of them do."""
         folder, away = self.bench.folder / "lost", self.bench.folder / "away"
         with self._served("lost", folder) as server:
             before, after, later = (Kept(subject) for subject in self.bench.subjects[:3])
@@ -87,10 +87,10 @@ class Faults:
             self._check(server, [before, later])
 
     def clock_jumps(self) -> None:
-        """The wall clock goes 40 days on, then 80 back: nothing expires before its time.
+        """The wall clock jumps 40 days ahead, then 80 back: nothing expires early.
 
-        The server's Python gets a ``time.time`` that adds an offset; libfaketime makes torch too
-        slow to start.
+        The server's Python gets a ``time.time`` that adds an offset, because libfaketime makes
+        torch too slow to start.
         """
         clock, hook = self.bench.folder / "clock", self.bench.folder / "hook"
         hook.mkdir()
@@ -106,10 +106,10 @@ class Faults:
                 fresh = Kept(self.bench.subjects[2 if jump > 0 else 3])
                 apart = self.bench.adapt(server, fresh)["created_at"] - created[0]
                 _require(abs(apart - jump) < DAY, "the clock did not jump")
-                time.sleep(6.0)  # longer than the server waits between two looks for what expired
+                time.sleep(6.0)  # longer than the interval between two sweeps for expired ones
                 self._check(server, [*kept, fresh])
             server.kill()
-            server.start()  # in the past: what is stored has not expired
+            server.start()  # in the past: stored adaptations have not expired
             self._check(server, kept)
 
     @contextmanager
@@ -139,7 +139,7 @@ def _require(holds: bool, what: str) -> None:
         raise Failed(what)
 
 
-def _told(fault: Callable[[], None]) -> str:
+def _outcome(fault: Callable[[], None]) -> str:
     try:
         fault()
     except Skipped as reason:

@@ -1,4 +1,4 @@
-"""What is asked, what the right answers are, and which adaptations there are."""
+"""What clients ask, the right answers, and the adaptations that exist."""
 
 import random
 import threading
@@ -23,7 +23,7 @@ OWNERS = ("ada", "ben")
 
 @dataclass(frozen=True)
 class Subject:
-    """One document with one configuration, for one owner."""
+    """One document with one adaptation configuration and one owner."""
 
     owner: str
     number: int
@@ -33,7 +33,7 @@ class Subject:
 
 
 def make_subjects(documents: int, seed: int) -> list[Subject]:
-    """Documents of a few facts between filler, the same ones for every owner."""
+    """Make documents of a few facts between filler; every owner has the same ones."""
     rng = random.Random(seed)
     found = []
     for number in range(documents):
@@ -47,7 +47,7 @@ def make_subjects(documents: int, seed: int) -> list[Subject]:
 
 @dataclass
 class Kept:
-    """An adaptation that should be there. Many may use it; deleting needs it alone."""
+    """An adaptation that should exist. Several clients may use it; deleting needs it alone."""
 
     subject: Subject
     id: str | None = None
@@ -56,8 +56,8 @@ class Kept:
     _lock: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Nobody deletes it meanwhile."""
+    def shared(self) -> Iterator[None]:
+        """Keep other clients from deleting it in the meantime."""
         with self._lock:
             while self._users < 0:
                 self._lock.wait()
@@ -70,8 +70,8 @@ class Kept:
                 self._lock.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Nobody uses it meanwhile; False when somebody does already."""
+    def exclusive(self) -> Iterator[bool]:
+        """Keep other clients from using it in the meantime; yield False if one already does."""
         with self._lock:
             is_free = self._users == 0
             if is_free:
@@ -86,7 +86,7 @@ class Kept:
 
 
 class Tally:
-    """What happened, counted from all threads."""
+    """Counts events from all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,13 +95,13 @@ class Tally:
         self.notes: list[str] = []
 
     def add(self, what: str, note: str | None = None) -> None:
-        """Count something; a note says what was wrong with it."""
+        """Count an event; a note says what was wrong."""
         with self._lock:
             self.counts[what] += 1
             if note is not None and len(self.notes) < 20:
                 self.notes.append(f"{what}: {note}")
 
     def refuse(self, code: str) -> None:
-        """Count a request that the server told to come again."""
+        """Count a request that the server refused with a time after which to retry."""
         with self._lock:
             self.refused[code] += 1

@@ -1,4 +1,4 @@
-"""A server process that can be killed and started again on the same store."""
+"""A server process that can be killed and restarted on the same store."""
 
 import os
 import re
@@ -18,12 +18,12 @@ SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
 class ServerProcess:
-    """``refine-server serve`` on a loopback port of its own.
+    """``refine-server serve`` on a free loopback port.
 
     Args:
-        options: of ``serve``, such as ``{"model": "tiny"}``.
-        environment: variables on top of this process's.
-        log: where its output goes.
+        options: options of ``serve``, such as ``{"model": "tiny"}``.
+        environment: environment variables in addition to this process's.
+        log: file for its output.
     """
 
     def __init__(self, options: dict[str, object], environment: dict[str, str], log: Path) -> None:
@@ -37,7 +37,7 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
-        """Start it and wait until it is ready; the seconds that took."""
+        """Start it, wait until it is ready, and return the seconds that this took."""
         # -P keeps the working directory off sys.path, where `kernels` would shadow a package.
         command = [sys.executable, "-P", "-m", "refine_server.server.cli.main", "serve"]
         for name, value in self._options.items():
@@ -57,17 +57,17 @@ class ServerProcess:
         return time.monotonic() - began
 
     def kill(self) -> None:
-        """End it as a crash would, at this very moment."""
+        """Kill it at once, as a crash would."""
         self._send(signal.SIGKILL)
         self._wait()
 
     def stop(self) -> int:
-        """Ask it to end; its exit status, that of a kill when it does not."""
+        """Ask it to end and return its exit status; kill it if it does not end."""
         self._send(signal.SIGTERM)
         return self._wait()
 
     def metrics(self, headers: dict[str, str]) -> dict[str, float]:
-        """Samples of ``/metrics``, by name or ``name{labels}``."""
+        """Return the samples of ``/metrics`` by name or ``name{labels}``."""
         text = httpx.get(f"{self.url}/metrics", headers=headers, trust_env=False).text
         return {f"{n}{{{s}}}" if s else n: float(v) for n, s, v in SAMPLE.findall(text)}
 

@@ -1,4 +1,4 @@
-"""A store's entries, checked from outside by what the format promises."""
+"""Checks a store's entries from outside, against the documented format."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def damaged_entries(store: Path) -> list[str]:
-    """Entries that have a manifest but are not whole, and what the server put into quarantine.
+    """List entries that have a manifest but are incomplete, and entries in quarantine.
 
-    A folder without a manifest is no entry yet: its process was killed before the last write.
+    A folder without a manifest is not an entry yet: its process was killed before the last write.
     """
     found = []
     for manifest in store.rglob("manifest.json"):
@@ -21,7 +21,7 @@ def damaged_entries(store: Path) -> list[str]:
 
 
 def entries(store: Path) -> set[str]:
-    """Ids of the entries that have a manifest."""
+    """Return the ids of the entries that have a manifest."""
     manifests = store.rglob("manifest.json")
     return {m.parent.name for m in manifests if "quarantine" not in m.parts}
 

@@ -1,4 +1,4 @@
-"""Clients that ask, stream, hang up, cancel, delete and send nonsense, and check every answer."""
+"""Clients that ask, stream, disconnect, cancel, delete and send bad requests, and check answers."""
 
 import json
 import random
@@ -12,13 +12,13 @@ import httpx
 from refine_server.benchmarks.reliability.ledger import SAMPLING, Kept, Subject, Tally
 from refine_server.clients import sse
 
-PATIENCE = httpx.Timeout(120.0)
-"""Whoever waits longer for a byte counts the request as lost."""
+READ_TIMEOUT = httpx.Timeout(120.0)
+"""A request that waits longer for a byte counts as lost."""
 
-MAY_REFUSE = ("memory_in_use",)
-"""Codes of a 503 that a server in good health may give to some request, with a time to wait."""
+ALLOWED_REFUSALS = ("memory_in_use",)
+"""Codes of a 503 that a healthy server may return, with a Retry-After header."""
 
-NONSENSE: tuple[bytes, ...] = (
+BAD_BODIES: tuple[bytes, ...] = (
     b"{",
     b"[" * 10_000,
     b"null",
@@ -32,21 +32,21 @@ NONSENSE: tuple[bytes, ...] = (
 )
 
 
-class Lost(Exception):
-    """A request that got no answer, and nobody had taken the server down."""
+class RequestLost(Exception):
+    """A request got no answer although the server was not killed."""
 
 
 class Traffic:
-    """What one client does, one thing after the other.
+    """The actions of one client, in sequence.
 
     Args:
-        url: of the server.
+        url: URL of the server.
         keys: API keys by owner.
-        kept: every adaptation that there may be.
+        kept: all adaptations that may exist.
         expected: right answers by (subject's number, query).
-        tally: what is counted.
-        up: set while the server is meant to be there.
-        seed: of what this client chooses.
+        tally: counts what happens.
+        up: set while the server is expected to run.
+        seed: random seed for this client's choices.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class Traffic:
         self.url, self.keys, self.kept = url, keys, kept
         self.expected, self.tally, self.up = expected, tally, up
         self.rng = random.Random(seed)
-        self.http = httpx.Client(timeout=PATIENCE, trust_env=False)
+        self.http = httpx.Client(timeout=READ_TIMEOUT, trust_env=False)
         self.actions: dict[Callable[[], None], int] = {
             self.answer: 4,
             self.stream: 3,
-            self.hang_up: 2,
-            self.give_up: 1,
-            self.talk_nonsense: 2,
-            self.keep_and_ask: 8,
+            self.leave_stream: 2,
+            self.leave_early: 1,
+            self.send_bad_request: 2,
+            self.adapt_and_ask: 8,
             self.delete: 1,
             self.cancel: 1,
-            self.trespass: 1,
+            self.ask_other_owner: 1,
         }
 
     def run(self, is_over: Callable[[], bool]) -> None:
-        """Act until it is over."""
+        """Act until ``is_over`` returns True."""
         with self.http:
             while not is_over():
                 if not self.up.wait(0.2):
@@ -84,7 +84,7 @@ class Traffic:
                 (action,) = self.rng.choices(list(self.actions), list(self.actions.values()))
                 try:
                     action()
-                except (httpx.TransportError, Lost) as error:
+                except (httpx.TransportError, RequestLost) as error:
                     self._broken(action, error)
 
     def _broken(self, action: Callable[[], None], error: Exception) -> None:
@@ -93,43 +93,43 @@ class Traffic:
         else:
             self.tally.add("interrupted")
 
-    # -- what a client may do -----------------------------------------------------------------
+    # -- actions ------------------------------------------------------------------------------
 
     def answer(self) -> None:
-        """Ask about a document of one's own."""
+        """Ask about a document that is sent with the question."""
         subject, query = self._choose()
         reply = self._post("/v1/answers", subject.owner, self._question(subject, query))
         if reply.is_success:
             self._check(subject, query, reply.json()["answer"])
 
     def stream(self) -> None:
-        """The same as a stream: the pieces are the answer, and the end is told."""
+        """Stream an answer; its pieces must add up to the answer, and its last event must come."""
         subject, query = self._choose()
         with self._open_stream(subject, query) as events:
-            told = [(event.event, json.loads(event.data)) for event in events]
-        if not told:
+            received = [(event.event, json.loads(event.data)) for event in events]
+        if not received:
             return
-        name, last = told[-1]
+        name, last = received[-1]
         if name != "answer.completed":
             code = last.get("error", {}).get("code", "none")
             if self.up.is_set() and code != "shutting_down":
                 self.tally.add("lost", f"a stream ended with {name} {code}")
             return
-        pieces = "".join(data["text"] for name, data in told if name == "answer.delta")
+        pieces = "".join(data["text"] for name, data in received if name == "answer.delta")
         if pieces != last["answer"]:
             self.tally.add("wrong", f"pieces {pieces!r}, whole {last['answer']!r}")
         self._check(subject, query, last["answer"])
 
-    def hang_up(self) -> None:
-        """Leave a stream after a few events."""
+    def leave_stream(self) -> None:
+        """Disconnect from a stream after a few events."""
         subject, query = self._choose()
         with self._open_stream(subject, query) as events:
             for _ in zip(range(self.rng.randint(0, 3)), events, strict=False):
                 pass
         self.tally.add("hung_up")
 
-    def give_up(self) -> None:
-        """Leave before the answer comes."""
+    def leave_early(self) -> None:
+        """Disconnect before the answer comes."""
         subject, query = self._choose()
         body = self._question(subject, query)
         try:
@@ -137,22 +137,22 @@ class Traffic:
         except httpx.TimeoutException:
             self.tally.add("hung_up")
 
-    def talk_nonsense(self) -> None:
-        """Bodies that are refused, and a key that is nobody's."""
-        content, owner = self.rng.choice(NONSENSE), self.rng.choice(list(self.keys))
+    def send_bad_request(self) -> None:
+        """Send bodies that must be refused, and a key that does not exist."""
+        content, owner = self.rng.choice(BAD_BODIES), self.rng.choice(list(self.keys))
         headers = {**self._headers(owner), "content-type": "application/json"}
         if self.rng.random() < 0.2:
             headers["authorization"] = "Bearer nobody"
-        reply = self._seen(
+        reply = self._count(
             self.http.post(f"{self.url}/v1/answers", content=content, headers=headers)
         )
         if not 400 <= reply.status_code < 500 and reply.status_code != 503:
             self.tally.add("wrong", f"{reply.status_code} for {content[:60]!r}")
 
-    def keep_and_ask(self) -> None:
-        """Adapt once, or join who did, then ask."""
+    def adapt_and_ask(self) -> None:
+        """Create an adaptation, or use an existing one, and ask it."""
         kept = self.rng.choice(self.kept)
-        with kept.used():
+        with kept.shared():
             if kept.id is None and not self._create(kept):
                 return
             for _ in range(self.rng.randint(1, 3)):
@@ -167,16 +167,16 @@ class Traffic:
                     return
 
     def delete(self) -> None:
-        """Delete an adaptation; afterwards it is gone."""
+        """Delete an adaptation and check that it is gone."""
         kept = self.rng.choice(self.kept)
-        with kept.alone() as is_free:
+        with kept.exclusive() as is_free:
             if not is_free or kept.id is None:
                 return
             gone, kept.id, kept.is_stored = kept.id, None, False
             self._delete(kept.subject.owner, gone)
 
     def cancel(self) -> None:
-        """Begin a long adaptation and delete it while it runs."""
+        """Start a long adaptation and delete it while it runs."""
         subject, _ = self._choose()
         adapt = {**subject.adapt, "optimizer": {"steps": 200}, "seed": self.rng.randrange(2**40)}
         body = {"document": subject.document, "adapt": adapt}
@@ -186,11 +186,11 @@ class Traffic:
             self._delete(subject.owner, reply.json()["id"])
             self.tally.add("cancelled")
 
-    def trespass(self) -> None:
-        """Ask an adaptation of somebody else: there is no such thing."""
+    def ask_other_owner(self) -> None:
+        """Ask another owner's adaptation, which must not be found."""
         kept = self.rng.choice(self.kept)
         others = [owner for owner in self.keys if owner != kept.subject.owner]
-        with kept.used():
+        with kept.shared():
             if kept.id is None or not others:
                 return
             body = {"adaptation": kept.id, "query": "What is the harbour code?", **SAMPLING}
@@ -198,7 +198,7 @@ class Traffic:
             if reply.status_code not in (404, 429):
                 self.tally.add("leaked", f"{reply.status_code} {reply.text[:200]}")
 
-    # -- how ----------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------
 
     def _create(self, kept: Kept) -> bool:
         subject = kept.subject
@@ -211,21 +211,21 @@ class Traffic:
         with self.http.stream(
             "GET", f"{self.url}/v1/adaptations/{created}/events", headers=headers
         ) as events:
-            told = list(sse.parse(events.iter_bytes()))
-        if not told or told[-1].event != "adaptation.ready":
-            raise Lost(f"{created} ended with {told[-1:]}")
-        kept.id, kept.is_stored = created, json.loads(told[-1].data)["stored"]
+            received = list(sse.parse(events.iter_bytes()))
+        if not received or received[-1].event != "adaptation.ready":
+            raise RequestLost(f"{created} ended with {received[-1:]}")
+        kept.id, kept.is_stored = created, json.loads(received[-1].data)["stored"]
         self.tally.add("adapted")
         return True
 
     def _delete(self, owner: str, adaptation_id: str) -> None:
         address = f"{self.url}/v1/adaptations/{adaptation_id}"
         headers = self._headers(owner)
-        deleted = self._seen(self.http.delete(address, headers=headers))
-        found = self._seen(self.http.get(address, headers=headers))
+        deleted = self._count(self.http.delete(address, headers=headers))
+        found = self._count(self.http.get(address, headers=headers))
         if (deleted.status_code, found.status_code) != (200, 404):
-            told = f"{deleted.status_code}, then {found.status_code}"
-            self.tally.add("wrong", f"deleting {adaptation_id}: {told}")
+            codes = f"{deleted.status_code}, then {found.status_code}"
+            self.tally.add("wrong", f"deleting {adaptation_id}: {codes}")
 
     def _choose(self) -> tuple[Subject, str]:
         subject = self.rng.choice(self.kept).subject
@@ -240,9 +240,9 @@ class Traffic:
     def _post(
         self, path: str, owner: str, body: dict[str, Any], timeout: float | None = None
     ) -> httpx.Response:
-        limit = PATIENCE if timeout is None else httpx.Timeout(timeout)
+        limit = READ_TIMEOUT if timeout is None else httpx.Timeout(timeout)
         headers = self._headers(owner)
-        return self._seen(
+        return self._count(
             self.http.post(f"{self.url}{path}", json=body, headers=headers, timeout=limit)
         )
 
@@ -254,15 +254,15 @@ class Traffic:
         with self.http.stream("POST", address, json=body, headers=headers) as reply:
             if not reply.is_success:
                 reply.read()
-            self._seen(reply)
+            self._count(reply)
             yield sse.parse(reply.iter_bytes()) if reply.is_success else iter(())
 
-    def _seen(self, reply: httpx.Response) -> httpx.Response:
+    def _count(self, reply: httpx.Response) -> httpx.Response:
         self.tally.add("requests")
         status = reply.status_code
         code = reply.json()["error"]["code"] if status in (429, 503) else ""
         waits = int(reply.headers.get("retry-after", 0)) >= 1
-        if waits and (status == 429 or code in MAY_REFUSE or not self.up.is_set()):
+        if waits and (status == 429 or code in ALLOWED_REFUSALS or not self.up.is_set()):
             self.tally.refuse(code)
         elif status >= 500 or status == 429:
             self.tally.add("errors_5xx", f"{status} {reply.text[:200]}")

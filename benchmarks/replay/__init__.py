@@ -1,1 +1,1 @@
-"""Questions replayed against a server under several objectives, interruptible at any point."""
+"""Replays questions against a server under several objectives; a run can be interrupted."""

@@ -1,4 +1,4 @@
-"""One replay from its questions to its report."""
+"""One replay, from its questions to its report."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ from refine_server.clients.types import AdaptOptions
 
 @dataclass(frozen=True)
 class ReplayBench:
-    """A benchmark's questions, asked under several objectives, with a report.
+    """Asks a benchmark's questions under several objectives and writes a report.
 
     Attributes:
-        kind: of the benchmark, as ``replayed.TITLES`` knows it.
-        url: of the server.
+        kind: name of the benchmark, a key of ``replayed.TITLES``.
+        url: URL of the server.
         out: folder for predictions and reports.
-        objectives, adapt: how to adapt.
-        settings: whatever else decides the results; a resumed run must have the same.
+        objectives: objectives to ask under.
+        adapt: adaptation settings that all objectives share.
+        settings: everything else that the results depend on; a resumed run must have the same.
     """
 
     kind: str
@@ -36,7 +37,7 @@ class ReplayBench:
     resume: bool = False
 
     def run(self, client: RefineClient, asked: Iterable[Question]) -> dict[str, Any]:
-        """Ask whatever is left to ask, write the report, return its main figures."""
+        """Ask the questions that have no answer yet, write the report, return its main figures."""
         settings = {**self.settings, "objectives": list(self.objectives)}
         settings["adapt"] = effective(self.adapt, client)
         manifest = Manifest.now(self.kind, settings, client)
@@ -49,7 +50,7 @@ class ReplayBench:
 
 
 def write_report(folder: RunFolder) -> dict[str, Any]:
-    """Write the report of a run's answers so far; its main figures."""
+    """Write the report of a run's answers so far; return its main figures."""
     manifest, errors = folder.manifest, len(folder.unanswered())
     results = Results(folder.results(), manifest.settings["objectives"], folder.lengths())
     report = replay_report(manifest, results, errors, folder.ended())

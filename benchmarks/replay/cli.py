@@ -1,4 +1,4 @@
-"""The commands that replay data sets against a server: LongBench and RULER."""
+"""The commands that run data sets against a server: LongBench and RULER."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,7 +188,7 @@ def report(
 
 @contextmanager
 def tokenizer_of(url: str, name: str | None) -> Iterator[tuple["RefineClient", "Tokenizer"]]:
-    """Open a client of the server and the tokenizer that counts lengths."""
+    """Open a client of the server and a tokenizer to count lengths with."""
     from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer
     from refine_server.clients import RefineClient
 

@@ -1,8 +1,8 @@
-"""The folder of a run: what was asked, what was answered, and the reports.
+"""The folder of a run: its settings, its answers and its reports.
 
-``run.json`` describes the run, ``predictions.jsonl`` has a line for each answer and grows while the
-run goes on, ``errors.jsonl`` a line for each question that brought none. Predictions and errors may
-quote the data set; the reports, written beside them, do not.
+``run.json`` describes the run, ``predictions.jsonl`` has a line for each answer and grows during
+the run, ``errors.jsonl`` has a line for each request that failed. Predictions and errors may quote
+the data set; the reports do not.
 """
 
 import json
@@ -26,7 +26,7 @@ PACKAGES = ("refine-server", "httpx", "numpy")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is. ``settings`` decide its results: a run resumes only under the same ones."""
+    """Describes a run. Its results depend on ``settings``: resuming requires the same ones."""
 
     kind: str
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ class Manifest:
 
     @classmethod
     def now(cls, kind: str, settings: dict[str, Any], client: RefineClient) -> "Manifest":
-        """Of a run that starts now, against the server that a client asks."""
+        """Describe a run that starts now, against the server of a client."""
         return cls(
             kind=kind,
             settings=settings,
@@ -57,14 +57,14 @@ class Manifest:
 
 
 def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
-    """All options of ``adapt``: those that are asked for, and the server's for the others."""
+    """Return all fields of ``adapt``: the given ones, and the server's defaults for the others."""
     kind = adapt["on"]["kind"] if "on" in adapt else "document"
     given = merged(client.adapt_defaults(kind), adapt)
     return {name: value for name, value in given.items() if name != "objective"}
 
 
 class RunFolder:
-    """Keeps a run's answers as they come."""
+    """Stores a run's answers as they come."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -72,10 +72,10 @@ class RunFolder:
 
     @classmethod
     def make(cls, path: Path, manifest: Manifest, resume: bool) -> "RunFolder":
-        """The folder of a new run or, with ``resume``, of one that is there already.
+        """Make the folder of a new run or, with ``resume``, open that of an existing one.
 
         Raises:
-            DataError: another run is there, or one under other settings.
+            DataError: the folder has another run, or a run with other settings.
         """
         path.mkdir(parents=True, exist_ok=True)
         described = path / "run.json"
@@ -96,7 +96,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run that was made before.
+        """Open the folder of an existing run.
 
         Raises:
             DataError: there is none.
@@ -110,28 +110,28 @@ class RunFolder:
             raise DataError(f"{described} is not the description of a run: {error}") from None
 
     def results(self) -> list[Result]:
-        """All answers so far."""
+        """Return all answers so far."""
         path = self.path / "predictions.jsonl"
         return list(read_rows(path, Result.parse)) if path.exists() else []
 
     def done(self) -> set[Key]:
-        """What has been answered."""
+        """Return the keys of all answers so far."""
         return {result.key for result in self.results()}
 
     def unanswered(self) -> set[Key]:
-        """What brought an error and, so far, no answer."""
+        """Return the keys that have an error and no answer yet."""
         path = self.path / "errors.jsonl"
         failed = set(read_rows(path, _key)) if path.exists() else set()
         return failed - self.done()
 
     def lengths(self) -> dict[tuple[str, str], int]:
-        """Words of each question's context, where the data set tells them."""
+        """Return the context length in words of each question, where the data set has it."""
         path = self.path / "predictions.jsonl"
         lines = read_rows(path, dict) if path.exists() else iter(())
         return {(x["task"], x["id"]): x["length"] for x in lines if "length" in x}
 
     def ended(self) -> str:
-        """When the last answer came."""
+        """Return the time of the last answer."""
         path = self.path / "predictions.jsonl"
         if not path.exists():
             return "no answer yet"
@@ -139,16 +139,16 @@ class RunFolder:
         return at.isoformat(timespec="seconds")
 
     def keep(self, question: Question, prediction: str, result: Result) -> None:
-        """Write one answer down."""
+        """Append one answer."""
         self._append("predictions.jsonl", result.line(question, prediction))
 
     def keep_error(self, question: Question, objective: str, error: Exception) -> None:
-        """Write down that a question brought no answer; a resumed run asks it again."""
+        """Append a failed request; a resumed run asks it again."""
         line = {"dataset": question.task, "id": question.id, "objective": objective}
         self._append("errors.jsonl", {**line, "error": str(error), "type": type(error).__name__})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        # Half of a surrogate pair has no form in UTF-8. Its replacement is JSON's own escape.
+        # An unpaired surrogate cannot be encoded in UTF-8; it is replaced by JSON's escape.
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

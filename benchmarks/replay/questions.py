@@ -1,4 +1,4 @@
-"""What a benchmark asks, and what it keeps of an answer."""
+"""A benchmark's questions, and what is stored of an answer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,12 +11,13 @@ CURVE_FIELDS = ("loss", "ntp_loss", "grpo_loss", "reward_mean", "seconds")
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one document, with its own scorer.
+    """One question about one document, with its scorer.
 
     Attributes:
-        task, id: together they name the question.
-        score: of an answer's text, 0 to 100.
-        kept: fields that its line in the predictions file carries beside the result's.
+        task: name of the task.
+        id: id of the question within the task.
+        score: returns the score of an answer's text, 0 to 100.
+        kept: fields that are added to the question's line in the predictions file.
     """
 
     task: str
@@ -34,7 +35,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """One answer under one objective. ``seconds`` is the client's wall clock, queueing included."""
+    """One answer under one objective. ``seconds`` is wall time at the client, with queueing."""
 
     task: str
     id: str
@@ -49,12 +50,12 @@ class Result:
 
     @property
     def key(self) -> Key:
-        """What tells this result from every other of its run."""
+        """What identifies this result in its run."""
         return self.task, self.id, self.objective
 
     @classmethod
     def of(cls, question: Question, objective: str, answer: Answer, seconds: float) -> "Result":
-        """What is kept of an answer, beside its text."""
+        """Make the result of an answer, without its text."""
         return cls(
             task=question.task,
             id=question.id,
@@ -70,9 +71,9 @@ class Result:
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "Result":
-        """A result from its line in a predictions file."""
+        """Parse a line of a predictions file."""
         return cls(**{name: line[name] for name in cls.__dataclass_fields__})
 
     def line(self, question: Question, prediction: str) -> dict[str, Any]:
-        """The line of a predictions file, which ``longbench-score`` reads as well."""
+        """Return the line of a predictions file, which ``longbench-score`` can read, too."""
         return {"dataset": self.task, "prediction": prediction, **question.kept, **asdict(self)}

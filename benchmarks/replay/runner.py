@@ -1,4 +1,4 @@
-"""Asks all questions, several at a time, and keeps each answer as it comes."""
+"""Asks all questions, several at a time, and stores each answer as it comes."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ from refine_server.clients.errors import ConnectionFailedError, ReadTimeoutError
 from refine_server.clients.types import AdaptOptions
 
 LINES = 20
-"""Progress lines of a run whose output is no terminal."""
+"""Number of progress lines when the output is not a terminal."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Replay:
     """One pass over questions.
 
     Attributes:
-        url: of the server.
-        objectives: each question is asked under all of them, one after the other, so that an
-            interrupted run still compares like with like.
-        adapt: how to adapt; the objective is set by the run.
-        concurrency: requests at a time.
+        url: URL of the server.
+        objectives: each question is asked under all of them in sequence, so that the answers of an
+            interrupted run can still be compared.
+        adapt: adaptation settings; the objective is added for each request.
+        concurrency: maximum number of concurrent requests.
     """
 
     url: str
@@ -47,10 +47,10 @@ class Replay:
     concurrency: int = 1
 
     def run(self, folder: RunFolder) -> None:
-        """Ask whatever the folder does not have yet.
+        """Ask the questions that the folder has no answer to.
 
         Raises:
-            ClientError: the server is gone. What was answered is kept.
+            ClientError: the server is gone. The answers so far are kept.
         """
         done = folder.done()
         todo = [
@@ -106,7 +106,7 @@ class Replay:
 
 
 class _Tracker:
-    """Progress on stderr: a bar with the time left on a terminal, some lines elsewhere."""
+    """Shows progress on stderr: a bar with the remaining time on a terminal, else some lines."""
 
     def __init__(self, total: int, before: Sequence[Result]) -> None:
         self.errors = 0

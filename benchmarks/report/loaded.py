@@ -1,4 +1,4 @@
-"""The report of a load bench: throughput, goodput, latency by phase, errors and cost."""
+"""Report of a load bench: throughput, goodput, latency by phase, errors and cost."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ LOADS = {"poisson": "requests a second", "closed": "clients"}
 
 
 def summary(level: Level, bound: float, dollars_per_hour: float | None) -> dict[str, Any]:
-    """A level in figures.
+    """Return the figures of one level of load.
 
     Args:
-        level: as it was observed.
-        bound: seconds within which an answer is good.
-        dollars_per_hour: what the server costs; None leaves the price out.
+        level: the observed requests.
+        bound: seconds within which an answer counts as good.
+        dollars_per_hour: price of the server; None leaves costs out.
     """
     answered = [o for o in level.requests if o.answer is not None]
     good = [o for o in answered if o.total <= bound]
@@ -52,7 +52,7 @@ def summary(level: Level, bound: float, dollars_per_hour: float | None) -> dict[
 def load_report(
     manifest: Manifest, levels: Sequence[Level], bound: float, dollars_per_hour: float | None
 ) -> Report:
-    """The report of all levels, in the order in which they ran."""
+    """Make the report of all levels, in the order in which they ran."""
     found = [summary(level, bound, dollars_per_hour) for level in levels]
     unit = LOADS[levels[0].arrivals]
     sections = [

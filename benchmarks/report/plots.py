@@ -1,4 +1,4 @@
-"""How the numbers of a report are drawn."""
+"""Plots of a report's figures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,18 +11,18 @@ from refine_server.benchmarks.report.stats import Interval
 
 COLOURS = {"none": "#8a94a3", "naive": "#8a94a3", "ntp": "#e08a1e", "refine": "#1f6fb2"}
 OTHER_COLOURS = ("#3a8f5c", "#9b59b6", "#c0392b")
-"""Colours that stay apart for colour-blind eyes and in print (after Okabe and Ito)."""
+"""Colours that colour-blind readers can tell apart, also in print (after Okabe and Ito)."""
 
 
 def colour(name: str, number: int = 0) -> str:
-    """The colour of an objective, or of the ``number``-th other thing."""
+    """Return the colour of an objective, or the ``number``-th of the other colours."""
     return COLOURS.get(name, OTHER_COLOURS[number % len(OTHER_COLOURS)])
 
 
 def bars(
     figure: Figure, labels: Sequence[str], series: Mapping[str, Sequence[Interval]], y_label: str
 ) -> None:
-    """Groups of bars with intervals: one group a label, one bar a series."""
+    """Draw groups of bars with intervals: one group a label, one bar a series."""
     axes = _axes(figure)
     at = np.arange(len(labels))
     width = 0.8 / len(series)
@@ -44,12 +44,12 @@ def bars(
     axes.set_xticks(at, labels, rotation=25 if slanted else 0, ha="right" if slanted else "center")
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
-    # Beneath the axes: bars leave no corner free.
+    # The legend is below the axes, because bars leave no corner free.
     figure.legend(loc="outside lower center", ncols=len(series), frameon=False)
 
 
 def points(figure: Figure, series: Mapping[str, tuple[float, Interval]]) -> None:
-    """Score against seconds, with intervals; the line joins what nothing else beats on both."""
+    """Draw score against seconds, with intervals; a line joins the Pareto front."""
     axes = _axes(figure)
     for number, (name, (seconds, score)) in enumerate(series.items()):
         errors = [[max(score.mean - score.low, 0)], [max(score.high - score.mean, 0)]]
@@ -74,7 +74,7 @@ def points(figure: Figure, series: Mapping[str, tuple[float, Interval]]) -> None
 def pareto(
     series: Mapping[str, tuple[float, Interval]],
 ) -> dict[str, tuple[float, Interval]]:
-    """The sides that no other beats in both seconds and mean score."""
+    """Return the series that no other one beats in both seconds and mean score."""
 
     def beaten(name: str) -> bool:
         seconds, score = series[name]
@@ -88,7 +88,7 @@ def pareto(
 
 
 def distribution(figure: Figure, series: Mapping[str, Sequence[float]], x_label: str) -> None:
-    """The share of values up to x, a curve a series."""
+    """Draw the share of values up to x, one curve a series."""
     axes = _axes(figure)
     for number, (name, values) in enumerate(series.items()):
         axes.ecdf(values, color=colour(name, number), linewidth=2, label=name)
@@ -99,10 +99,10 @@ def distribution(figure: Figure, series: Mapping[str, Sequence[float]], x_label:
 
 
 def curves(figure: Figure, panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> None:
-    """Panels side by side; in each, a median over questions by step, with its middle half shaded.
+    """Draw panels side by side; each has the median over questions by step, middle half shaded.
 
     Args:
-        panels: by title, the series; a series has the values of all questions for each step.
+        panels: series by panel title; a series has the values of all questions for each step.
     """
     for place, (title, series) in enumerate(panels.items(), 1):
         axes = _dressed(figure.add_subplot(1, len(panels), place))
@@ -121,7 +121,7 @@ def curves(figure: Figure, panels: Mapping[str, Mapping[str, Sequence[Sequence[f
 def lines(
     figure: Figure, panels: Mapping[str, Mapping[str, Mapping[int, float]]], y_label: str
 ) -> None:
-    """Panels in two columns; in each, values by x, a line a series, both axes logarithmic."""
+    """Draw panels in two columns; each has values by x, a line a series, both axes logarithmic."""
     rows = -(-len(panels) // 2)
     for place, (title, series) in enumerate(panels.items(), 1):
         axes = _dressed(figure.add_subplot(rows, 2, place))
@@ -130,7 +130,7 @@ def lines(
             axes.plot(xs, ys, color=colour(name, number), linewidth=2, marker="o", label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        low, high = axes.get_ylim()  # a decade at least, lest noise look like growth
+        low, high = axes.get_ylim()  # at least a decade, or noise looks like growth
         middle = (low * high) ** 0.5
         axes.set_ylim(min(low, middle / 4), max(high, middle * 4))
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""A report written as JSON, Markdown and one self-contained HTML page, with its plots beside it."""
+"""Writes a report as JSON, Markdown and one self-contained HTML page, and its plots."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ matplotlib.use("agg")
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture and what it shows, for those who cannot see it. ``draw`` fills an empty figure."""
+    """A plot and its description as alternative text. ``draw`` fills an empty figure."""
 
     name: str
     caption: str
@@ -27,7 +27,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: some words, a table, plots; each may be missing."""
+    """A part of a report: text, a table and plots; each is optional."""
 
     title: str
     text: str = ""
@@ -38,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found. ``data`` is all of it, for programs; ``facts`` say what was run."""
+    """A run's results. ``data`` is everything for programs; ``facts`` describe the run."""
 
     title: str
     facts: dict[str, str]
@@ -46,7 +46,7 @@ class Report:
     data: dict[str, Any]
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``report.json``, ``report.md``, ``report.html`` and the plots; the files' paths."""
+        """Write ``report.json``, ``.md`` and ``.html`` and the plots; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {
             plot.name: _picture(plot, folder / f"{plot.name}.png")
@@ -55,7 +55,7 @@ class Report:
         }
         written = [folder / f"{name}.png" for name in pictures]
         for name in ("report.md", "report.html"):
-            # Cells of Markdown and HTML need different escapes; only HTML has automatic ones.
+            # Markdown and HTML need different escapes in cells; only HTML's are automatic.
             templates = Environment(
                 loader=PackageLoader("refine_server.benchmarks.report"),
                 autoescape=name.endswith(".html"),
@@ -67,15 +67,15 @@ class Report:
             text = templates.get_template(f"{name}.j2").render(report=self, pictures=pictures)
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
             written.append(folder / name)
-        said = json.dumps(self.data, indent=1, ensure_ascii=False)
+        text = json.dumps(self.data, indent=1, ensure_ascii=False)
         (folder / "report.json").write_text(
-            said + "\n", encoding="utf-8", errors="backslashreplace"
+            text + "\n", encoding="utf-8", errors="backslashreplace"
         )
         return [*written, folder / "report.json"]
 
 
 def facts_of(manifest: Manifest) -> dict[str, str]:
-    """What was run, in words: the head of a report."""
+    """Describe a run as the head of a report."""
     model = {name: value for name, value in manifest.model.items() if name != "id"}
     return {
         "model": f"{manifest.model['id']} ({_listed(model)})",
@@ -88,16 +88,16 @@ def facts_of(manifest: Manifest) -> dict[str, str]:
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
-    def said(value: Any) -> str:
+    def text_of(value: Any) -> str:
         if isinstance(value, list):
             return "+".join(map(str, value))
         return json.dumps(value) if isinstance(value, dict) else str(value)
 
-    return ", ".join(f"{name} {said(v)}" for name, v in fields.items() if v is not None)
+    return ", ".join(f"{name} {text_of(v)}" for name, v in fields.items() if v is not None)
 
 
 def _picture(plot: Plot, path: Path) -> str:
-    """Draw a plot into a file; the picture as text that a page can hold."""
+    """Draw a plot into a file; return the image as text to embed in a page."""
     figure = Figure(figsize=(8.0, 4.2), dpi=160, layout="constrained")
     plot.draw(figure)
     figure.savefig(path, metadata={"Software": None})

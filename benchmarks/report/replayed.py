@@ -1,4 +1,4 @@
-"""The report of a replay: scores, pairs, cost, and what the adaptations did."""
+"""Report of a replay: scores, paired comparisons, cost, and figures of the adaptations."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,16 +26,16 @@ PHASES = {
     "decoding": "decode_seconds",
 }
 CURVES = {"ntp_loss": "next-token loss (nats)", "reward_mean": "mean reward of rollouts"}
-"""What is drawn of each step. Losses of different objectives differ; these two compare."""
+"""Figures drawn for each step: those that can be compared between objectives."""
 
 
 class Results:
-    """The answers of a run, of questions that every objective answered.
+    """A run's answers to the questions that every objective answered.
 
     Args:
-        results: as they were kept.
-        objectives: in the order of the report.
-        lengths: words of each question's context, for LongBench-E's buckets; may be empty.
+        results: the stored results.
+        objectives: objectives in the order of the report.
+        lengths: context length in words of each question, for LongBench-E's buckets; may be empty.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class Results:
         self.lengths = lengths
 
     def of(self, objective: str, task: str | None = None) -> list[Result]:
-        """One objective's results, in the same order of questions for all objectives."""
+        """Return one objective's results; the questions have the same order for all objectives."""
         return [r[objective] for q, r in sorted(self.whole.items()) if task in (None, q[0])]
 
     def scores(self, objective: str, task: str | None = None) -> list[float]:
-        """Scores, as ``of`` gives the results."""
+        """Return the scores of ``of``'s results."""
         return [result.score for result in self.of(objective, task)]
 
     def average(self, objective: str) -> Interval:
-        """The mean over tasks of their mean scores, as LongBench's and RULER's tables have it."""
+        """Return the mean over tasks of their mean scores, as in LongBench's and RULER's tables."""
         return stats.stratified({task: self.scores(objective, task) for task in self.tasks})
 
 
 def replay_report(manifest: Manifest, results: Results, errors: int, ended: str) -> Report:
-    """The report of a replay; it holds ids and scores, and no text of the data set."""
+    """Make the report of a replay; it has ids and scores, but no text of the data set."""
     title = f"{TITLES[manifest.kind]}: {manifest.model['id']}"
     facts = _facts(manifest, results, errors, ended)
     data: dict[str, Any] = {"manifest": asdict(manifest), "ended": ended, "errors": errors}
@@ -91,12 +91,12 @@ Part = tuple[Section, dict[str, Any]]
 
 
 def _facts(manifest: Manifest, results: Results, errors: int, ended: str) -> dict[str, str]:
-    told = facts_of(manifest) | {"last answer": ended, "questions": str(len(results.whole))}
+    facts = facts_of(manifest) | {"last answer": ended, "questions": str(len(results.whole))}
     if results.partial:
-        told["left out"] = f"{results.partial} questions that not every objective answered"
+        facts["left out"] = f"{results.partial} questions that not every objective answered"
     if errors:
-        told["errors"] = f"{errors} requests brought no answer"
-    return told
+        facts["errors"] = f"{errors} requests brought no answer"
+    return facts
 
 
 def _scores(results: Results) -> Part:
@@ -123,12 +123,12 @@ def _scores(results: Results) -> Part:
         rows,
         [Plot("scores", "Mean score of each task and objective, with 95 % intervals.", draw)],
     )
-    told = {o: {task: asdict(i) for task, i in of.items()} for o, of in found.items()}
-    return section, {"scores": told}
+    data = {o: {task: asdict(i) for task, i in of.items()} for o, of in found.items()}
+    return section, {"scores": data}
 
 
 def _buckets(results: Results) -> Part:
-    """LongBench-E's table, for questions whose length is known."""
+    """Make LongBench-E's table, for questions whose length is known."""
     of = {
         (objective, name): [
             r.score for r in results.of(objective)
@@ -155,12 +155,12 @@ def _pairs(results: Results) -> Part:
         for place, ours in enumerate(results.objectives)
         for theirs in results.objectives[:place]
     ]
-    rows, told = [], []
+    rows, data = [], []
     for ours, theirs in pairs:
         for task in [*results.tasks, None] if len(results.tasks) > 1 else results.tasks:
             of = stats.paired(results.scores(ours, task), results.scores(theirs, task))
             d = of.difference
-            told.append({"objective": ours, "against": theirs, "task": task, **asdict(of)})
+            data.append({"objective": ours, "against": theirs, "task": task, **asdict(of)})
             rows.append(
                 [f"{ours} against {theirs}", task or "all questions"]
                 + [str(n) for n in (of.wins, of.ties, of.losses)]
@@ -171,7 +171,7 @@ def _pairs(results: Results) -> Part:
         "difference with its 95 % bootstrap interval."
     )
     header = ["pair", "task", "wins", "ties", "losses", "difference"]
-    return Section("Question by question", text, header, rows), {"paired": told}
+    return Section("Question by question", text, header, rows), {"paired": data}
 
 
 def _cost(results: Results) -> Part:
@@ -193,11 +193,11 @@ def _cost(results: Results) -> Part:
         rows,
         [Plot("pareto", caption, partial(plots.points, series=series))],
     )
-    told = {
+    data = {
         name: {"seconds": seconds, "score": score.mean, "front": name in front}
         for name, (seconds, score) in series.items()
     }
-    return section, {"pareto": told}
+    return section, {"pareto": data}
 
 
 def _latency(results: Results) -> Part:
@@ -236,7 +236,7 @@ def _adaptation(results: Results) -> Part:
         for name, title in CURVES.items()
     }
     panels = {title: series for title, series in panels.items() if series}
-    rows, told = [], {}
+    rows, data = [], {}
     for objective in adapting:
         answers = results.of(objective)
         guards = sorted({r.guard for r in answers if r.guard})
@@ -244,7 +244,7 @@ def _adaptation(results: Results) -> Part:
         rollout = sum(r.usage["rollout_tokens"] for r in answers) / len(answers)
         kept_base = ", ".join(f"{g} {sum(r.guard == g for r in answers)}" for g in guards) or "-"
         rows.append([objective, f"{used} of {len(answers)}", kept_base, f"{rollout:.0f}"])
-        told[objective] = {
+        data[objective] = {
             "adapted": used,
             "of": len(answers),
             "guards": {g: sum(r.guard == g for r in answers) for g in guards},
@@ -259,12 +259,12 @@ def _adaptation(results: Results) -> Part:
         rows,
         [Plot("curves", caption, draw)] if panels else [],
     )
-    return section, {"adaptations": told}
+    return section, {"adaptations": data}
 
 
 def _by_step(results: Sequence[Result], name: str) -> list[list[float]]:
-    """Known values of all questions for each step, up to the last step that any has."""
-    if name == "reward_mean":  # it is 0 where there was nothing to reward
+    """Return the known values of all questions by step, up to the last step of any question."""
+    if name == "reward_mean":  # it is 0 where there were no rollouts
         results = [r for r in results if r.usage["rollout_tokens"]]
     longest = max((len(r.steps) for r in results), default=0)
     by_step = [

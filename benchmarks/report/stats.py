@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and comparisons of pairs."""
+"""Means with bootstrap intervals, and paired comparisons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % percentile-bootstrap interval (Efron 1979), and how many it is of."""
+    """A mean with its 95 % percentile-bootstrap interval (Efron 1979), and the sample size."""
 
     mean: float
     low: float
@@ -24,12 +24,12 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The interval of a mean over questions."""
+    """Return the mean over questions with its interval."""
     return stratified({"": values})
 
 
 def stratified(values: Mapping[str, Sequence[float]]) -> Interval:
-    """The interval of the mean over groups of each group's mean; groups are resampled within."""
+    """Return the mean of group means with its interval; groups are resampled within."""
     generator = np.random.default_rng(0)
     means = np.mean([_resampled(np.asarray(v), generator) for v in values.values()], axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -39,7 +39,7 @@ def stratified(values: Mapping[str, Sequence[float]]) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """One side against another on the same questions; the difference is ours minus theirs."""
+    """Paired comparison on the same questions; the difference is ours minus theirs."""
 
     wins: int
     ties: int
@@ -48,7 +48,7 @@ class Paired:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """Compare question by question."""
+    """Compare two sides question by question."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return Paired(
         wins=sum(d > 0 for d in differences),
@@ -59,16 +59,16 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Mean and percentiles of durations."""
-    told = np.percentile(np.asarray(values), PERCENTILES)
+    """Return the mean and percentiles of durations."""
+    values_at = np.percentile(np.asarray(values), PERCENTILES)
     return {
         "mean": float(np.mean(values)),
-        **{f"p{p}": float(v) for p, v in zip(PERCENTILES, told, strict=True)},
+        **{f"p{p}": float(v) for p, v in zip(PERCENTILES, values_at, strict=True)},
     }
 
 
 def _resampled(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Means of resamples. [RESAMPLES]"""
+    """Return the means of resamples. [RESAMPLES]"""
     chosen = generator.integers(len(values), size=(RESAMPLES, len(values)))
     means: NDArray[np.float64] = values[chosen].mean(axis=1)
     return means

@@ -1,4 +1,4 @@
-"""Which words are most frequent: in a numbered list (cwe), and in coded text (fwe)."""
+"""Finding the most frequent words: in a numbered list (cwe), and in coded text (fwe)."""
 
 import math
 import random
@@ -16,11 +16,13 @@ NOISE_WORD = "..."
 
 @dataclass(frozen=True)
 class CommonWords:
-    """The task cwe; its haystack's unit is a distinct word.
+    """Makes samples of the task cwe; a haystack's size is its number of distinct words.
 
     Attributes:
-        common, uncommon: how often a word of each sort is listed.
-        example: distinct words, common and uncommon repeats of the solved example.
+        common: how often each common word is listed.
+        uncommon: how often each other word is listed.
+        example: for the solved example, its distinct words, and the repeats of common and other
+            words.
     """
 
     common: int
@@ -31,13 +33,13 @@ class CommonWords:
 
     @classmethod
     def for_length(cls, length: int) -> "CommonWords":
-        """As is official for a length in tokens: short prompts have fewer repeats."""
+        """Choose the official repeats for a length in tokens: short prompts have fewer."""
         if length < 4096:
             return cls(common=6, uncommon=1, example=(20, 3, 1))
         return cls(common=30, uncommon=3, example=(40, 10, 3))
 
     def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
-        """One sample over ``size`` distinct words, behind a solved example."""
+        """Make one sample over ``size`` distinct words, after a solved example."""
         context, common = self._list(*self.example, rng)
         shown = around(task, index, context, common)
         solved = " ".join(f"{number}. {word}" for number, word in enumerate(common, 1))
@@ -58,26 +60,28 @@ class CommonWords:
 
 @dataclass(frozen=True)
 class CodedWords:
-    """The task fwe: words drawn by Zipf's law with exponent 2; its unit is a drawn word.
+    """Makes samples of the task fwe: words drawn by Zipf's law with exponent 2.
+
+    A haystack's size is its number of drawn words.
 
     Attributes:
-        vocabulary: distinct words; officially the length in tokens over 50.
-        letters: in a word.
+        vocabulary: number of distinct words; officially a fiftieth of the length in tokens.
+        letters: number of letters in a word.
     """
 
     vocabulary: int
     letters: int = 6
 
     least = 80
-    """Below this the fourth word is as frequent as the third."""
+    """With fewer words, the fourth word is as frequent as the third."""
 
     @classmethod
     def for_length(cls, length: int) -> "CodedWords":
-        """As is official for a length in tokens."""
+        """Choose the official vocabulary for a length in tokens."""
         return cls(max(length // 50, 5))
 
     def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
-        """One sample of about ``size`` words: the most frequent is noise, the next three asked."""
+        """Make one sample of about ``size`` words: the top one is noise, the next three count."""
         ranked: dict[str, None] = {NOISE_WORD: None}
         while len(ranked) < self.vocabulary:
             ranked["".join(rng.choices(string.ascii_lowercase, k=self.letters))] = None

@@ -1,4 +1,4 @@
-"""Samples of all thirteen tasks, as long as is asked, the same for the same seed."""
+"""Generates samples of all thirteen tasks and any length; the same seed gives the same samples."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from refine_server.benchmarks.tokens import Tokenizer
 
 
 class Maker(Protocol):
-    """Makes samples of one task; ``size`` counts the haystack's units."""
+    """Makes samples of one task; the task defines the unit of a haystack's ``size``."""
 
     @property
     def least(self) -> int: ...
@@ -33,7 +33,7 @@ class Sources:
     hotpotqa: Path | None = None
 
     def essay_words(self) -> tuple[str, ...]:
-        """The essay's words."""
+        """Return the essay's words."""
         path = _given(self.essay, "--essay", "any long text")
         try:
             words = tuple(path.read_text("utf-8").split())
@@ -44,11 +44,11 @@ class Sources:
         return words
 
     def squad_documents(self) -> Documents:
-        """SQuAD's paragraphs and questions."""
+        """Return SQuAD's paragraphs and questions."""
         return read_squad(_given(self.squad, "--squad", "SQuAD's dev-v2.0.json"))
 
     def hotpotqa_documents(self) -> Documents:
-        """HotpotQA's paragraphs and questions."""
+        """Return HotpotQA's paragraphs and questions."""
         wanted = "HotpotQA's hotpot_dev_distractor_v1.json"
         return read_hotpotqa(_given(self.hotpotqa, "--hotpotqa", wanted))
 
@@ -74,7 +74,7 @@ TASKS: dict[str, Callable[[Sources, int], Maker]] = {
     "qa_1": lambda s, n: s.squad_documents(),
     "qa_2": lambda s, n: s.hotpotqa_documents(),
 }
-"""The official thirteen (``scripts/synthetic.yaml``), by what they are made of."""
+"""The thirteen official tasks (``scripts/synthetic.yaml``), and what makes their samples."""
 
 
 def generate(
@@ -85,20 +85,20 @@ def generate(
     sources: Sources,
     seed: int = 0,
 ) -> Iterator[Sample]:
-    """Samples of each task and length.
+    """Yield samples of each task and length.
 
-    A sample depends on the seed, its task, length and number, and on nothing else.
+    A sample depends only on the seed, its task, its length and its number.
 
     Args:
-        tasks: of ``TASKS``.
-        lengths: tokens of the prompt and the longest answer together, at most.
-        samples: of each task and length.
-        tokenizer: that counts.
+        tasks: names of the tasks, keys of ``TASKS``.
+        lengths: maximum tokens of the prompt and the longest answer together.
+        samples: number of samples of each task and length.
+        tokenizer: tokenizer that counts the lengths.
         sources: files for the tasks that need them.
-        seed: of everything random.
+        seed: random seed for the samples.
 
     Raises:
-        DataError: a task is unknown or lacks its file, or cannot be as short as is asked.
+        DataError: a task is unknown, lacks its file, or cannot be as short as one of the lengths.
     """
     for task in tasks:
         if task not in TASKS:
@@ -116,7 +116,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Fitting:
-    """Finds how large a haystack may be."""
+    """Finds the largest haystack that fits into a length."""
 
     maker: Maker
     task: str
@@ -125,14 +125,14 @@ class Fitting:
     seed: int
 
     def tokens(self, sample: Sample) -> int:
-        """Tokens of a sample's prompt and of its longest answer."""
+        """Count the tokens of a sample's prompt and of its longest answer."""
         return len(self.tokenizer.encode(sample.prompt)) + sample.max_tokens
 
     def largest(self) -> int:
-        """The largest haystack with which the first sample fits."""
+        """Return the size of the largest haystack with which the first sample fits."""
         low, high = self.maker.least, self.maker.least * 2
         self._least_fits()
-        while self._fits(high) and high <= self.length * 4:  # a unit may be less than a token
+        while self._fits(high) and high <= self.length * 4:  # a unit may be shorter than a token
             low, high = high, high * 2
         while high - low > 1:
             middle = (low + high) // 2
@@ -140,7 +140,7 @@ class Fitting:
         return low
 
     def sample(self, number: int, size: int) -> Sample:
-        """The ``number``-th sample; its haystack is made smaller until it fits."""
+        """Make the ``number``-th sample; its haystack is made smaller until it fits."""
         while True:
             sample = self._make(number, size)
             if self.tokens(sample) <= self.length:

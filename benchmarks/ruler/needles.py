@@ -1,4 +1,4 @@
-"""Needles in a haystack: numbers or UUIDs hidden in noise, in an essay or among other needles."""
+"""Needles in a haystack: numbers or UUIDs hidden in noise, an essay or other needles."""
 
 import random
 import re
@@ -13,20 +13,22 @@ from refine_server.benchmarks.ruler.wordlists import compound
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {type} for {key} is: {value}."
 DEPTHS = [round(100 * place / 39) for place in range(40)]
-"""In percent of the haystack's sentences."""
+"""Position of a needle, in percent of the haystack's sentences."""
 
 Kind = Literal["words", "numbers", "uuids"]
 
 
 @dataclass(frozen=True)
 class Needles:
-    """The NIAH family. Its haystack's unit is a word of the essay, or else one sentence.
+    """Makes samples of the NIAH family.
+
+    A haystack's size is its number of words for an essay, of sentences otherwise.
 
     Attributes:
-        haystack: what the needles hide in; ``essay`` takes ``essay``'s words.
-        keys, values: what names a needle and what it says.
-        keys_hidden, values_each, asked: how many keys, values for each, and keys in the question.
-        essay: the words of a long text.
+        haystack: kind of text that the needles are hidden in; ``essay`` uses the words of
+            ``essay``. keys: kind of a needle's key. values: kind of a needle's value. keys_hidden:
+            number of keys in the haystack. values_each: number of values for each key. asked:
+            number of keys in the question. essay: the words of a long text.
     """
 
     haystack: Literal["noise", "essay", "needle"]
@@ -43,7 +45,7 @@ class Needles:
         return max(self.keys_hidden, self.asked) * self.values_each
 
     def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
-        """One sample with a haystack of ``size`` units."""
+        """Make one sample with a haystack of ``size`` units."""
         keys = [_random(self.keys, rng) for _ in range(max(self.keys_hidden, self.asked))]
         values = {key: [_random(self.values, rng) for _ in range(self.values_each)] for key in keys}
         needles = [self._needle(key, value) for key in keys for value in values[key]]
@@ -82,10 +84,10 @@ class Needles:
 def hide_in_essay(
     needles: Sequence[str], essay: Sequence[str], size: int, rng: random.Random
 ) -> str:
-    """The first ``size`` words of an essay, over and over, with needles between its sentences.
+    """Put needles between sentences of an essay's first ``size`` words; a short essay is repeated.
 
     The official generator finds sentences with NLTK's punkt model; here they end at a full stop, a
-    question or an exclamation mark.
+    question mark or an exclamation mark.
     """
     repeated = [*essay] * -(-size // len(essay))
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(repeated[:size]))

@@ -1,4 +1,4 @@
-"""RULER's samples as questions of a replay."""
+"""RULER's samples as questions for a replay."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +7,7 @@ from refine_server.benchmarks.ruler.samples import Sample
 
 
 def questions(samples: Iterable[Sample]) -> Iterator[Question]:
-    """Each sample as the benchmark asks and scores it."""
+    """Yield each sample as the benchmark asks and scores it."""
     for sample in samples:
         yield Question(
             task=sample.task,

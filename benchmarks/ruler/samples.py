@@ -1,4 +1,4 @@
-"""A sample's form, its prompt and its official score."""
+"""A sample, its prompt and its official score."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ CONTROL = re.compile(r"[\x00-\x1f]")
 
 @dataclass(frozen=True)
 class Template:
-    """The prompt around a context, and how an answer is scored."""
+    """The prompt around a context, and the metric of its answers."""
 
     max_tokens: int
     metric: str
@@ -24,13 +24,13 @@ class Template:
 
 @cache
 def templates() -> dict[str, Template]:
-    """All templates by family."""
+    """Return all templates by family."""
     text = files("refine_server.benchmarks.ruler").joinpath("prompts.toml").read_text("utf-8")
     return {name: Template(**fields) for name, fields in tomllib.loads(text).items()}
 
 
 def family_of(task: str) -> str:
-    """The template's name for a task: ``niah_multikey_2``, ``vt``, ``cwe``, ``fwe``, ``qa_1``, …
+    """Return the family of a task, which names its template: ``niah``, ``vt``, ``cwe``, …
 
     Raises:
         ValueError: there is no such task.
@@ -46,13 +46,14 @@ class Sample:
     """One question about one context.
 
     Attributes:
-        task, index: together they name the sample.
+        task: name of the task.
+        index: id of the sample within its task.
         before: the prompt before the context.
-        context: what is searched.
-        after: the prompt behind the context, with the question.
-        answer_prefix: how the answer begins; the prompt's end.
-        outputs: what the answer must contain.
-        length: tokens of the prompt and of the longest answer.
+        context: the text that is searched.
+        after: the prompt after the context, with the question.
+        answer_prefix: beginning of the answer, at the end of the prompt.
+        outputs: strings that the answer must contain.
+        length: tokens of the prompt and the longest answer.
     """
 
     task: str
@@ -71,26 +72,27 @@ class Sample:
 
     @property
     def max_tokens(self) -> int:
-        """The longest answer."""
+        """Maximum length of an answer in tokens."""
         return templates()[family_of(self.task)].max_tokens
 
     def score(self, prediction: str) -> float:
-        """``string_match_all`` or ``string_match_part`` of an answer, 0 to 100."""
-        said = CONTROL.sub("\n", prediction.strip()).lower()
-        found = [output.lower() in said for output in self.outputs]
+        """Return ``string_match_all`` or ``string_match_part`` of an answer, 0 to 100."""
+        text = CONTROL.sub("\n", prediction.strip()).lower()
+        found = [output.lower() in text for output in self.outputs]
         if templates()[family_of(self.task)].metric == "part":
             return 100.0 * any(found)
         return 100.0 * sum(found) / len(found)
 
     def row(self) -> dict[str, Any]:
-        """The sample as a row of a data file."""
+        """Return the sample as a row of a data file."""
         return asdict(self)
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> "Sample":
-        """A sample from a row of ``row``, or ``{index, task, context, query, outputs}``.
+        """Parse a row made by ``row``, or ``{index, task, context, query, outputs}``.
 
-        The second form, for question answering, has the bare documents and the bare question.
+        The second form, for question answering, has the documents and the question without a
+        template.
         """
         outputs = row["outputs"]
         if not isinstance(outputs, list) or not outputs:
@@ -114,14 +116,16 @@ def around(
     form: str | None = None,
     **values: str,
 ) -> Sample:
-    """A context in its task's template.
+    """Put a context into its task's template.
 
     Args:
-        task, index: of the sample.
-        context, outputs: of the sample.
-        examples: solved examples, in front of everything.
-        form: the template's name; by default the task's family.
-        values: what stands in the template's braces.
+        task: name of the task.
+        index: id of the sample within its task.
+        context: the text that is searched.
+        outputs: strings that the answer must contain.
+        examples: solved examples, at the beginning of the prompt.
+        form: name of the template; by default the task's family.
+        values: values for the template's placeholders.
     """
     template = templates()[form or family_of(task)]
     before, after, prefix = (

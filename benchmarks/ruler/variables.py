@@ -1,4 +1,4 @@
-"""Variable tracking: chains of assignments, strewn in order over noise."""
+"""Variable tracking: chains of assignments, distributed in order over noise."""
 
 import random
 import string
@@ -9,12 +9,12 @@ from refine_server.benchmarks.ruler.needles import NOISE
 from refine_server.benchmarks.ruler.samples import Sample, around
 
 EXAMPLE_SENTENCES = 12
-"""Noise of the solved example, which officially has at most 500 tokens."""
+"""Sentences of noise in the solved example, which officially has at most 500 tokens."""
 
 
 @dataclass(frozen=True)
 class Variables:
-    """The task vt; its haystack's unit is one sentence of noise."""
+    """Makes samples of the task vt; a haystack's size is its number of sentences of noise."""
 
     chains: int = 1
     hops: int = 4
@@ -25,7 +25,7 @@ class Variables:
         return self.hops + 1
 
     def make(self, task: str, index: str, size: int, rng: random.Random) -> Sample:
-        """One sample with a haystack of ``size`` sentences, behind a solved example."""
+        """Make one sample with a haystack of ``size`` sentences, after a solved example."""
         shown = self._make(task, index, EXAMPLE_SENTENCES, 3, rng)
         examples = f"{shown.prompt} {' '.join(shown.outputs)}\n\n"
         return self._make(task, index, size, 5, rng, examples)
@@ -45,10 +45,10 @@ class Variables:
         values = []
         for chain in chains:
             values.append(str(rng.randint(10_000, 99_999)))
-            said = [f"VAR {chain[0]} = {values[-1]}"]
-            said += [f"VAR {new} = VAR {old}" for old, new in pairwise(chain)]
-            places = sorted(rng.sample(range(len(sentences)), len(said)))
-            for before, (place, sentence) in enumerate(zip(places, said, strict=True)):
+            assignments = [f"VAR {chain[0]} = {values[-1]}"]
+            assignments += [f"VAR {new} = VAR {old}" for old, new in pairwise(chain)]
+            places = sorted(rng.sample(range(len(sentences)), len(assignments)))
+            for before, (place, sentence) in enumerate(zip(places, assignments, strict=True)):
                 sentences.insert(place + before, sentence)
         return around(
             task,
@@ -61,7 +61,7 @@ class Variables:
         )
 
     def _names(self, letters: int, rng: random.Random) -> list[str]:
-        names: dict[str, None] = {}  # a set that keeps its order
+        names: dict[str, None] = {}  # an ordered set
         while len(names) < self.chains * (self.hops + 1):
             names["".join(rng.choices(string.ascii_uppercase, k=letters))] = None
         return list(names)

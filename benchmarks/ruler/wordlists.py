@@ -1,4 +1,4 @@
-"""English words, those of the package wonderwords, as in the official generator."""
+"""English words from the package wonderwords, as in the official generator."""
 
 import random
 from functools import cache
@@ -6,13 +6,13 @@ from importlib.resources import files
 
 
 def compound(rng: random.Random) -> str:
-    """An ``adjective-noun`` pair."""
+    """Return a random ``adjective-noun`` pair."""
     return f"{rng.choice(_read('adjective'))}-{rng.choice(_read('noun'))}"
 
 
 @cache
 def words() -> list[str]:
-    """All nouns, adjectives and verbs, sorted."""
+    """Return all nouns, adjectives and verbs, sorted."""
     return sorted({*_read("noun"), *_read("adjective"), *_read("verb")})
 
 

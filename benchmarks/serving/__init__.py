@@ -1,1 +1,1 @@
-"""The server under load: arrivals that do or do not wait for answers, and what clients see."""
+"""Benchmarks of the server under load: open and closed loop, as seen by clients."""

@@ -1,4 +1,4 @@
-"""Sends requests as they arrive and notes when each part of the answer came."""
+"""Sends requests at their arrival times and records when each part of an answer came."""
 
 import asyncio
 import random
@@ -25,15 +25,15 @@ Arrivals = Literal["poisson", "closed"]
 
 @dataclass
 class Observed:
-    """One request as its client saw it. Seconds count from when it was due.
+    """One request as its client saw it. Times are in seconds from when it was due.
 
     Attributes:
         due: when it was to be sent, from the start of the level.
-        first: until the first piece of the answer; None if none came.
-        total: until the end.
-        gaps: between the answer's pieces.
-        answer: None after an error.
-        error: the error's type.
+        first: time to the first piece of the answer; None if there was none.
+        total: time to the end of the answer.
+        gaps: times between the answer's pieces.
+        answer: the answer; None after an error.
+        error: type of the error, if any.
     """
 
     due: float
@@ -47,7 +47,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Level:
-    """One load: what was observed, and for how long."""
+    """One level of load: its requests and its duration."""
 
     arrivals: Arrivals
     load: float
@@ -57,16 +57,16 @@ class Level:
 
 @dataclass(frozen=True)
 class Driver:
-    """Drives a server at one level of load after another.
+    """Sends requests to a server at one level of load after another.
 
     Attributes:
-        url: of the server.
-        arrivals: ``poisson``: requests are sent when they are due, whether or not others have been
-            answered (open loop), ``load`` of them a second; ``closed``: ``load`` clients each send
-            the next request when they have their answer.
-        adapt: how to adapt.
-        max_tokens: the longest answer.
-        seed: of the arrivals.
+        url: URL of the server.
+        arrivals: ``poisson``: requests are sent when they are due, ``load`` of them per second,
+            whether or not others have been answered (open loop); ``closed``: each of ``load``
+            clients sends its next request when it has its answer.
+        adapt: adaptation settings.
+        max_tokens: maximum length of an answer in tokens.
+        seed: random seed for the arrival times.
     """
 
     url: str
@@ -126,7 +126,7 @@ class Driver:
     async def _due(
         self, rate: float, requests: Sequence[Request], began: float
     ) -> AsyncIterator[tuple[Request, float]]:
-        """Requests at the times of a Poisson process of ``rate`` a second."""
+        """Yield requests at the times of a Poisson process with ``rate`` per second."""
         rng = random.Random(f"arrivals/{self.seed}/{rate}")
         due = 0.0
         for request in requests:

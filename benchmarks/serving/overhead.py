@@ -1,4 +1,4 @@
-"""``refine-server bench overhead``: what the server adds to a request, beside the model's work.
+"""``refine-server bench overhead``: what the server adds to a request, without the model's work.
 
 The server without its model's work and a bare FastAPI echo get the same load in turn; the
 difference between their times is the overhead.
@@ -14,7 +14,7 @@ from refine_server.benchmarks.serving.idle_servers import running_servers
 from refine_server.benchmarks.serving.paced import request_times
 
 DOCUMENT = "The harbour master reads the weather in the morning before the first boat leaves. " * 12
-"""About a thousand characters: parsing and tokenising a long document is not what is measured."""
+"""About 1000 characters, because parsing and tokenising long documents is not measured here."""
 
 BODY = {"document": DOCUMENT, "query": "Who reads the weather?", "adapt": {"objective": "none"}}
 

@@ -1,4 +1,4 @@
-"""What is asked under load: documents of mixed lengths, some of them over again."""
+"""Requests for a load test: documents of mixed lengths, some of them sent repeatedly."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from refine_server.benchmarks.ruler.generate import Sources, generate
 from refine_server.benchmarks.tokens import Tokenizer
 
 TASK = "niah_multikey_2"
-"""Its documents can have any length, and no two are alike."""
+"""Task of the documents; it has documents of any length, all different."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Mix:
-    """How the requests are drawn.
+    """Distribution of the requests.
 
     Attributes:
-        lengths: tokens of a sample and the weight of each.
-        repeats: probability that a request is about a document that was asked about before.
-        seed: of everything random.
+        lengths: sample lengths in tokens, with the weight of each.
+        repeats: probability that a request reuses the document of an earlier request.
+        seed: random seed.
     """
 
     lengths: dict[int, float]
@@ -38,10 +38,10 @@ class Mix:
 
     @classmethod
     def parse(cls, lengths: str, repeats: float, seed: int) -> "Mix":
-        """From ``512:3,2048:1``; a weight may be left out.
+        """Parse lengths like ``512:3,2048:1``; a weight may be left out.
 
         Raises:
-            DataError: it is something else.
+            DataError: the text has another format.
         """
         found = {}
         for part in lengths.split(","):
@@ -55,7 +55,7 @@ class Mix:
         return cls(found, repeats, seed)
 
     def requests(self, count: int, tokenizer: Tokenizer) -> list[Request]:
-        """The first ``count`` requests: the same for the same seed."""
+        """Return the first ``count`` requests, which depend on the seed only."""
         rng = random.Random(f"mix/{self.seed}")
         chosen = self._chosen(count, rng)
         fresh = {
@@ -72,7 +72,7 @@ class Mix:
         return made
 
     def _chosen(self, count: int, rng: random.Random) -> list[tuple[int, int | None]]:
-        """For each request the length of a new document, or the number of an earlier request."""
+        """Draw for each request a new document's length or an earlier request's number."""
         lengths: Sequence[int] = list(self.lengths)
         chosen: list[tuple[int, int | None]] = []
         for number in range(count):
