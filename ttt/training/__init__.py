@@ -1,1 +1,1 @@
-"""How the models that come with the server were made."""
+"""Training of the bundled models, and of models that are meant to be adapted."""

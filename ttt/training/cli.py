@@ -190,7 +190,7 @@ def compare(
 
 
 def _changed(config: "AdaptConfig", changes: str, option: str) -> "AdaptConfig":
-    """The settings with the changes that an option gives as a JSON object."""
+    """Apply the changes that an option gives as a JSON object to the settings."""
     from pydantic import ValidationError
 
     try:
@@ -210,7 +210,7 @@ def _use_threads(threads: int) -> None:
 
 
 def _show(progress: "Progress") -> None:
-    """Show progress: one line that is rewritten on a terminal, else a line every ten steps."""
+    """Show progress: one line that is rewritten on a terminal, otherwise a line every ten steps."""
     figures = "  ".join(f"{name} {value:.3g}" for name, value in progress.figures.items())
     line = (
         f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {figures}  "

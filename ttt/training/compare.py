@@ -1,4 +1,4 @@
-"""The unadapted model, next-token adaptation and REFINE beside each other on fresh documents."""
+"""Compares no adaptation, next-token adaptation and REFINE on fresh documents."""
 
 import random
 from collections.abc import Mapping
@@ -28,16 +28,17 @@ def compare(
     seed: int,
     together: int = 8,
 ) -> dict[str, Any]:
-    """Exact match of greedy answers, 0-100, with each objective, from memory and in context.
+    """Measure greedy answers' exact match (0-100) with each objective, from memory and in context.
 
-    From memory the state is dropped: the question meets nothing but the adapted weights. In context
-    it comes after the document, read with them. The documents' texts depend on seed, tokens and
-    facts alone, so every objective gets the same. ``ntp`` is how next-token adaptation adapts, if
-    otherwise than REFINE does (each at its own best learning rate).
+    From memory, the state after the document is dropped, so only the adapted weights can help. In
+    context, the question follows the document, which is read with the adapted weights. The
+    documents depend on seed, tokens and facts only, so every objective gets the same. ``ntp`` are
+    the settings of next-token adaptation if they differ from ``config``, e.g. its own best learning
+    rate.
 
     Returns:
-        For each regime and objective ``score`` and ``interval`` (95 %, over documents), and for
-        ``refine - none`` and ``refine - ntp`` the paired differences likewise.
+        ``score`` and ``interval`` (95 %, over documents) for each regime and objective, and
+        likewise the paired differences ``refine - none``, ``refine - ntp`` and ``ntp - none``.
     """
     rng = random.Random(f"compare:{seed}:{tokens}:{facts}")
     right: dict[tuple[str, str], list[Tensor]] = {}
@@ -59,7 +60,7 @@ def compare(
 
 
 def _answers(model: CausalLM, episode: Episode, config: AdaptConfig) -> dict[str, Tensor]:
-    """Which questions are answered right in each regime: [R Q]."""
+    """Return which questions are answered correctly in each regime: [R Q]."""
     fast = BASE if config.objective == "none" else adapt_copies(model, episode.ids, config)
     questions = episode.queries.shape[0] // episode.ids.shape[0]
     with torch.no_grad():
@@ -70,7 +71,7 @@ def _answers(model: CausalLM, episode: Episode, config: AdaptConfig) -> dict[str
 
 
 def _summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Means and intervals of documents' scores [documents] and of their paired differences."""
+    """Summarise documents' scores [documents] and their paired differences."""
     named = dict(scores)
     for other in ("none", "ntp"):
         named[f"refine - {other}"] = scores["refine"] - scores[other]
@@ -79,7 +80,7 @@ def _summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _interval(values: Tensor) -> dict[str, Any]:
-    """Mean and bootstrap 95 % interval over documents."""
+    """Return the mean and the bootstrap 95 % interval over documents."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
     means = values[drawn].mean(1)

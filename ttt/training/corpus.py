@@ -1,8 +1,8 @@
-"""Documents whose questions can only be answered by looking in the document.
+"""Synthetic documents with questions that can only be answered from the document.
 
-A document is plain-English filler with facts ("The harbour code is amber.") at random places. Keys
-and values are paired anew in every document, and keys share words, so nothing can be learnt by
-heart: what a model learns here is to retrieve.
+A document is plain-English filler with facts ("The harbour code is amber.") at random positions.
+Keys and values are paired anew in every document, and keys share words, so that nothing can be
+memorised: a model has to learn retrieval.
 """
 
 import random
@@ -57,7 +57,7 @@ _WORDS = re.compile(r"\w+|\S|\n+")
 
 @dataclass(frozen=True)
 class Fact:
-    """One key and its value."""
+    """A key and its value."""
 
     key: str
     value: str
@@ -65,7 +65,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a document and its one right answer."""
+    """A question about a document, and its only right answer."""
 
     query: str
     answer: str
@@ -73,7 +73,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """A text, the facts that it states, and where it states one again (a span of characters)."""
+    """A text, the facts that it states, and character spans where it states one again."""
 
     text: str
     facts: tuple[Fact, ...]
@@ -82,14 +82,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training text and the spans of characters that retrieval alone can predict."""
+    """A training text, and the character spans that can only be predicted by retrieval."""
 
     text: str
     retrieved: tuple[tuple[int, int], ...]
 
 
 def make_facts(rng: random.Random, count: int, twins: float = 0.15) -> list[Fact]:
-    """Distinct keys, a share of them with a word in common, and values that share no word."""
+    """Make facts with distinct keys, a share of which have a common word, and distinct values."""
     keys: list[str] = []
     modifiers = cycle(rng.sample(words.MODIFIERS, len(words.MODIFIERS)))
     nouns = cycle(rng.sample(words.NOUNS, len(words.NOUNS)))
@@ -113,22 +113,22 @@ def make_facts(rng: random.Random, count: int, twins: float = 0.15) -> list[Fact
 def make_document(
     rng: random.Random, facts: Sequence[Fact], tokens: int, repeats: int = 0
 ) -> Document:
-    """A document of about ``tokens`` tokens that states every fact once, and ``repeats`` again."""
+    """Make a document of about ``tokens`` tokens: every fact once, ``repeats`` of them again."""
     markdown = rng.random() < 0.35
     again = [rng.choice(facts) for _ in range(repeats)]
     stated = [*facts, *again]
     pieces: list[Fact | str] = list(stated)
-    room = tokens - 9 * len(stated)
-    while room > 0:
+    budget = tokens - 9 * len(stated)
+    while budget > 0:
         sentence = filler(rng)
         pieces.append(sentence)
-        room -= count_tokens(sentence)
+        budget -= count_tokens(sentence)
     rng.shuffle(pieces)
     return _Writer(rng, markdown).write(pieces, tuple(facts))
 
 
 def make_questions(rng: random.Random, facts: Sequence[Fact], count: int) -> list[Question]:
-    """Questions about some of the facts, each fact asked for at most once while they last."""
+    """Make questions about the facts; a fact is asked again only when all have been asked."""
     asked: list[Fact] = []
     while len(asked) < count:
         asked += rng.sample(list(facts), min(len(facts), count - len(asked)))
@@ -136,9 +136,9 @@ def make_questions(rng: random.Random, facts: Sequence[Fact], count: int) -> lis
 
 
 def make_drill(rng: random.Random, tokens: int, twins: float = 0.15) -> Sample:
-    """A text of nothing but facts, stated and asked for in one form: where retrieval is learnt.
+    """Make a text of facts only, stated and asked in a single form, to teach retrieval.
 
-    On varied texts alone, the loss stayed at what filler can teach for as long as was tried.
+    With varied texts only, the loss did not fall below what filler can teach in any run tried.
     """
     facts = make_facts(rng, rng.randint(2, max(2, min(24, tokens // 16))), twins)
     text, retrieved = "", []
@@ -162,7 +162,7 @@ def make_drill(rng: random.Random, tokens: int, twins: float = 0.15) -> Sample:
 
 
 def make_sample(rng: random.Random, tokens: int, twins: float = 0.15) -> Sample:
-    """A document and questions with their answers, of about ``tokens`` tokens together."""
+    """Make a document and questions with answers, of about ``tokens`` tokens together."""
     most = max(2, min(32, tokens // 24))
     facts = make_facts(rng, rng.randint(max(2, most // 2), most), twins)
     count = max(1, min(rng.randint(4, 16), 2 * len(facts), tokens // 26))
@@ -172,7 +172,7 @@ def make_sample(rng: random.Random, tokens: int, twins: float = 0.15) -> Sample:
     retrieved = list(document.repeats)
     closed = (
         rng.random() < 0.85
-    )  # else the answers of one text are not closed, as in few-shot prompts
+    )  # otherwise the answers in a text do not end, as in few-shot prompts
     for i, question in enumerate(make_questions(rng, facts, count)):
         text += BETWEEN + question.query + AFTER
         begin = len(text)
@@ -184,13 +184,13 @@ def make_sample(rng: random.Random, tokens: int, twins: float = 0.15) -> Sample:
 def make_test(
     rng: random.Random, tokens: int, facts: int, questions: int
 ) -> tuple[Document, list[Question]]:
-    """A document that states every fact exactly once, and questions about it."""
+    """Make a document that states every fact exactly once, and questions about it."""
     document = make_document(rng, make_facts(rng, facts), tokens)
     return document, make_questions(rng, document.facts, questions)
 
 
 def filler(rng: random.Random) -> str:
-    """A sentence that states no fact."""
+    """Make a sentence that states no fact."""
     kind = rng.random()
     if kind < 0.25:
         return rng.choice(words.REMARKS)
@@ -202,7 +202,7 @@ def filler(rng: random.Random) -> str:
     if kind < 0.6:
         other, same_time = rng.choice(words.SUBJECTS), rng.choice(words.ACTIONS)
         return f"{subject} {action}, and {other} {same_time}."
-    if kind < 0.7:  # words of keys stand in fillers too
+    if kind < 0.7:  # words of keys occur in filler, too
         return f"{subject} said something about the {rng.choice(words.MODIFIERS)} road, {place}."
     if kind < 0.78:
         return f"{subject} asked about the {rng.choice(words.NOUNS)}, but nobody knew."
@@ -210,12 +210,12 @@ def filler(rng: random.Random) -> str:
 
 
 def count_tokens(text: str) -> int:
-    """About how many tokens the tiny model's tokenizer makes of a text."""
+    """Estimate how many tokens the tiny model's tokenizer makes of a text."""
     return len(_WORDS.findall(text))
 
 
 def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
-    """Texts to train a tokenizer on: samples, and every word in the forms in which it occurs."""
+    """Yield texts to train a tokenizer on: samples, and every word in each form that occurs."""
     every = {*words.MODIFIERS, *words.NOUNS, *words.VALUES, *words.SURNAMES}
     for word in sorted(every):
         yield from [f"the {word}"] * 24
@@ -227,7 +227,7 @@ def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
 
 
 class _Writer:
-    """Puts sentences together and notes where a fact is stated again."""
+    """Joins sentences and records where a fact is stated again."""
 
     def __init__(self, rng: random.Random, markdown: bool) -> None:
         self.rng, self.markdown = rng, markdown

@@ -1,5 +1,5 @@
-"""Errors that end a training run before it begins."""
+"""Errors that are raised before a training run begins."""
 
 
 class TrainingError(ValueError):
-    """The run cannot start or resume as asked; the message names what to change."""
+    """The run cannot start or resume; the message names what to change."""

@@ -1,4 +1,4 @@
-"""Exact match of greedy answers, asked as the server asks."""
+"""Exact match of greedy answers, with the server's prompt."""
 
 import random
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ from refine_server.ttt.models import CausalLM
 from refine_server.ttt.training import corpus
 
 LENGTHS = ((250, 8), (500, 12), (1000, 16), (2000, 20), (3000, 24))
-"""Tokens of the test documents, about, and how many facts each states."""
+"""Approximate lengths of the test documents in tokens, and the number of facts in each."""
 
 
 def exact_match(
     model: CausalLM, tokens: int, facts: int, *, documents: int, questions: int = 8, seed: int = 0
 ) -> float:
-    """Share of questions whose greedy answer is exactly the value that the document states."""
+    """Return the share of questions whose greedy answer equals the value in the document."""
     rng = random.Random(f"test:{seed}:{tokens}:{facts}")
     right = 0
     for _ in range(documents):
@@ -25,7 +25,7 @@ def exact_match(
 
 
 def by_length(model: CausalLM, *, documents: int, seed: int = 0) -> dict[str, Any]:
-    """Exact match for each of ``LENGTHS`` by the documents' tokens, about; as it is recorded."""
+    """Measure exact match for each of ``LENGTHS``, as ``training.json`` records it."""
     return {
         "exact_match": {
             str(tokens): exact_match(model, tokens, facts, documents=documents, seed=seed)

@@ -1,8 +1,7 @@
-"""Mid-training: the server's loop over a corpus (``refine-server train mid``).
+"""Mid-training: REFINE's loss on a corpus (``refine-server train mid``).
 
-Here the loop's fast weights are the base weights themselves, owned by one request whose rows are a
-batch of texts: what the paper calls mid-training (arXiv 2602.16704), with REFINE or with its
-next-token loss alone.
+The fast weights are the base weights themselves, owned by one request whose rows are a batch of
+texts: mid-training in the paper (arXiv 2602.16704), with REFINE or with next-token loss only.
 """
 
 import random
@@ -26,10 +25,10 @@ from refine_server.ttt.training.run import Run, StepLoss, warm_cosine
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the result depends on, beside the weights and the corpus.
+    """Everything that the result depends on, except for the initial weights and the corpus.
 
-    ``adapt`` holds the loop's settings: objective, c, n, k, reward, coefficients. Its steps,
-    optimiser and learning rate are not read: the run has its own.
+    ``adapt`` has the settings of the loss: objective, c, n, k, reward, coefficients. Its steps,
+    optimiser and learning rate are ignored: the run has its own.
     """
 
     seed: int = 0
@@ -50,14 +49,14 @@ class Recipe:
     )
 
     def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine."""
+        """Return the learning rate: linear warm-up, then cosine decay."""
         return warm_cosine(
             step, self.steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
         )
 
 
 def read_corpus(model: CausalLM, files: Sequence[Path]) -> Tensor:
-    """The tokens of text files, one after the other: [N].
+    """Return the tokens of text files, concatenated: [N].
 
     Raises:
         TrainingError: a file cannot be read, or is not UTF-8.

@@ -1,10 +1,10 @@
-"""Nested post-training: adapt inside, task loss outside (``refine-server train nested``).
+"""Nested post-training: inner adaptation, outer task loss (``refine-server train nested``).
 
-Every step makes fresh documents, adapts a copy of the fast weights to each of them with the
-server's own loop, and lowers the loss of questions about them that are asked of the adapted model:
-from memory (nothing but the adapted weights) and in context (from the state after the document).
-The gradient is of first order (arXiv 1803.02999, 1703.03400): it is taken at the adapted weights
-and applied to the base weights. The base weights' own batches of pre-training go on beside it.
+Every step makes fresh documents, adapts a copy of the fast weights to each of them by the server's
+own loop, and lowers the loss of answers to questions about them: from memory (adapted weights only)
+and in context (from the state after the document). The gradient is of first order (arXiv
+1803.02999, 1703.03400): it is taken at the adapted weights and applied to the base weights. Batches
+of pre-training texts are part of every step.
 """
 
 import random
@@ -41,7 +41,7 @@ ADAPT = AdaptConfig(
     fast_weights=FastWeightConfig(targets="fast_weights", rank=64),
     guard="none",
 )
-"""How the first stage of ``tiny-nested`` adapts: to answer from memory."""
+"""Adaptation in the first stage of ``tiny-nested``: answering from memory."""
 
 CONTEXT = ADAPT.updated(
     rollouts={"demonstration": True, "positions": 32, "per_position": 1},
@@ -49,7 +49,7 @@ CONTEXT = ADAPT.updated(
     optimizer={"learning_rate": 0.0015},
     fast_weights={"targets": "all"},
 )
-"""How its second stage adapts: to answer in context from documents of many facts."""
+"""Adaptation in its second stage: answering in context, from documents of many facts."""
 
 BEST = {
     "memory": CONTEXT.updated(
@@ -59,17 +59,17 @@ BEST = {
     ),
     "context": CONTEXT.updated(loss={"grpo": 0.2}),
 }
-"""How ``tiny-nested`` is best adapted for each regime (benchmarks/results/tiny-nested.md)."""
+"""Best adaptation of ``tiny-nested`` for each regime (benchmarks/results/tiny-nested.md)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the result depends on, beside the weights that it starts from.
+    """Everything that the result depends on, except for the initial weights.
 
-    ``decay_steps``: over which the learning rate falls; a run may end sooner.
-    ``sizes``: tokens and facts of a step's documents, small ones first.
-    ``refine_share``: of steps that adapt with REFINE; the others adapt with its next-token loss
-    alone. ``pretraining_tokens``: of a step's batch of the pre-training's texts.
+    ``decay_steps``: number of steps over which the learning rate decays; a run may end earlier.
+    ``sizes``: tokens and facts of a step's documents, in increasing order. ``refine_share``: share
+    of steps that adapt with REFINE; the others adapt with its next-token loss only.
+    ``pretraining_tokens``: number of tokens of pre-training texts in a step.
     """
 
     seed: int = 0
@@ -100,14 +100,16 @@ class Recipe:
     pretraining_tokens: int = 2048
 
     def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine."""
+        """Return the learning rate: linear warm-up, then cosine decay."""
         return warm_cosine(
             step, self.decay_steps, self.warmup_steps, self.learning_rate, self.final_learning_rate
         )
 
     def size(self, step: int, rng: random.Random) -> tuple[int, int]:
-        """Tokens and facts of this step's documents: a size more every ``first_steps`` steps, the
-        last four of those."""
+        """Return tokens and facts of this step's documents: one of the last four available sizes.
+
+        Every ``first_steps`` steps, the next size becomes available.
+        """
         return rng.choice(self.sizes[: 1 + step // self.first_steps][-4:])
 
 
@@ -126,7 +128,7 @@ MANY_FACTS = Recipe(
     context_weight=1.0,
     pretraining_weight=2.0,
 )
-"""The second stage, begun from the first one's weights."""
+"""The second stage, which starts from the weights of the first."""
 
 RECIPES = {"first": Recipe(), "many_facts": MANY_FACTS}
 """The stages of ``tiny-nested`` by name."""
@@ -134,11 +136,11 @@ RECIPES = {"first": Recipe(), "many_facts": MANY_FACTS}
 
 @dataclass(frozen=True)
 class Episode:
-    """R documents of T tokens, cut to one length, and Q questions about what is left of each.
+    """R documents of T tokens, truncated to a common length, and Q questions about each.
 
-    ids: [R, T]. queries: [R Q, L], question and answer, padded. at: [R Q, A], where in a query each
-    of its answer's tokens is predicted. targets: [R Q, A], those tokens. counted: [R Q, A], False
-    where an answer is shorter.
+    ids: [R, T]. queries: [R Q, L], question and answer, padded. at: [R Q, A], positions in a query
+    where its answer's tokens are predicted. targets: [R Q, A], those tokens. counted: [R Q, A],
+    False in the padding of shorter answers.
     """
 
     ids: Tensor
@@ -151,7 +153,7 @@ class Episode:
 def make_episode(
     rng: random.Random, tokenizer: Any, tokens: int, facts: int, documents: int, questions: int
 ) -> Episode:
-    """Fresh documents, and questions that their first T tokens answer."""
+    """Make fresh documents, and questions that their first T tokens answer."""
     backend = tokenizer.backend_tokenizer
     made = [
         corpus.make_document(rng, corpus.make_facts(rng, facts), tokens) for _ in range(documents)
@@ -174,7 +176,7 @@ def make_episode(
 def encode_queries(
     asked: list[list[int]], answers: list[list[int]]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The last four fields of an ``Episode``."""
+    """Return the last four fields of an ``Episode``."""
     A = max(map(len, answers))
     L = max(len(q) + len(a) for q, a in zip(asked, answers, strict=True))
     queries = torch.zeros(len(asked), L, dtype=torch.long)
@@ -190,10 +192,10 @@ def encode_queries(
 
 
 def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeights:
-    """A copy of the fast weights for each row of ids [R, T], adapted to it alone; no graph.
+    """Make a copy of the fast weights for each row of ids [R, T], adapted to it alone; no graph.
 
     The rows are one batch of the server's loop. Its losses are means over rows, so they are
-    multiplied by R: every row gets the gradient that it would get alone.
+    multiplied by R to give every row the gradient that it would have alone.
     """
     if config.on.kind != "document":
         raise TrainingError(f"on: nested training adapts on documents, not on {config.on.kind}")
@@ -211,7 +213,7 @@ def adapt_copies(model: CausalLM, ids: Tensor, config: AdaptConfig) -> FastWeigh
 
 
 def through_base(model: CausalLM, adapted: FastWeights) -> FastWeights:
-    """The same values, in the graph of the base weights that they are copies of, if of any."""
+    """Put the same values into the graph of the base weights that they are copies of, if any."""
     base = dict(model.named_parameters())
     return FastWeights(
         {
@@ -224,7 +226,7 @@ def through_base(model: CausalLM, adapted: FastWeights) -> FastWeights:
 def ask(
     model: CausalLM, episode: Episode, state: State | None, fast: FastWeights
 ) -> tuple[Tensor, Tensor]:
-    """Loss of the answers from a state (None: from memory), [], and which are all right, [R Q]."""
+    """Return the answers' loss from a state (None: from memory), [], and which are right, [R Q]."""
     hidden = model(episode.queries, state, fast).hidden  # [R Q, L, D]
     row = torch.arange(hidden.shape[0])[:, None]
     logits = model.head_logits(hidden[row, episode.at].flatten(0, 1), fast)
@@ -236,7 +238,7 @@ def ask(
 
 
 class Trainer(Run):
-    """A nested post-training run over any small model that has the tiny model's tokenizer."""
+    """A nested post-training run of any small model that has the tiny model's tokenizer."""
 
     def __init__(self, recipe: Recipe, model: CausalLM, out: Path, *, resume: bool = False) -> None:
         self.model = model
@@ -284,5 +286,5 @@ class Trainer(Run):
         return StepLoss(total, figures, episode.ids.numel() + batch.tokens)
 
     def _late(self, rng: random.Random) -> int:
-        """A step of the pre-training's second half, where texts have all lengths."""
+        """Draw a step of the second half of pre-training, where texts have all lengths."""
         return rng.randrange(self.pretraining.steps // 2, self.pretraining.steps)

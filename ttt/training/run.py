@@ -1,4 +1,4 @@
-"""What every training run shares: one step after another, checkpoints, and resuming."""
+"""What all training runs share: the loop over steps, checkpoints, and resuming."""
 
 import json
 import math
@@ -28,19 +28,19 @@ class Recipe(Protocol):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
 
     @property
     def max_grad_norm(self) -> float:
         """Gradient clipping threshold."""
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
 
 
 @dataclass(frozen=True)
 class StepLoss:
-    """A step's loss, in the graph, what else to say of the step, and the tokens that it read."""
+    """A step's loss, in the graph, figures to report, and the number of tokens that it read."""
 
     total: Tensor
     figures: Mapping[str, float]
@@ -49,7 +49,7 @@ class StepLoss:
 
 @dataclass(frozen=True)
 class Progress:
-    """One step's line."""
+    """The figures of one step, for display."""
 
     step: int
     steps: int
@@ -60,14 +60,14 @@ class Progress:
 
 
 class Run(ABC):
-    """A training run that can be killed at any moment and resumed with the same result.
+    """A training run that can be killed at any time and resumed with the same result.
 
-    A step's texts and random numbers depend on the recipe's seed and the step's number alone, so
-    weights, optimiser and step are all that a checkpoint holds.
+    A step's texts and random numbers depend only on the recipe's seed and the step's number, so a
+    checkpoint needs only weights, optimiser state and step.
     """
 
     def __init__(self, recipe: Any, out: Path, weights: Mapping[str, Tensor]) -> None:
-        """``weights`` are what is trained, by name."""
+        """``weights``: the parameters to train, by name."""
         self.recipe, self.out = recipe, out
         self.weights = dict(weights)
         decayed = [w for w in self.weights.values() if w.ndim == 2]
@@ -82,7 +82,7 @@ class Run(ABC):
 
     @abstractmethod
     def loss(self) -> StepLoss:
-        """The loss of step ``self.step``."""
+        """Return the loss of step ``self.step``."""
 
     def run(
         self,
@@ -91,7 +91,7 @@ class Run(ABC):
         until: int | None = None,
         save_every: int = 50,
     ) -> None:
-        """Train to the last step (or to step ``until``), with a checkpoint every so many steps."""
+        """Train to the last step (or to step ``until``), with a checkpoint every ``save_every``."""
         last = self.recipe.steps if until is None else min(until, self.recipe.steps)
         while self.step < last:
             report(self.train_step())
@@ -99,7 +99,7 @@ class Run(ABC):
                 self.save()
 
     def train_step(self) -> Progress:
-        """One optimiser step."""
+        """Make one optimiser step."""
         began = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
@@ -121,7 +121,7 @@ class Run(ABC):
         )
 
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         partial = self.out / f".{CHECKPOINT}.{os.getpid()}"
         torch.save(
             {
@@ -155,7 +155,7 @@ class Run(ABC):
         self.step, self.tokens, self.seconds = saved["step"], saved["tokens"], saved["seconds"]
 
     def summary(self) -> dict[str, Any]:
-        """What is recorded of any run."""
+        """Return what ``training.json`` records of any run."""
         return {
             "recipe": recorded(self.recipe),
             "torch": torch.__version__,
@@ -183,13 +183,13 @@ class Run(ABC):
 
 
 def warm_cosine(step: int, steps: int, warmup: int, highest: float, final: float) -> float:
-    """Learning rate of a step: linear warm-up, times a cosine from ``highest`` to ``final``."""
+    """Return the learning rate: linear warm-up, times a cosine from ``highest`` to ``final``."""
     cosine = (1 + math.cos(math.pi * step / steps)) / 2
     return min(1.0, (step + 1) / warmup) * (final + (highest - final) * cosine)
 
 
 def write_trained(model: CausalLM, source: Path, out: Path) -> None:
-    """Write new weights, and the configuration and tokenizer that lie in ``source``."""
+    """Write new weights, with the configuration and tokenizer of ``source``."""
     out.mkdir(parents=True, exist_ok=True)
     for file in (file for kind in CONFIGURATION_FILES for file in source.glob(kind)):
         if file.name not in ("training.json", "model.safetensors.index.json"):
@@ -200,7 +200,7 @@ def write_trained(model: CausalLM, source: Path, out: Path) -> None:
 
 
 def recorded(recipe: Any) -> dict[str, Any]:
-    """A recipe as JSON and checkpoints hold it."""
+    """Return a recipe as JSON and checkpoints store it."""
     values = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
     return {
         name: value.model_dump() if isinstance(value, BaseModel) else value

@@ -1,4 +1,4 @@
-"""The recipe of the tiny DeltaNet that answers from a document (``refine-server train tiny``)."""
+"""The recipe of the tiny DeltaNet that answers from documents (``refine-server train tiny``)."""
 
 import json
 import math
@@ -56,7 +56,7 @@ class Recipe:
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine."""
+        """Return the learning rate: linear warm-up, then cosine decay."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -64,16 +64,16 @@ class Recipe:
         return self.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
 
     def drill(self, step: int) -> float:
-        """Share of steps on bare facts: all at first, then ever fewer."""
+        """Return the share of steps on bare facts: 1 at first, then decreasing."""
         return max(0.15, min(1.0, 1.5 - step / self.drill_steps))
 
     def twins(self, step: int, rng: random.Random) -> float:
-        """Share of keys with a near twin: few until retrieval has begun, then sometimes many."""
+        """Return the share of keys with a common word: low until retrieval begins, then varied."""
         return 0.1 if step < self.drill_steps else rng.choice((0.1, 0.25, 0.5))
 
     def length(self, step: int, rng: random.Random) -> int:
-        """Tokens of this step's texts: short ones first, until retrieval has begun; then mixed."""
-        lengths = (112, 232, 480, 980, 1980)  # with what they vary by, just under whole chunks
+        """Return the length of this step's texts in tokens: short at first, mixed later."""
+        lengths = (112, 232, 480, 980, 1980)  # just under multiples of a chunk, as lengths vary
         done = step / self.steps
         if step < self.drill_steps:
             weights = (1, 0, 0, 0, 0)
@@ -88,7 +88,8 @@ class Recipe:
 class Batch:
     """Token ids [B, T + 1]; for each of the last T its weight and whether it is retrieved: [B, T].
 
-    Of the tokens that are not retrieved a random share counts, at a weight that makes up for it.
+    A random share of the tokens that are not retrieved counts, with a weight that makes up for the
+    rest.
     """
 
     ids: Tensor
@@ -98,10 +99,10 @@ class Batch:
 
 
 def init_model(recipe: Recipe) -> DeltaNet:
-    """Fresh weights: convolutions uniform over all taps, as fla does, all else N(0, 0.02).
+    """Initialise weights: convolutions uniform over all taps as in fla, the rest N(0, 0.02).
 
-    The convolutions decide whether retrieval is found at all: begun as identities, the model had
-    not moved after three times the steps in which it otherwise learns it.
+    Retrieval is learned only with these convolutions: when they were initialised as identities, the
+    model had not learned it after three times as many steps as it takes otherwise.
     """
     model = DeltaNet(recipe.model_config())
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -118,7 +119,7 @@ def init_model(recipe: Recipe) -> DeltaNet:
 
 
 def make_batch(recipe: Recipe, step: int, tokenizer: Any) -> Batch:
-    """The batch of a step, the same whenever it is made: texts are drawn from (seed, step)."""
+    """Make the batch of a step; it depends on (seed, step) only."""
     rng = random.Random(f"train:{recipe.seed}:{step}")
     length = recipe.length(step, rng)
     make = corpus.make_drill if rng.random() < recipe.drill(step) else corpus.make_sample
@@ -144,9 +145,9 @@ def make_batch(recipe: Recipe, step: int, tokenizer: Any) -> Batch:
 
 
 def loss_of(model: CausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Weighted next-token loss, and the share of retrieved tokens that are predicted right.
+    """Return the weighted next-token loss, and the share of retrieved tokens predicted correctly.
 
-    The head runs only where the weight is not zero: at this width it costs as much as the layers.
+    The head runs only where the weight is not zero, because it costs as much as the layers here.
     """
     weights = batch.weights.flatten()
     counted = weights.nonzero()[:, 0]

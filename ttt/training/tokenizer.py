@@ -5,15 +5,15 @@ from typing import Any
 from refine_server.ttt.training import corpus
 
 SPLIT = (
-    # The prompt's own lines are one token each: a question's words then stand within reach of the
-    # short convolutions when the answer begins.
+    # The prompt's own lines are one token each, so that a question's words are within the window of
+    # the short convolutions when the answer begins.
     r"\n\nQuestion: |\nAnswer:"
     r"|\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 )
 
 
 def train_tokenizer(seed: int, vocab_size: int, texts: int = 3000) -> Any:
-    """Train on the corpus; returns a transformers tokenizer. Token 0 ends a text."""
+    """Train on the corpus; return a transformers tokenizer. Token 0 ends a text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

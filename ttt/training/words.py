@@ -1,4 +1,4 @@
-"""The words of the tiny model's world. Values stand in no filler sentence and in no key."""
+"""The vocabulary of the tiny model's texts. Values occur in no filler sentence and in no key."""
 
 
 def _words(text: str) -> list[str]:
