@@ -41,7 +41,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)
-def test_rooms_import_only_downwards(path: Path) -> None:
+def test_folders_import_only_downwards(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
     room = "server/cli" if parts[:2] == ("server", "cli") else parts[0]
     names = imports(path)
@@ -70,7 +70,7 @@ def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
     assert not {path: forms for path, forms in named.items() if forms}
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     """Imports inside functions and for types alone count as well."""
     modules = {module_name(path) for path in SOURCES}
     after = {}

@@ -116,7 +116,7 @@ def _has(path: Path, part: str) -> bool:
         return False
 
 
-def test_what_stands_in_the_prompt(tokenizer) -> None:
+def test_every_regime_has_its_prompt(tokenizer) -> None:
     filler = "The old man walked along the path. It rained until late. "
     context = filler * 20 + "The harbour code is amber. " + filler * 30
     item = Item("t", 0, "1", "Read this.\n", context, (question(),))
@@ -232,7 +232,7 @@ def results() -> list[Result]:
     ]
 
 
-def test_the_report_says_what_was_measured(tmp_path) -> None:
+def test_the_report_has_all_figures(tmp_path) -> None:
     summary = Summary(results(), ["context", "memory"])
     figures = summary.figures()
     assert figures["scores"] == {"none": 50.0, "ntp": 50.0, "refine": 75.0}

@@ -21,7 +21,7 @@ def bench(**options: Any) -> BatchBench:
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_no_more_are_asked_at_once_than_said(scripted: Any, at_once: int) -> None:
+def test_concurrency_is_limited(scripted: Any, at_once: int) -> None:
     scripted.seconds = 0.05
     scripted.say = lambda body: f"to {body['query']}"
     seconds, answers = asyncio.run(bench()._ask_all(scripted.url, REQUESTS, at_once))
@@ -42,7 +42,7 @@ def test_every_request_has_its_own_seed_whichever_way(scripted: Any) -> None:
 
 
 @pytest.mark.parametrize("changed", [None, 2])
-def test_answers_that_depend_on_company_are_noticed(scripted: Any, changed: int | None) -> None:
+def test_answers_that_depend_on_batching_are_detected(scripted: Any, changed: int | None) -> None:
     def ask() -> list[Any]:
         return asyncio.run(bench()._ask_all(scripted.url, REQUESTS, 4))[1]
 

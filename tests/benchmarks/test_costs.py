@@ -7,7 +7,7 @@ import pytest
 from refine_server.benchmarks import costs
 
 
-def test_all_points_are_there_but_what_would_be_reread_for_too_long(
+def test_all_points_are_measured_except_long_naive_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(costs, "MOST_REREAD", 1500)  # 32 prefixes of 64 tokens, not of 128

@@ -45,7 +45,7 @@ def test_a_mix_has_its_lengths_and_repeats() -> None:
 
 
 @pytest.mark.parametrize("lengths", ["", "512:x", "512:-1", "512:0"])
-def test_a_mix_that_is_none_is_told(lengths: str) -> None:
+def test_an_invalid_mix_is_refused(lengths: str) -> None:
     with pytest.raises(DataError, match="--lengths"):
         Mix.parse(lengths, 0.0, 0)
 
@@ -63,7 +63,7 @@ def test_clients_of_a_closed_loop_wait_for_their_answers(scripted: Any) -> None:
     assert level.seconds >= 4 * 0.02
 
 
-def test_an_open_loop_waits_for_nobody(scripted: Any) -> None:
+def test_an_open_loop_does_not_wait_for_answers(scripted: Any) -> None:
     scripted.seconds = 0.3
     level = Driver(scripted.url, "poisson", {"objective": "none"}, 8, seed=5).run(50, ONE * 20)
     assert scripted.most_active > 5
@@ -75,7 +75,7 @@ def test_an_open_loop_waits_for_nobody(scripted: Any) -> None:
         assert seen.total >= 0.3
 
 
-def test_goodput_counts_what_came_in_time_and_errors_are_told(scripted: Any) -> None:
+def test_goodput_counts_answers_in_time_and_errors_are_reported(scripted: Any) -> None:
     def say(body: dict[str, Any]) -> str:
         if len(scripted.bodies) == 2:
             raise ValueError("no")
@@ -121,6 +121,6 @@ def test_the_command_reports_each_level(scripted: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--rates", "1", "--clients", "1"], ["--clients", "1.5"]])
-def test_bad_levels_are_told(scripted: Any, tmp_path: Path, options: list[str]) -> None:
+def test_invalid_levels_are_refused(scripted: Any, tmp_path: Path, options: list[str]) -> None:
     assert load(scripted, tmp_path, *options).exit_code == 2
     assert not scripted.bodies

@@ -66,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_scores_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+def test_scores_equal_scores_computed_by_hand(tmp_path: Path) -> None:
     names = ("dataset", "prediction", "answers", "all_classes")
     rows = [dict(zip(names, row[:4], strict=True)) for row in BY_HAND]
     scored = score_file(write(tmp_path / "rows.jsonl", rows))
@@ -75,7 +75,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="needs the official scorer's own scores")
-def test_scores_are_the_official_scorers() -> None:
+def test_scores_equal_the_official_scores() -> None:
     expected = [json.loads(line)["score"] for line in GOLDEN.read_text().splitlines()]
     assert score_file(GOLDEN)["rows"] == pytest.approx(expected, abs=0.01)
 
@@ -116,7 +116,7 @@ def test_the_scorer_names_what_is_wrong(tmp_path: Path, changed: dict[str, Any],
     assert told in said.stderr
 
 
-def test_a_file_that_is_no_data_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         score_file(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text('{"dataset": "lcc"}\n\n[]\n')
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_data_is_told(tmp_path: Path) -> None:
         score_file(tmp_path / "bad.parquet")
 
 
-def test_the_tasks_are_longbenchs() -> None:
+def test_the_tasks_are_those_of_longbench() -> None:
     assert len(tasks()) == 21
     assert sum(task.language == "zh" for task in tasks().values()) == 5
     assert sum(task.extended for task in tasks().values()) == 13
@@ -172,7 +172,7 @@ def test_rows_are_read_as_published(
     assert (first.answers, first.classes, first.length) == (("Alpha", "the Alphas"), (), 3)
 
 
-def test_missing_data_is_told(tmp_path: Path) -> None:
+def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no file"):
         load(tmp_path, [])
     with pytest.raises(DataError, match=r"neither lcc\.jsonl nor lcc\.parquet"):

@@ -233,7 +233,7 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
     assert len(scripted.bodies) == 3
 
 
-def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
     assert said.exit_code == 2
     assert "run.json: No such file" in said.stderr
@@ -259,7 +259,7 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
         (["--max-length", "64"], "tokens beside the context"),
     ],
 )
-def test_bad_options_are_told(
+def test_bad_options_are_named(
     scripted: Any, data: Path, tmp_path: Path, options: list[str], told: str
 ) -> None:
     said = longbench(scripted, data, tmp_path / "out", *options)

@@ -148,13 +148,13 @@ def test_questions_come_with_their_documents(sources: Sources) -> None:
         assert f"Title {number}\nIt is {number}. Truly." in sample.context
 
 
-def test_the_share_of_outputs_counts_or_any_of_them() -> None:
+def test_scores_count_the_share_of_outputs_or_any_output() -> None:
     sample = Sample("niah_multiquery", "0", "", "c", "q", "", ("12", "34", "56", "78"))
     assert sample.score("34 and 78") == 50
     assert replace(sample, task="qa_1").score("34 and 78") == 100
 
 
-def test_what_is_missing_is_told(sources: Sources) -> None:
+def test_missing_files_are_named(sources: Sources) -> None:
     with pytest.raises(DataError, match="need --essay: any long text"):
         make("niah_single_2", Sources())
     with pytest.raises(DataError, match="'niah' is not a RULER task"):

@@ -93,7 +93,7 @@ def test_an_argument_that_cannot_be_encoded_is_named_and_not_sent(
 
 
 @pytest.mark.parametrize("client", [RefineClient, AsyncRefineClient])
-def test_a_key_that_is_no_header_is_refused_and_not_shown(
+def test_a_key_that_cannot_be_a_header_is_refused_and_not_shown(
     client: type[RefineClient | AsyncRefineClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in ("sécret-key", "secret key", "secret-key\n", "secret\x00key", f"secret{LONE}"):
@@ -112,7 +112,7 @@ def test_a_key_that_is_no_header_is_refused_and_not_shown(
     "url",
     ["", "server", "server:80", "ftp://server", "http://", "http://s:port", f"http://{LONE}", None],
 )
-def test_an_address_that_is_none_is_refused(
+def test_an_invalid_url_is_refused(
     client: type[RefineClient | AsyncRefineClient], url: Any
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="url: ") as raised:
@@ -120,7 +120,7 @@ def test_an_address_that_is_none_is_refused(
     assert str(raised.value).encode()
 
 
-def test_an_error_about_an_argument_is_no_error_of_the_server() -> None:
+def test_an_error_about_an_argument_is_not_a_server_error() -> None:
     assert issubclass(InvalidArgumentError, ClientError)
     assert not issubclass(InvalidArgumentError, ResponseError)
 

@@ -289,7 +289,7 @@ def test_a_request_is_sent_again_when_no_connection_was_made(
     assert 0.25 < pauses[0] < pauses[1] <= 1.0
 
 
-def test_attempts_end(kind: type[Sync], pauses: list[float]) -> None:
+def test_the_number_of_attempts_is_limited(kind: type[Sync], pauses: list[float]) -> None:
     script = Script(*[httpx.ConnectError] * 5)
     with pytest.raises(errors.ConnectionFailedError, match="no server answers"):
         kind(script).stream()
@@ -375,7 +375,7 @@ def test_a_deletion_is_not_repeated_and_a_joined_adaptation_is(kind: type[Sync])
     assert script.requests[0].content == script.requests[1].content
 
 
-def test_texts_become_tokens_and_tokens_texts(kind: type[Sync]) -> None:
+def test_texts_are_tokenised_and_detokenised(kind: type[Sync]) -> None:
     script = Script(httpx.Response(200, json={"tokens": [5, 7], "count": 2}))
     assert kind(script).call("tokenize", "a b") == [5, 7]
     assert json.loads(script.requests[0].content) == {"prompt": "a b", "add_special_tokens": False}

@@ -53,7 +53,7 @@ def test_requests_have_the_fields_that_the_client_sends(openapi: dict[str, Any],
     assert typed_form(options) == described_form(openapi, schema, without=arguments)
 
 
-def test_the_document_of_the_typescript_client_is_the_servers(openapi: dict[str, Any]) -> None:
+def test_the_openapi_document_of_the_typescript_client_is_current(openapi: dict[str, Any]) -> None:
     committed = Path(__file__).parents[2] / "clients" / "typescript" / "openapi.json"
     assert json.loads(committed.read_text()) == json.loads(json.dumps(openapi)), "make typescript"
 

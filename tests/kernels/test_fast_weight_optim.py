@@ -72,7 +72,7 @@ def test_tensors_are_stepped_on_in_groups(monkeypatch: pytest.MonkeyPatch) -> No
 
 @FORMS
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_skipped_and_flagged(form: Op, value: float) -> None:
+def test_non_finite_gradients_are_skipped_and_flagged(form: Op, value: float) -> None:
     def run(spoil: bool) -> tuple[list[Tensor], OptimState, Tensor, Tensor]:
         params, grads = tensors(3, 0), tensors(3, 1)
         if spoil:
@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_skipped_and_flagged(form: Op, value: float) -> No
 
 
 @FORMS
-def test_nobody_is_active(form: Op) -> None:
+def test_no_request_is_active(form: Op) -> None:
     params, state = tensors(2, 0), OptimState.new(tensors(2, 0))
     one, off = torch.ones(2), torch.zeros(2, dtype=torch.bool)
     _, stepped = form(params, tensors(2, 1), state, one, one, off)

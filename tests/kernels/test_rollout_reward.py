@@ -39,7 +39,7 @@ def test_rewards_and_advantages(
         torch.testing.assert_close(b, a, atol=3e-5, rtol=1e-5)
 
 
-def test_equal_rewards_are_worth_nothing() -> None:
+def test_equal_rewards_have_zero_advantage() -> None:
     _, hidden, document, document_hidden, starts = inputs(1, 2, 3, 5, 8, torch.float32)
     own = document[0][starts[0][:, None] + torch.arange(5)].repeat_interleave(3, 0)
     rewards, advantages = form.rollout_reward(
@@ -49,7 +49,7 @@ def test_equal_rewards_are_worth_nothing() -> None:
     assert advantages.tolist() == [0.0] * 6
 
 
-def test_a_rollout_of_nan_spoils_its_own_group_alone() -> None:
+def test_nan_stays_within_its_group() -> None:
     tokens, hidden, document, document_hidden, starts = inputs(2, 2, 2, 3, 8, torch.float32)
     clean = form.rollout_reward("cosine", tokens, hidden, document, document_hidden, starts)
     hidden[3] = float("nan")

@@ -38,7 +38,7 @@ def test_no_rows() -> None:
     assert index.shape == (0, 2)
 
 
-def test_a_row_of_nan_stays_its_own_and_inside() -> None:
+def test_nan_stays_within_its_row_and_positions_stay_in_range() -> None:
     scores, noise = torch.rand(3, 100), torch.rand(3, 4, 25)
     settings = {"chunks": 4, "kernel": 5, "rule": "sample"}
     clean = form.select_positions(scores, noise, **settings)

@@ -39,7 +39,7 @@ def test_a_document_is_adapted_to_once_and_asked_often(model: Model, document: s
     assert model.base.fingerprint() == before
 
 
-def test_settings_and_faults_are_named(model: Model) -> None:
+def test_invalid_settings_are_named(model: Model) -> None:
     adapted = model.adapt("The harbour code is amber.", config=AdaptConfig(objective="none"))
     assert adapted.report.steps == ()
     with pytest.raises(ValueError, match="query"):

@@ -109,7 +109,7 @@ def test_the_process_ends_when_the_base_weights_have_changed(start: Start) -> No
     assert "isolation check failed" in rest_of_log(process)
 
 
-def test_sigterm_refuses_newcomers_finishes_work_and_exits_with_0(start: Start) -> None:
+def test_sigterm_refuses_new_requests_finishes_work_and_exits_with_0(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 10}')
     events = RefineClient(url).stream_answer(**SLOW)
     next(events)
@@ -180,7 +180,7 @@ def test_weights_that_changed_make_the_server_unready(client: TestClient, fake: 
     assert "refine_isolation_violations_total 1.0" in client.get("/metrics").text
 
 
-def test_weights_that_cannot_be_measured_do_not_leave_anybody_waiting(
+def test_a_failing_verification_leaves_no_request_waiting(
     client: TestClient, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> bool:

@@ -91,7 +91,7 @@ def test_sigterm_gives_streams_that_do_not_end_in_time_a_final_error_event(
     assert server.wait(10) == 0
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded() -> None:
+def test_a_port_in_use_is_reported_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match=f"127.0.0.1:{port}: Address already in use"):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_promtool_finds_nothing_to_say(client: TestClient, fake: Any) -> None:
+def test_promtool_has_no_complaints(client: TestClient, fake: Any) -> None:
     fake.script("worse", Script(guard="kept_base"))
     fake.fail("crash")
     fake.fail("refused", RequestError("query is unfit", "query", "unfit"))

@@ -32,7 +32,7 @@ def test_bad_variables_are_named(
         read_settings()
 
 
-def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrelated_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFINE_CACHE_DIR", "/tmp")
     monkeypatch.setenv("REFINE_SERVER_SERVICE_HOST", "10.0.0.1")
     assert read_settings() == Settings()

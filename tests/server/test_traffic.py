@@ -55,7 +55,7 @@ def right_answers(answer: Callable[[str], str]) -> dict[tuple[int, str], str]:
     return {(s.number, query): answer(query) for s in subjects() for query in s.queries}
 
 
-def test_a_good_server_has_nothing_against_it(url: str, tmp_path: Path) -> None:
+def test_a_correct_server_passes(url: str, tmp_path: Path) -> None:
     kept = [Kept(subject) for subject in subjects()]
     tally = act(url, right_answers(lambda query: query), kept)
     counts = tally.counts
@@ -110,7 +110,7 @@ def test_damaged_entries_are_found(url: str, tmp_path: Path) -> None:
     assert damaged_entries(store) == []  # it is no entry any more
 
 
-def test_whoever_deletes_is_alone() -> None:
+def test_deleting_is_exclusive() -> None:
     kept = Kept(subjects()[0])
     with kept.used(), kept.alone() as is_free:
         assert not is_free

@@ -5,7 +5,7 @@ import threading
 from refine_server.ttt.batching import Call, run_batch
 
 
-def test_calls_run_beside_each_other_in_threads() -> None:
+def test_calls_run_concurrently_in_threads() -> None:
     """Each waits for the other: one after the other they would wait for ever."""
     barrier = threading.Barrier(2, timeout=60)
     calls = [Call(barrier.wait, threads=2) for _ in range(2)]
@@ -13,5 +13,5 @@ def test_calls_run_beside_each_other_in_threads() -> None:
     assert sorted(run_batch(calls)) == [0, 1]
 
 
-def test_a_call_of_one_thread_has_a_batch_for_itself() -> None:
+def test_a_single_threaded_call_is_not_batched() -> None:
     assert not Call(int).can_batch_with(Call(int))

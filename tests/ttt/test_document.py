@@ -46,7 +46,7 @@ def test_a_restored_document_is_the_same_in_every_bit(model, tokens) -> None:
     assert torch.equal(one.hidden, two.hidden)
 
 
-def test_a_kept_state_holds_no_more_memory_than_it_says(model, tokens) -> None:
+def test_the_reported_size_of_a_state_is_its_memory(model, tokens) -> None:
     document = adapted(model, tokens(1, 200))
     storages = {}
 

@@ -52,7 +52,7 @@ def test_a_joint_lora_follows_loras_that_are_learned() -> None:
     torch.testing.assert_close(second[1][:, :2, :4], first[1][:, :2, :4] + 1.0)
 
 
-def test_what_is_made_of_a_detached_copy_ends_with_it() -> None:
+def test_a_copy_has_its_own_joint_lora() -> None:
     fast = lora_weights()
     copy = fast.detach()
     assert copy.joint_lora(MODULES, SIZES) is not fast.joint_lora(MODULES, SIZES)
@@ -68,12 +68,12 @@ def test_fast_weights_are_cloned_stacked_and_selected() -> None:
     assert torch.equal(both.select(1)["m.layers.5.y"], b["m.layers.5.y"])
 
 
-def test_only_the_base_weights_are_none() -> None:
+def test_only_empty_fast_weights_are_the_base() -> None:
     assert BASE.is_base
     assert not lora_weights().is_base
 
 
-def test_fast_weights_refuse_what_does_not_fit() -> None:
+def test_mismatched_fast_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="number of requests"):
         FastWeights({"a": torch.zeros(1, 2), "b": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match="same names"):

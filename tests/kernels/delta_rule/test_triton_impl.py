@@ -42,7 +42,7 @@ def test_without_a_state(matches: Callable[..., None]) -> None:
     matches(naive.delta_rule, form.delta_rule, inputs(1, 1, 20, 8, 8, torch.float32)[:4], scale=5)
 
 
-def test_equal_keys_do_not_blow_up(matches: Callable[..., None]) -> None:
+def test_equal_keys_stay_finite(matches: Callable[..., None]) -> None:
     """The worst case of the triangular system: every key is the same and overwrites all."""
     args = inputs(1, 1, 64, 16, 16, torch.float32)
     args[1] = args[1][:, :, :1].expand(args[1].shape).contiguous()

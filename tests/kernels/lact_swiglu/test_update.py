@@ -96,14 +96,14 @@ def test_muon_rounds_where_the_definition_does(
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 12, 20), (2, 3, 20, 12)])
-def test_muon_makes_singular_values_alike(shape: tuple[int, ...]) -> None:
+def test_muon_makes_singular_values_nearly_equal(shape: tuple[int, ...]) -> None:
     values = torch.linalg.svdvals(naive.orthogonal(torch.randn(shape)))
     assert values.min() >= 0.6
     assert values.max() <= 1.3
 
 
 @pytest.mark.parametrize(("D", "F"), [(31, 20), (20, 33)])
-def test_muon_gradients_are_as_exact_as_the_definition_s(D: int, F: int) -> None:
+def test_muon_gradients_are_as_accurate_as_the_definition(D: int, F: int) -> None:
     """Both round to bf16 after every product, so both are measured against fp64."""
     steps, directions = memory(D, F, 1, 1), memory(D, F, 1, 1)
 

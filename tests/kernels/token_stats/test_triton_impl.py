@@ -63,7 +63,7 @@ def test_huge_logits_neither_overflow_nor_lose_the_target() -> None:
         torch.testing.assert_close(b, a.to(b.dtype), atol=1e-3, rtol=1e-5)
 
 
-def test_a_row_of_nan_stays_its_own() -> None:
+def test_nan_stays_within_its_row() -> None:
     hidden, weight = torch.randn(70, 16), torch.randn(300, 16)
     targets = torch.randint(0, 300, (70,))
     clean = form.token_stats(hidden, weight, targets)

@@ -109,7 +109,7 @@ def test_without_keys_the_server_is_open_and_all_work_is_local() -> None:
     assert ANYONE.name == LOCAL
 
 
-def test_every_hash_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_hash_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
 
     def compare(given: str, kept: str) -> bool:
@@ -193,7 +193,7 @@ def test_a_key_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         (f"local:{ALICE}", "server without keys"),
     ],
 )
-def test_a_bad_variable_fails_the_start_without_telling_keys(value: str, message: str) -> None:
+def test_a_bad_variable_fails_the_start_without_showing_keys(value: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as refused:
         Keyring.of(Settings(api_keys=value))  # type: ignore[arg-type]
     assert "hush" not in str(refused.value)
@@ -207,7 +207,7 @@ def test_keys_are_no_argument(arguments: list[str]) -> None:
     assert ALICE not in str(refused.value)
 
 
-def test_a_new_key_is_told_once_and_its_entry_recognises_it(tmp_path: Path) -> None:
+def test_a_new_key_is_shown_once_and_its_entry_recognises_it(tmp_path: Path) -> None:
     made = CliRunner().invoke(app, ["keys", "new", "alice"])
     assert made.exit_code == 0
     key = made.stderr.split()[-1]

@@ -87,7 +87,7 @@ def test_concurrent_requests_are_given_back_however_they_end() -> None:
         pass
 
 
-def test_document_tokens_per_hour_are_only_taken_for_what_is_let_in() -> None:
+def test_document_tokens_per_hour_are_charged_for_admitted_requests_only() -> None:
     clock = Clock()
     quotas, _ = keeper(clock, document_tokens_per_hour=3600)
     with pytest.raises(KeyError), quotas.document("a", 3000):

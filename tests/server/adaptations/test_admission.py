@@ -63,7 +63,7 @@ def create(adaptations: Adaptations, document: str) -> "asyncio.Task[Adaptation]
     return asyncio.create_task(adaptations.create(AdaptRequest(document), request_id="r"))
 
 
-async def test_work_that_everybody_left_before_it_was_queued_is_dropped(
+async def test_work_whose_clients_left_before_it_was_queued_is_dropped(
     registry: Open, fake: FakeBackend, encoding: threading.Event
 ) -> None:
     async with registry() as adaptations:
@@ -79,7 +79,7 @@ async def test_work_that_everybody_left_before_it_was_queued_is_dropped(
         assert set(fake.turns) == {"asked"}
 
 
-async def test_the_others_keep_what_one_of_them_left(
+async def test_work_goes_on_for_the_others_when_one_client_leaves(
     registry: Open, encoding: threading.Event
 ) -> None:
     async with registry() as adaptations:
@@ -93,7 +93,7 @@ async def test_the_others_keep_what_one_of_them_left(
         assert adaptations.list("local") == [made]
 
 
-async def test_what_refuses_one_refuses_those_who_joined(
+async def test_a_refusal_reaches_all_clients_that_joined(
     registry: Open, encoding: threading.Event
 ) -> None:
     async with registry() as adaptations:
@@ -106,7 +106,7 @@ async def test_what_refuses_one_refuses_those_who_joined(
         assert adaptations.list("local") == []
 
 
-async def test_what_is_deleted_while_it_is_stored_does_not_come_back(
+async def test_an_adaptation_deleted_while_it_is_stored_does_not_come_back(
     registry: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saving, gate = asyncio.Event(), asyncio.Event()

@@ -94,7 +94,7 @@ def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None
     assert '"answer":"alpha"' in text
 
 
-def test_events_tell_every_step_and_then_the_end(client: TestClient) -> None:
+def test_events_report_every_step_and_then_the_end(client: TestClient) -> None:
     resource = ready(client, adapt={"optimizer": {"steps": 4}})
     told = events(client, resource["id"])
     assert [name for name, _ in told] == ["adaptation.step"] * 4 + ["adaptation.ready"]
@@ -194,7 +194,7 @@ def test_a_question_needs_one_document(
     assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
 
 
-def test_a_failed_adaptation_says_so_and_may_be_tried_again(
+def test_a_failed_adaptation_is_reported_and_can_be_retried(
     client: TestClient, fake: FakeBackend
 ) -> None:
     resource = ready(client, fake.fail("crash text"))
@@ -207,7 +207,7 @@ def test_a_failed_adaptation_says_so_and_may_be_tried_again(
     assert ready(client, "crash text")["id"] != resource["id"]
 
 
-def test_what_is_not_used_expires(make_client: MakeClient, wait_for: WaitFor) -> None:
+def test_unused_adaptations_expire(make_client: MakeClient, wait_for: WaitFor) -> None:
     client = make_client()
     brief = ready(client, ttl_seconds=0.2)["id"]
     kept = ready(client, "beta text")["id"]
@@ -215,7 +215,7 @@ def test_what_is_not_used_expires(make_client: MakeClient, wait_for: WaitFor) ->
     assert [r["id"] for r in client.get("/v1/adaptations").json()["data"]] == [kept]
 
 
-def test_memory_goes_to_the_most_recently_used(make_client: MakeClient) -> None:
+def test_the_least_recently_used_adaptation_is_evicted(make_client: MakeClient) -> None:
     client = make_client(adaptation_memory_bytes=9000)  # two documents of 4,000 bytes and some
     first, second = ready(client, "alpha x")["id"], ready(client, "beta x")["id"]
     client.post("/v1/answers", json={"query": "q", "adaptation": first})
@@ -226,7 +226,7 @@ def test_memory_goes_to_the_most_recently_used(make_client: MakeClient) -> None:
     assert 0 < metric(client, "refine_adaptation_bytes") <= 9000
 
 
-def test_what_the_store_has_comes_back(make_client: MakeClient, tmp_path: Path) -> None:
+def test_stored_adaptations_are_loaded_again(make_client: MakeClient, tmp_path: Path) -> None:
     options = {"store": tmp_path.as_uri(), "adaptation_memory_bytes": 9000}
     client = make_client(**options)
     made = [ready(client, f"{name} x")["id"] for name in ("alpha", "beta", "gamma")]
@@ -246,7 +246,7 @@ def test_what_the_store_has_comes_back(make_client: MakeClient, tmp_path: Path) 
     }
 
 
-def test_what_is_being_stored_stays_in_memory(
+def test_an_adaptation_stays_in_memory_while_it_is_stored(
     make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: WaitFor
 ) -> None:
     gates = [threading.Event(), threading.Event()]
@@ -291,7 +291,7 @@ def test_a_store_that_fails_costs_durability_only(make_client: MakeClient, tmp_p
     assert metric(client, 'refine_store_errors_total{operation="save"}') == 1
 
 
-def test_no_more_than_so_many_are_kept(make_client: MakeClient) -> None:
+def test_the_number_of_adaptations_is_limited(make_client: MakeClient) -> None:
     client = make_client(max_adaptations=2)
     ready(client, "alpha x")
     ready(client, "beta x")
@@ -334,7 +334,7 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
         )
 
 
-def test_a_request_may_give_up_sooner_than_the_server_would(
+def test_a_request_may_have_a_shorter_timeout_than_the_server(
     client: TestClient, fake: FakeBackend
 ) -> None:
     body = {"document": fake.hold("held"), "query": "q", "timeout_seconds": 0.1}
@@ -346,7 +346,7 @@ def test_a_request_may_give_up_sooner_than_the_server_would(
     fake.gate.set()
 
 
-def test_the_urgent_is_admitted_before_the_patient(
+def test_high_priority_is_admitted_before_low_priority(
     make_client: MakeClient, fake: FakeBackend, wait_for: WaitFor
 ) -> None:
     client = make_client(max_active=1)

@@ -55,7 +55,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{tmp_path.name}/prefix"
 
 
-def test_what_is_saved_is_loaded_and_listed_and_deleted(url: str) -> None:
+def test_entries_are_saved_loaded_listed_and_deleted(url: str) -> None:
     store = Store(url, FINGERPRINT)
     assert store.manifests() == []
     for i in (1, 2):
@@ -76,7 +76,7 @@ def test_another_models_entries_are_not_seen(url: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["../../etc/passwd", "adapt-1", "", "adapt-" + "g" * 32])
-def test_only_ids_of_our_own_form_paths(url: str, bad: str) -> None:
+def test_only_valid_ids_become_paths(url: str, bad: str) -> None:
     store = Store(url, FINGERPRINT)
     for touch in (store.load, store.delete, store.quarantine):
         with pytest.raises(StoreError, match="not the id of an entry"):
@@ -183,7 +183,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(Path(store.root).iterdir()) == []
 
 
-def test_a_store_that_is_not_there_is_told_plainly(tmp_path: Path) -> None:
+def test_a_missing_store_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     store = Store((tmp_path / "file").as_uri(), FINGERPRINT)
     with pytest.raises(StoreError, match="cannot write"):

@@ -72,7 +72,7 @@ def test_nan_is_null(client: TestClient, fake: Any) -> None:
     assert "NaN" not in response.text
 
 
-def test_stream_tells_every_event_in_order_and_ends_with_the_response(client: TestClient) -> None:
+def test_a_stream_has_every_event_in_order_and_ends_with_the_response(client: TestClient) -> None:
     events = stream(client, compare_base=True)
     assert [name for name, _ in events] == [
         *("answer.base", "adaptation.step", "adaptation.step"),
@@ -100,7 +100,7 @@ def test_the_loop_may_refuse_after_the_checks(client: TestClient, fake: Any) -> 
     assert response.json()["error"]["param"] == "query"
 
 
-def test_an_internal_error_tells_nothing_and_hurts_nobody_else(
+def test_an_internal_error_reveals_nothing_and_affects_no_other_request(
     client: TestClient, fake: Any
 ) -> None:
     response = post(client, document=fake.fail("crash"))
@@ -270,7 +270,7 @@ FIELDS = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(FIELDS | st.text(max_size=5), json_values, max_size=4))
-def test_wild_bodies_get_an_answer_or_a_named_error(
+def test_random_bodies_get_an_answer_or_a_named_error(
     client: TestClient, changes: dict[str, Any]
 ) -> None:
     response = client.post(

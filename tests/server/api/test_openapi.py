@@ -22,7 +22,7 @@ KEY = "alice-alice-alice-1"
         (GenerationMode.NEGATIVE, {"x-api-key": KEY}),
     ],
 )
-def test_no_request_brings_a_server_error(
+def test_no_request_causes_a_server_error(
     live: Callable[..., str], mode: GenerationMode, headers: dict[str, str]
 ) -> None:
     keys = {"api_keys": f"alice:{KEY}"} if headers else {}

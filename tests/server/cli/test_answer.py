@@ -62,7 +62,9 @@ def test_a_bad_option_is_named(
     run_failing(2, "--url", "answer", "--adaptation", "adapt-1", "--query", "who")
 
 
-def test_a_request_that_the_model_refuses_is_told(in_process: FakeBackend, tmp_path: Path) -> None:
+def test_a_request_that_the_model_refuses_is_an_error(
+    in_process: FakeBackend, tmp_path: Path
+) -> None:
     path = tmp_path / "refused.md"
     path.write_text(in_process.fail("refused", RequestError("query is unfit", "query", "unfit")))
     run_failing(2, "query is unfit", "answer", "--document", path, "--query", "who")

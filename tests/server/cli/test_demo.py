@@ -32,7 +32,7 @@ def test_it_succeeds_when_the_answer_is_right(
     assert ("right" in shown.stdout) == (status == 0)
 
 
-def test_it_tells_why_its_server_did_not_start(tmp_path: Path) -> None:
+def test_it_reports_why_its_server_did_not_start(tmp_path: Path) -> None:
     shown = run("demo", "--example", example(tmp_path, ["x"]), "--model", "no-such-model")
     assert shown.exit_code == 2
     assert "the server did not start" in shown.stderr

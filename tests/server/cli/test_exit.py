@@ -63,7 +63,7 @@ def test_every_class_of_the_map_exists() -> None:
         assert issubclass(getattr(importlib.import_module(module), cls), Exception)
 
 
-def test_a_module_of_an_extra_is_said_to_be_missing(
+def test_a_missing_module_of_an_extra_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit) as ended, exit_on_error():

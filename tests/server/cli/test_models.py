@@ -81,7 +81,7 @@ def test_list_names_every_family() -> None:
 
 @pytest.mark.parametrize("name", ["delta_net", "gated_delta_net", "lact_760m_style", "qwen3_next"])
 @pytest.mark.parametrize("targets", ["fast_weights", "all"])
-def test_inspect_says_what_a_loaded_model_has(tmp_path: Path, name: str, targets: str) -> None:
+def test_inspect_equals_a_loaded_model(tmp_path: Path, name: str, targets: str) -> None:
     path = tmp_path / name
     if name == "qwen3_next":
         hybrid_directory(path)
@@ -118,7 +118,7 @@ def test_the_longest_document_fits_the_memory() -> None:
 
 
 @pytest.mark.parametrize("name", ["gated_delta_net", "qwen3_next"])
-def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
+def test_a_converted_model_loads(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     hybrid_directory(path) if name == "qwen3_next" else fla_directory(name, path)
     models("convert", path, tmp_path / "half", "--dtype", "bfloat16")
@@ -139,7 +139,7 @@ def test_convert_writes_what_loads(tmp_path: Path, name: str) -> None:
         (("convert", "missing.gguf", "somewhere"), "missing.gguf"),
     ],
 )
-def test_bad_input_is_told_in_a_line(
+def test_bad_input_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -122,7 +122,7 @@ def test_each_prompt_is_read_and_each_choice_ends(backend: Backend) -> None:
     assert ended.completion_tokens == sum(isinstance(e, CompletionDelta) for e in events)
 
 
-def test_an_adaptation_stops_early_when_told_and_keeps_its_steps(backend: Backend) -> None:
+def test_an_adaptation_stops_early_when_asked_and_keeps_its_steps(backend: Backend) -> None:
     *_, last = perform(backend, AdaptRequest(DOCUMENT, ADAPT), stop="shutdown")
     assert isinstance(last, DocumentAdapted)
     assert (last.document.report.stopped, len(last.document.report.steps)) == ("shutdown", 1)
@@ -140,7 +140,7 @@ def test_an_adaptation_stops_early_when_told_and_keeps_its_steps(backend: Backen
         (CompletionRequest(((10**6,),)), "prompt", "unknown_token"),
     ],
 )
-def test_what_cannot_be_served_is_refused_when_it_is_encoded(
+def test_invalid_work_is_refused_when_it_is_encoded(
     backend: Backend, work: Work, param: str, code: str
 ) -> None:
     with pytest.raises(RequestError) as refused:
@@ -203,7 +203,7 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_requests_to_a_small_model_share_the_threads_unless_told_otherwise(threads: int) -> None:
+def test_requests_to_a_small_model_share_the_threads_unless_configured(threads: int) -> None:
     seen = []
     for told in (1, threads, None):
         torch.set_num_threads(threads)

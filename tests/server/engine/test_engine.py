@@ -143,7 +143,7 @@ async def test_one_job_may_crash_and_the_other_goes_on(start: Start, fake: FakeB
         served.engine.ready()
 
 
-async def test_when_the_thread_dies_every_job_is_told_and_none_is_taken(
+async def test_when_the_thread_dies_every_job_fails_and_no_new_one_is_accepted(
     start: Start, fake: FakeBackend
 ) -> None:
     async with start(max_active=2) as served:
@@ -206,9 +206,7 @@ async def test_weights_are_verified_after_a_failure_whose_client_has_left(
         await until(lambda: served.engine.is_broken)
 
 
-async def test_a_verification_that_nobody_waits_for_any_more_ends_nothing(
-    start: Start, fake: FakeBackend
-) -> None:
+async def test_an_abandoned_verification_has_no_effect(start: Start, fake: FakeBackend) -> None:
     async with start() as served:
         job = served.submit(request("a", fake.hold("held")))
         await until(lambda: fake.turns == ["a"])

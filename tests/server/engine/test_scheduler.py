@@ -155,7 +155,7 @@ def active_with(*operations: Operation[Any] | None) -> tuple[Scheduler, list[Job
     return scheduler, jobs
 
 
-def test_a_step_lets_those_go_first_that_may_join_it() -> None:
+def test_a_step_waits_for_jobs_that_can_join_its_batch() -> None:
     """Without that the first to have read its document would step alone, and so would the next."""
     reading = Call(lambda: None)
     scheduler, jobs = active_with(Step(), reading, reading)
@@ -169,7 +169,7 @@ def test_a_step_lets_those_go_first_that_may_join_it() -> None:
     assert scheduler.batch(jobs[0], 8) == jobs
 
 
-def test_a_step_lets_nobody_go_first_who_is_more_than_a_turn_ahead() -> None:
+def test_a_step_does_not_wait_for_jobs_more_than_a_turn_ahead() -> None:
     scheduler, jobs = active_with(Step(), Call(lambda: None))
     scheduler.charge(jobs[1], 1.0)
     assert scheduler.next() is jobs[1]
@@ -177,12 +177,12 @@ def test_a_step_lets_nobody_go_first_who_is_more_than_a_turn_ahead() -> None:
     assert scheduler.next() is jobs[0]
 
 
-def test_a_newcomer_begins_before_a_step() -> None:
+def test_a_new_job_starts_before_a_step() -> None:
     scheduler, jobs = active_with(Step(), None)
     assert scheduler.next() is jobs[1]
 
 
-def test_a_token_lets_nobody_go_first() -> None:
+def test_a_token_waits_for_no_other_job() -> None:
     """It is short, and would wait for the reading of a document."""
     scheduler, jobs = active_with(Token(), Call(lambda: None), None)
     scheduler.charge(jobs[1], 0.1)

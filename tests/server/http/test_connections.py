@@ -74,7 +74,7 @@ async def test_a_cancelled_caller_is_not_taken_for_a_client_that_left() -> None:
     assert task.cancelled()
 
 
-async def test_what_else_arrives_is_no_disconnect() -> None:
+async def test_other_messages_are_not_a_disconnect() -> None:
     messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:

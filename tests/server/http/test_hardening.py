@@ -90,7 +90,7 @@ def test_a_body_that_never_ends_is_408(live: Callable[..., str]) -> None:
     assert b"connection: close" in answered.lower()
 
 
-def test_bytes_that_trickle_do_not_buy_time(live: Callable[..., str]) -> None:
+def test_trickled_bytes_do_not_extend_the_timeout(live: Callable[..., str]) -> None:
     url = live(client_timeout_seconds=0.5)
     with connection(url) as slow:
         slow.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
@@ -252,7 +252,7 @@ def watched() -> Iterator[list[str]]:
     watching = False
 
 
-def test_the_watch_sees(watched: list[str]) -> None:
+def test_the_audit_hook_works(watched: list[str]) -> None:
     with pytest.raises(OSError):  # noqa: PT011
         os.listdir(f"/{MARK}")
     assert watched

@@ -180,7 +180,7 @@ def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None
             client.adaptation(made.id)
 
 
-def test_the_client_tells_what_went_wrong(live: Callable[..., str], fake: Any) -> None:
+def test_the_client_reports_errors(live: Callable[..., str], fake: Any) -> None:
     url = live()
     fake.fail("crash")
     with pytest.raises(ClientError, match="no such field") as refused:

@@ -47,7 +47,7 @@ def test_logits_in_a_batch_are_those_computed_alone(
         ][::-1]
 
 
-def test_states_of_one_length_only_and_full_copies_have_a_batch_for_themselves(
+def test_states_of_one_length_only_and_full_copies_are_not_batched(
     families: Families, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     lact, model = families["lact"](torch.float32), families["delta_net"](torch.float32)

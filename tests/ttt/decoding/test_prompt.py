@@ -124,7 +124,7 @@ def test_a_message_after_a_document_is_its_query(chat: bool) -> None:
     assert messages == template.encode_query("Who?", Limits())
 
 
-def test_a_prompt_of_ones_own_goes_around_the_first_message() -> None:
+def test_a_custom_prompt_surrounds_the_first_message() -> None:
     template = PromptTemplate(make_tokenizer(chat=True), "Log: {document} Q: {query} A:")
     messages = encode_messages(template, USER_LAST, after_document=True)
     assert messages == template.encode_query("Who?", Limits())
@@ -184,7 +184,7 @@ def test_a_message_cannot_end_its_own_turn() -> None:
         (True, True, [Message("user", "x" * 6)], "at most 5"),
     ],
 )
-def test_unfit_conversations_are_refused(
+def test_invalid_conversations_are_refused(
     chat: bool, after_document: bool, messages: list[Message], told: str
 ) -> None:
     template = PromptTemplate(make_tokenizer(chat))
@@ -194,7 +194,7 @@ def test_unfit_conversations_are_refused(
     assert error.value.param == "messages"
 
 
-def test_what_a_chat_template_refuses_is_told() -> None:
+def test_an_error_of_the_chat_template_is_passed_on() -> None:
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = (
         "{% if messages|length > 1 %}{{ raise_exception('one message only') }}{% endif %}" + CHAT

@@ -50,7 +50,7 @@ def test_a_draft_follows_the_latest_of_the_longest_matches(tokens: list[int], ro
     assert begun.draft(room) == Lookup(tokens).draft(room) == searched(tokens, room)
 
 
-def test_what_never_stood_before_has_no_draft() -> None:
+def test_new_tokens_have_no_draft() -> None:
     assert Lookup([1, 2, 3]).draft(8) == ()
     assert Lookup([1, 2, 3, 1]).draft(8) == (2,)
     assert Lookup([1, 2, 3, 1, 2]).draft(8) == (3, 1)
@@ -161,7 +161,7 @@ def test_drafts_change_no_token_and_no_log_probability(make: MakeDecode, dtype, 
 
 
 @TARGETS
-def test_what_was_not_accepted_leaves_the_state(make: MakeDecode, targets) -> None:
+def test_rejected_draft_tokens_leave_the_state(make: MakeDecode, targets) -> None:
     """After each number of right tokens the state is that of reading only them, one by one."""
     case = make(targets=targets)
     token, *following = case.plain
@@ -191,7 +191,7 @@ def test_a_state_gives_up_what_was_read_since_and_no_more(make: MakeDecode) -> N
         state.truncate(1)
 
 
-def test_drafts_are_for_those_who_decode_alone(make: MakeDecode, perturbed) -> None:
+def test_drafts_are_used_only_when_a_request_decodes_alone(make: MakeDecode, perturbed) -> None:
     case = make()
     other = FastWeights(perturbed(case.model).tensors)
     token, *following = case.plain

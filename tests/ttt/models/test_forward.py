@@ -100,7 +100,7 @@ def test_requests_in_a_batch_do_not_mix(
         torch.testing.assert_close(together[2 * r : 2 * r + 2], alone, atol=1e-9, rtol=1e-9)
 
 
-def test_half_precision_goes_on_as_it_began(
+def test_half_precision_can_be_resumed(
     make_model: MakeModel, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     """In bf16, with fast weights in fp32, a state is the whole sequence up to rounding."""
@@ -142,7 +142,7 @@ def test_base_parameters_never_ask_for_gradients(model: CausalLM) -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_unfit_weights_are_refused(golden: Golden) -> None:
+def test_mismatched_weights_are_refused(golden: Golden) -> None:
     weights = golden.under("weights.")
     weights.pop("lm_head.weight")
     with pytest.raises(ModelError, match=r"missing.*lm_head"):

@@ -150,7 +150,7 @@ def signature(result: AnswerCompleted) -> tuple:
     return (result.answer, steps, result.adaptation.final_ntp_loss)
 
 
-def test_base_weights_survive_everything(tiny, monkeypatch) -> None:
+def test_base_weights_never_change(tiny, monkeypatch) -> None:
     document, questions = example("tiny_example")
     before = base_hash(tiny)
     for targets in ("fast_weights", "low_rank", "all"):

@@ -210,7 +210,7 @@ def test_stop_strings_and_end_tokens_end_a_choice(tiny: CausalLM) -> None:
         ((-1,), "unknown_token", "token -1"),
     ],
 )
-def test_unfit_prompts_are_refused(
+def test_invalid_prompts_are_refused(
     tiny: CausalLM, prompt: tuple[int, ...], code: str, told: str
 ) -> None:
     with pytest.raises(RequestError, match=told) as error:

@@ -91,7 +91,7 @@ def test_one_span_of_each_block_is_held_out(taken: list[Span], last: int) -> Non
     assert taken or len(spans) >= blocks - 1
 
 
-def test_a_document_without_room_has_no_held_out_span() -> None:
+def test_a_short_document_has_no_held_out_span() -> None:
     assert place_spans(41, 56, [], 5, torch.Generator()) == []
     assert place_spans(41, 100, [Span(40, 100)], 5, torch.Generator()) == []
 

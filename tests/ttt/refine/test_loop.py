@@ -196,7 +196,7 @@ def test_a_caller_stops_at_a_step_boundary(model: CausalLM, tokens: Tokens) -> N
 
 
 @pytest.mark.parametrize("length", [2, 5, 9])
-def test_a_document_without_room_for_a_rollout_is_answered_from_the_base(
+def test_a_document_too_short_for_a_rollout_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens, length: int
 ) -> None:
     report = adapted_to(

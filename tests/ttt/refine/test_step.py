@@ -142,7 +142,7 @@ def test_a_step_without_finite_values_is_rejected_by_itself(
         assert difference(alone[r], together[r]) <= 1e-10
 
 
-def test_a_request_that_fails_takes_no_other_with_it(
+def test_a_failing_request_does_not_affect_the_others(
     families: Families, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch is taken apart, and the others draw the same numbers again."""
@@ -162,7 +162,7 @@ def test_a_request_that_fails_takes_no_other_with_it(
         assert difference(lone, batched) <= 1e-10
 
 
-def test_an_update_that_fails_takes_no_other_with_it(
+def test_a_failing_update_does_not_affect_the_others(
     families: Families, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = families["delta_net"](torch.float64)
@@ -269,7 +269,7 @@ def test_only_steps_of_one_shape_and_similar_length_share_a_batch(
     assert not AdaptStep(three_runs(other_model, tokens)[0], 1).can_batch_with(head)
 
 
-def test_full_copies_and_states_of_one_length_only_have_a_batch_for_themselves(
+def test_full_copies_and_states_of_one_length_only_are_not_batched(
     families: Families, tokens: Tokens
 ) -> None:
     whole = AdaptStep(

@@ -14,7 +14,7 @@ def test_a_sample_depends_on_its_seed_alone(make):
     assert make(random.Random("1"), 300) != make(random.Random("2"), 300)
 
 
-def test_values_stand_in_no_filler_and_in_no_key():
+def test_values_occur_in_no_filler_and_in_no_key():
     filler = [*words.SUBJECTS, *words.ACTIONS, *words.PLACES, *words.TIMES, *words.REMARKS]
     other = " ".join([*filler, *words.HEADINGS, *words.MODIFIERS, *words.NOUNS]).lower()
     used = set(re.findall(r"\w+", other))

@@ -84,6 +84,6 @@ def test_the_command_writes_a_model_that_loads(text, tmp_path):
     assert load(tmp_path).fingerprint() != load("tiny").fingerprint()
 
 
-def test_a_missing_corpus_is_said(tmp_path):
+def test_a_missing_corpus_is_refused(tmp_path):
     with pytest.raises(TrainingError, match=r"--corpus: cannot read .*no.txt"):
         trainer(tmp_path / "no.txt", tmp_path)

@@ -47,7 +47,7 @@ def episode(tiny):
     return nested.make_episode(random.Random("episode"), tiny.tokenizer, 70, 6, 3, 2)
 
 
-def test_what_is_asked_stands_in_the_part_that_is_read(tiny):
+def test_questions_are_answered_by_the_part_that_is_read(tiny):
     for seed in range(20):
         made = nested.make_episode(random.Random(seed), tiny.tokenizer, 70, 6, 3, 4)
         for row, (targets, counted) in enumerate(zip(made.targets, made.counted, strict=True)):
@@ -183,7 +183,7 @@ def test_the_command_writes_a_model_that_loads(tmp_path, monkeypatch, stage):
     assert load(tmp_path).num_parameters == load("tiny").num_parameters
 
 
-def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
+def test_invalid_settings_are_refused_by_name(tmp_path):
     result = CliRunner().invoke(app, ["compare", "--adapt", '{"rank": 0}'])
     assert result.exit_code == 2
     assert "rank" in result.output
@@ -204,7 +204,7 @@ def test_the_shipped_model_remembers_what_it_was_adapted_on():
     assert scores["refine"]["score"] >= 60
 
 
-def test_training_json_tells_what_was_measured():
+def test_training_json_records_what_was_measured():
     recorded = json.loads((tiny_nested() / "training.json").read_text())
     for stage, recipe in (
         (recorded, nested.MANY_FACTS),

@@ -78,7 +78,7 @@ def test_the_command_writes_a_model_that_loads(tmp_path):
     assert load(tmp_path).num_parameters == summary["parameters"]
 
 
-def test_nothing_to_resume_is_said(tmp_path):
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(TrainingError, match=f"--resume: {tmp_path}.* does not exist"):
         Trainer(SMALL, tmp_path, resume=True)
 
@@ -117,7 +117,7 @@ def test_the_shipped_model_answers(shipped):
     assert right >= 18
 
 
-def test_training_json_tells_what_was_measured(shipped):
+def test_training_json_records_what_was_measured(shipped):
     recorded = json.loads((shipped_directory() / "training.json").read_text())
     assert recorded["parameters"] == shipped.num_parameters
     assert recorded["recipe"]["hidden_size"] == shipped.config.hidden_size

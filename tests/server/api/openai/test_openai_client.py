@@ -133,7 +133,7 @@ def test_a_chat_about_a_document_answers_as_the_answers_route_does(
     assert adaptation in [model.id for model in client.models.list()]
 
 
-def test_many_at_once_and_each_its_own(tiny_url: str) -> None:
+def test_concurrent_requests_get_their_own_answers(tiny_url: str) -> None:
     """As a load generator does it; every answer is compared with the one asked for alone."""
 
     async def load() -> list[tuple[str, str]]:
@@ -156,7 +156,7 @@ def test_many_at_once_and_each_its_own(tiny_url: str) -> None:
     assert len({told for told, _ in pairs}) > 4
 
 
-def test_errors_are_openais_own_kinds(client: openai.OpenAI) -> None:
+def test_errors_have_openais_types(client: openai.OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as unfit:
         client.completions.create(model="tiny", prompt="x", suffix="y")
     assert (unfit.value.param, unfit.value.code) == ("suffix", "invalid_value")
@@ -190,7 +190,7 @@ def test_a_full_queue_is_waited_out(
     assert 'refine_requests_total{endpoint="/v1/completions",status="429"}' in metrics
 
 
-def test_what_cost_an_adaptation_is_not_retried(
+def test_a_failure_after_an_adaptation_is_not_retried(
     connect: Callable[..., openai.OpenAI], fake: Any
 ) -> None:
     client = connect(2)

@@ -94,7 +94,7 @@ def test_a_chat_stream_begins_with_the_role(client: TestClient) -> None:
     assert counts[-1] == last[1]["usage"]["completion_tokens"] == 18
 
 
-def test_a_chat_tells_log_probabilities_when_asked(client: TestClient) -> None:
+def test_a_chat_returns_log_probabilities_on_request(client: TestClient) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "Be"}, {"role": "user", "content": parts}]
     body = {"messages": messages, "logprobs": True, "max_completion_tokens": 1, "max_tokens": 2}
@@ -119,7 +119,7 @@ CHAT: dict[str, Any] = {"messages": HELLO}
         {"messages": [{**HELLO[0], "tool_calls": None, "name": "n", "refusal": None}]},
     ],
 )
-def test_what_changes_nothing_is_taken(client: TestClient, body: dict[str, Any]) -> None:
+def test_neutral_values_are_accepted(client: TestClient, body: dict[str, Any]) -> None:
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
     assert client.post(path, json=body).status_code == 200
 
@@ -153,7 +153,7 @@ def test_what_changes_nothing_is_taken(client: TestClient, body: dict[str, Any])
         ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages", "user"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_served_is_refused_by_name(
+def test_unsupported_requests_are_refused_by_field(
     make_client: Callable[..., TestClient], body: dict[str, Any], param: str, told: str
 ) -> None:
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
@@ -163,7 +163,7 @@ def test_what_cannot_be_served_is_refused_by_name(
     assert told in error["message"]
 
 
-def test_a_prompt_too_long_is_what_openai_calls_it(client: TestClient) -> None:
+def test_a_prompt_too_long_has_openais_error_code(client: TestClient) -> None:
     error = error_of(client.post("/v1/completions", json={"prompt": "x" * 300}), 400)
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     body = {"messages": [{"role": "user", "content": "x" * 40_000}]}

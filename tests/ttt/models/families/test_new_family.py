@@ -78,7 +78,7 @@ def test_what_its_states_can_do_is_what_the_model_can_do(directory: Path) -> Non
     assert not model.truncates_states
 
 
-def test_what_it_would_compute_wrongly_is_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="moving_average: gate_activation='relu'"):
         checkpoints.write(CONFIG | {"gate_activation": "relu"}, tmp_path)
     with pytest.raises(ModelError, match="window: the family moving_average"):

@@ -30,7 +30,7 @@ def test_packed_weights_are_the_modules_own_and_kept_once() -> None:
     ],
     ids=["bias", "another type", "elsewhere", "half precision"],
 )
-def test_what_does_not_go_together_is_left_as_it_is(odd: nn.Linear) -> None:
+def test_incompatible_layers_are_not_packed(odd: nn.Linear) -> None:
     plain, weight = nn.Linear(6, 3, bias=False), odd.weight
     strides = plain.weight.stride(), weight.stride()
     assert pack([plain, odd]) is None

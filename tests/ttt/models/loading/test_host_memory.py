@@ -32,7 +32,7 @@ def test_the_machine_alone(tmp_path: Path) -> None:
     assert available_memory(machine(tmp_path)) == 8 * MIB
 
 
-def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+def test_a_system_without_that_information(tmp_path: Path) -> None:
     assert available_memory(tmp_path) is None
 
 

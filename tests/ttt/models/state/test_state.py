@@ -37,7 +37,7 @@ def states(model: CausalLM, tokens: Tokens) -> list[State]:
     return [model(tokens(1, length, seed=s)).state for s, length in enumerate((40, 7, 40))]
 
 
-def test_a_batch_of_states_comes_apart_as_it_was(model: CausalLM, tokens: Tokens) -> None:
+def test_stacked_states_are_split_unchanged(model: CausalLM, tokens: Tokens) -> None:
     alone = states(model, tokens)
     if not model.stacks_states:
         with pytest.raises(TypeError, match="cannot be stacked|cannot be split"):
@@ -50,7 +50,7 @@ def test_a_batch_of_states_comes_apart_as_it_was(model: CausalLM, tokens: Tokens
         assert_equal(state, again)
 
 
-def test_a_batch_that_was_read_comes_apart_by_rows(model: CausalLM, tokens: Tokens) -> None:
+def test_a_batch_is_split_by_rows_after_reading(model: CausalLM, tokens: Tokens) -> None:
     ids, after = tokens(3, 40), tokens(3, 5, seed=2)
     together = model(ids).state
     if not model.stacks_states:
@@ -72,9 +72,7 @@ def test_a_repeated_state_goes_on_in_every_row(model: CausalLM, tokens: Tokens) 
         torch.testing.assert_close(hidden[row], alone[0])
 
 
-def test_tokens_are_given_up_where_the_state_keeps_them_apart(
-    model: CausalLM, tokens: Tokens
-) -> None:
+def test_states_with_separate_tokens_can_be_truncated(model: CausalLM, tokens: Tokens) -> None:
     before = model(tokens(1, 20)).state
     state = model(tokens(1, 6, seed=2), before).state
     if not model.truncates_states:

@@ -25,7 +25,7 @@ def spans(tokenizer: Any, text: str, query: str, count: int = 4, length: int = 1
     return [tokenizer.decode(ids[start : start + length]) for start in starts]
 
 
-def test_what_is_asked_about_comes_first_and_as_a_sentence(tokenizer: Any) -> None:
+def test_the_best_match_comes_first_as_a_whole_sentence(tokenizer: Any) -> None:
     text = FILLER * 5 + "The harbour code is amber. " + FILLER * 7
     [found, *_] = spans(tokenizer, text, "What is the harbour code?")
     assert "The harbour code is amber" in found

@@ -89,7 +89,7 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
         assert all(fact.strip() in span for fact, span in pairs)
 
 
-def test_spans_of_a_query_need_one(tiny: CausalLM) -> None:
+def test_query_spans_need_a_query(tiny: CausalLM) -> None:
     settings = AdaptConfig(on=OnQuerySpans())
     with pytest.raises(ValueError, match="needs a query"):
         choose_spans(rows_of(tiny, FILLER), settings, seeded(), None)

@@ -112,7 +112,7 @@ def test_a_state_stays_as_it_is(make: Make, T: int, tokens: Tokens, perturbed: P
         assert torch.equal(layer.conv, conv)
 
 
-def test_what_is_not_covered_takes_the_general_layers(
+def test_unsupported_cases_take_the_general_layers(
     make: Make, tokens: Tokens, perturbed: Perturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = make("delta_net", torch.float64), tokens(1, 3)

@@ -45,7 +45,7 @@ def test_half_precision_is_as_good_as_theirs(transformers_model: Any, tokens: To
         ("gpt2", {"n_head": 2, "n_layer": 1}, "embed_tokens"),
     ],
 )  # fmt: skip
-def test_what_would_be_computed_wrongly_is_refused(
+def test_unsupported_settings_are_refused(
     make_transformers: MakeTransformers, model_type: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):

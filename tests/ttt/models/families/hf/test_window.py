@@ -127,7 +127,7 @@ def test_gradient_equals_the_naive_loop(
     assert gradient_error(run.inputs) <= TOLERANCE[dtype]
 
 
-def test_what_slid_out_is_not_seen_and_what_is_in_the_window_is(
+def test_only_tokens_in_the_window_are_seen(
     make_transformers: MakeTransformers, tokens: Tokens
 ) -> None:
     model, ids = windowed(make_transformers), tokens(1, 200)

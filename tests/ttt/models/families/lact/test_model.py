@@ -35,7 +35,7 @@ def in_pieces(
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 48, 49])
-def test_any_cut_gives_the_same(
+def test_pieces_of_any_size_give_the_same(
     lact: CausalLM, tokens: Tokens, perturbed: Perturbed, length: int
 ) -> None:
     ids, fast = tokens(2, length), perturbed(lact)
@@ -49,14 +49,16 @@ def test_any_cut_gives_the_same(
 
 
 @pytest.mark.parametrize("name", ["lact_muon", "lact_prenorm", "lact_per_channel"])
-def test_variants_go_on_at_any_token(load_golden: LoadGolden, tokens: Tokens, name: str) -> None:
+def test_variants_can_be_resumed_at_any_token(
+    load_golden: LoadGolden, tokens: Tokens, name: str
+) -> None:
     model, ids = load_golden(name).model(torch.float64), tokens(2, 70)
     whole = model(ids).logits
     for sizes in ([33, 1, 16, 20], [1] * 70):
         assert (in_pieces(model, ids, sizes)[0] - whole).abs().max() <= 1e-9
 
 
-def test_rows_at_different_places_of_a_chunk_go_on_together(
+def test_rows_at_different_positions_in_a_chunk_continue_together(
     lact: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     """Branches of one document, some of which cross the edge of a chunk and some of which do not.
@@ -143,7 +145,7 @@ def test_muon_equals_the_reference(load_golden: LoadGolden) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
     ],
 )
-def test_what_would_be_computed_wrongly_is_refused(
+def test_unsupported_settings_are_refused(
     load_golden: LoadGolden, change: dict[str, Any], message: str
 ) -> None:
     golden = load_golden("lact_760m_style")
