@@ -119,8 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             text = script.say(body)
         except Exception as error:
-            told = {"message": str(error), "type": "invalid_request_error", "code": "scripted"}
-            self._reply(422, json.dumps({"error": {**told, "param": None}}), "application/json")
+            fields = {"message": str(error), "type": "invalid_request_error", "code": "scripted"}
+            self._reply(422, json.dumps({"error": {**fields, "param": None}}), "application/json")
             return
         finally:
             with script.lock:

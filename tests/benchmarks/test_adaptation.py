@@ -44,10 +44,10 @@ def tokenizer(tiny) -> ModelTokenizer:
 
 
 def question(query: str = "What is the harbour code?", answer: str = "amber") -> Question:
-    return Question(query, 4, lambda said: 100.0 * (said.strip() == answer), query)
+    return Question(query, 4, lambda prediction: 100.0 * (prediction.strip() == answer), query)
 
 
-def told(items) -> list[tuple]:
+def contents(items) -> list[tuple]:
     return [(i.task, i.length, i.id, i.context, [q.query for q in i.questions]) for i in items]
 
 
@@ -56,12 +56,15 @@ def test_items_depend_on_the_seed_and_the_part_alone(tokenizer) -> None:
         lambda *a: tiny_items([200, 300], 2, *a),
         lambda *a: prose_items([600], 1, tokenizer, *a),
     ):
-        first = told(make(0, "dev"))
-        assert first == told(make(0, "dev"))
+        first = contents(make(0, "dev"))
+        assert first == contents(make(0, "dev"))
         contexts = {text for _, _, _, text, _ in first}
         for other in (make(0, "heldout"), make(1, "dev")):
             assert not contexts & {item.context for item in other}
-    assert told(tiny_items([200], 1, 0, "dev")) == told(tiny_items([200, 300], 1, 0, "dev"))[::2]
+    assert (
+        contents(tiny_items([200], 1, 0, "dev"))
+        == contents(tiny_items([200, 300], 1, 0, "dev"))[::2]
+    )
 
 
 def test_a_run_that_is_cut_short_has_measured_every_task() -> None:
@@ -190,7 +193,7 @@ def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None
     filler = "The old man walked along the path. It rained until late. "
     context = filler * 5 + "The harbour code is amber. The garden is old. " + filler * 5
     about = "What is the harbour code?"
-    asked = Question(repeated + about, 4, lambda said: 0.0, about)
+    asked = Question(repeated + about, 4, lambda prediction: 0.0, about)
     item = Item("t", 0, "1", before, context, (asked,))
     settings = AdaptConfig(
         on=OnQuerySpans(learn_as="answer", tokens=10),

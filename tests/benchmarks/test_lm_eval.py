@@ -53,14 +53,14 @@ def test_every_task_is_there_with_its_generation_length(metadata: dict[str, str]
 def test_lm_eval_asks_and_scores_over_http(scripted: Any, metadata: dict[str, str]) -> None:
     scripted.say = lambda body: " Ada." if "Who?" in body["prompt"] else "?"
     address = f"base_url={scripted.url}/v1/completions"
-    told = lm_eval.simple_evaluate(
+    evaluation = lm_eval.simple_evaluate(
         model="local-completions",
         model_args=f"model=scripted,{address},tokenizer_backend=None,max_length=4096",
         tasks=["refine_longbench_hotpotqa", "refine_ruler_qa"],
         task_manager=manager(metadata),
         bootstrap_iters=0,
     )
-    scores = {name: of["score,none"] for name, of in told["results"].items()}
+    scores = {name: of["score,none"] for name, of in evaluation["results"].items()}
     assert scores == {"refine_longbench_hotpotqa": 100, "refine_ruler_qa": 100}
     prompts = {body["max_tokens"]: body["prompt"] for body in scripted.bodies}
     assert prompts[32].startswith("Answer the question based on the given")

@@ -84,15 +84,15 @@ def test_goodput_counts_answers_in_time_and_errors_are_reported(scripted: Any) -
     scripted.say = say
     level = Driver(scripted.url, "closed", {"objective": "ntp"}, 8).run(1, ONE * 5)
     level.requests[4].total = 99.0
-    told = summary(level, bound=30.0, dollars_per_hour=3.6)
-    assert (told["requests"], told["answers"], told["adapted"]) == (5, 4, 4)
-    assert told["errors"] == {"scripted": 1}
-    assert told["good_share"] == pytest.approx(3 / 5)
-    assert told["goodput_per_second"] == pytest.approx(3 / level.seconds)
-    assert told["tokens_per_second"] == pytest.approx(16 / level.seconds)
-    assert told["model_seconds_per_answer"] == pytest.approx(0.9)
-    assert told["dollars_per_answer"] == pytest.approx(0.001 * level.seconds / 4)
-    assert told["phases"]["queue"]["p99"] == pytest.approx(0.1)
+    figures = summary(level, bound=30.0, dollars_per_hour=3.6)
+    assert (figures["requests"], figures["answers"], figures["adapted"]) == (5, 4, 4)
+    assert figures["errors"] == {"scripted": 1}
+    assert figures["good_share"] == pytest.approx(3 / 5)
+    assert figures["goodput_per_second"] == pytest.approx(3 / level.seconds)
+    assert figures["tokens_per_second"] == pytest.approx(16 / level.seconds)
+    assert figures["model_seconds_per_answer"] == pytest.approx(0.9)
+    assert figures["dollars_per_answer"] == pytest.approx(0.001 * level.seconds / 4)
+    assert figures["phases"]["queue"]["p99"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("arrivals", ["closed", "poisson"])
@@ -101,16 +101,16 @@ def test_a_request_that_cannot_be_encoded_is_an_error_of_its_own(
 ) -> None:
     requests = [*ONE, Request("a document", "\ud800", 10, repeated=False), *ONE]
     level = Driver(scripted.url, arrivals, {"objective": "none"}, 8).run(50, requests)
-    told = summary(level, bound=30.0, dollars_per_hour=None)
-    assert (told["requests"], told["answers"]) == (3, 2)
-    assert told["errors"] == {"InvalidArgumentError": 1}
+    figures = summary(level, bound=30.0, dollars_per_hour=None)
+    assert (figures["requests"], figures["answers"]) == (3, 2)
+    assert figures["errors"] == {"InvalidArgumentError": 1}
     assert len(scripted.bodies) == 2
 
 
 def test_the_command_reports_each_level(scripted: Any, tmp_path: Path) -> None:
-    said = load(scripted, tmp_path, "--rates", "40,80", "--requests", "4", "--repeats", "0.5")
-    assert said.exit_code == 0, said.output
-    result = json.loads(said.stdout.splitlines()[-1])
+    completed = load(scripted, tmp_path, "--rates", "40,80", "--requests", "4", "--repeats", "0.5")
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert [level["load"] for level in result["levels"]] == [40, 80]
     assert all(level["answers"] == 4 for level in result["levels"])
     assert scripted.bodies[0]["adapt"] == {"objective": "refine"}

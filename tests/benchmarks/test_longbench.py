@@ -87,9 +87,9 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         {"dataset": "lcc_e", "pred": "abc", "answers": ["abcd"], "length": 4000},
     ]
     file = write(tmp_path / "rows.jsonl", rows)
-    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
-    assert said.exit_code == 0
-    assert json.loads(said.stdout.splitlines()[-1]) == {
+    completed = CliRunner().invoke(app, ["bench", "longbench-score", str(file), "--json"])
+    assert completed.exit_code == 0
+    assert json.loads(completed.stdout.splitlines()[-1]) == {
         "rows": [100, 0, 86],
         "average": 62,
         "tasks": {"hotpotqa": 50, "lcc": 86},
@@ -99,7 +99,7 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"dataset": "hotpot"}, "row 1: dataset: 'hotpot' is not a LongBench task"),
         ({"answers": "Alpha"}, "row 1: answers: must be a list"),
@@ -108,12 +108,14 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
         ({"dataset": "trec"}, "row 1: all_classes: trec needs"),
     ],
 )
-def test_the_scorer_names_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+def test_the_scorer_names_what_is_wrong(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
     row = {"dataset": "hotpotqa", "prediction": "x", "answers": ["y"], "all_classes": None}
     file = write(tmp_path / "rows.jsonl", [{**row, **changed}])
-    said = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
-    assert said.exit_code == 2
-    assert told in said.stderr
+    completed = CliRunner().invoke(app, ["bench", "longbench-score", str(file)])
+    assert completed.exit_code == 2
+    assert message in completed.stderr
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

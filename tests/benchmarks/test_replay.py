@@ -66,11 +66,11 @@ def say(body: dict[str, Any]) -> str:
 def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_path: Path) -> None:
     scripted.say = say
     out = tmp_path / "out"
-    said = longbench(
+    completed = longbench(
         scripted, data, out, "--adapt", '{"optimizer": {"steps": 2}}', "--concurrency", "3"
     )
-    assert said.exit_code == 0, said.output
-    result = json.loads(said.stdout.splitlines()[-1])
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (6, 0)
     assert result["scores"]["refine"] == {"hotpotqa": 100, "lcc": 100}
     assert result["scores"]["ntp"]["hotpotqa"] == pytest.approx(33.33)
@@ -195,14 +195,14 @@ def test_a_refused_question_is_kept_and_asked_again_when_resumed(
 
     scripted.say = refuse
     out = tmp_path / "out"
-    said = longbench(scripted, data, out, "--tasks", "lcc")
-    result = json.loads(said.stdout.splitlines()[-1])
+    completed = longbench(scripted, data, out, "--tasks", "lcc")
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (0, 3)
     errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {e["error"] for e in errors} == {"document is too long"}
     scripted.say = say
-    said = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
-    assert json.loads(said.stdout.splitlines()[-1])["questions"] == 3
+    completed = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
+    assert json.loads(completed.stdout.splitlines()[-1])["questions"] == 3
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -234,20 +234,20 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
-    assert said.exit_code == 2
-    assert "run.json: No such file" in said.stderr
+    completed = CliRunner().invoke(app, ["bench", "report", str(tmp_path)])
+    assert completed.exit_code == 2
+    assert "run.json: No such file" in completed.stderr
 
 
 def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path: Path) -> None:
     scripted.url = "http://127.0.0.1:9"
-    said = longbench(scripted, data, tmp_path / "out")
-    assert said.exit_code == 1
-    assert "no server answers at http://127.0.0.1:9" in said.stderr
+    completed = longbench(scripted, data, tmp_path / "out")
+    assert completed.exit_code == 1
+    assert "no server answers at http://127.0.0.1:9" in completed.stderr
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--objectives", "sft"], "none, ntp, refine"),
         (["--objectives", "ntp,ntp"], "each once"),
@@ -260,11 +260,11 @@ def test_a_server_that_is_gone_ends_the_run(scripted: Any, data: Path, tmp_path:
     ],
 )
 def test_bad_options_are_named(
-    scripted: Any, data: Path, tmp_path: Path, options: list[str], told: str
+    scripted: Any, data: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    said = longbench(scripted, data, tmp_path / "out", *options)
-    assert said.exit_code == 2
-    assert told in " ".join(said.stderr.replace("│", "").split())
+    completed = longbench(scripted, data, tmp_path / "out", *options)
+    assert completed.exit_code == 2
+    assert message in " ".join(completed.stderr.replace("│", "").split())
     assert not scripted.bodies
 
 
@@ -279,9 +279,9 @@ def test_ruler_is_asked_scored_and_reported(scripted: Any, tmp_path: Path) -> No
     scripted.say = say
     out = tmp_path / "out"
     command = ["ruler", "--data", str(tmp_path / "qa.jsonl"), "--objectives", "none,ntp,refine"]
-    said = bench(scripted, out, *command, "--limit", "2")
-    assert said.exit_code == 0, said.output
-    result = json.loads(said.stdout.splitlines()[-1])
+    completed = bench(scripted, out, *command, "--limit", "2")
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout.splitlines()[-1])
     assert result["scores"] == {"none": {"qa_1": 0}, "ntp": {"qa_1": 50}, "refine": {"qa_1": 100}}
     assert scripted.bodies[0]["document"].startswith("Answer the question based on the given docu")
     assert scripted.bodies[0]["query"].endswith("Question: Who? Answer:")

@@ -100,12 +100,12 @@ def test_right_answers_score_100_and_wrong_ones_0(task: str, sources: Sources) -
 )
 def test_needles_say_what_is_asked(task: str, hidden: int, asked: int, sources: Sources) -> None:
     for sample in make(task, sources):
-        said = re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", sample.context)
-        assert len(said) == hidden if hidden else len(said) > 20
-        keys = {key for key, value in said if value in sample.outputs}
+        needles = re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", sample.context)
+        assert len(needles) == hidden if hidden else len(needles) > 20
+        keys = {key for key, value in needles if value in sample.outputs}
         assert all(key in sample.after and key in sample.answer_prefix for key in keys)
         assert len(sample.outputs) == asked
-        assert {value for key, value in said if key in keys} == set(sample.outputs)
+        assert {value for key, value in needles if key in keys} == set(sample.outputs)
         assert ("A special magic" in sample.before) == (asked == 1)
 
 
@@ -114,8 +114,8 @@ def test_variables_lead_to_their_value(sources: Sources) -> None:
         value = re.search(r"assigned the value (\d+)", sample.after)
         assert value
         known: dict[str, str] = {}
-        for name, said in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", sample.context):
-            known[name] = known.get(said, said)  # only what was assigned before
+        for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", sample.context):
+            known[name] = known.get(source, source)  # only what was assigned before
         assert sorted(n for n, v in known.items() if v == value[1]) == sorted(sample.outputs)
         assert sample.context.count(NOISE) > 10
         assert sample.before.count("Answer: ") == 1  # the solved example
@@ -172,9 +172,9 @@ def test_a_file_of_samples_is_read_as_it_was_written(tmp_path: Path, sources: So
     file = tmp_path / "samples.jsonl"
     command = ["ruler-make", "--out", str(file), "--tokenizer", str(tokenizer), "--json"]
     options = ["--tasks", "niah_single_1,niah_multikey_2", "--lengths", "600,900", "--samples", "2"]
-    said = CliRunner().invoke(app, ["bench", *command, *options])
-    assert said.exit_code == 0, said.output
-    assert json.loads(said.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
+    completed = CliRunner().invoke(app, ["bench", *command, *options])
+    assert completed.exit_code == 0, completed.output
+    assert json.loads(completed.stdout.splitlines()[-1]) == {"samples": 8, "file": str(file)}
     samples = list(read_rows(file, Sample.parse))
     assert [sample.row() for sample in samples] == [
         {**json.loads(line), "outputs": tuple(json.loads(line)["outputs"])}

@@ -94,9 +94,9 @@ def test_the_process_ends_with_its_engine(
     start: Start, document: str, options: str, code: str
 ) -> None:
     process, url = start(options)
-    with pytest.raises(ClientError) as told:
+    with pytest.raises(ClientError) as failure:
         list(RefineClient(url).stream_answer(**{**BODY, "document": document}))
-    assert told.value.code == code
+    assert failure.value.code == code
     assert process.wait(10) == 1
     assert "the engine is dead or hangs" in rest_of_log(process)
 
@@ -136,12 +136,12 @@ def test_sigterm_refuses_new_requests_finishes_work_and_exits_with_0(start: Star
 
 def test_sigterm_while_a_step_hangs(start: Start) -> None:
     process, url = start('{"shutdown_seconds": 0.5, "stall_seconds": 1}')
-    told: list[str | None] = []
+    codes: list[str | None] = []
 
     def ask() -> None:
         with pytest.raises(ClientError) as error:
             list(RefineClient(url).stream_answer(**{**BODY, "document": "held"}))
-        told.append(error.value.code)
+        codes.append(error.value.code)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -149,7 +149,7 @@ def test_sigterm_while_a_step_hangs(start: Start) -> None:
         pass
     process.send_signal(signal.SIGTERM)
     thread.join(10)
-    assert told == ["shutting_down"]
+    assert codes == ["shutting_down"]
     assert process.wait(20) == 1
 
 

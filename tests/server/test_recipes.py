@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.S)
 RECIPES = [block for block in BLOCKS if "curl" in block]
-TOLD = (
+OUTPUTS = (
     ('"status":"ready"', '"id":"fake"'),
     ('"answer":', '"adapted":true'),
     ("event: adaptation.step", "event: answer.completed"),
@@ -25,9 +25,9 @@ TOLD = (
 @pytest.mark.skipif(
     not all(map(shutil.which, ("bash", "curl", "jq"))), reason="needs bash, curl and jq"
 )
-@pytest.mark.parametrize(("recipe", "told"), list(zip(RECIPES, TOLD, strict=True)))
+@pytest.mark.parametrize(("recipe", "outputs"), list(zip(RECIPES, OUTPUTS, strict=True)))
 def test_recipes_work(
-    recipe: str, told: tuple[str, ...], live: Callable[..., str], tmp_path: Path
+    recipe: str, outputs: tuple[str, ...], live: Callable[..., str], tmp_path: Path
 ) -> None:
     short = tmp_path / "short.md"  # the scripted model's documents are
     short.write_text('The "code" is Amber Falcon.\n')
@@ -37,5 +37,5 @@ def test_recipes_work(
         ["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    for text in told:
+    for text in outputs:
         assert text in ran.stdout, ran.stdout

@@ -107,18 +107,18 @@ def test_damaged_entries_are_found(url: str, tmp_path: Path) -> None:
     first.write_text(json.dumps(signed))
     assert "the manifest's checksum is wrong" in damaged_entries(store)[0]
     first.unlink()
-    assert damaged_entries(store) == []  # it is no entry any more
+    assert damaged_entries(store) == []  # it is not an entry any more
 
 
 def test_deleting_is_exclusive() -> None:
     kept = Kept(subjects()[0])
-    with kept.used(), kept.alone() as is_free:
+    with kept.shared(), kept.exclusive() as is_free:
         assert not is_free
-    with kept.alone() as is_free:
+    with kept.exclusive() as is_free:
         assert is_free
-        with kept.alone() as again:
+        with kept.exclusive() as again:
             assert not again
-    with kept.used(), kept.used():
+    with kept.shared(), kept.shared():
         pass
 
 

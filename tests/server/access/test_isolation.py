@@ -68,10 +68,10 @@ async def test_another_owners_document_is_never_used(fake: FakeBackend) -> None:
     async with serving(fake.open, model="fake") as served:
         *_, made = await served.submit(AdaptRequest("alpha x", owner="a")).finish()
         assert isinstance(made, DocumentAdapted)
-        with pytest.raises(ApiError) as told:
+        with pytest.raises(ApiError) as error:
             await served.submit(AskRequest(made.document, "q", owner="b")).finish()
-        assert told.value.status == 500
-        assert "alpha" not in str(told.value)
+        assert error.value.status == 500
+        assert "alpha" not in str(error.value)
         await until(lambda: served.engine.is_broken)
         with pytest.raises(ApiError, match="isolation check"):
             served.engine.ready()

@@ -96,9 +96,9 @@ def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None
 
 def test_events_report_every_step_and_then_the_end(client: TestClient) -> None:
     resource = ready(client, adapt={"optimizer": {"steps": 4}})
-    told = events(client, resource["id"])
-    assert [name for name, _ in told] == ["adaptation.step"] * 4 + ["adaptation.ready"]
-    assert told[-1][1]["id"] == resource["id"]
+    received = events(client, resource["id"])
+    assert [name for name, _ in received] == ["adaptation.step"] * 4 + ["adaptation.ready"]
+    assert received[-1][1]["id"] == resource["id"]
 
 
 def test_the_same_document_joins_and_another_configuration_does_not(

@@ -103,7 +103,7 @@ def test_every_former_field_has_a_place_that_exists() -> None:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
-    ("adapt", "param", "told"),
+    ("adapt", "param", "message"),
     [
         ({"on": {"kind": "spans", "tokens": 7}}, "on.tokens", "greater than or equal to 8"),
         ({"on": {"kind": "spans", "learn_as": "answer"}}, "on.learn_as", "no such field"),
@@ -118,12 +118,12 @@ def test_every_former_field_has_a_place_that_exists() -> None:
     ],
 )
 def test_errors_name_the_field_in_its_group(
-    client: TestClient, path: str, adapt: dict[str, Any], param: str, told: str
+    client: TestClient, path: str, adapt: dict[str, Any], param: str, message: str
 ) -> None:
     above = "ttt.adapt" if "completions" in path else "adapt"
     error = refusal(client, path, adapt)
     assert error["param"] == (f"{above}.{param}" if param else above)
-    assert told in error["message"]
+    assert message in error["message"]
 
 
 @pytest.mark.parametrize("path", [path for path in ROUTES if path != "/v1/answers"])

@@ -205,9 +205,9 @@ def threads() -> Iterator[int]:
 
 def test_requests_to_a_small_model_share_the_threads_unless_configured(threads: int) -> None:
     seen = []
-    for told in (1, threads, None):
+    for configured in (1, threads, None):
         torch.set_num_threads(threads)
-        backend = open_backend(Settings(model="tiny", threads=told))
+        backend = open_backend(Settings(model="tiny", threads=configured))
         program = backend.start(backend.encode(SELF_CHECK), lambda _: None, lambda: None)
         first = resume(program)
         seen.append((torch.get_num_threads(), first.threads))

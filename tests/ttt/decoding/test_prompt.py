@@ -174,7 +174,7 @@ def test_a_message_cannot_end_its_own_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chat", "after_document", "messages", "told"),
+    ("chat", "after_document", "messages", "message"),
     [
         (False, False, CONVERSATION[:3], "last one must be the user's"),
         (True, True, CONVERSATION[:1], "must be the user's"),
@@ -185,7 +185,7 @@ def test_a_message_cannot_end_its_own_turn() -> None:
     ],
 )
 def test_invalid_conversations_are_refused(
-    chat: bool, after_document: bool, messages: list[Message], told: str
+    chat: bool, after_document: bool, messages: list[Message], message: str
 ) -> None:
     template = PromptTemplate(make_tokenizer(chat))
     limits = Limits(10, 5) if "at most" in told else Limits()

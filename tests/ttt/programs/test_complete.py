@@ -71,13 +71,13 @@ def direct(model: CausalLM, tokens: list[int], fast: FastWeights = BASE) -> Tens
 
 
 def assert_scored(events: list[Event], expected: Tensor, tokens: list[int], top: int) -> None:
-    """Every told token but the first has the log-probability and the rivals of ``expected``."""
+    """Check all tokens but the first against the log-probabilities of ``expected``."""
     read = next(e for e in events if isinstance(e, PromptRead))
     decoded = [e.token for e in events if isinstance(e, CompletionDelta)]
-    told = [*read.echo, *decoded]
-    assert len(told) == len(tokens)
-    assert (told[0].log_prob, told[0].top) == (None, ())
-    for before, (scored, token) in enumerate(zip(told[1:], tokens[1:], strict=True)):
+    returned = [*read.echo, *decoded]
+    assert len(returned) == len(tokens)
+    assert (returned[0].log_prob, returned[0].top) == (None, ())
+    for before, (scored, token) in enumerate(zip(returned[1:], tokens[1:], strict=True)):
         row = expected[before]
         torch.testing.assert_close(scored.log_prob, row[token].item(), rtol=0, atol=1e-12)
         best = row.topk(top).values.tolist()
@@ -91,8 +91,8 @@ def test_log_probabilities_are_those_of_a_direct_forward(
     prompt = tokens(SCORED_AT_ONCE + 3).tolist()  # longer than what is scored at once
     request = CompletionRequest((tuple(prompt),), GREEDY, logprobs=3, echo=True)
     events = run(model, request)
-    told = [e.token.text for e in events if isinstance(e, CompletionDelta)]
-    sequence = [*prompt, *model.tokenizer.convert_tokens_to_ids(told)]
+    returned = [e.token.text for e in events if isinstance(e, CompletionDelta)]
+    sequence = [*prompt, *model.tokenizer.convert_tokens_to_ids(returned)]
     expected = direct(model, sequence)
     assert sequence[len(prompt) :] == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
     assert_scored(events, expected, sequence, top=3)
@@ -132,8 +132,8 @@ def test_a_prompt_continues_an_adapted_document(
     sequence = [*document, *prompt, *model.tokenizer.convert_tokens_to_ids(decoded)]
     expected = direct(model, sequence, fast)
     echo = next(e for e in events if isinstance(e, PromptRead)).echo
-    told = [*echo, *(e.token for e in events if isinstance(e, CompletionDelta))]
-    for at, scored in enumerate(told, start=len(document)):
+    returned = [*echo, *(e.token for e in events if isinstance(e, CompletionDelta))]
+    for at, scored in enumerate(returned, start=len(document)):
         value = expected[at - 1, sequence[at]].item()
         torch.testing.assert_close(scored.log_prob, value, rtol=0, atol=1e-12)
     # Nothing more to read: the document itself is continued.
@@ -202,7 +202,7 @@ def test_stop_strings_and_end_tokens_end_a_choice(tiny: CausalLM) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code", "told"),
+    ("prompt", "code", "message"),
     [
         ((), "empty", "is empty"),
         ((1,) * 31, "context_length_exceeded", "at most 30"),
@@ -211,9 +211,9 @@ def test_stop_strings_and_end_tokens_end_a_choice(tiny: CausalLM) -> None:
     ],
 )
 def test_invalid_prompts_are_refused(
-    tiny: CausalLM, prompt: tuple[int, ...], code: str, told: str
+    tiny: CausalLM, prompt: tuple[int, ...], code: str, message: str
 ) -> None:
-    with pytest.raises(RequestError, match=told) as error:
+    with pytest.raises(RequestError, match=message) as error:
         run(tiny, CompletionRequest(((5,), prompt)), limits=Limits(20, 10))
     assert (error.value.param, error.value.code) == ("prompt", code)
 

@@ -125,8 +125,8 @@ def test_the_harness_scores_and_generates(tiny_url: str, tiny: CausalLM, tmp_pat
     metrics = httpx.get(f"{tiny_url}/metrics").text
     assert 'refine_requests_total{endpoint="/tokenize",status="200"}' in metrics
     samples = json.loads((tmp_path / "samples.json").read_text())
-    for told in samples.values():
-        told.sort(key=lambda sample: int(sample["doc_id"]))
+    for records in samples.values():
+        records.sort(key=lambda sample: int(sample["doc_id"]))
     for sample, (document, key, _) in zip(samples["choose"], ROWS, strict=True):
         context = f"{document}\n\nQuestion: What is the {key}?\nAnswer:"
         for (score, greedy), continuation in zip(sample["filtered_resps"], CHOICES, strict=True):

@@ -51,10 +51,10 @@ def test_echoed_log_probabilities_are_those_of_a_direct_forward(
     client: openai.OpenAI, tiny: CausalLM
 ) -> None:
     prompt = f"{DOCUMENT}\n\nQuestion: {QUERY}\nAnswer: falcon"
-    told = client.completions.create(
+    completion = client.completions.create(
         model="tiny", prompt=prompt, max_tokens=0, echo=True, logprobs=2
     )
-    choice = told.choices[0]
+    choice = completion.choices[0]
     assert choice.text == prompt
     assert choice.logprobs is not None
     ids = tiny.tokenizer(prompt)["input_ids"]
@@ -76,11 +76,13 @@ def test_echoed_log_probabilities_are_those_of_a_direct_forward(
 
 def test_seeds_decide_and_each_choice_has_its_own(client: openai.OpenAI) -> None:
     def create(**options: Any) -> list[str]:
-        told = client.completions.create(
+        completion = client.completions.create(
             model="tiny", prompt=["The harbour", "A captain"], max_tokens=8, **options
         )
-        assert [choice.index for choice in told.choices] == list(range(len(told.choices)))
-        return [choice.text for choice in told.choices]
+        assert [choice.index for choice in completion.choices] == list(
+            range(len(completion.choices))
+        )
+        return [choice.text for choice in completion.choices]
 
     four = create(n=2, seed=5)
     assert create(n=2, seed=5) == four
@@ -104,7 +106,7 @@ def test_a_chat_about_a_document_answers_as_the_answers_route_does(
 ) -> None:
     body = {"document": DOCUMENT, "query": QUERY, "adapt": ADAPT, "max_tokens": 8}
     expected = httpx.post(f"{tiny_url}/v1/answers", json=body, timeout=60).json()
-    told = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model="tiny",
         messages=ASKED,
         max_completion_tokens=8,
@@ -113,15 +115,15 @@ def test_a_chat_about_a_document_answers_as_the_answers_route_does(
         top_logprobs=1,
         extra_body={"ttt": {"document": DOCUMENT, "adapt": ADAPT}},
     )
-    assert told.choices[0].message.content == expected["answer"] == " falcon"
-    assert told.usage is not None
-    assert told.usage.prompt_tokens == expected["usage"]["query_tokens"]
-    assert told.choices[0].logprobs is not None
-    scored = told.choices[0].logprobs.content
+    assert completion.choices[0].message.content == expected["answer"] == " falcon"
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == expected["usage"]["query_tokens"]
+    assert completion.choices[0].logprobs is not None
+    scored = completion.choices[0].logprobs.content
     assert scored is not None
     assert "".join(token.token for token in scored) == " falcon"
     assert all(token.top_logprobs[0].token == token.token for token in scored)
-    adaptation = told.model_extra["ttt"]["adaptation"] if told.model_extra else ""
+    adaptation = completion.model_extra["ttt"]["adaptation"] if completion.model_extra else ""
     # The adaptation is a model now.
     stream = client.chat.completions.create(
         model=adaptation, messages=ASKED, temperature=0, stream=True
@@ -142,8 +144,8 @@ def test_concurrent_requests_get_their_own_answers(tiny_url: str) -> None:
             async def ask(seed: int, stream: bool) -> str:
                 options: dict[str, Any] = {"model": "tiny", "messages": HELLO, "seed": seed}
                 if not stream:
-                    told = await client.chat.completions.create(**options, max_tokens=6)
-                    return told.choices[0].message.content or ""
+                    completion = await client.chat.completions.create(**options, max_tokens=6)
+                    return completion.choices[0].message.content or ""
                 chunks = await client.chat.completions.create(**options, max_tokens=6, stream=True)
                 return "".join([c.choices[0].delta.content or "" async for c in chunks])
 
@@ -152,8 +154,8 @@ def test_concurrent_requests_get_their_own_answers(tiny_url: str) -> None:
             return list(zip(together, alone * 3, strict=True))
 
     pairs = asyncio.run(load())
-    assert [told for told, _ in pairs] == [alone for _, alone in pairs]
-    assert len({told for told, _ in pairs}) > 4
+    assert [completion for completion, _ in pairs] == [alone for _, alone in pairs]
+    assert len({completion for completion, _ in pairs}) > 4
 
 
 def test_errors_have_openais_types(client: openai.OpenAI) -> None:
@@ -183,9 +185,9 @@ def test_a_full_queue_is_waited_out(
     held.start()
     wait_for(lambda: fake.turns == ["first"])
     threading.Timer(0.5, fake.gate.set).start()
-    told = client.completions.create(model="fake", prompt="second")
+    completion = client.completions.create(model="fake", prompt="second")
     held.join()
-    assert told.choices[0].text == "second"
+    assert completion.choices[0].text == "second"
     metrics = httpx.get(str(client.base_url).replace("/v1/", "/metrics")).text
     assert 'refine_requests_total{endpoint="/v1/completions",status="429"}' in metrics
 

@@ -34,21 +34,21 @@ def test_choices_come_in_order_with_their_prompts(client: TestClient) -> None:
     body = {"model": "fake", "prompt": ["one", "two"], "n": 2, "max_tokens": 2, "logprobs": 1}
     response = client.post("/v1/completions", json=body)
     assert response.status_code == 200
-    told = response.json()
-    assert [(c["index"], c["text"]) for c in told["choices"]] == [
+    completion = response.json()
+    assert [(c["index"], c["text"]) for c in completion["choices"]] == [
         (0, "on"),
         (1, "on"),
         (2, "tw"),
         (3, "tw"),
     ]
-    assert told["usage"] == {"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14}
-    assert told["choices"][0]["logprobs"] == {
+    assert completion["usage"] == {"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14}
+    assert completion["choices"][0]["logprobs"] == {
         "tokens": ["o", "n"],
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{"o": -0.5}, {"n": -0.5}],
         "text_offset": [0, 1],
     }
-    assert "ttt" not in told
+    assert "ttt" not in completion
 
 
 @pytest.mark.parametrize("prompt", ["hi", ["hi"], [104, 105], [[104, 105]]])
@@ -71,9 +71,9 @@ def test_a_completion_stream_ends_with_usage_and_done(client: TestClient) -> Non
     *chunks, last, done = stream(client, "/v1/completions", body)
     assert done == ("message", "[DONE]")
     assert (last[1]["choices"], last[1]["usage"]["total_tokens"]) == ([], 4)
-    told = [chunk["choices"][0] for _, chunk in chunks]
-    assert "".join(choice["text"] for choice in told) == "abab"
-    assert [choice["finish_reason"] for choice in told] == [None] * 3 + ["stop"]
+    choices = [chunk["choices"][0] for _, chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == "abab"
+    assert [choice["finish_reason"] for choice in choices] == [None] * 3 + ["stop"]
     assert {chunk["usage"] for _, chunk in chunks} == {None}
     assert len({chunk["id"] for _, chunk in chunks}) == 1
 
@@ -83,9 +83,9 @@ def test_a_chat_stream_begins_with_the_role(client: TestClient) -> None:
     body = {"messages": HELLO, "n": 2, "stream_options": options}
     *chunks, last, done = stream(client, "/v1/chat/completions", body)
     assert done == ("message", "[DONE]")
-    told = [chunk["choices"][0] for _, chunk in chunks]
+    choices = [chunk["choices"][0] for _, chunk in chunks]
     for index in (0, 1):
-        deltas = [choice["delta"] for choice in told if choice["index"] == index]
+        deltas = [choice["delta"] for choice in choices if choice["index"] == index]
         assert deltas[0] == {"role": "assistant", "content": ""}
         # The plain prompt of a model without a chat template begins so.
         assert "".join(delta.get("content", "") for delta in deltas[1:]) == "Question:"
@@ -125,7 +125,7 @@ def test_neutral_values_are_accepted(client: TestClient, body: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "told"),
+    ("body", "param", "message"),
     [
         ({**TEXT, "best_of": 2}, "best_of", "not support"),
         ({**TEXT, "suffix": "y"}, "suffix", "not support"),
@@ -154,13 +154,13 @@ def test_neutral_values_are_accepted(client: TestClient, body: dict[str, Any]) -
     ],
 )  # fmt: skip
 def test_unsupported_requests_are_refused_by_field(
-    make_client: Callable[..., TestClient], body: dict[str, Any], param: str, told: str
+    make_client: Callable[..., TestClient], body: dict[str, Any], param: str, message: str
 ) -> None:
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     error = error_of(make_client(max_tokens=64).post(path, json=body), 422)
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
-    assert told in error["message"]
+    assert message in error["message"]
 
 
 def test_a_prompt_too_long_has_openais_error_code(client: TestClient) -> None:
@@ -281,7 +281,7 @@ def test_a_client_that_leaves_while_a_document_is_adapted_to_keeps_nothing_busy(
 def test_completions_are_measured(client: TestClient) -> None:
     client.post("/v1/completions", json={"prompt": ["abc", "d"], "max_tokens": 2})
     client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 0, "echo": True})
-    told = client.get("/metrics").text
+    metrics = client.get("/metrics").text
     for line in (
         "refine_generated_tokens_total 3.0",
         "refine_decode_seconds_count 1.0",
@@ -289,7 +289,7 @@ def test_completions_are_measured(client: TestClient) -> None:
         "refine_inter_token_seconds_count 2.0",
         "refine_prefill_seconds_count 3.0",
     ):
-        assert line in told
+        assert line in metrics
 
 
 def test_the_tokenizer_is_served(client: TestClient) -> None:
