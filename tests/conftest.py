@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads at most, deterministic seeds, small random models."""
+"""Configuration of all tests: at most two threads, deterministic seeds."""
 
 import os
 
@@ -17,5 +17,5 @@ def _seeded() -> None:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Asynchronous tests run on the event loop that serves."""
+    """Run asynchronous tests on asyncio, as the server does."""
     return "asyncio"

@@ -1,4 +1,4 @@
-"""The house: which room may import which, how long a file may be, and that the wheel is whole."""
+"""Structure: which folder may import which, the length of files, and a complete wheel."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 LIBRARY = Path("ttt", "library")
-"""What imports as ``refine_server`` itself."""
+"""The folder that imports as ``refine_server`` itself."""
 IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
 
 
@@ -61,7 +61,7 @@ FORM = re.compile(r"refine_server\.kernels\.\w+\.(naive|eager|triton)")
 
 
 def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
-    """Everybody else calls ``dispatch.<op>``, so that REFINE_KERNELS reaches every call."""
+    """All other code calls ``dispatch.<op>``, so that REFINE_KERNELS has an effect everywhere."""
     named = {
         path.relative_to(ROOT): sorted(filter(FORM.match, imports(path)))
         for path in (*SOURCES, *(ROOT / "tests").rglob("*.py"))
@@ -71,7 +71,7 @@ def test_forms_of_kernels_are_chosen_by_the_dispatcher_alone() -> None:
 
 
 def test_there_are_no_import_cycles() -> None:
-    """Imports inside functions and for types alone count as well."""
+    """Imports inside functions and for types only count, too."""
     modules = {module_name(path) for path in SOURCES}
     after = {}
     for path in SOURCES:
@@ -102,7 +102,7 @@ def test_every_package_is_listed() -> None:
 
 
 def test_the_wheel_is_whole(tmp_path: Path) -> None:
-    """Built, unpacked alone and started: a forgotten subpackage or file passes everything else."""
+    """Build, install and run the wheel: no other test notices a missing package or file."""
     source = tmp_path / "source"
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "node_modules")
     shutil.copytree(ROOT, source, ignore=left_out)

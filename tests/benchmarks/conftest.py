@@ -1,4 +1,4 @@
-"""A server that answers by a script, in the wire's own form."""
+"""A server that answers by a script, in the format of the HTTP API."""
 
 import json
 import threading
@@ -39,7 +39,7 @@ STEP = {
 
 
 def answer_of(text: str, objective: str) -> dict[str, Any]:
-    """The whole response to a question."""
+    """Return the whole response to a question."""
     steps = [] if objective == "none" else [{"step": 1, **STEP}, {"step": 2, **STEP}]
     return {
         "id": "answer-1",
@@ -77,11 +77,11 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
 
 
 class Scripted:
-    """The server's state. ``say`` answers a body, or raises for an error response.
+    """The server's state. ``say`` answers a request's body, or raises for an error response.
 
     Attributes:
-        bodies: all questions, in the order in which they came.
-        seconds: that each answer takes.
+        bodies: the bodies of all requests, in order of arrival.
+        seconds: duration of each answer.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Scripted:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks as the server does."""
+    """Implements the routes that benchmarks use."""
 
     script: Scripted
 

@@ -1,4 +1,4 @@
-"""``bench adaptation``: what is asked, what stands in the prompt, what is kept and reported."""
+"""``bench adaptation``: questions, prompts, stored results and the report."""
 
 import json
 from pathlib import Path
@@ -156,7 +156,7 @@ def test_a_run_goes_on_where_it_was_interrupted(tiny, tmp_path) -> None:
 
 
 def test_the_memory_regime_sees_nothing_but_the_weights(tiny) -> None:
-    """Two documents, unadapted: the same answer. The answer to one, in context: what it says."""
+    """Without adaptation, answers from memory are equal; in context they use the document."""
     bench = AdaptationBench(tiny, AdaptConfig(), ("context", "memory"), 128)
     asked = question()
     answers = {}
@@ -188,7 +188,7 @@ def test_spans_of_a_question_are_adapted_to_for_that_question(tiny) -> None:
 
 
 def test_an_instruction_is_neither_learned_nor_chosen(tiny, monkeypatch) -> None:
-    """Neither the document's own, nor its repetition in the query, decides what is stepped on."""
+    """Neither the document's instruction nor its repetition in the query affects the spans."""
     before, repeated = "The harbour code, the harbour code! ", "Name the garden. The garden! "
     filler = "The old man walked along the path. It rained until late. "
     context = filler * 5 + "The harbour code is amber. The garden is old. " + filler * 5

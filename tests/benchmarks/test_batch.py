@@ -1,4 +1,4 @@
-"""``bench batch``: the same requests each way, and what is made of the answers."""
+"""``bench batch``: the same requests in both ways, and the comparison of the answers."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every point that is asked for is measured, and drawn."""
+"""``bench costs``: every requested point is measured and plotted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``bench load``: what is asked, when, and what is made of it."""
+"""``bench load``: the requests, their arrival times, and the report."""
 
 import json
 import random

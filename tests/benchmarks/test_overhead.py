@@ -1,4 +1,4 @@
-"""What the server adds to a request, beside the model's work."""
+"""``bench overhead``: what the server adds to a request, without the model's work."""
 
 import asyncio
 import inspect
@@ -21,7 +21,7 @@ LOAD = {"clients": 3, "rate": 100.0, "requests": 50, "repeats": 1}
 
 @contextmanager
 def answering_after(seconds: float, bodies: list[object] | None = None) -> Iterator[str]:
-    """A server that answers every request after so many seconds; its URL."""
+    """Run a server that answers every request after ``seconds``; yield its URL."""
     app = FastAPI()
 
     @app.get("/health/ready")

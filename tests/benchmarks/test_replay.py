@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without plots, which take most of a run's time here."""
+    """Replace plotting, which takes most of the time in these tests."""
     monkeypatch.setattr("refine_server.benchmarks.report.render._picture", lambda *_: "")
 
 
@@ -55,7 +55,7 @@ def longbench(scripted: Any, data: Path, out: Path, *options: str) -> Result:
 
 
 def say(body: dict[str, Any]) -> str:
-    """Right under refine, right for the first question under ntp, else wrong."""
+    """Answer correctly under refine, only the first question under ntp, and wrongly otherwise."""
     number = body["document"].split(" is ")[1].split(".")[0]
     objective = body["adapt"]["objective"]
     right = objective == "refine" or (objective == "ntp" and number == "0")
@@ -78,7 +78,7 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
     assert len(scripted.bodies) == 18
     for objective in ("none", "ntp", "refine"):
         adapt = {"optimizer": {"steps": 2}, "objective": objective}
-        # Three are asked at once, so they arrive in no fixed order.
+        # Three requests run at once, so their order is not fixed.
         asked = [body for body in scripted.bodies if body["adapt"] == adapt]
         assert sorted(body["max_tokens"] for body in asked) == [32, 32, 32, 64, 64, 64]
         queries = [body["query"] for body in asked if body["max_tokens"] == 32]

@@ -1,4 +1,4 @@
-"""Generated RULER samples: answers that the context bears out, lengths, determinism, scores."""
+"""Generated RULER samples: answers that are in the context, lengths, determinism, scores."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_samples_fit_and_are_the_same_for_the_same_seed(task: str, sources: Sour
     assert made == make(task, sources)
     assert (first.index, second.index) == ("2048-0", "2048-1")
     assert first.prompt != second.prompt
-    if not task.startswith("qa"):  # whose questions stand in the file
+    if not task.startswith("qa"):  # their questions come from the file
         assert make(task, sources, seed=1)[0].prompt != first.prompt
     for sample in made:
         assert sample.length <= 2048

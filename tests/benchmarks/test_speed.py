@@ -1,4 +1,4 @@
-"""The speed benches compare sides that compute the same, and report what they say they do."""
+"""The speed benches compare sides that compute the same."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Both clients against a scripted server: typed events and errors, and what is never sent twice."""
+"""Both clients against a scripted server: typed events and errors, and retries."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ def refused(status: int, kind: str, **headers: str) -> httpx.Response:
 
 
 class Sync:
-    """The synchronous client, its answers as lists of events."""
+    """The synchronous client; streams are returned as lists of events."""
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -99,7 +99,7 @@ class Sync:
 
 
 class Async(Sync):
-    """The same through the asynchronous client."""
+    """The asynchronous client, with the same interface."""
 
     def stream(self, **options: Any) -> list[Event]:
         async def run() -> list[Event]:
@@ -143,7 +143,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Script:
-    """Answers each request with the next of some replies, or raises it."""
+    """Answers each request with the next reply, or raises it."""
 
     def __init__(self, *replies: httpx.Response | type[Exception]) -> None:
         self.replies = list(replies)

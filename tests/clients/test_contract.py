@@ -1,4 +1,4 @@
-"""The SDK's types against the server's OpenAPI document: neither may change alone."""
+"""The SDK's types against the server's OpenAPI document: both must change together."""
 
 import json
 import types
@@ -27,7 +27,7 @@ REQUESTS: dict[str, tuple[type, set[str]]] = {
 }
 """The options of a request, and its fields that are arguments of the client's methods."""
 CONSTANTS = {"object", "owned_by", "name"}
-"""Fields of one value each in responses; a client has no use for them."""
+"""Response fields with a single possible value, which the client ignores."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_responses_have_the_fields_that_the_client_reads(
     schema = openapi["components"]["schemas"][name]
     described = described_form(openapi, schema, without=CONSTANTS)
     if "config" in described:
-        described["config"] = "object"  # as it is: a newer server may have more to choose from
+        described["config"] = "object"  # not typed: a newer server may have more options
     assert typed_form(RESPONSES[name]) == described
 
 
@@ -77,14 +77,14 @@ def event_names(operation: dict[str, Any]) -> set[str]:
 
 
 Form = Any
-"""A type in one notation for both sides: a name, a set of alternatives, ["array", item], or an
+"""A type in a common notation: a name, a set of alternatives, ["array", item], or an
 object's fields, the optional ones with a question mark."""
 
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
 def typed_form(hint: Any) -> Form:
-    """The form of a Python type."""
+    """Return the form of a Python type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Required:
         return typed_form(arguments[0])
@@ -109,7 +109,7 @@ def typed_form(hint: Any) -> Form:
 def described_form(
     openapi: dict[str, Any], schema: dict[str, Any], without: set[str] = frozenset()
 ) -> Form:
-    """The form of a JSON schema."""
+    """Return the form of a JSON schema."""
     if "$ref" in schema:
         schema = openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     for one_of in ("anyOf", "oneOf"):
@@ -132,7 +132,7 @@ def described_form(
 
 
 def alternatives(forms: list[Form]) -> Form:
-    """One form of several, in an order that does not depend on how they were written down."""
+    """Combine alternatives into one form, independent of their order."""
     return forms[0] if len(forms) == 1 else sorted(forms, key=json.dumps)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of all ops share: comparisons with the definitions, and scratch full of NaN.
+"""Fixtures for the tests of all ops: comparisons with the definitions, NaN-filled scratch memory.
 
 Triton forms run in Triton's interpreter.
 """
@@ -14,7 +14,7 @@ Op = Callable[..., Tensor | Sequence[Tensor]]
 Results = tuple[list[Tensor], list[Tensor]]
 """Outputs, and gradients with respect to every input."""
 
-# Of outputs and gradients, as a share of the largest value: bf16 keeps 8 bits of a result.
+# Relative to the largest value of an output or gradient; bf16 has 8 significant bits.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2}
 
 EAGER_TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
@@ -22,19 +22,19 @@ EAGER_TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 @pytest.fixture(params=TOLERANCE, ids=["fp32", "bf16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """What Triton forms are tested in."""
+    """Dtypes in which Triton forms are tested."""
     return request.param
 
 
 @pytest.fixture(params=EAGER_TOLERANCE, ids=["fp64", "fp32"])
 def eager_dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """What eager forms are tested in."""
+    """Dtypes in which eager forms are tested."""
     return request.param
 
 
 @pytest.fixture
 def nan_scratch() -> Iterator[None]:
-    """Whatever ``torch.empty`` returns is NaN (or the largest integer), so unwritten parts show."""
+    """Make ``torch.empty`` return NaN (or the largest integer), to find unwritten parts."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

@@ -1,4 +1,4 @@
-"""Every kernel at the shapes of real models, compiled for GPUs that are not there."""
+"""Every kernel at the shapes of real models, compiled for GPUs that need not be present."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,10 +13,10 @@ from refine_server.kernels.aot import SHARED_LIMIT, compiled
 
 SHARED_LIMIT_80 = 166_912  # of an A100
 
-# Small next to the rest of a step, they may keep a few registers on the stack.
+# These take little of a step's time, so a few spilled registers are allowed.
 COLD = {("DeltaNet-1.3B branches", "solve_backward")}
 
-# Where products are large enough for Hopper's matrix instruction.
+# Cases whose products are large enough for Hopper's matrix instruction.
 WGMMA = {
     "token_stats": {"share_kernel", "slope_kernel"},
     "batched_low_rank": {"project_kernel", "outer_kernel"},
@@ -28,7 +28,7 @@ WGMMA = {
 
 
 Resources = dict[int, dict[str, list[dict[str, Any]]]]
-"""What every kernel of a case needs, by architecture and case."""
+"""Resources of every kernel of a case, by architecture and case."""
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def inputs(B: int, R: int, N: int, P: int, S: int, dtype: torch.dtype) -> list[T
 def window_masks(
     B: int, R: int, N: int, P: int, S: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Masks of queries that see the last WINDOW tokens: the n-th stands at token P + S - N + n."""
+    """Make masks of queries that see the last WINDOW tokens; the n-th is token P + S - N + n."""
     at = P + S - N + torch.arange(N)[:, None]
     behind = at - torch.arange(P + S)  # [N, P + S]
     seen = (behind >= 0) & (behind < WINDOW)

@@ -1,4 +1,4 @@
-"""One step for many requests: torch's own AdamW says what is right, request by request."""
+"""One step for many requests equals torch's AdamW for each request."""
 
 from collections.abc import Callable
 
@@ -55,7 +55,7 @@ def test_equals_torchs_optimiser_for_each_request(form: Op) -> None:
 
 
 def test_tensors_are_stepped_on_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tensors are taken together, and with a request left out."""
+    """For any group size, and with a request left out."""
     results = []
     for most in (1, 4 * 3 * (1 + 63 + 100 * 3), eager.GROUP_BYTES):
         monkeypatch.setattr(eager, "GROUP_BYTES", most)

@@ -1,4 +1,4 @@
-"""The gated delta rule: chunks equal the recurrence, outputs and gradients, by head or channel."""
+"""The gated delta rule in chunks equals the recurrence, with a decay by head or by channel."""
 
 from types import ModuleType
 

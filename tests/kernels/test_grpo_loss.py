@@ -1,4 +1,4 @@
-"""The policy-gradient terms: by hand, and in Triton with their gradients."""
+"""The policy-gradient terms: values computed by hand, and Triton with gradients."""
 
 from collections.abc import Callable
 

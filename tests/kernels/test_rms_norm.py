@@ -1,4 +1,4 @@
-"""Norms with a written-out backward pass equal their definitions; those of one row do, too."""
+"""RMS norms with a hand-written backward pass equal the definition, also for a single row."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +28,7 @@ def test_outputs_and_gradients(
 @pytest.mark.parametrize("shape", [(1, 7), (1, 1, 33), (1, 1, 1, 128), (2, 1, 9)])
 @torch.no_grad()
 def test_without_a_graph(shape: tuple[int, ...], eager_dtype: torch.dtype) -> None:
-    """As decoding calls them; the scale of a single row is not a tensor."""
+    """Decoding calls them without a graph; the scale of a single row is a number."""
     x, weight = torch.randn(*shape, dtype=eager_dtype), torch.randn(shape[-1], dtype=eager_dtype)
     for row in (x, torch.zeros_like(x)):
         expected, actual = (form.rms_norm(row, weight, EPS) for form in (naive, eager))

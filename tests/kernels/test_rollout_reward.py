@@ -1,4 +1,4 @@
-"""Rewards and advantages in Triton: the same as the definition's, straight from the document."""
+"""Rewards and advantages in Triton equal the definition's, and values computed by hand."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_rewards_and_advantages(
     kind: str, R: int, G: int, n: int, k: int, D: int, dtype: torch.dtype
 ) -> None:
     tokens, hidden, document, document_hidden, starts = inputs(R, G, n, k, D, dtype)
-    # The definition in fp32, too: a spread of rounding errors alone must count as none.
+    # The definition runs in fp32, too: a spread of rounding errors must count as zero.
     args = tokens, hidden.float(), document, document_hidden.float(), starts
     for a, b in zip(
         naive.rollout_reward(kind, *args),

@@ -1,4 +1,4 @@
-"""Positions in Triton: the same as the definition's for the same noise."""
+"""Positions in Triton equal the definition's for the same noise."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The library's front door: load a model, adapt to a document, ask."""
+"""The library interface: load a model, adapt to a document, ask questions."""
 
 import json
 import subprocess

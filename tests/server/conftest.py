@@ -52,7 +52,7 @@ def _wait_for() -> Callable[..., None]:
 
 @pytest.fixture
 def make_client(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., TestClient]]:
-    """Clients of apps in this process, their engines ready."""
+    """Return a function that makes clients of apps in this process, with engines that are ready."""
     with ExitStack() as stack:
 
         def make(**options: object) -> TestClient:
@@ -71,7 +71,7 @@ def client(make_client: Callable[..., TestClient]) -> TestClient:
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
-    """A real server on a loopback port; gives its URL."""
+    """Run a server on a loopback port; yield its URL."""
     listener = listen("127.0.0.1", 0)
     server = Server(app, app.state.settings)
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -87,7 +87,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture
 def live(make_app: Callable[..., FastAPI], fake: FakeBackend) -> Iterator[Callable[..., str]]:
-    """Real servers of the scripted model; returns their URLs."""
+    """Return a function that starts a server with the scripted model and returns its URL."""
     with ExitStack() as stack:
 
         def start(**options: object) -> str:
@@ -100,7 +100,7 @@ def live(make_app: Callable[..., FastAPI], fake: FakeBackend) -> Iterator[Callab
 
 @pytest.fixture(scope="session")
 def tiny_url() -> Iterator[str]:
-    """A real server of the real tiny model."""
+    """Run a server with the tiny model; yield its URL."""
     settings = Settings(model="tiny", store="none", shutdown_seconds=0.3)
     with serving(create_app(settings)) as url:
         yield url
@@ -108,5 +108,5 @@ def tiny_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny() -> CausalLM:
-    """The tiny model itself, to compare with."""
+    """Load the tiny model, to compare with."""
     return load("tiny")

@@ -1,4 +1,4 @@
-"""How a served process ends: with its engine, by a signal, and not by one request's failure."""
+"""When a server process ends: with its engine or by a signal, but not by a request's failure."""
 
 import json
 import signal
@@ -48,7 +48,7 @@ Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts served scripted models: the process and its URL, ready."""
+    """Return a function that starts a server with a scripted model: its process and URL."""
     with ExitStack() as stack:
 
         def start(options: str = "{}", *extra: str) -> tuple["subprocess.Popen[str]", str]:
@@ -71,7 +71,7 @@ def start() -> Iterator[Start]:
 
 
 def stream_answer(url: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names of a stream's events, and the code of an error."""
+    """Yield the names of a stream's events, and the code of an error."""
     asked = {**body, "stream": True}
     with httpx.stream("POST", f"{url}/v1/answers", json=asked, timeout=60) as reply:
         for event in sse.parse(reply.iter_bytes()):
@@ -162,7 +162,7 @@ def test_sigterm_ends_the_stream_of_an_adaptation_with_an_event(start: Start) ->
         assert next(events).event == "adaptation.step"
         process.send_signal(signal.SIGTERM)
         *_, last = events
-    assert last.event == "adaptation.ready"  # with the steps that there was time for
+    assert last.event == "adaptation.ready"  # with the steps made so far
     assert '"stopped":"shutdown"' in last.data
     assert process.wait(10) == 0
 

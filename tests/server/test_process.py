@@ -1,4 +1,4 @@
-"""``refine-server serve`` as a process of its own: signals, ports, models that are not there."""
+"""``refine-server serve`` as a process: signals, ports in use, missing models."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ process.serve(Settings(model="fake", port=int(sys.argv[1]), shutdown_seconds=1.0
 
 @pytest.fixture
 def process() -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A served scripted model: the process and its URL."""
+    """Start a server with a scripted model; yield the process and its URL."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-P", "-c", SCRIPT, str(port)]

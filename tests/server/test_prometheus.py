@@ -1,4 +1,4 @@
-"""The metrics under Prometheus's own eyes: ``promtool`` and a server that scrapes."""
+"""The metrics, checked by ``promtool`` and scraped by a Prometheus server."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The curl recipes of docs/clients.md, run as they stand there."""
+"""The curl recipes of docs/clients.md, run as written."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ OUTPUTS = (
     ("event: adaptation.ready", '"answer":', '"deleted":true'),
     ('"param": "adapt.optimizer.steps"',),
 )
-"""What each recipe prints, among other things."""
+"""Parts of each recipe's output."""
 
 
 @pytest.mark.skipif(
@@ -29,7 +29,7 @@ OUTPUTS = (
 def test_recipes_work(
     recipe: str, outputs: tuple[str, ...], live: Callable[..., str], tmp_path: Path
 ) -> None:
-    short = tmp_path / "short.md"  # the scripted model's documents are
+    short = tmp_path / "short.md"  # as the scripted model requires
     short.write_text('The "code" is Amber Falcon.\n')
     script = recipe.replace("http://127.0.0.1:8000", live())
     script = script.replace("examples/tiny_example.md", str(short))

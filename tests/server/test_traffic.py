@@ -1,4 +1,4 @@
-"""The reliability bench: its clients and its look at a store find what is wrong, and only that."""
+"""The reliability bench: its clients and its check of the store find faults, and only faults."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def url(live: Callable[..., str], tmp_path: Path) -> str:
 
 
 def subjects() -> list[Subject]:
-    """The scripted model answers with the query, from an adaptation with the document's word."""
+    """Make subjects; the scripted model answers with the query or the document's first word."""
     words = enumerate(("one", "two"))
     return [
         Subject(owner, n, word, {"optimizer": {"steps": 2}}, (word,))

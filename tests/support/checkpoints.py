@@ -13,7 +13,7 @@ from refine_server.ttt.models import bundled
 from refine_server.ttt.models.families import native_family
 
 VOCABULARY: int = json.loads((bundled.tiny() / "config.json").read_text())["vocab_size"]
-"""Of the tiny model, whose tokenizer ``write`` puts beside the weights."""
+"""Vocabulary size of the tiny model, whose tokenizer ``write`` adds to the weights."""
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:

@@ -14,14 +14,14 @@ from refine_server.ttt.interface.requests import Work
 
 
 class Served:
-    """A running engine, its metrics, and one way to give it work."""
+    """A running engine, its metrics, and a way to submit work."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine = engine
         self.metrics = metrics
 
     def submit(self, work: Work, timeout_seconds: float = 60.0) -> "Submitted":
-        """Give work to the engine in a task of its own."""
+        """Submit work to the engine in a task of its own."""
         return Submitted(self.engine, work, timeout_seconds)
 
     def wasted_seconds(self) -> dict[str, float]:
@@ -37,7 +37,7 @@ class Served:
 
 
 class Submitted:
-    """Work that runs in a task: as a request does that a client can leave."""
+    """Work that runs in a task, like a request whose client can disconnect."""
 
     def __init__(self, engine: Engine, work: Work, timeout_seconds: float) -> None:
         self.run: Run | None = None

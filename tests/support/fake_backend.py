@@ -1,4 +1,4 @@
-"""A scripted stand-in for a model, and the values that its programs emit."""
+"""A scripted backend, and the values that its programs emit."""
 
 import threading
 import time
@@ -53,7 +53,7 @@ FINGERPRINT = "as loaded"
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What work on a text does where it differs from the plain answer."""
+    """How work on a text differs from the plain answer."""
 
     step: Callable[[], None] = lambda: None
     """Called in every step; it may wait, or raise."""

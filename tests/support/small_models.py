@@ -1,4 +1,4 @@
-"""Small random models, one of each family, in any dtype; types of the fixtures that make them."""
+"""Small random models, one of each family, in any dtype, and the types of their fixtures."""
 
 import json
 from collections.abc import Callable
@@ -39,11 +39,11 @@ class Golden:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def model(self, dtype: torch.dtype = torch.float32) -> CausalLM:
-        """Our model with the reference's weights."""
+        """Make our model with the reference's weights."""
         return build(self.config, {k: v.to(dtype) for k, v in self.under("weights.").items()})
 
     def errors(self) -> dict[str, float]:
-        """Largest differences of our model's outputs and gradients from the reference's."""
+        """Return the largest differences of our outputs and gradients from the reference's."""
         model, ids = self.model().requires_grad_(), self.tensors["input_ids"]
         output = model(ids)
         loss = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -65,7 +65,7 @@ def make_golden(name: str, dtype: torch.dtype) -> CausalLM:
 
 
 def tiny_transformers(model_type: str, **settings: Any) -> Any:
-    """A small model of transformers with random weights, norms and biases included."""
+    """Make a small model of transformers with random weights, also in norms and biases."""
     shape = {
         "hidden_size": 64,
         "intermediate_size": 96,

@@ -1,4 +1,4 @@
-"""Steps of one request by itself, and how exact their gradient is."""
+"""Steps of a single request, and the error of their gradient."""
 
 import torch
 
@@ -11,11 +11,11 @@ from refine_server.ttt.refine.naive import naive_gradient
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepOutcome
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""The largest ``gradient_error`` that is rounding, by dtype."""
+"""Maximum ``gradient_error`` by dtype."""
 
 
 def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
-    """An adaptation of the document's own fast weights, before its first step."""
+    """Make an adaptation of the document's own fast weights, before its first step."""
     run = prepare(document, document.fast, settings)
     assert isinstance(run, AdaptationRun)
     return run
@@ -33,7 +33,7 @@ def step_alone(run: AdaptationRun, number: int = 1) -> StepOutcome:
 
 
 def gradient_error(inputs: StepInputs) -> float:
-    """The distance of a step's gradient from the naive step's, relative to the length of that."""
+    """Return the relative distance of a step's gradient from the naive step's."""
     before = inputs.generator.get_state()
     loss_of(inputs).total.backward()
     fast = inputs.fast

@@ -6,7 +6,7 @@ from refine_server.ttt.batching import Call, run_batch
 
 
 def test_calls_run_concurrently_in_threads() -> None:
-    """Each waits for the other: one after the other they would wait for ever."""
+    """Each call waits for the other: in sequence they would never end."""
     barrier = threading.Barrier(2, timeout=60)
     calls = [Call(barrier.wait, threads=2) for _ in range(2)]
     assert calls[1].can_batch_with(calls[0])

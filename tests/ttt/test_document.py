@@ -1,4 +1,4 @@
-"""Adapted documents survive being written and read, bit for bit, in every family."""
+"""Adapted documents are bitwise the same after being written and read, in every family."""
 
 import json
 from dataclasses import replace

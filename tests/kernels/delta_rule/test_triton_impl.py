@@ -43,7 +43,7 @@ def test_without_a_state(matches: Callable[..., None]) -> None:
 
 
 def test_equal_keys_stay_finite(matches: Callable[..., None]) -> None:
-    """The worst case of the triangular system: every key is the same and overwrites all."""
+    """Equal keys are the worst case of the triangular system: each overwrites the one before."""
     args = inputs(1, 1, 64, 16, 16, torch.float32)
     args[1] = args[1][:, :, :1].expand(args[1].shape).contiguous()
     args[3] = torch.full_like(args[3], 0.99)

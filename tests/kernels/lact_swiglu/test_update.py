@@ -1,4 +1,4 @@
-"""The update of LaCT's memory in Triton: what a chunk makes of it, and gradients through that."""
+"""The update of LaCT's memory by a chunk in Triton: outputs and gradients."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -21,7 +21,7 @@ def memory(D: int, F: int, rows: int = 2, heads: int = 2) -> list[Tensor]:
 
 
 def inputs(D: int, F: int, momentum: bool, rows: int = 2, heads: int = 2) -> list[Tensor]:
-    """Steps, before and norms, then momentum and how much of it stays."""
+    """Make steps, weights before and norms, then momentum and its decay."""
     steps, before = memory(D, F, rows, heads), memory(D, F, rows, heads)
     norms = [torch.rand(*w.shape[:-1], 1) + 0.5 for w in before]
     kept = [*memory(D, F, rows, heads), torch.rand(rows, heads, 1, 1)] if momentum else []
@@ -29,7 +29,7 @@ def inputs(D: int, F: int, momentum: bool, rows: int = 2, heads: int = 2) -> lis
 
 
 def flat(module: ModuleType, **rule: bool) -> Callable[..., tuple[Tensor, ...]]:
-    """``lact_update`` of tensors in a row, and all that it returns in a row."""
+    """Return ``lact_update`` with flat lists of arguments and results."""
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         steps, before, norms, momentum = (tensors[i : i + 3] for i in range(0, 12, 3))
@@ -56,7 +56,7 @@ def test_long_rows(matches: Callable[..., None]) -> None:
 
 @pytest.mark.parametrize("wanted", [slice(1, 2), slice(3, 6), slice(7, 8)])
 def test_gradients_through_some_of_the_outputs(wanted: slice) -> None:
-    """Of weights, main and momentum, which are 0 … 8."""
+    """Outputs 0 to 8 are weights, main and momentum."""
     given = inputs(12, 20, momentum=True, rows=1)
     results = []
     for module, dtype in ((naive, torch.float64), (form, torch.float32)):
@@ -88,7 +88,7 @@ def test_no_memories() -> None:
 def test_muon_rounds_where_the_definition_does(
     D: int, F: int, momentum: bool, prenorm: bool
 ) -> None:
-    """Sums in another order may round one product otherwise, which moves a few elements more."""
+    """Summing in another order may round a product differently, which moves a few elements."""
     given = inputs(D, F, momentum, rows=1, heads=1)
     expected, actual = (flat(m, prenorm=prenorm, muon=True)(*given) for m in (naive, form))
     for a, b in zip(expected, actual, strict=True):

@@ -1,4 +1,4 @@
-"""Isolation is checked while the server runs, and when it is broken nothing is served any more."""
+"""Isolation is checked while the server runs; when it is violated, the server stops serving."""
 
 import pytest
 from starlette.testclient import TestClient

@@ -1,4 +1,4 @@
-"""Who is let in, under which name, and that no key is ever seen anywhere."""
+"""Who has access, under which name, and that keys never appear in any output."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a key may use, on a clock that the tests move."""
+"""Quotas of API keys, on a simulated clock."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_a_bucket_never_gives_more_than_its_rate(
         elif not math.isinf(wait):
             assert bucket.wait(units, now + wait) == pytest.approx(0.0, abs=1e-6)
     for begin, _ in given_at:
-        # What was saved up, and what is regained meanwhile.
+        # The initial content and what is refilled over time.
         spent = sum(units for at, units in given_at if begin <= at <= begin + 60.0)
         assert spent <= 2 * limit + 1e-6
 
@@ -131,7 +131,7 @@ def test_over_a_quota_is_429_that_names_it(
 
 
 def test_bytes_of_kept_adaptations(make_client: Callable[..., TestClient], tmp_path: Path) -> None:
-    """Each takes a little more than 4,000 bytes."""
+    """Each adaptation takes slightly more than 4,000 bytes."""
     headers = write_keys(tmp_path / "keys.json", adaptation_bytes=10_000)
     client = make_client(api_keys_file=tmp_path / "keys.json")
     client.headers.update(headers)

@@ -1,4 +1,4 @@
-"""Joining, leaving and deleting an adaptation at awkward moments, without HTTP."""
+"""Joining, leaving and deleting an adaptation at critical moments, without HTTP."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ Open = Callable[..., AbstractAsyncContextManager[Adaptations]]
 
 @pytest.fixture
 def registry(fake: FakeBackend) -> Open:
-    """Opens the adaptations of an engine on the scripted backend."""
+    """Return a function that opens the adaptations of an engine on the scripted backend."""
 
     @asynccontextmanager
     async def open(store: str = "none") -> AsyncIterator[Adaptations]:

@@ -1,4 +1,4 @@
-"""Any order of creating, asking, deleting, evicting, expiring and restarting loses nothing."""
+"""No order of creating, asking, deleting, evicting, expiring and restarting loses an adaptation."""
 
 import tempfile
 from contextlib import ExitStack
@@ -24,10 +24,10 @@ TWO_DOCUMENTS = 9000
 
 @pytest.fixture
 def machine(make_app: Any) -> type[RuleBasedStateMachine]:
-    """The machine's class, bound to the scripted model's apps."""
+    """Return the state machine's class, bound to the scripted model's apps."""
 
     class AdaptationLife(RuleBasedStateMachine):
-        """Knows what each adaptation must answer, whatever memory and processes do."""
+        """Knows what each adaptation must answer, whether it is in memory, stored or restarted."""
 
         ids = Bundle("ids")
 
@@ -93,7 +93,7 @@ def machine(make_app: Any) -> type[RuleBasedStateMachine]:
 
         @rule()
         def wait(self) -> None:
-            """Let everything that runs become ready."""
+            """Wait until all running adaptations are ready."""
             for adaptation_id in self.expected:
                 self.client.get(f"/v1/adaptations/{adaptation_id}/events")
 

@@ -1,4 +1,4 @@
-"""Adapt once, ask many: the life of adaptations over HTTP, on the scripted model."""
+"""Adapt once, ask many times: the life cycle of adaptations over HTTP, on the scripted model."""
 
 import asyncio
 import json

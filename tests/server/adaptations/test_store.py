@@ -1,4 +1,4 @@
-"""The store holds whole entries only, whatever happens to it."""
+"""The store has complete entries only, whatever happens to it."""
 
 import hashlib
 import json
@@ -111,7 +111,7 @@ def wrong_shape(folder: str, fs) -> None:
 
 
 def flat_settings(folder: str, fs) -> None:
-    """As versions before 0.2.0 wrote them, whole and signed."""
+    """Write settings as versions before 0.2.0 did, complete and signed."""
     described = json.loads(fs.cat_file(f"{folder}/{MANIFEST}"))["manifest"]
     described["config"] = {"objective": "refine", "prefix": "full", "steps": 3, "chunks": 8}
     text = json.dumps(described, sort_keys=True).encode()
@@ -154,7 +154,7 @@ def test_a_foreign_entry_is_refused(url: str) -> None:
     store.save(manifest(IDS[0], b"x", fingerprint="0" * 64), b"x")
     store.save(manifest(IDS[1], b"x"), b"x")
     store.fs.mv(f"{store.root}/{IDS[1]}", f"{store.root}/{IDS[2]}", recursive=True)
-    assert store.manifests() == []  # another model's, and one that says it is another
+    assert store.manifests() == []  # another model's entry, and one whose id does not match
     assert len(store.fs.ls(f"{store.root}/{QUARANTINE}", detail=False)) == 2
 
 
@@ -164,7 +164,7 @@ def test_an_entry_without_manifest_is_not_there_and_is_deleted_when_old(tmp_path
     folder.mkdir(parents=True)
     (folder / DATA).write_bytes(b"half")
     assert store.manifests() == []
-    assert folder.exists()  # somebody may be writing it now
+    assert folder.exists()  # it may be being written
     long_ago = time.time() - 2 * PARTIAL_SECONDS
     os.utime(folder / DATA, (long_ago, long_ago))
     assert store.manifests() == []

@@ -1,4 +1,4 @@
-"""Requests made from the schema, well-formed and not, against an app on a scripted model."""
+"""Requests generated from the schema, valid and invalid, against an app on a scripted model."""
 
 from collections.abc import Callable
 from typing import Any

@@ -91,7 +91,7 @@ def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
 
 @pytest.mark.parametrize("route", ["document", "tokenize"])
 def test_a_small_request_is_served_beside_oversized_ones(tiny_url: str, route: str) -> None:
-    """Encoding the spaces whole would take some ten seconds, in which nobody else is served."""
+    """Encoding all the spaces would take some ten seconds, in which no other request is served."""
     path, body_of, status, _ = ROUTES[route]
     content = json.dumps(body_of(TEXTS["spaces"])).encode()
     headers = {"content-type": "application/json"}

@@ -15,6 +15,6 @@ def document(tmp_path: Path) -> str:
 
 @pytest.fixture
 def in_process(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
-    """Answers in this process come from the scripted backend."""
+    """Replace the model that answers in this process by the scripted backend."""
     monkeypatch.setattr(event_sources, "open_backend", fake.open)
     return fake

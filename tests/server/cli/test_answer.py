@@ -1,4 +1,4 @@
-"""``refine-server answer`` and ``adapt``, in this process and by a server."""
+"""``refine-server answer`` and ``adapt``, in this process and over HTTP."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every error that a user can act on ends a command with one line and a status of its kind."""
+"""Every error that a user can act on ends a command with one line and the status of its kind."""
 
 import importlib
 import tomllib
@@ -79,7 +79,7 @@ def test_every_package_of_the_bench_extra_is_known() -> None:
 
 
 def _module(requirement: str) -> str:
-    """The module of a requirement; all of ours are named like their package."""
+    """Return the module of a requirement; all of ours have the name of their package."""
     return requirement.partition(">")[0].partition("[")[0].replace("-", "_")
 
 

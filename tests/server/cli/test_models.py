@@ -1,4 +1,4 @@
-"""``refine-server models`` on directories as their authors write them."""
+"""``refine-server models`` on directories as fla and transformers write them."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def models(*arguments: str | Path) -> str:
 
 
 def fla_directory(name: str, target: Path, **changes: int) -> Path:
-    """As fla's own save_pretrained writes it, with the tiny model's tokenizer."""
+    """Write a directory as fla's save_pretrained does, with the tiny model's tokenizer."""
     from safetensors import safe_open
 
     target.mkdir()
@@ -106,7 +106,7 @@ def test_inspect_reads_no_weights(tmp_path: Path) -> None:
 
 
 def test_the_longest_document_fits_the_memory() -> None:
-    """Twice the bytes a token for twice the length, so what is left decides."""
+    """Both bytes per token and length are doubled, so the remaining memory decides."""
     small, large = (measure("tiny", memory_bytes=m * 2**30) for m in (1, 2))
     assert small.longest_document is not None
     assert large.longest_document is not None

@@ -1,4 +1,4 @@
-"""The engine's batches on the real tiny model: nobody's result depends on who else is served."""
+"""The engine's batches on the tiny model: no result depends on the other requests."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -59,7 +59,7 @@ def same(ours: AnswerCompleted, reference: AnswerCompleted) -> None:
 
 
 def alone(tiny: CausalLM, work: AnswerRequest) -> AnswerCompleted:
-    """The answer without an engine."""
+    """Return the answer without an engine."""
     *_, last = perform(tiny, work)
     assert isinstance(last, AnswerCompleted)
     return last
@@ -68,7 +68,7 @@ def alone(tiny: CausalLM, work: AnswerRequest) -> AnswerCompleted:
 async def test_answers_in_batches_are_those_given_alone(
     tiny: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among others of which one is cancelled on its way and one becomes NaN."""
+    """Of the other requests, one is cancelled while it runs and one becomes NaN."""
     update = AdaptStep.update
 
     def break_one(step: AdaptStep, *args: Any) -> Any:

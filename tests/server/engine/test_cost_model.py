@@ -1,4 +1,4 @@
-"""What work is estimated to cost, from what other work cost."""
+"""Cost estimates of requests, learned from the cost of earlier ones."""
 
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
     costs = CostModel()
     work = CompletionRequest(((1,) * 128, (1,) * 72), SamplingConfig(max_tokens=5), n=3)
     costs.observe(work, 200, PromptRead(0, 128, 64.0, ()))
-    costs.observe(work, 200, PromptRead(1, 72, 99.0, ()))  # too short to tell
+    costs.observe(work, 200, PromptRead(1, 72, 99.0, ()))  # too short to measure
     costs.observe(work, 200, PromptRead(0, 128, 99.0, (ScoredToken(b"x"),)))  # more than reading
     timings = Timings(
         prefill_seconds=64.0,

@@ -1,4 +1,4 @@
-"""Texts are tokenised once, beside the model's thread, and nobody waits for another's long text."""
+"""Texts are tokenised once, outside the model's thread, and long texts do not delay short ones."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ ADAPT = {
 
 
 class TokenizerSpy:
-    """Records which thread encodes which text, with whatever tokenizer."""
+    """Records which thread encodes which text, with any tokenizer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokenizer: type) -> None:
         self.calls: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ class TokenizerSpy:
         monkeypatch.setattr(tokenizer, "_encode_plus", recording)
 
     def count(self, mark: str) -> int:
-        """How many calls had a text with ``mark`` in it."""
+        """Count the calls whose text contains ``mark``."""
         return sum(mark in text for _, text in self.calls)
 
 

@@ -1,4 +1,4 @@
-"""Queueing, fairness, cancelling and failing, on the scripted backend."""
+"""Queueing, fairness, cancellation and failures, on the scripted backend."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ Start = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 def request(query: str, document: str = "text", steps: int = 2) -> AnswerRequest:
-    """Work that the backend records as ``query``: so many steps and two tokens."""
+    """Make work of ``steps`` steps and two tokens, which the backend records as ``query``."""
     sampling = SamplingConfig(max_tokens=2)
     return AnswerRequest(
         document, query, AdaptConfig(optimizer=OptimizerConfig(steps=steps)), sampling

@@ -1,4 +1,4 @@
-"""Who is admitted and whose turn it is, without threads or a clock."""
+"""Admission and the choice of the next job, without threads or a clock."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def limits(active: int) -> QueueLimits:
 
 
 def make_job(owner: str = "a", seconds: float = 1.0, priority: int = 0, ask: bool = False) -> Job:
-    """A job that is estimated to take so many seconds."""
+    """Make a job with an estimated duration."""
     ids = [0] * 10
     if ask:
         request = AskRequest(cast(Any, None), "?", owner=owner)
@@ -115,7 +115,7 @@ def test_short_turns_pass_between_long_ones() -> None:
 
 
 class Step(Operation[None]):
-    """An operation that gains from large batches."""
+    """An operation that benefits from large batches."""
 
     name = "step"
     waits_for_peers = True
@@ -136,14 +136,14 @@ class Step(Operation[None]):
 
 
 class Token(Step):
-    """A short operation, for which nothing is to wait."""
+    """A short operation, which does not wait for others."""
 
     name = "token"
     waits_for_peers = False
 
 
 def active_with(*operations: Operation[Any] | None) -> tuple[Scheduler, list[Job]]:
-    """A scheduler in which every operation is what an active job waits for, all served alike."""
+    """Make a scheduler with one active job for each operation, all served equally."""
     scheduler = Scheduler(limits(active=8))
     jobs = [make_job() for _ in operations]
     for job in jobs:
@@ -156,10 +156,10 @@ def active_with(*operations: Operation[Any] | None) -> tuple[Scheduler, list[Job
 
 
 def test_a_step_waits_for_jobs_that_can_join_its_batch() -> None:
-    """Without that the first to have read its document would step alone, and so would the next."""
+    """Otherwise the first job to finish reading would step alone, and then each of the others."""
     reading = Call(lambda: None)
     scheduler, jobs = active_with(Step(), reading, reading)
-    scheduler.charge(jobs[1], 0.1)  # they have had a little more than the one that steps
+    scheduler.charge(jobs[1], 0.1)  # slightly more than the one that steps
     scheduler.charge(jobs[2], 0.2)
     for job in jobs[1:]:
         assert scheduler.next() is job
@@ -183,7 +183,7 @@ def test_a_new_job_starts_before_a_step() -> None:
 
 
 def test_a_token_waits_for_no_other_job() -> None:
-    """It is short, and would wait for the reading of a document."""
+    """It is short, and would have to wait for a document to be read."""
     scheduler, jobs = active_with(Token(), Call(lambda: None), None)
     scheduler.charge(jobs[1], 0.1)
     scheduler.charge(jobs[2], 0.1)

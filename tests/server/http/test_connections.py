@@ -1,4 +1,4 @@
-"""A block of work ends when the client that waits for it leaves."""
+"""A block of work is cancelled when its client disconnects."""
 
 import asyncio
 from contextlib import suppress
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Client:
-    """The receiving side of a request whose body was read: silence, and then the disconnect."""
+    """The receiving side of a request after its body: nothing, and then the disconnect."""
 
     def __init__(self, *, leaves_after: float | None = None) -> None:
         self.leaves_after = leaves_after

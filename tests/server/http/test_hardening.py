@@ -1,4 +1,4 @@
-"""What a hostile client may try: slow, large, deep and odd requests, and names of files."""
+"""Hostile requests: slow, large, deeply nested and malformed ones, and names of files."""
 
 import asyncio
 import os
@@ -213,7 +213,7 @@ def repeated(item: str) -> str:
 def test_a_body_that_is_wrong_in_thousands_of_places_has_a_short_error(
     client: TestClient, path: str, content: str, param: str
 ) -> None:
-    """Each error that is reported takes the event loop time: all of them would take it seconds."""
+    """Reporting every error would block the event loop for seconds."""
     headers = {"content-type": "application/json"}
     response = client.post(path, content=content, headers=headers)
     assert response.status_code == 422
@@ -243,7 +243,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture
 def watched() -> Iterator[list[str]]:
-    """What is done to files whose names hold the mark; Python has no way to take a hook back."""
+    """Record operations on files whose names contain the mark; an audit hook cannot be removed."""
     global watching
     sys.addaudithook(_hook)
     touched.clear()

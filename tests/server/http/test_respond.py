@@ -1,4 +1,4 @@
-"""The responder alone: whole and streamed, failures before and after the first byte, hang-ups."""
+"""The responder: whole and streamed responses, early and late failures, disconnects."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Letters(ResponseEncoder):
-    """Encodes deltas as their text, and the whole as their texts joined."""
+    """Encodes deltas as their text, and the whole response as the joined texts."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -45,7 +45,7 @@ class Letters(ResponseEncoder):
 
 
 class Exchange:
-    """Work whose script says what happens: a text is an event, a number a pause, or an error."""
+    """Scripted work: a text is an event, a number is a pause in seconds, an exception is raised."""
 
     def __init__(self, *script: str | float | Exception, before: float | Exception = 0.0) -> None:
         self.script = script
@@ -74,7 +74,7 @@ class Exchange:
 
 
 class Client:
-    """Sends a request, collects the response, and may leave."""
+    """Sends a request, collects the response, and may disconnect."""
 
     def __init__(self, *, leaves_after: float | None = None) -> None:
         self.leaves_after = leaves_after

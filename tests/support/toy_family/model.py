@@ -29,7 +29,7 @@ PROJECTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class MovingAverageConfig(FlaConfig):
-    """The configuration: one field beside those that every family has."""
+    """The configuration: one field in addition to those of every family."""
 
     gate_activation: str = "silu"
 
@@ -60,7 +60,7 @@ class MovingAverage(FlaCausalLM):
 
     @override
     def context(self, x: Tensor, position: Tensor) -> None:
-        """Make nothing: an average knows no positions."""
+        """Return nothing: an average does not depend on positions."""
 
     @override
     def _mix(

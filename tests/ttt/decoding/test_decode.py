@@ -1,4 +1,4 @@
-"""Decoding: stop strings in pieces, sampling, and states that are not used up."""
+"""Decoding: stop strings in pieces, and sampling."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from refine_server.ttt.interface.config import SamplingConfig
 def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, cuts, stops) -> None:
     expected = text
     ends = [text.find(s) for s in stops if s in text]
-    # A stop is seen as soon as it is complete, so the first to be completed ends the text.
+    # A stop string is found once it is complete, so the first to be completed ends the text.
     edges = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
     whole = StopStrings(stops)
     one_by_one = "".join(whole.feed(c) for c in text if not whole.hit)

@@ -1,4 +1,4 @@
-"""Decoded tokens of several requests in one batch: what each gets does not depend on the others."""
+"""Decode steps of several requests in one batch: each result is independent of the others."""
 
 import pytest
 import torch

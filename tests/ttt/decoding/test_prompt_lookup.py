@@ -1,4 +1,4 @@
-"""Drafts from what stands before: where they come from, and that they change nothing but speed."""
+"""Drafts by prompt lookup: where they come from, and that they change nothing but speed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -34,7 +34,7 @@ GREEDY = SamplingConfig(max_tokens=TOKENS)
 
 
 def searched(tokens: Sequence[int], room: int) -> tuple[int, ...]:
-    """``Lookup.draft`` as it is defined: every length of match from the longest, latest first."""
+    """Compute ``Lookup.draft`` by its definition: the latest of the longest matches."""
     for n in range(min(LONGEST, len(tokens) - 1), 0, -1):
         for place in range(len(tokens) - 1, n - 1, -1):
             if tokens[place - n : place] == tokens[-n:]:
@@ -63,7 +63,7 @@ def test_new_tokens_have_no_draft() -> None:
 class Decode:
     """A model with a prompt read, what greedy decoding writes after it, and decoding with drafts.
 
-    ``plain`` is by definition: everything is read again for every token.
+    ``plain`` is the definition: everything is read again for every token.
     """
 
     def __init__(self, model: CausalLM, prompt: list[int], fast: FastWeights = BASE) -> None:
@@ -81,7 +81,7 @@ class Decode:
 
     @property
     def nearly(self) -> list[int]:
-        """What will be written with every seventh token wrong, and then the prompt."""
+        """The expected tokens with every seventh one wrong, and then the prompt."""
         written = [(t + 1) % 96 if n % 7 == 6 else t for n, t in enumerate(self.plain)]
         return [*written, *self.prompt]
 
@@ -100,7 +100,7 @@ class Decode:
 
 
 class Written:
-    """A decoding done to its end: its tokens, its steps, and what each step gave."""
+    """A finished decoding: its tokens, its steps, and the result of each step."""
 
     def __init__(self) -> None:
         self.tokens: list[DecodedToken] = []
@@ -162,7 +162,7 @@ def test_drafts_change_no_token_and_no_log_probability(make: MakeDecode, dtype, 
 
 @TARGETS
 def test_rejected_draft_tokens_leave_the_state(make: MakeDecode, targets) -> None:
-    """After each number of right tokens the state is that of reading only them, one by one."""
+    """After any number of accepted tokens, the state equals reading only them, one by one."""
     case = make(targets=targets)
     token, *following = case.plain
     for right in range(5):
@@ -247,7 +247,7 @@ def text(case: Decode, ids: Sequence[int]) -> str:
 
 
 def test_only_states_that_can_be_cut_are_drafted_on(model: CausalLM, make_model) -> None:
-    """Recurrent memories and windows forget; nothing brings back what they were."""
+    """Recurrent memories and windows cannot be restored to an earlier token."""
     overlay = type(model).__name__ == "Overlay"
     windows = overlay and any(model.windows)
     assert model.truncates_states is (overlay and not windows)

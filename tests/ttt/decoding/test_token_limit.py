@@ -1,4 +1,4 @@
-"""Oversized texts are refused after little encoding; texts that fit are encoded as ever."""
+"""Oversized texts are refused after little encoding; texts that fit are encoded as usual."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from refine_server.ttt.interface.requests import Limits, Message
 from refine_server.ttt.models import load
 
 BYTES = 3_900_000
-"""The largest text that fits a request's body, with room for the rest."""
+"""Size of the largest text that fits into a request's body with its other fields."""
 
 ENGLISH = "The lighthouse keeper writes the weather into a blue book every evening at eight. "
 OVERSIZED = {
@@ -66,7 +66,7 @@ def byte_level_bpe(merged: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
 
 
 def merges_to(token: str) -> list[tuple[str, str]]:
-    """Give the merges that make a token whose length is a power of two from its halves."""
+    """Return the merges that build a token of power-of-two length from its halves."""
     if len(token) == 1:
         return []
     half = len(token) // 2
@@ -74,7 +74,7 @@ def merges_to(token: str) -> list[tuple[str, str]]:
 
 
 def indented() -> PreTrainedTokenizerFast:
-    """A tokenizer with a token of 128 spaces, as large vocabularies have."""
+    """Make a tokenizer with a token of 128 spaces, as large vocabularies have."""
     (space,) = (character for character, byte in BYTE_ALPHABET.items() if byte == ord(" "))
     return byte_level_bpe(merges_to(space * 128))
 
@@ -139,7 +139,7 @@ def test_a_text_in_pieces_is_encoded_as_the_tokenizer_does(tokenizer: Any) -> No
 
 @pytest.mark.parametrize("seed", range(30))
 def test_no_text_within_the_limit_is_refused(seed: int) -> None:
-    """Whatever the merges: pieces have other tokens than the whole, at most by the allowance."""
+    """For any merges, the pieces' tokens differ from the whole text's by at most the allowance."""
     rng = random.Random(seed)
     tokens, merges = ["a", "b", "c"], []
     for _ in range(rng.randrange(2, 14)):

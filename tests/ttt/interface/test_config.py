@@ -1,4 +1,4 @@
-"""Settings of an adaptation: groups with bounds of their own, and changes of some fields."""
+"""Settings of an adaptation: bounds of each field, and changes of some fields."""
 
 import pytest
 

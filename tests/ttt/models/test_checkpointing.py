@@ -1,4 +1,4 @@
-"""Reading in segments gives the gradient of one reading, and keeps less for it."""
+"""Reading in segments gives the gradient of a single reading, with less memory."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CONFIG = AdaptConfig(
 def loss_and_gradient(
     model: CausalLM, ids: Tensor, fast: FastWeights
 ) -> tuple[Tensor, list[Tensor]]:
-    """Of one whole step, branches included."""
+    """Compute loss and gradient of a whole step, branches included."""
     rows = Rows(model, ids, fast, positions=CONFIG.rollouts.positions)
     [step] = step_losses([StepInputs.of(rows, fast, CONFIG)])
     loss = step.total
@@ -44,7 +44,7 @@ def test_gradient_of_segments_is_that_of_the_whole(
     perturbed: Perturbed,
     length: int,
 ) -> None:
-    """Of one kernel chunk each: states are handed on, and branches lie in all of them."""
+    """Segments are one kernel chunk long; states are passed on, and every segment has branches."""
     model, ids = families[family](dtype), tokens(1, length)
     fast = perturbed(model)
     loss, whole = loss_and_gradient(model, ids, fast)
@@ -89,7 +89,7 @@ def test_a_budget_bounds_what_the_graph_keeps(
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             hidden, _ = run_checkpointed(model, frozen.hidden, states, start, fast, first)
-        found.pop(frozen.hidden.untyped_storage().data_ptr(), None)  # is there anyway
+        found.pop(frozen.hidden.untyped_storage().data_ptr(), None)  # exists in any case
         kept[budget] = sum(found.values())
         assert hidden.requires_grad
     assert kept[1] < kept[None] / 4

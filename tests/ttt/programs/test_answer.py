@@ -1,4 +1,4 @@
-"""From document to answer on the shipped tiny model: events, isolation, falling back."""
+"""From document to answer on the bundled tiny model: events, isolation, fallback to the base."""
 
 import hashlib
 import itertools
@@ -145,7 +145,7 @@ def taking_turns(model: CausalLM, *requests: AnswerRequest) -> list[AnswerComple
 
 
 def signature(result: AnswerCompleted) -> tuple:
-    """All of a result that must not depend on what else the model did."""
+    """Return the parts of a result that must not depend on other requests."""
     steps = [(s.loss, s.grpo_loss, s.reward_mean, s.grad_norm) for s in result.adaptation.steps]
     return (result.answer, steps, result.adaptation.final_ntp_loss)
 

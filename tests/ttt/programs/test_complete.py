@@ -1,4 +1,4 @@
-"""Completions: log-probabilities as a direct forward has them, choices in order, states in use."""
+"""Completions: log-probabilities equal a direct forward's, and choices come in order."""
 
 from collections.abc import Callable
 from dataclasses import replace

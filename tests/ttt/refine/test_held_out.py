@@ -1,4 +1,4 @@
-"""The guard evaluates weights on tokens that they were not adapted on, and keeps the best."""
+"""The guard evaluates weights on held-out tokens and keeps the best."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -150,7 +150,7 @@ def test_an_evaluation_equals_reading_the_document_and_its_cues_again(
 
 
 def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: Tokens) -> None:
-    """Documents with 3, 2 and 3 spans: rows and tokens of the others are filled up."""
+    """Documents have 3, 2 and 3 spans, so that rows and tokens are padded."""
 
     def three() -> list[tuple[AdaptationRun, HeldOutEvaluator]]:
         pairs = []
@@ -187,7 +187,7 @@ def test_one_step_is_evaluated_once(model: CausalLM, tokens: Tokens) -> None:
 
 
 def test_a_lower_loss_alone_is_not_better(model: CausalLM, tokens: Tokens) -> None:
-    """Of those that repeat no less than the base weights, the one of the lowest loss is kept."""
+    """Of the weights whose reward is at least the base's, those of the lowest loss are kept."""
     fast = model.new_fast_weights("low_rank", 8, 0)
     evaluator = evaluator_of(Rows(model, tokens(1, 200), fast), fast)
     results = [(2.0, 0.5), (1.0, 0.4), (1.5, 0.5), (1.4, 0.9), (1.6, 1.0)]
@@ -212,7 +212,7 @@ def test_no_more_than_eight_evaluations_are_due(
     assert len(due) <= held_out.MAX_EVALUATIONS
 
 
-# -- what becomes of an adaptation ---------------------------------------------------------------
+# -- the result of an adaptation -----------------------------------------------------------------
 
 
 def test_what_can_be_learned_is_accepted(model: CausalLM, tokens: Tokens) -> None:
@@ -263,7 +263,7 @@ def test_steps_end_three_evaluations_after_the_best(model: CausalLM, tokens: Tok
 def test_what_cannot_be_learned_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens, on: OnDocument | OnSpans
 ) -> None:
-    """Tokens without any order, and steps too large for even their mean to be learned."""
+    """The tokens are random, and the steps are too large to learn even their distribution."""
     ids = tokens(1, 300)
     adapted, _ = adapted_to(
         model, ids, config(optimizer={"steps": 10, "learning_rate": 0.5}, on=on)

@@ -1,4 +1,4 @@
-"""An adaptation lowers what it reads, ends as its report says, and changes nothing but the copy."""
+"""An adaptation lowers the loss that it reads, reports its end, and changes only the copy."""
 
 import pytest
 import torch
@@ -156,7 +156,7 @@ def test_a_non_finite_gradient_falls_back_to_the_base(model: CausalLM, tokens: T
 
 
 def test_weights_that_end_up_non_finite_are_not_used(model: CausalLM, tokens: Tokens) -> None:
-    """After the last step there is no loss that would tell."""
+    """After the last step no further loss is computed that could reveal it."""
     ids, settings = (
         tokens(1, 90),
         config(optimizer={"steps": 1}, fast_weights={"targets": "fast_weights"}),

@@ -1,4 +1,4 @@
-"""A step's loss: its gradient is that of reading every prefix again, whatever the step is like."""
+"""A step's loss: in every setting, its gradient equals that of the naive step."""
 
 from collections.abc import Callable
 
@@ -49,10 +49,10 @@ def test_gradient_is_exact_in_every_family(
     tokens: Tokens,
     perturbed: Perturbed,
 ) -> None:
-    """Whatever weights a request owns a copy of.
+    """The gradient is exact for all kinds of fast weights.
 
-    Hot rollouts differ: where a group's rewards are nearly equal, an advantage is their rounding
-    divided by their spread.
+    A high temperature makes rollouts differ: when rewards are nearly equal, an advantage is their
+    rounding divided by their spread.
     """
     model, settings = (
         make_model(dtype),
@@ -218,7 +218,7 @@ def test_gradient_is_exact_at_edges_with_a_reference_rollout(
 def test_the_naive_step_takes_given_rollouts(
     families: Families, tokens: Tokens, perturbed: Perturbed
 ) -> None:
-    """They come from another seed, and the gradient is that of the step that drew them."""
+    """They come from another seed; the gradient equals that of the step that drew them."""
     model = families["delta_net"](torch.float64)
     fast = perturbed(model)
     rows = Rows(model, tokens(1, 131), fast, positions=4)

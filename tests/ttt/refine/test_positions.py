@@ -1,4 +1,4 @@
-"""Positions are selected as the paper's formula says, one in each chunk."""
+"""Positions are selected by the paper's formula, one in each chunk."""
 
 import torch
 from hypothesis import given, settings

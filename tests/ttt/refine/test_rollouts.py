@@ -1,4 +1,4 @@
-"""Rollouts and their groups; a reference rollout teaches where no sampled one is right."""
+"""Rollouts and their groups, with and without a reference rollout."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_a_reference_rollout_is_the_last_of_its_group() -> None:
 def test_a_reference_rollout_teaches_where_no_sampled_one_is_right(
     model: CausalLM, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Groups that earn nothing have no gradient; with a reference its tokens become likelier."""
+    """Groups without reward have no gradient; a reference makes the document's tokens likelier."""
     starts = torch.tensor([[20, 40, 60, 80]])
     predicted = (starts[0, :, None] + torch.arange(3)).flatten() - 1
 

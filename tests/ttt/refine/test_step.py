@@ -1,4 +1,4 @@
-"""Steps of several requests in one batch: what each gets does not depend on the others."""
+"""Steps of several requests in one batch: each result is independent of the others."""
 
 import threading
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def config(**changes: object) -> AdaptConfig:
 
 
 def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[AdaptationRun]:
-    """Documents of 101, 90 and 83 tokens, each with its own seed, rate, limit, reward and owner."""
+    """Make runs on 101, 90 and 83 tokens; seeds, rates, limits, rewards and owners differ."""
     own: list[dict[str, object]] = [
         {"rollouts": {"reward": "hybrid"}, "optimizer": {"learning_rate": 0.02}, "seed": 1},
         {
@@ -60,7 +60,7 @@ def three_runs(model: CausalLM, tokens: Tokens, **changes: object) -> list[Adapt
             settings.fast_weights.targets, settings.fast_weights.rank, settings.seed
         )
         generator = torch.Generator().manual_seed(r)
-        # Away from zero, where AdamW turns rounding into whole steps.
+        # Not zero, where AdamW would turn rounding errors into whole steps.
         noise = {
             n: 0.05 * torch.randn(t.shape, generator=generator) for n, t in fresh.tensors.items()
         }
@@ -145,7 +145,7 @@ def test_a_step_without_finite_values_is_rejected_by_itself(
 def test_a_failing_request_does_not_affect_the_others(
     families: Families, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The batch is taken apart, and the others draw the same numbers again."""
+    """The batch is run again one by one, and the others draw the same random numbers."""
     model = families["delta_net"](torch.float64)
     alone, together = three_runs(model, tokens), three_runs(model, tokens)
 
@@ -183,7 +183,7 @@ def test_a_failing_update_does_not_affect_the_others(
 def test_parts_of_a_batch_run_in_threads_of_their_own(
     families: Families, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """Results keep their order, and in a thread for itself each is bit for bit what it is alone."""
+    """Results keep their order; a step in a thread of its own is bitwise the same as alone."""
     model = families["delta_net"](torch.float32)
     monkeypatch.setattr(model, "threads", threads)
     alone, together = three_runs(model, tokens), three_runs(model, tokens)
@@ -225,7 +225,7 @@ def two_runs_of_which_one_is_out_of_patience(
 def test_a_request_out_of_patience_leaves_a_batch_unchanged(
     families: Families, family: str, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradients of the others are theirs alone, and its own weights are not written."""
+    """The others' gradients are unaffected, and its own weights are not changed."""
     model = families[family](torch.float64)
     alone, together = (
         two_runs_of_which_one_is_out_of_patience(model, tokens, monkeypatch) for _ in range(2)

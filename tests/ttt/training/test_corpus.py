@@ -1,4 +1,4 @@
-"""The generated texts: the same for the same seed, and answerable only from the document."""
+"""Generated texts depend only on the seed, and questions need the document."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Mid-training: the server's loop steps the model's own weights, and a killed run goes on."""
+"""Mid-training: REFINE's loss steps the model's own weights, and a killed run can be resumed."""
 
 import json
 import random

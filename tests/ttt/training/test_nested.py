@@ -1,4 +1,4 @@
-"""Nested post-training: the batched inner loop is the server's, and the outer step learns."""
+"""Nested post-training: the inner loop equals the server's, and the outer step learns."""
 
 import json
 import random
@@ -210,7 +210,7 @@ def test_training_json_records_what_was_measured():
         (recorded, nested.MANY_FACTS),
         (recorded["started_from"], nested.Recipe()),
     ):
-        # Settings that there were not yet had what is now their default.
+        # Settings that did not exist yet had what is now their default.
         adapt = AdaptConfig.model_validate(stage["recipe"]["adapt"]).model_dump()
         assert stage["recipe"] | {"adapt": adapt} == json.loads(json.dumps(run.recorded(recipe)))
     again = evaluate.exact_match(load("tiny-nested"), 250, 8, documents=5)

@@ -1,4 +1,4 @@
-"""The recipe, and the model that it made."""
+"""The recipe of tiny, and the bundled model that it made."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The rotary embedding: rotations of pairs of channels, the same with a graph and without."""
+"""The rotary embedding rotates pairs of channels, with and without a graph."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from refine_server.ttt.models.layers.attention import rotary_tables, rotate
 def test_pairs_of_channels_are_turned_by_their_angles(
     dtype: torch.dtype, tolerance: float, size: int
 ) -> None:
-    """Channels beyond the tables, 8 - size of them, stay as they are."""
+    """The last 8 - size channels, beyond the tables, are unchanged."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 5, 8, generator=generator, dtype=dtype)
     position = torch.tensor([0, 37])

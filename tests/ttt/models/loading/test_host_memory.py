@@ -1,4 +1,4 @@
-"""Memory that is free, as files of a made-up machine tell it, and weights that do not fit."""
+"""Free memory according to the files of a simulated machine, and weights that do not fit."""
 
 import os
 from pathlib import Path

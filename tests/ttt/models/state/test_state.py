@@ -1,4 +1,4 @@
-"""What a state can do by itself: be repeated, stacked and split, give up its last tokens."""
+"""Operations of a state: repeat, stack, split and truncate."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -33,7 +33,7 @@ def assert_equal(one: State, other: State) -> None:
 
 
 def states(model: CausalLM, tokens: Tokens) -> list[State]:
-    """After 40, 7 and 40 tokens."""
+    """Make states after 40, 7 and 40 tokens."""
     return [model(tokens(1, length, seed=s)).state for s, length in enumerate((40, 7, 40))]
 
 

@@ -1,4 +1,4 @@
-"""The spans that a query asks about are found by its words, and cut to whole sentences."""
+"""Query spans are found by the query's words and cut to whole sentences."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rows: where rollouts start in them, and what an answer out of spans reads like."""
+"""Rows: where rollouts start in them, and how spans become an answer."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_spans_become_the_answer_to_a_query(
 def test_rows_of_a_batch_are_read_as_alone(
     model: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
-    """Headers and lengths differ: each request has the statistics and the end of its own rows."""
+    """Headers and lengths differ; each request gets the statistics and the end of its own rows."""
     copies = [perturbed(model, seed=seed) for seed in range(3)]
     alone = [
         Rows(model, tokens(1, length, seed=length), fast, context_tokens=context)

@@ -1,4 +1,4 @@
-"""Spans are windows around the highest scores; a query's are taken in the order of their use."""
+"""Spans are windows around the highest scores; an answer's spans keep the document's order."""
 
 import itertools
 

@@ -41,7 +41,7 @@ def make(load_golden: LoadGolden) -> Make:
 
 
 def general(model: CausalLM, ids: Tensor, state: State | None, fast: FastWeights) -> Output:
-    """With gradients enabled a model reads through its general layers."""
+    """Run the general layers, which a model uses when gradients are enabled."""
     with torch.enable_grad():
         return model(ids, state, fast)
 
@@ -145,7 +145,7 @@ def test_packing_changes_no_weight(load_golden: LoadGolden) -> None:
 
 
 def test_changed_weights_are_read(make: Make, tokens: Tokens) -> None:
-    """In place, as an optimiser changes them, or cast: the fast path reads no copies."""
+    """The fast path has no stale copies when weights are changed in place or cast."""
     model = make("delta_net", torch.float32)
     state = general(model, tokens(1, 20), None, BASE).state
     with torch.no_grad():

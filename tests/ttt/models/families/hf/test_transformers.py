@@ -1,4 +1,4 @@
-"""Models of transformers: our forward equals theirs, and what it would not equal is refused."""
+"""Models of transformers: our forward equals theirs; settings where it would not are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The sliding-window mode of the overlay: exact, and of constant size however long the document."""
+"""The sliding-window mode of the overlay: exact, with a state of constant size."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def windowed(
 def test_it_is_what_transformers_calls_a_sliding_window(
     make_transformers: MakeTransformers, tokens: Tokens
 ) -> None:
-    """A Llama that is limited equals a Mistral that was made with that window."""
+    """A Llama limited to a window equals a Mistral with that window."""
     llama = make_transformers("llama")
     mistral = make_transformers("mistral", sliding_window=WINDOW, head_dim=16)
     mistral.load_state_dict(llama.state_dict())

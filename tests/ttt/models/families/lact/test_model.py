@@ -1,4 +1,4 @@
-"""LaCT: chunks are written once and late, whatever the pieces in which a sequence comes."""
+"""LaCT: each chunk is written once, after it is complete, whatever pieces a sequence comes in."""
 
 from dataclasses import fields
 from typing import Any
@@ -61,9 +61,10 @@ def test_variants_can_be_resumed_at_any_token(
 def test_rows_at_different_positions_in_a_chunk_continue_together(
     lact: CausalLM, tokens: Tokens, perturbed: Perturbed
 ) -> None:
-    """Branches of one document, some of which cross the edge of a chunk and some of which do not.
+    """Some branches of a document cross a chunk boundary and some do not.
 
-    The last goes on for three chunks, so rows cross up to four edges, each at its own token.
+    The last one continues for three chunks, so rows cross up to four boundaries at different
+    tokens.
     """
     ids, fast = tokens(1, 80), perturbed(lact)
     trunk = lact.trunk(lact.freeze(ids, fast), fast)
@@ -102,7 +103,7 @@ def test_branches_share_the_document(lact: CausalLM, tokens: Tokens) -> None:
 
 
 def test_a_state_keeps_no_more_than_it_needs(lact: CausalLM, tokens: Tokens) -> None:
-    """No view of the whole document's keys and values stays behind in a state."""
+    """A state holds no view of the whole document's keys and values."""
     state = lact(tokens(1, 500)).state
     for _ in range(2 * CHUNK):
         state = lact(tokens(1, 1), state).state
@@ -114,7 +115,7 @@ def test_a_state_keeps_no_more_than_it_needs(lact: CausalLM, tokens: Tokens) -> 
 
 
 def test_muon_equals_the_reference(load_golden: LoadGolden) -> None:
-    """Although Newton–Schulz in bf16 amplifies a rounding error some hundred times.
+    """Outputs are equal although Newton–Schulz in bf16 amplifies rounding errors a hundredfold.
 
     On a CPU whose fp32 products round as those of the reference's machine, that is: the tokens
     before the first update tell. Not so its gradients, which are sums of bf16 terms: the authors'
