@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("server", "ttt", "kernels", "clients", "benchmarks")
+FOLDERS = ("server", "ttt", "kernels", "clients", "benchmarks")
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "ttt": {"ttt", "kernels"},
@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
-SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 LIBRARY = Path("ttt", "library")
 """The folder that imports as ``refine_server`` itself."""
 IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
@@ -43,12 +43,12 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=IDS)
 def test_folders_import_only_downwards(path: Path) -> None:
     parts = path.relative_to(ROOT).parts
-    room = "server/cli" if parts[:2] == ("server", "cli") else parts[0]
+    folder = "server/cli" if parts[:2] == ("server", "cli") else parts[0]
     names = imports(path)
-    rooms = {n.split(".")[1] for n in names if n.startswith("refine_server.")} - {"model"}
-    assert rooms <= MAY_IMPORT[room]
+    folders = {n.split(".")[1] for n in names if n.startswith("refine_server.")} - {"model"}
+    assert folders <= MAY_IMPORT[folder]
     others = {n.split(".")[0] for n in names} - {"refine_server"} - set(sys.stdlib_module_names)
-    if room == "kernels":
+    if folder == "kernels":
         assert others <= THIRD_PARTY_OF_KERNELS
     if path.is_relative_to(ROOT / "ttt" / "models"):
         allowed = ("refine_server.ttt.models", "refine_server.ttt.fast_weights")

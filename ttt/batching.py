@@ -1,7 +1,7 @@
 """Heavy work as operations that a request's program awaits, so that many requests can share it.
 
 A program is an ``async def`` that awaits operations and nothing else: no event loop runs it.
-Awaiting an operation suspends the program, and whoever drives the program runs the operation and
+Awaiting an operation suspends the program, and the driver of the program runs the operation and
 resumes the program with the result, or raises the failure at that place. Between two operations a
 program does next to nothing, so the driver decides at every operation whose work comes next and
 which operations of different requests run as one batch.

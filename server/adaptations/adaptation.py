@@ -25,7 +25,7 @@ ID_PATTERN = re.compile(ID_PREFIX + "[0-9a-f]{32}")
 
 
 def new_id() -> str:
-    """Return an id that nobody can guess."""
+    """Return an id that cannot be guessed."""
     return ID_PREFIX + secrets.token_hex(16)
 
 
@@ -128,7 +128,7 @@ class Adaptation:
 
     @property
     def is_expired(self) -> bool:
-        """Whether its time to live is over and nobody uses it."""
+        """Whether its time to live is over and it is not in use."""
         return self.expires is not None and not self.users and time.monotonic() >= self.expires
 
     def admit(self, run: Run) -> None:
@@ -141,7 +141,7 @@ class Adaptation:
         """Give ``error`` to those who wait for the admission; do nothing after it."""
         if not self.admitted.done():
             self.admitted.set_exception(error)
-            self.admitted.exception()  # marks it as retrieved, as it may be that nobody waits
+            self.admitted.exception()  # marks it as retrieved, as there may be no waiting task
 
     def add_step(self, step: StepReport) -> None:
         """Record a step and wake up those who follow."""

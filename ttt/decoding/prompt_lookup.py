@@ -31,8 +31,8 @@ class Lookup:
             self._after.setdefault(self._tokens[-1], []).append(len(self._tokens))
         self._tokens.append(token)
 
-    def draft(self, room: int) -> tuple[int, ...]:
-        """Up to ``room`` tokens that may come next: after the latest of the longest matches."""
+    def draft(self, limit: int) -> tuple[int, ...]:
+        """Up to ``limit`` tokens that may come next: after the latest of the longest matches."""
         longest, start = 0, 0
         for place in reversed(self._after.get(self._tokens[-1], ())):
             matched = self._matched(place)
@@ -40,7 +40,7 @@ class Lookup:
                 longest, start = matched, place
             if longest == LONGEST:
                 break
-        return tuple(self._tokens[start : start + min(longest, room)])
+        return tuple(self._tokens[start : start + min(longest, limit)])
 
     def _matched(self, place: int) -> int:
         """How many tokens before ``place`` are the last ones, too; ``LONGEST`` at most."""

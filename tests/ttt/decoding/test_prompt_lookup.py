@@ -33,21 +33,21 @@ GREEDY = SamplingConfig(max_tokens=TOKENS)
 # -- where drafts come from -------------------------------------------------------------------
 
 
-def searched(tokens: Sequence[int], room: int) -> tuple[int, ...]:
+def searched(tokens: Sequence[int], limit: int) -> tuple[int, ...]:
     """Compute ``Lookup.draft`` by its definition: the latest of the longest matches."""
     for n in range(min(LONGEST, len(tokens) - 1), 0, -1):
         for place in range(len(tokens) - 1, n - 1, -1):
             if tokens[place - n : place] == tokens[-n:]:
-                return tuple(tokens[place : place + min(n, room)])
+                return tuple(tokens[place : place + min(n, limit)])
     return ()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 8))
-def test_a_draft_follows_the_latest_of_the_longest_matches(tokens: list[int], room: int) -> None:
+def test_a_draft_follows_the_latest_of_the_longest_matches(tokens: list[int], limit: int) -> None:
     begun = Lookup(tokens[: len(tokens) // 2])
     for token in tokens[len(tokens) // 2 :]:
         begun.append(token)
-    assert begun.draft(room) == Lookup(tokens).draft(room) == searched(tokens, room)
+    assert begun.draft(limit) == Lookup(tokens).draft(limit) == searched(tokens, limit)
 
 
 def test_new_tokens_have_no_draft() -> None:
@@ -196,9 +196,9 @@ def test_drafts_are_used_only_when_a_request_decodes_alone(make: MakeDecode, per
     other = FastWeights(perturbed(case.model).tensors)
     token, *following = case.plain
     drafted = DecodeStep(case.model, token, case.after.state, BASE, tuple(following[:3]))
-    company = DecodeStep(case.model, 5, case.after.state, other, (1, 2))
-    together = run_batch([drafted, company])
-    for step, after in zip((drafted, company), together, strict=True):
+    other_step = DecodeStep(case.model, 5, case.after.state, other, (1, 2))
+    together = run_batch([drafted, other_step])
+    for step, after in zip((drafted, other_step), together, strict=True):
         [alone] = run_batch([DecodeStep(case.model, step.token, step.state, step.fast)])
         torch.testing.assert_close(after.logits, alone.logits, atol=1e-9, rtol=0)
         assert after.state.position.tolist() == alone.state.position.tolist() == [22]

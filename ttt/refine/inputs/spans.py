@@ -43,9 +43,9 @@ def choose_spans(
     on, tokens = config.on, document.num_targets
     if on.kind == "document" or on.kind == "evidence":
         return []
-    room = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
+    budget = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
     length = min(on.tokens, tokens)
-    count = min(config.rollouts.positions, max(1, room // length))
+    count = min(config.rollouts.positions, max(1, budget // length))
     if on.kind == "query_spans":
         if query is None:
             raise ValueError("adapt.on: query_spans needs a query")
