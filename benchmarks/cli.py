@@ -102,12 +102,14 @@ def ask(
         int, typer.Option(min=64, help="Length of the long document in tokens.")
     ] = 16384,
     document_tokens: Annotated[
-        int, typer.Option(min=64, help="Length in tokens of the document that is asked many times.")
+        int, typer.Option(min=64, help="Length in tokens of the document for many queries.")
     ] = 512,
     queries: Annotated[
         int, typer.Option(min=1, help="Number of queries about that document.")
     ] = 10,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens that each query decodes.")] = 16,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Number of tokens decoded for each query.")
+    ] = 16,
     repeats: Repeats = 9,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -156,9 +158,10 @@ def prefill(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the prefill of a prompt against transformers, and the delta rule against its reference.
+    """Time the prefill of a prompt against transformers, and the delta rule against two references.
 
-    The delta rule is the chunked form; its reference forms process one token after the other.
+    The delta rule runs in chunks. Its references are the recurrence, token by token, and chunks
+    whose triangular systems are solved row by row.
     """
     from refine_server.benchmarks.generate import PrefillBench, delta_rule_prefill
 
@@ -202,13 +205,13 @@ def costs(
         typer.Option(help="n: rollouts for each of c = 8 positions, separated by commas."),
     ] = "1,2,4,8,16,32",
     rollouts_tokens: Annotated[
-        int, typer.Option(min=64, help="T where the number of rollouts varies.")
+        int, typer.Option(min=64, help="T when the number of rollouts varies.")
     ] = 2048,
     batches: Annotated[
         str, typer.Option(help="Batch sizes in requests, separated by commas.")
     ] = "1,2,4,8",
     batch_tokens: Annotated[
-        int, typer.Option(min=64, help="T of each request where the batch size varies.")
+        int, typer.Option(min=64, help="T of each request when the batch size varies.")
     ] = 384,
     repeats: Repeats = 3,
     out: Annotated[Path, typer.Option(help="PNG file to write the plot to.")] = Path("costs.png"),
@@ -217,8 +220,8 @@ def costs(
 ) -> None:
     """Measure how the cost of a step, a batch and a decoded token grows, in seconds; draw a plot.
 
-    A step by document length and by number of rollouts, a batch by its size, a token by document
-    length.
+    Times a step for several document lengths and numbers of rollouts, a batch for several sizes,
+    and a decoded token for several document lengths.
     """
     from refine_server.benchmarks.costs import CostBench, draw
 
@@ -247,8 +250,8 @@ def examples(
 def kernels(threads: Threads = None, as_json: AsJson = False) -> None:
     """Check and time the Triton kernels (needs Triton, but no GPU).
 
-    Errors against the definitions, registers and shared memory for sm_90, and CPU times of the
-    torch forms against the definitions.
+    Reports errors against the definitions, registers and shared memory for sm_90, and CPU times of
+    the torch forms against the definitions.
     """
     from importlib.util import find_spec
 

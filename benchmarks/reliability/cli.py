@@ -24,7 +24,7 @@ def reliability(
     seed: Annotated[int, typer.Option(help="Random seed for the traffic.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Test a server under load and faults; the exit status is 1 if a promise is broken.
+    """Test a server under load and faults; the exit status is 1 if a check fails.
 
     A soak test with mixed traffic, then kills, a full disk, a lost store and clock jumps. Counts
     wrong answers, lost or stuck requests, leaks and 5xx responses, and measures memory growth.

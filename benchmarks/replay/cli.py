@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option(help="Folder to write predictions and the report to.")]
 Objectives = Annotated[
-    str, typer.Option(help="Objectives to compare, some of none, ntp and refine, with commas.")
+    str, typer.Option(help="Objectives to compare (none, ntp, refine), separated by commas.")
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")]
 Resume = Annotated[
@@ -54,7 +54,7 @@ def longbench(
     max_length: Annotated[
         int,
         typer.Option(
-            min=32, help="Maximum prompt length in tokens; a longer prompt loses its middle."
+            min=32, help="Maximum prompt length in tokens; the middle of a longer one is cut out."
         ),
     ] = 16_000,
     tokenizer: TokenizerName = None,

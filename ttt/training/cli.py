@@ -144,7 +144,9 @@ def mid(
 
 @app.command()
 def compare(
-    model: Model = "tiny",
+    model: Annotated[
+        str, typer.Option(help="Model to evaluate: a name, a directory or a hub id (owner/name).")
+    ] = "tiny",
     tokens: Annotated[
         int, typer.Option(min=32, help="Approximate document length in tokens.")
     ] = 220,
