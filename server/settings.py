@@ -30,7 +30,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """Options of one server process. A flag overrides the environment variable beside it."""
+    """Options of one server process. A flag overrides its environment variable (env)."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,

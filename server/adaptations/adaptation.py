@@ -49,7 +49,7 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
 
 
 class Status(StrEnum):
-    """Where an adaptation is in its life; the last three are final."""
+    """State of an adaptation; the last three are final."""
 
     QUEUED = "queued"
     ADAPTING = "adapting"

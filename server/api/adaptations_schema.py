@@ -25,7 +25,7 @@ class AdaptationBody(StrictModel):
         None,
         gt=0,
         le=MAX_TTL_SECONDS,
-        description="How long it is kept after its last use. Default: the server's.",
+        description="Seconds to keep it after its last use. Default: the server's setting.",
     )
     model: str | None = Field(None, description="Fail with 404 unless this model is served.")
     priority: Priority = 0
@@ -78,14 +78,14 @@ class AdaptationResource(BaseModel):
     steps: list[StepReport]
     accepted_step: int | None = Field(description="0: answers come from the base weights.")
     guard: str | None = Field(description="Why the steps are not used; null when they are.")
-    stopped: str | None = Field(description="Why fewer steps than asked were made.")
+    stopped: str | None = Field(description="Why fewer steps than requested were made.")
     first_ntp_loss: Measured | None
     final_ntp_loss: Measured | None
     held_out: list[EvalResult] = Field(description="Held-out evaluations, the base weights first.")
-    bytes: int = Field(description="Memory that it takes when it is in memory.")
+    bytes: int = Field(description="Size in memory, in bytes, when it is loaded.")
     in_memory: bool
-    stored: bool = Field(description="Whether it outlives the server's process.")
-    error: ErrorDetail | None = Field(description="Why it failed.")
+    stored: bool = Field(description="Whether it survives a restart of the server.")
+    error: ErrorDetail | None = Field(description="The error, if it failed.")
 
     @classmethod
     def of(cls, adaptation: Adaptation, model: str) -> "AdaptationResource":
@@ -122,7 +122,7 @@ class AdaptationList(BaseModel):
 
 
 class AdaptationDeleted(BaseModel):
-    """Confirms a deletion; a running adaptation was cancelled."""
+    """Confirms a deletion. A running adaptation has been cancelled."""
 
     id: str
     object: Literal["adaptation.deleted"] = "adaptation.deleted"

@@ -39,21 +39,21 @@ class AnswerBody(StrictModel):
 
     document: Text | None = Field(None, description="The text to adapt to.")
     adaptation: str | None = Field(
-        None, description="Instead of a document: the id of one that was adapted to before."
+        None, description="Id of an adaptation to answer from, instead of a document."
     )
-    query: Text = Field(description="The question to answer from it.")
+    query: Text = Field(description="The question to answer from the document.")
     adapt: AdaptConfig = AdaptConfig()
     max_tokens: Annotated[AnswerTokens, Field(ge=1)] | None = Field(
         None,
-        description=f"Longest answer. Default: {DEFAULTS.max_tokens}, or the server's limit if "
-        "that is lower.",
+        description=f"Maximum length of the answer in tokens. Default: {DEFAULTS.max_tokens}, or "
+        "the server's limit if that is lower.",
     )
     temperature: Temperature = DEFAULTS.temperature
     top_p: TopP = DEFAULTS.top_p
-    stop: StopStrings = Field(default=[], description="The answer ends before any of these.")
+    stop: StopStrings = Field(default=[], description="Strings before which the answer ends.")
     seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Random seed of sampling.")
     stream: bool = Field(False, description="Answer with server-sent events.")
-    compare_base: bool = Field(False, description="Answer from the base weights as well.")
+    compare_base: bool = Field(False, description="Also answer from the base weights.")
     model: str | None = Field(None, description="Fail with 404 unless this model is served.")
     priority: Priority = 0
     timeout_seconds: Timeout = None
@@ -135,10 +135,10 @@ class AnswerAdaptation(AdaptationReport):
 
 
 class AnswerTimings(Timings):
-    """Wall-clock seconds of an answer; other requests take turns meanwhile."""
+    """Wall-clock seconds of an answer; they include turns of other requests."""
 
     queue_seconds: float
-    """Until the request's first turn."""
+    """Time in the queue, until the request's first turn."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ router = APIRouter(tags=["operations"])
 
 
 class Health(BaseModel):
-    """The check passed."""
+    """Result of a check that passed."""
 
     status: Literal["live", "ready", "intact"]
 
 
 class Version(BaseModel):
-    """Which software answers."""
+    """Name and version of the server's software."""
 
     name: Literal["refine-server"] = "refine-server"
     version: str

@@ -16,7 +16,7 @@ ModelId = Annotated[str, Path(max_length=512, description="The model's id, as it
 
 
 class Model(BaseModel):
-    """A model that can be asked, in OpenAI's form with a few fields more."""
+    """A model that can be used, in OpenAI's format with a few more fields."""
 
     id: str
     object: Literal["model"] = "model"
@@ -30,11 +30,11 @@ class Model(BaseModel):
         "template (chat), or as plain text (plain)."
     )
     max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
-    parent: str | None = Field(None, description="Of an adaptation: the model it is made from.")
+    parent: str | None = Field(None, description="For an adaptation: the model that was adapted.")
 
 
 class ModelList(BaseModel):
-    """The models that can be asked."""
+    """The models that can be used."""
 
     object: Literal["list"] = "list"
     data: list[Model]

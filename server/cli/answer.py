@@ -112,7 +112,7 @@ def adapt(
         bool, typer.Option("--json", help="Print the whole adaptation as one JSON object.")
     ] = False,
 ) -> None:
-    """Have a server adapt to a document, and print the id of the adaptation.
+    """Adapt to a document on a server, and print the id of the adaptation.
 
     The server keeps the adaptation. Ask it questions with `refine-server answer --adaptation ID`.
     """

@@ -45,7 +45,7 @@ RETRY_SECONDS = 5
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    message: str = Field(description="For people: what is wrong and what to change.")
+    message: str = Field(description="Human-readable text: what is wrong and what to change.")
     type: str = Field(description="Kind of error; it depends on the status alone.")
     param: str | None = Field(
         None, description="Dotted path of the request's field that is at fault, if there is one."

@@ -166,15 +166,15 @@ class AdaptConfig(_Settings):
     """Settings of one adaptation (arXiv 2602.16704, section 3; c, n, k and tau as in the paper).
 
     The defaults of rollouts and loss are the paper's test-time setting; targets, rank, steps and
-    learning rate were chosen by trying them on the bundled model (benchmarks/README.md). On
+    learning rate were chosen by experiments with the bundled model (benchmarks/README.md). On
     held-out questions they were not shown to answer better than the unadapted model, nor, with the
-    guard, worse. What improves answers on it (needles in context from 57 to 91 of 100, 24
-    documents) needs the query and is no default: `on` query spans, learned as the query's answer
-    (benchmarks/results/adaptation.md).
+    guard, worse. `on` query spans, learned as the query's answer, improves answers (needles in
+    context from 57 to 91 of 100, 24 documents; benchmarks/results/adaptation.md); it needs the
+    query, so it is not the default.
     """
 
     objective: Objective = "refine"
-    """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss alone; `none`: do not
+    """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss only; `none`: do not
     adapt, answer from the base weights."""
     on: Annotated[OnDocument | OnSpans | OnQuerySpans | OnEvidence, Field(discriminator="kind")] = (
         OnDocument()

@@ -35,7 +35,7 @@ class StepReport(Report):
     step: int
     """Number of the step, from 1 on."""
     loss: Measured
-    """The whole loss."""
+    """The weighted sum of the loss's terms."""
     ntp_loss: Measured
     """Next-token loss, in nats per token."""
     grpo_loss: Measured
@@ -59,14 +59,14 @@ class StepReport(Report):
 
 
 class EvalResult(Report):
-    """How the weights after a step (0: the base weights) did on the document's held-out spans."""
+    """Evaluation of the weights after a step on the document's held-out spans."""
 
     step: int
-    """The step that made the weights."""
+    """The step after which the weights were evaluated; 0: the base weights."""
     loss: Measured
-    """Next-token loss of the spans in their place, in nats per token."""
+    """Next-token loss of the spans at their place in the document, in nats per token."""
     reward: float
-    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly behind a cue
+    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly after a cue
     that follows the document."""
 
 
@@ -82,13 +82,13 @@ class AdaptationReport(Report):
     guard: str | None
     """Why the steps are not used, or why none could be made; null when nothing went wrong."""
     stopped: str | None
-    """Why fewer steps than asked were made; null when all were."""
+    """Why fewer steps than requested were made; null when all were made."""
     first_ntp_loss: Measured | None
     """Next-token loss before the first step, on what the next-token loss reads."""
     final_ntp_loss: Measured | None
-    """The same under the weights that the answer uses."""
+    """Next-token loss under the weights that the answer uses, on the same tokens."""
     fast_weight_bytes: int
-    """Size of the fast weights that the answer uses."""
+    """Size in bytes of the fast weights that the answer uses."""
     held_out: tuple[EvalResult, ...] = ()
     """Held-out evaluations, the base weights first; empty without a guard."""
 
@@ -105,14 +105,14 @@ class Usage(Report):
     query_tokens: int
     completion_tokens: int
     rollout_tokens: int
-    """Of all steps together."""
+    """Tokens of the rollouts of all steps."""
 
 
 class Timings(Report):
-    """Wall-clock seconds of each phase of one answer; other requests take turns meanwhile."""
+    """Wall-clock seconds of each phase of one answer; they include turns of other requests."""
 
     prefill_seconds: float
     adapt_seconds: float
     decode_seconds: float
     time_to_first_token_seconds: float
-    """From the end of queueing on."""
+    """Time from leaving the queue to the first token."""

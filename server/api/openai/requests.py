@@ -70,18 +70,19 @@ Unsupported = Annotated[
     WithJsonSchema(
         {
             "type": "null",
-            "description": "Not supported; only the value that changes nothing is accepted.",
+            "description": "Not supported; only the neutral value is accepted.",
         }
     ),
 ]
 
 
 class StreamOptions(StrictModel):
-    """What a stream tells beside the tokens."""
+    """What a stream contains in addition to the tokens."""
 
-    include_usage: bool | None = Field(None, description="A last chunk with the token counts.")
+    include_usage: bool | None = Field(None, description="Send the token counts in a last chunk.")
     continuous_usage_stats: bool | None = Field(
-        None, description="With include_usage: the token counts so far in every chunk (as vLLM)."
+        None,
+        description="With include_usage: send the token counts so far in every chunk (as vLLM).",
     )
     include_obfuscation: Ignored = None
 
@@ -90,7 +91,10 @@ class TttOptions(StrictModel):
     """This server's extension: adapt to a document first."""
 
     document: Text | None = Field(
-        None, description="The text to adapt to; what follows is asked about it."
+        None, description="The text to adapt to; the request's prompts or messages follow it."
+    )
+    adapt: DocumentAdaptConfig | None = Field(
+        None, description="Settings of the adaptation, as in /v1/adaptations."
     )
     adapt: DocumentAdaptConfig = Field(
         DocumentAdaptConfig(), description="How, as in /v1/adaptations."
@@ -115,15 +119,20 @@ class GenerationBody(StrictModel):
     ttt: TttOptions | None = None
     max_tokens: AnswerTokens | None = None
     temperature: Temperature | None = Field(
-        None, description="Default 1, as OpenAI's; 0 decodes greedily."
+        None, description="Default: 1, as at OpenAI; 0 decodes greedily."
     )
     top_p: TopP | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Choices for each prompt.")
-    seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Of the first choice; the next has one more."
+    n: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="Number of choices for each prompt."
     )
-    stop: StopStrings | None = Field(None, description="A choice ends before any of these.")
-    ignore_eos: bool = Field(False, description="Go on after the end-of-text token (as vLLM).")
+    seed: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Random seed of the first choice; each further choice adds 1.",
+    )
+    stop: StopStrings | None = Field(None, description="Strings before which a choice ends.")
+    ignore_eos: bool = Field(False, description="Continue after the end-of-text token (as vLLM).")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Unsupported = None
@@ -145,7 +154,7 @@ class GenerationBody(StrictModel):
 
     @property
     def choices(self) -> int:
-        """Choices for each prompt."""
+        """Number of choices for each prompt."""
         return self.n or 1
 
     def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
@@ -200,9 +209,12 @@ class CompletionBody(GenerationBody):
     model_config = ConfigDict(title="CompletionRequest")
 
     prompt: Prompts
-    echo: bool | None = Field(None, description="Give the prompt back before its continuation.")
+    echo: bool | None = Field(None, description="Return the prompt before its continuation.")
     logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities, and so many likeliest tokens."
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Return log-probabilities, with this many of the likeliest tokens.",
     )
     best_of: Unsupported = None
     suffix: Unsupported = None
@@ -229,7 +241,7 @@ def _supported_parts(value: object) -> object:
 
 
 class ChatMessage(StrictModel):
-    """A turn of a conversation; what assistants' turns hold beside text must be empty."""
+    """A turn of a conversation. Fields of an assistant's turn other than its text must be empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -295,7 +307,7 @@ class ChatBody(GenerationBody):
 
 
 class TokenizeBody(StrictModel):
-    """A text or a conversation to cut into tokens (as vLLM)."""
+    """A text or a conversation to tokenise (as vLLM)."""
 
     model: str | None = None
     prompt: str | None = None

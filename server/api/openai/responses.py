@@ -1,4 +1,4 @@
-"""What the OpenAI-compatible routes answer."""
+"""Responses of the OpenAI-compatible routes."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class CompletionUsage(BaseModel):
-    """Token counts; what an adaptation read is not among them."""
+    """Token counts, without those of an adaptation."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -14,7 +14,10 @@ class CompletionUsage(BaseModel):
 
 
 class TttReport(BaseModel):
-    """This server's extension: which adaptation answered. ``adapted`` is false when it failed."""
+    """This server's extension: the adaptation that answered.
+
+    ``adapted`` is false if the answer comes from the base weights.
+    """
 
     adaptation: str
     adapted: bool
@@ -31,7 +34,7 @@ class _Response(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Of every token: text, log-probability, the likeliest in its place, where it starts."""
+    """Text, log-probability, likeliest alternatives and text offset of every token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -40,7 +43,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One continuation."""
+    """One continuation of a prompt."""
 
     index: int
     text: str
@@ -49,14 +52,14 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(_Response):
-    """All continuations."""
+    """The continuations of all prompts."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
 
 
 class TopLogprob(BaseModel):
-    """A token that could have been: ``bytes`` are its UTF-8, which may be cut."""
+    """A candidate token. ``bytes`` are its UTF-8 bytes, possibly part of a character."""
 
     token: str
     logprob: float
@@ -64,20 +67,20 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that was decoded, and the likeliest in its place."""
+    """A decoded token, and the likeliest candidates at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Of every token of the content."""
+    """Log-probabilities of every token of the content."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class AssistantMessage(BaseModel):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
