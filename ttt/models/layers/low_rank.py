@@ -11,7 +11,7 @@ from refine_server.ttt.fast_weights import FastWeights
 def new_low_rank_deltas(
     widths: Mapping[str, tuple[int, int]], rank: int, seed: int, like: Tensor
 ) -> dict[str, Tensor]:
-    """Make one request's low-rank deltas, which change nothing yet.
+    """Make one request's LoRA, which changes nothing yet.
 
     Args:
         widths: by name, how many channels a delta reads and how many it is added to.

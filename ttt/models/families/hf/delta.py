@@ -125,7 +125,7 @@ def _kimi_linear(attn: Any, h: Tensor, fast: FastWeights, name: str) -> Inputs:
 
 
 def query_delta(attn: Any) -> tuple[str, tuple[int, int]]:
-    """Find what makes the queries of a layer: its name and widths, as of a low-rank delta.
+    """Find what makes the queries of a layer: its name and widths, as LoRA needs them.
 
     Where one projection makes queries, keys and values, the delta is one of its own, ``query``.
     """
