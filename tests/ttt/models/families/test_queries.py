@@ -23,7 +23,7 @@ JOINT_PROJECTIONS = ("qkv", "in_proj_qkv", "in_proj_qkvz")
 
 
 def weights_of(model: CausalLM, fast: FastWeights) -> FastWeights:
-    """Whole projections W + B A instead of their low-rank deltas, in the graph of these."""
+    """Whole projections W + B A instead of their LoRA, in the graph of A and B."""
     tensors = {}
     for name in (n.removesuffix(".lora_a") for n in fast if n.endswith(".lora_a")):
         delta = (fast[f"{name}.lora_a"][0] @ fast[f"{name}.lora_b"][0]).T  # [out, in]
@@ -55,7 +55,7 @@ def written(layer: LayerState, query_width: int) -> list[Tensor]:
 def test_there_is_one_delta_a_layer(model: CausalLM) -> None:
     """So the size depends on the model and the rank alone."""
     fast = model.new_fast_weights("queries", 4, 0)
-    assert fast.is_delta
+    assert fast.is_lora
     layers = [int(name.split(".")[2]) for name in fast]  # model.layers.<i>.
     assert layers == sorted([*range(model.num_layers)] * 2)
     assert {t.shape[2 if n.endswith("a") else 1] for n, t in fast.tensors.items()} == {4}
