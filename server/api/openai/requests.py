@@ -93,11 +93,8 @@ class TttOptions(StrictModel):
     document: Text | None = Field(
         None, description="The text to adapt to; the request's prompts or messages follow it."
     )
-    adapt: DocumentAdaptConfig | None = Field(
-        None, description="Settings of the adaptation, as in /v1/adaptations."
-    )
     adapt: DocumentAdaptConfig = Field(
-        DocumentAdaptConfig(), description="How, as in /v1/adaptations."
+        DocumentAdaptConfig(), description="Settings of the adaptation, as in /v1/adaptations."
     )
 
     @field_validator("adapt")

@@ -188,8 +188,8 @@ def test_invalid_conversations_are_refused(
     chat: bool, after_document: bool, messages: list[Message], message: str
 ) -> None:
     template = PromptTemplate(make_tokenizer(chat))
-    limits = Limits(10, 5) if "at most" in told else Limits()
-    with pytest.raises(RequestError, match=told) as error:
+    limits = Limits(10, 5) if "at most" in message else Limits()
+    with pytest.raises(RequestError, match=message) as error:
         encode_messages(template, messages, after_document, limits)
     assert error.value.param == "messages"
 

@@ -46,7 +46,7 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """Projections of one input in one matrix, and the requests' low-rank deltas of them."""
+    """Projections of one input in one matrix, and the requests' LoRAs of them."""
 
     weight: Tensor
     """[in, sum of out]."""
@@ -68,7 +68,7 @@ class PackedLinear:
     def __call__(self, x: Tensor, fast: FastWeights, onto: Tensor | None = None) -> Tensor:
         """Project x [n, in] to [n, sum of out], with the requests' LoRA, added to ``onto``."""
         y = torch.mm(x, self.weight) if onto is None else torch.addmm(onto, x, self.weight)
-        lora = fast.joint_delta(self.names, self.sizes)
+        lora = fast.joint_lora(self.names, self.sizes)
         if lora is not None:
             a, b = lora
             R = a.shape[0]

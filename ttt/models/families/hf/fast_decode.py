@@ -112,7 +112,11 @@ def _tail_mask(T: int, S: int, groups: int, dtype: torch.dtype, device: torch.de
 
 
 def fast_layer(
-    layer: Any, name: str, norm: HFRMSNorm | None, mlp_norm: HFRMSNorm | None, packed: PackedProjections
+    layer: Any,
+    name: str,
+    norm: HFRMSNorm | None,
+    mlp_norm: HFRMSNorm | None,
+    packed: PackedProjections,
 ) -> FastLayer | None:
     """Take over a decoder layer with full attention; None if it computes anything else.
 

@@ -173,7 +173,7 @@ class Overlay(HFCausalLM):
             and tokens <= MAX_FAST_TOKENS  # a token and a draft
             and states[0] is not None  # which continues from a state
             and not torch.is_grad_enabled()  # nothing is differentiated
-            and fast.is_delta  # under LoRA alone
+            and fast.is_lora  # under LoRA alone
             and (fast.is_base or not dispatch.definitions_only())  # whose products are not the op's
         )
 
