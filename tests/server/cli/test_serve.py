@@ -24,8 +24,8 @@ def test_bad_options_are_refused_with_status_2() -> None:
 
 @pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x", "simplecache::foo://x"])
 def test_a_store_of_an_unknown_file_system_is_refused(url: str) -> None:
-    told = "--store (REFINE_STORE): the store cannot use foo://"
-    run_failing(2, told, "serve", "--port", "0", "--store", url)
+    message = "--store (REFINE_STORE): the store cannot use foo://"
+    run_failing(2, message, "serve", "--port", "0", "--store", url)
 
 
 def test_a_store_whose_file_system_is_not_installed_is_refused(

@@ -46,7 +46,7 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """Projections of one input in one matrix, and the requests' low-rank deltas of them."""
+    """Projections of one input in one matrix, and the requests' LoRAs of them."""
 
     weight: Tensor
     """[in, sum of out]."""

@@ -41,7 +41,7 @@ class Figures:
     family: str
     model_type: str
     has_chat_template: bool
-    """Whether the server writes prompts by the tokenizer's chat template, unless told otherwise."""
+    """Whether the server writes prompts by the tokenizer's chat template, unless --chat is set."""
     dtype: str
     """Of the base weights."""
     parameters: int

@@ -23,7 +23,7 @@ JOINT_PROJECTIONS = ("qkv", "in_proj_qkv", "in_proj_qkvz")
 
 
 def weights_of(model: CausalLM, fast: FastWeights) -> FastWeights:
-    """Whole projections W + B A instead of their low-rank deltas, in the graph of these."""
+    """Whole projections W + B A instead of their LoRA, in the graph of A and B."""
     tensors = {}
     for name in (n.removesuffix(".lora_a") for n in fast if n.endswith(".lora_a")):
         delta = (fast[f"{name}.lora_a"][0] @ fast[f"{name}.lora_b"][0]).T  # [out, in]

@@ -2,7 +2,7 @@
 
 At one token a layer's products take half a millisecond, and every small operation around them some
 microseconds. ``HFCausalLM.block`` computes the same for any layer and any input; this is for what
-``Overlay._can_decode_fast`` accepts: requests own low-rank deltas at most. One ``FastLayer``
+``Overlay._can_decode_fast`` accepts: requests own LoRA at most. One ``FastLayer``
 computes, from packed weights, every projection with its deltas if it has any:
 
     q, k, v = rms_norm(x) W_qkv                # one product
@@ -62,7 +62,7 @@ class FastLayer:
     ) -> tuple[Tensor, KVState]:
         """Run the layer over x [1, T, D], T <= ``MAX_FAST_TOKENS``, from a state of one row.
 
-        fast: of one request, low-rank deltas alone. cos, sin: [1, 1, T, d], as ``rotate`` takes
+        fast: of one request, LoRA alone. cos, sin: [1, 1, T, d], as ``rotate`` takes
         them. Returns x and the state after it.
         """
         (_, T, _), H, d = x.shape, self.kv_heads, self.head_dim
