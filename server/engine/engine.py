@@ -34,7 +34,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from functools import partial
 from typing import TypeVar
 
 from refine_server.server.engine.backend import Backend
@@ -43,12 +42,13 @@ from refine_server.server.engine.encoder import Encoder, count_characters
 from refine_server.server.engine.job import Job, reuses_adaptation
 from refine_server.server.engine.job_queue import JobQueue
 from refine_server.server.engine.observer import EngineObserver
-from refine_server.server.engine.run import Inbox, Run
+from refine_server.server.engine.run import Run
 from refine_server.server.engine.scheduler import QueueLimits
 from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
 from refine_server.server.settings import Settings
 from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Work
 
 T = TypeVar("T")
@@ -110,18 +110,24 @@ class Engine:
             ApiError: the server is not ready, the queue is full, or the quota or the time is used
                 up.
         """
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        inbox = Inbox()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+
+        def deliver(item: Event | Exception) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, item)
+
         try:
             async with asyncio.timeout_at(deadline):
-                job = await self._encode(work, inbox, request_id=request_id, priority=priority)
+                job = await self._encode(work, deliver, request_id=request_id, priority=priority)
         except TimeoutError:
             raise errors.timed_out(timeout_seconds) from None
-        self._queue.submit(job, partial(self._charged, job))
+        charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
+        self._queue.submit(job, charge)
         try:
             yield Run(
                 job,
-                inbox,
+                events,
                 self._queue.cancel,
                 deadline=deadline,
                 timeout_seconds=timeout_seconds,
@@ -144,7 +150,14 @@ class Engine:
 
         return await self._encoder.run(run, characters=characters)
 
-    async def _encode(self, work: Work, inbox: Inbox, *, request_id: str, priority: int) -> Job:
+    async def _encode(
+        self,
+        work: Work,
+        deliver: Callable[[Event | Exception], None],
+        *,
+        request_id: str,
+        priority: int,
+    ) -> Job:
         backend = self.ready()
         self._queue.require_place(reuses_adaptation=reuses_adaptation(work))
         submitted = time.monotonic()
@@ -154,14 +167,11 @@ class Engine:
         return Job(
             work=encoded,
             request_id=request_id,
-            deliver=inbox.put,
+            deliver=deliver,
             priority=priority,
             estimate=self._costs.estimate(work, encoded.tokens),
             submitted=submitted,
         )
-
-    def _charged(self, job: Job) -> AbstractContextManager[None]:
-        return nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
 
     # -- health -------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -43,7 +42,8 @@ class JobQueue:
         self._verifications: list[Verification] = []
         self._refusal: ApiError | None = None
         self._is_stopping = False
-        self._changed = threading.Condition()  # guards everything above, and the jobs' progress
+        # Guards everything above, and the jobs' progress. A thread that holds it may take it again.
+        self._changed = threading.Condition(threading.RLock())
 
     # -- for any thread -----------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ class JobQueue:
         with self._changed:
             self._scheduler.require_place(reuses_adaptation=reuses_adaptation)
 
-    def submit(self, job: Job, charge: Callable[[], AbstractContextManager[None]]) -> None:
+    def submit(self, job: Job, charge: AbstractContextManager[None]) -> None:
         """Put a job into the queue, inside the context that charges its owner for it.
 
         Raises:
@@ -89,7 +89,7 @@ class JobQueue:
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal
-            with charge():
+            with charge:
                 self._scheduler.add(job)
             self._changed.notify()
 
@@ -130,7 +130,8 @@ class JobQueue:
     def take_verifications(self) -> list[Verification]:
         """Return the verifications that nobody has answered; the caller answers them."""
         with self._changed:
-            return self._take_verifications()
+            requested, self._verifications = self._verifications, []
+        return [v for v in requested if v.set_running_or_notify_cancel()]
 
     # -- for the worker -----------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class JobQueue:
             jobs = [] if head is None else self._scheduler.batch(head, self._max_batch_size)
             awaited = [self._scheduler.active[job].operation for job in jobs]
             return Turn(
-                verifications=self._take_verifications(),
+                verifications=self.take_verifications(),
                 jobs=jobs,
                 operations=[operation for operation in awaited if operation is not None],
             )
@@ -170,7 +171,3 @@ class JobQueue:
             self._scheduler.charge(job, seconds)
             job.status, job.reason = status, reason
             return self._scheduler.end(job)
-
-    def _take_verifications(self) -> list[Verification]:
-        requested, self._verifications = self._verifications, []
-        return [v for v in requested if v.set_running_or_notify_cancel()]

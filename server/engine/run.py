@@ -10,22 +10,6 @@ from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.events import AdaptationStep, Event, Last
 
 
-class Inbox:
-    """Carries events, and what ended a job early, from any thread to the event loop."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Event | Exception] = asyncio.Queue()
-
-    def put(self, item: Event | Exception) -> None:
-        """Add an item, from any thread; raise RuntimeError if the event loop is closed."""
-        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-
-    async def get(self) -> Event | Exception:
-        """Wait for the next item."""
-        return await self._items.get()
-
-
 class Run:
     """Submitted work: an asynchronous iterator of its events, the last of which is a ``Last``.
 
@@ -35,13 +19,13 @@ class Run:
     def __init__(
         self,
         job: Job,
-        inbox: Inbox,
+        events: asyncio.Queue[Event | Exception],
         cancel: Callable[[Job, str], None],
         *,
         deadline: float,
         timeout_seconds: float,
     ) -> None:
-        self._job, self._inbox, self._cancel = job, inbox, cancel
+        self._job, self._events, self._cancel = job, events, cancel
         self._deadline = deadline  # in the event loop's time
         self._timeout_seconds = timeout_seconds
         self._has_adapted = False
@@ -64,7 +48,7 @@ class Run:
 
     def cancel(self, reason: str, error: ApiError) -> None:
         """Stop the work before its next step; the iterator raises ``error``."""
-        self._inbox.put(error)
+        self._job.deliver(error)  # after the events that are on their way
         self._cancel(self._job, reason)
 
     def __aiter__(self) -> Self:
@@ -75,7 +59,7 @@ class Run:
             raise StopAsyncIteration
         try:
             async with asyncio.timeout_at(self._deadline):
-                item = await self._inbox.get()
+                item = await self._events.get()
         except TimeoutError:
             self._cancel(self._job, "timeout")
             item = errors.timed_out(self._timeout_seconds)

@@ -79,6 +79,7 @@ class Decoder:
         self._model, self._fast, self._sampling, self._top = model, fast, sampling, top
         self._state = prediction.state
         self._logits = deque(prediction.logits.split(1))  # each [1, V]
+        self._stop_ids = frozenset() if sampling.ignore_eos else model.stop_ids
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stops = StopStrings(sampling.stop)
         self._spelling = _spelling(model.tokenizer, context)
@@ -97,7 +98,7 @@ class Decoder:
         self.tokens += 1
         if self._lookup is not None:
             self._lookup.append(token)
-        is_end = token in self._model.stop_ids and not self._sampling.ignore_eos
+        is_end = token in self._stop_ids
         text = self._spell(token, is_end)
         self.text += text
         if self._top is None:

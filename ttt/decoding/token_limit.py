@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
@@ -21,13 +22,21 @@ class TokenLimit:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        vocabulary = tokenizer.get_vocab()
+        self._tokenizer = tokenizer
+
+    # The vocabulary is read when the first long text needs it: for most texts nothing is to be
+    # known of it, and copying a large one takes longer than encoding a question.
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Length of the longest token in characters."""
         # Byte-level tokens are spelled with one character a byte, so no token has more characters.
-        self.longest_token = max(map(len, vocabulary), default=1)
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._keeps_bytes = backend is not None and _keeps_bytes(backend, vocabulary)
-        # So many characters have at least twice as many tokens as a cut is allowed for.
-        self._shortest_piece = 2 * self.longest_token**2
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
+
+    @cached_property
+    def _keeps_bytes(self) -> bool:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return backend is not None and _keeps_bytes(backend, self._tokenizer.get_vocab())
 
     def is_exceeded(
         self, texts: Sequence[str], limit: int, count_tokens: Callable[[str], int]
@@ -40,9 +49,12 @@ class TokenLimit:
             count_tokens: encodes a piece of a text and returns the number of its tokens.
         """
         characters = sum(map(len, texts))
+        if characters <= limit:
+            return False
         if self._keeps_bytes and characters > limit * self.longest_token:
             return True
-        length = max(limit, self._shortest_piece)
+        # So many characters have at least twice as many tokens as a cut is allowed for.
+        length = max(limit, 2 * self.longest_token**2)
         if characters <= length:
             return False
         tokens = 0

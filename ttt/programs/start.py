@@ -1,6 +1,7 @@
 """Start the program of any request: as a coroutine for the engine, or here and now."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.decoding.prompt import PromptTemplate
@@ -55,8 +56,4 @@ def perform(
     """
     template = template or PromptTemplate(model.tokenizer)
     encoded = encode(work, template, limits or Limits(), model.embedding.num_embeddings)
-
-    def program(emit: Emit) -> Program[None]:
-        return start(model, encoded, emit, should_stop)
-
-    yield from stream(program)
+    yield from stream(partial(start, model, encoded, should_stop=should_stop))

@@ -42,15 +42,20 @@ FITTING = [
 
 
 class CountingTokenizer:
-    """A tokenizer that records how many characters it encoded."""
+    """A tokenizer that records how many characters it encoded and how often it was listed."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.characters = 0
+        self.vocabularies = 0
 
     def __call__(self, text: str | list[str], **options: bool) -> Any:
         self.characters += len(text) if isinstance(text, str) else sum(map(len, text))
         return self._tokenizer(text, **options)
+
+    def get_vocab(self) -> Any:
+        self.vocabularies += 1
+        return self._tokenizer.get_vocab()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -113,6 +118,17 @@ def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
     longest = template._token_limit.longest_token
     per_token = {"spaces": longest, "English": 4}.get(kind, 1)
     assert counting.characters <= 2 * max(limits.prompt_tokens, 2 * longest**2) * per_token
+
+
+def test_a_text_of_fewer_characters_than_the_limit_does_not_copy_the_vocabulary(
+    tokenizer: Any,
+) -> None:
+    counting = CountingTokenizer(tokenizer)
+    token_limit = TokenLimit(counting)
+    assert not token_limit.is_exceeded(["Who keeps ", "the light?"], 20, len)
+    assert counting.vocabularies == 0
+    assert not token_limit.is_exceeded(["Who keeps ", "the light?"], 19, len)
+    assert counting.vocabularies > 0
 
 
 @pytest.mark.parametrize("text", FITTING)
