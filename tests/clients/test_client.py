@@ -21,7 +21,8 @@ from refine_server.clients.types import (
 )
 
 STEP = dict.fromkeys(
-    ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl"], 0.5
+    ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl", "attention"],
+    0.5,
 ) | {"step": 1, "grad_norm": None, "seconds": 0.25, "rollout_tokens": 4}
 ADAPTATION = {
     "id": "adapt-1",
