@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from refine_server.benchmarks.adaptation.cli import adaptation
+from refine_server.benchmarks.adaptation.cli import adaptation as regimes
+from refine_server.benchmarks.answers.cli import adaptation
 from refine_server.benchmarks.console import (
     Adapt,
     AnswerTokens,
@@ -40,6 +41,7 @@ app.command("load")(load)
 app.command("overhead")(overhead)
 app.command("reliability")(reliability)
 app.command("adaptation")(adaptation)
+app.command("regimes")(regimes)
 
 
 @app.command()

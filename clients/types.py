@@ -90,6 +90,23 @@ class Timings(_WireObject):
     time_to_first_token_seconds: float
 
 
+class Citation(_WireObject):
+    """A part of the document that an answer was aimed at, in characters of the document."""
+
+    start: int
+    end: int
+    text: str
+    score: float | None
+
+
+class Quote(_WireObject):
+    """Words of an answer in the document, in characters of the document."""
+
+    start: int
+    end: int
+    text: str
+
+
 class Answer(Event):
     """An answer with its adaptation and its cost; the last event of its stream."""
 
@@ -100,6 +117,8 @@ class Answer(Event):
     base_answer: str | None
     finish_reason: str
     adapted: bool
+    citations: list[Citation]
+    quotes: list[Quote]
     adaptation: AdaptationReport
     usage: Usage
     timings: Timings
@@ -299,11 +318,29 @@ class DocumentAdaptOptions(_AdaptOptions, total=False):
     on: OnDocumentOptions | OnSpansOptions
 
 
+class ChosenEvidenceOptions(TypedDict, total=False):
+    """Evidence that is chosen among the chunks of a document."""
+
+    by: Required[Literal["bm25", "attention", "utility"]]
+    query: str | None
+    count: int
+    tokens: int
+
+
+class EvidenceSpansOptions(TypedDict):
+    """Parts of the document that the client names, in characters."""
+
+    by: Literal["spans"]
+    spans: list[tuple[int, int]]
+
+
 class AnswerOptions(TypedDict, total=False):
     """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
 
     document: str | None
     adaptation: str | None
+    context: Literal["document", "passages", "document+passages"] | None
+    evidence: ChosenEvidenceOptions | EvidenceSpansOptions | None
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float

@@ -22,7 +22,8 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     Event,
 )
-from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
+from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Timings, Usage
 from refine_server.ttt.interface.requests import LOCAL, AnswerRequest, AskRequest
 from refine_server.ttt.interface.strict import StrictModel
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.document import AdaptedDocument
 
 DEFAULTS = SamplingConfig()
+CONTEXT: ContextStrategy = "document"
+"""What is read where a request does not say it."""
 
 
 class AnswerBody(StrictModel):
@@ -42,6 +45,17 @@ class AnswerBody(StrictModel):
         None, description="Id of an adaptation to answer from, instead of a document."
     )
     query: Text = Field(description="The question to answer from the document.")
+    context: ContextStrategy | None = Field(
+        None,
+        description="What the model reads before the query: the `document`, its `passages` (the "
+        "evidence instead of the document), or `document+passages` (the evidence again between "
+        f"document and query). Default: {CONTEXT}.",
+    )
+    evidence: Evidence | None = Field(
+        None,
+        description="How evidence for the query is found in the document. Default: by words "
+        "(`bm25`), where the context or the adaptation needs evidence.",
+    )
     adapt: AdaptConfig = AdaptConfig()
     max_tokens: Annotated[AnswerTokens, Field(ge=1)] | None = Field(
         None,
@@ -68,7 +82,14 @@ class AnswerBody(StrictModel):
             message = "document: required, unless adaptation has the id of an adaptation"
             raise RequestError(message, "document", "invalid_value")
         return AnswerRequest(
-            self.document, self.query, self.adapt, sampling, self.compare_base, owner
+            document=self.document,
+            query=self.query,
+            adapt=self.adapt,
+            sampling=sampling,
+            compare_base=self.compare_base,
+            owner=owner,
+            context=self.context or CONTEXT,
+            evidence=self.evidence,
         )
 
     def to_question(
@@ -79,7 +100,7 @@ class AnswerBody(StrictModel):
         Raises:
             RequestError: a field is there that needs a document of the request's own.
         """
-        for name in ("document", "adapt", "compare_base"):
+        for name in ("document", "context", "evidence", "adapt", "compare_base"):
             if name in self.model_fields_set and getattr(self, name) is not None:
                 message = f"{name}: cannot be combined with an adaptation"
                 raise RequestError(message, name, "invalid_value")
@@ -107,6 +128,17 @@ EXAMPLES: dict[str, Any] = {
             "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
             "query": "Who is the harbour master?",
             "adapt": {"optimizer": {"steps": 4}},
+        },
+    },
+    "passages": {
+        "summary": "Answer from the passages with most words of the query, without adapting",
+        "description": "`citations` of the response are the passages.",
+        "value": {
+            "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
+            "query": "Who is the harbour master?",
+            "context": "passages",
+            "evidence": {"by": "bm25", "count": 1, "tokens": 16},
+            "adapt": {"objective": "none"},
         },
     },
     "query_spans": {
@@ -161,6 +193,13 @@ class AnswerResponse(BaseModel):
     base_answer: str | None = Field(description="With compare_base: the unadapted answer.")
     finish_reason: str
     adapted: bool
+    citations: tuple[Citation, ...] = Field(
+        description="The evidence that the answer was aimed at, in the document's order; empty "
+        "where none was looked for."
+    )
+    quotes: tuple[Quote, ...] = Field(
+        description="The answer's own words that the document has, where evidence was looked for."
+    )
     adaptation: AnswerAdaptation
     usage: Usage
     timings: AnswerTimings
@@ -175,6 +214,8 @@ class AnswerResponse(BaseModel):
             base_answer=done.base_answer,
             finish_reason=done.finish_reason,
             adapted=done.adaptation.adapted,
+            citations=done.citations,
+            quotes=done.quotes,
             adaptation=AnswerAdaptation(id=origin.adaptation_id, **dict(done.adaptation)),
             usage=done.usage,
             timings=AnswerTimings(queue_seconds=origin.queue_seconds, **dict(done.timings)),

@@ -46,7 +46,13 @@ class ModelBackend(Backend):
     @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:
-            return encode(work, template, self.limits, self.model.embedding.num_embeddings)
+            return encode(
+                work,
+                template,
+                self.limits,
+                self.model.embedding.num_embeddings,
+                has_attention=bool(self.model.attention_layers),
+            )
 
     @override
     def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:

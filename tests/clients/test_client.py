@@ -20,10 +20,16 @@ from refine_server.clients.types import (
     UnknownEvent,
 )
 
-STEP = dict.fromkeys(
-    ["loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean", "kl", "attention"],
-    0.5,
-) | {"step": 1, "grad_norm": None, "seconds": 0.25, "rollout_tokens": 4}
+MEASURED = (
+    *("loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean"),
+    *("kl", "attention"),
+)
+STEP = dict.fromkeys(MEASURED, 0.5) | {
+    "step": 1,
+    "grad_norm": None,
+    "seconds": 0.25,
+    "rollout_tokens": 4,
+}
 ADAPTATION = {
     "id": "adapt-1",
     "objective": "refine",
@@ -52,6 +58,8 @@ ANSWER = {
     "model": "m",
     "answer": "yes",
     "base_answer": None,
+    "citations": [],
+    "quotes": [],
     "finish_reason": "stop",
     "adapted": True,
     "adaptation": ADAPTATION,

@@ -108,13 +108,39 @@ class PromptTemplate:
         ids, tail = self._encoder.encode_stable(text, around.between, shortest=before)
         return self._begin + ids, tail
 
-    def encode_query(self, query: str, limits: Limits, *, tail: str = "") -> list[int]:
+    def locate_tokens(
+        self, document: str, limits: Limits
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode a document by itself, to know where in it each token stands.
+
+        Returns:
+            The token ids, and the characters of each: first, and one beyond the last.
+
+        Raises:
+            RequestError: if the document is empty or too long.
+        """
+        limit, code = limits.document_tokens, "document_too_long"
+        self._require_text([document], "document")
+        self._require_below([document], limit, "document", code)
+        encoded = self.tokenizer(
+            document,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        self._require_at_most(limit, len(encoded["input_ids"]), "document", code)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    def encode_query(
+        self, query: str, limits: Limits, *, tail: str = "", passages: str = ""
+    ) -> list[int]:
         """Encode the prompt after the document.
 
         Args:
             query: the query.
-            limits: the longest texts that are accepted, in tokens.
+            limits: the longest texts that are accepted, in tokens. Passages do not count.
             tail: the document's (``DocumentPrompt.tail``).
+            passages: text that is put between the document and the query.
 
         Raises:
             RequestError: if the query is empty or too long.
@@ -123,6 +149,8 @@ class PromptTemplate:
         self._require_text([query], "query")
         self._require_below([query], limit, "query", code)
         text = self._text.after_document(query)
+        if passages:
+            tail += self._text.passages(passages)
         return self._encode_after_document(text, tail, limit, "query", code)
 
     def _encode_after_document(

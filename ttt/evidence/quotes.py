@@ -1,9 +1,9 @@
 """Where a document says what an answer says: the answer's own words, found in the document."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from refine_server.ttt.evidence.words import units
+from refine_server.ttt.interface.reports import Quote
 
 SHORTEST = 2
 """Words in a row that an answer must share with the document; fewer if the answer has fewer."""
@@ -11,14 +11,6 @@ MAX_QUOTES = 32
 """The most quotes of one answer, in the order of the answer."""
 MAX_PLACES = 256
 """The most places in a document that are tried for a pair of words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """A run of the answer's words in the document, in characters."""
-
-    start: int
-    end: int
 
 
 def find_quotes(
@@ -57,7 +49,8 @@ def find_quotes(
         length = max(run for run, _ in runs)
         spans = [(places[p][0], places[p + length - 1][1]) for run, p in runs if run == length]
         inside = [s for s in spans if any(a <= s[0] and s[1] <= b for a, b in preferred)]
-        quotes.append(Quote(*(inside or spans)[0]))
+        start, end = (inside or spans)[0]
+        quotes.append(Quote(start=start, end=end, text=document[start:end]))
         at += length
     return quotes
 

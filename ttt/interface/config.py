@@ -215,6 +215,8 @@ class AdaptConfig(_Settings):
             raise ValueError("fast_weights.targets can be queries only where on.kind is evidence")
         if not on_evidence and (self.objective == "attention" or self.loss.attention):
             raise ValueError("attention needs on.kind evidence, which it is aimed at")
+        if self.objective == "attention" and not self.loss.attention:
+            raise ValueError("objective attention needs a coefficient loss.attention above 0")
         return self
 
     @model_validator(mode="after")

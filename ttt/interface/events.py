@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
+from refine_server.ttt.interface.reports import (
+    AdaptationReport,
+    Citation,
+    Quote,
+    StepReport,
+    Timings,
+    Usage,
+)
 
 if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
     from refine_server.ttt.document import AdaptedDocument
@@ -56,6 +63,10 @@ class AnswerCompleted:
     adaptation: AdaptationReport
     usage: Usage
     timings: Timings
+    citations: tuple[Citation, ...] = ()
+    """The evidence that the answer was aimed at, in the document's order."""
+    quotes: tuple[Quote, ...] = ()
+    """The answer's own words that the document has, where evidence was looked for."""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,28 @@ class AdaptationReport(Report):
         return self.accepted_step > 0
 
 
+class Citation(Report):
+    """A part of the document that the answer was aimed at."""
+
+    start: int
+    """Its first character in the document."""
+    end: int
+    """One beyond its last character."""
+    text: str
+    score: Measured | None
+    """How well it fits the query by the measure that chose it; null where the client named it."""
+
+
+class Quote(Report):
+    """Words of the answer, in the document."""
+
+    start: int
+    """Their first character in the document."""
+    end: int
+    """One beyond their last character."""
+    text: str
+
+
 class Usage(Report):
     """Token counts of one answer."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
@@ -81,6 +82,10 @@ class AnswerRequest:
     compare_base: bool = False
     """Whether the unadapted model answers as well."""
     owner: str = LOCAL
+    context: ContextStrategy = "document"
+    """What the model reads before the query."""
+    evidence: Evidence | None = None
+    """How evidence is found; None: by words where something needs it, and not at all otherwise."""
 
 
 @dataclass(frozen=True)

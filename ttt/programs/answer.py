@@ -14,6 +14,8 @@ from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
 from refine_server.ttt.decoding.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
+from refine_server.ttt.evidence.context import Candidates
+from refine_server.ttt.evidence.quotes import find_quotes
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -25,9 +27,10 @@ from refine_server.ttt.interface.events import (
     DocumentRead,
     Event,
 )
-from refine_server.ttt.interface.reports import Timings, Usage
+from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, EncodedAsk
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
@@ -67,7 +70,7 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
         adapted.state,
         adapted.fast_weights,
         request.sampling,
-        on_token=_answer_deltas(emit, clock),
+        on_token=answer_deltas(emit, clock),
     )
     clock.lap("decode")
     usage = Usage(
@@ -76,7 +79,16 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
         completion_tokens=decoded.tokens,
         rollout_tokens=0,
     )
-    emit(_completed(adapted, decoded, usage, clock))
+    emit(
+        AnswerCompleted(
+            answer=decoded.text,
+            base_answer=None,
+            finish_reason=decoded.finish_reason,
+            adaptation=adapted.report,
+            usage=usage,
+            timings=clock.timings(),
+        )
+    )
 
 
 async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop) -> None:
@@ -107,48 +119,11 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
         adapted.fast_weights,
         request.sampling,
         document=known,
-        on_token=_answer_deltas(emit, clock),
+        on_token=answer_deltas(emit, clock),
     )
     clock.lap("decode")
-    rollout_tokens = sum(step.rollout_tokens for step in adapted.report.steps)
-    usage = Usage(
-        document_tokens=work.tokens,
-        query_tokens=len(work.query),
-        completion_tokens=decoded.tokens,
-        rollout_tokens=rollout_tokens,
-    )
-    emit(_completed(adapted, decoded, usage, clock, base_answer))
-
-
-class Clock:
-    """Measures the seconds of each phase, and until the first token."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.started = self._last = time.monotonic()
-        self.first_token = 0.0
-
-    def lap(self, phase: str) -> float:
-        """End a phase that began when the last one ended, and return its seconds."""
-        now = time.monotonic()
-        seconds = self.laps[phase] = now - self._last
-        self._last = now
-        return seconds
-
-    def record_token(self) -> None:
-        """Record the time of the first token, if it is the first."""
-        self.first_token = self.first_token or time.monotonic() - self.started
-
-    def timings(self) -> Timings:
-        """Return the phases' seconds; zero for a phase that did not run."""
-        self.record_token()  # there may have been no token
-        prefill, adapt, decode = (self.laps.get(p, 0.0) for p in ("prefill", "adapt", "decode"))
-        return Timings(
-            prefill_seconds=prefill,
-            adapt_seconds=adapt,
-            decode_seconds=decode,
-            time_to_first_token_seconds=self.first_token,
-        )
+    candidates = work.context.candidates
+    await emit_answer(emit, decoded, adapted.report, work, clock, base_answer, candidates)
 
 
 async def _prefill(
@@ -217,7 +192,9 @@ async def _adapt(
     return replace(adapted, tail=work.prompt.tail)
 
 
-def _answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
+def answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
+    """Return what emits each token of the answer as it is decoded."""
+
     def on_token(token: DecodedToken) -> None:
         clock.record_token()
         emit(AnswerDelta(token.text))
@@ -225,18 +202,49 @@ def _answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
     return on_token
 
 
-def _completed(
-    adapted: AdaptedDocument,
+async def emit_answer(
+    emit: Emit,
     decoded: DecodedText,
-    usage: Usage,
+    report: AdaptationReport,
+    work: EncodedAnswer,
     clock: Clock,
-    base_answer: str | None = None,
-) -> AnswerCompleted:
-    return AnswerCompleted(
-        answer=decoded.text,
-        base_answer=base_answer,
-        finish_reason=decoded.finish_reason,
-        adaptation=adapted.report,
-        usage=usage,
-        timings=clock.timings(),
+    base_answer: str | None,
+    candidates: Candidates | None,
+) -> None:
+    """Emit the last event of an answer, with what the document says of it.
+
+    Args:
+        emit: receives the event.
+        decoded: the answer.
+        report: how the adaptation ended.
+        work: the request.
+        clock: of all phases.
+        base_answer: the unadapted model's answer, if it was asked for.
+        candidates: the evidence; None where none was looked for.
+    """
+    citations: tuple[Citation, ...] = ()
+    quotes: tuple[Quote, ...] = ()
+    if candidates is not None:
+        citations = candidates.citations()
+        cited = [(citation.start, citation.end) for citation in citations]
+        document = candidates.document
+        call = Call(lambda: tuple(find_quotes(decoded.text, document, cited)))
+        quotes = await call
+    usage = Usage(
+        document_tokens=work.tokens,
+        query_tokens=len(work.query),
+        completion_tokens=decoded.tokens,
+        rollout_tokens=sum(step.rollout_tokens for step in report.steps),
+    )
+    emit(
+        AnswerCompleted(
+            answer=decoded.text,
+            base_answer=base_answer,
+            finish_reason=decoded.finish_reason,
+            adaptation=report,
+            usage=usage,
+            timings=clock.timings(),
+            citations=citations,
+            quotes=quotes,
+        )
     )

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.evidence.context import Context, encode_context
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
+from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
     AnswerRequest,
@@ -28,13 +30,33 @@ class EncodedAnswer:
     """An ``AnswerRequest`` and its token ids."""
 
     request: AnswerRequest
-    prompt: DocumentPrompt
-    query: list[int]
+    context: Context
+    """What is read of the document, and the query."""
+
+    @property
+    def prompt(self) -> DocumentPrompt:
+        """What is read first."""
+        return self.context.prompt
+
+    @property
+    def query(self) -> list[int]:
+        """What follows it."""
+        return self.context.query
 
     @property
     def tokens(self) -> int:
-        """Tokens of the document."""
+        """Tokens of what is read of the document."""
         return len(self.prompt.document)
+
+    @property
+    def needs_model_for_evidence(self) -> bool:
+        """Whether the model chooses the evidence."""
+        return isinstance(self.request.evidence, EvidenceByAttention | EvidenceByUtility)
+
+    @property
+    def is_on_evidence(self) -> bool:
+        """Whether the answer comes from the document's frozen state."""
+        return self.request.adapt.on.kind == "evidence" or self.needs_model_for_evidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +103,14 @@ EncodedWork = EncodedAnswer | EncodedAdapt | EncodedAsk | EncodedCompletion
 """Encoded work: ``request`` is what was asked, ``tokens`` what reading it costs."""
 
 
-def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int) -> EncodedWork:
+def encode(
+    work: Work,
+    template: PromptTemplate,
+    limits: Limits,
+    vocabulary: int,
+    *,
+    has_attention: bool = True,
+) -> EncodedWork:
     """Encode the texts of a request.
 
     Args:
@@ -89,6 +118,7 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
         template: the prompt's text around document and query, and the tokenizer.
         limits: the longest texts that are accepted, in tokens.
         vocabulary: number of tokens that the model knows; ids are below it.
+        has_attention: whether layers of the model have softmax attention to the whole document.
 
     Raises:
         RequestError: a text is empty, too long or missing, or a token id is unknown; ``param``
@@ -96,12 +126,15 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
     """
     match work:
         case AnswerRequest():
-            prompt = template.encode_document(work.document, limits)
-            query = template.encode_query(work.query, limits, tail=prompt.tail)
-            return EncodedAnswer(request=work, prompt=prompt, query=query)
+            if not has_attention:
+                _refuse_attention(work)
+            return EncodedAnswer(request=work, context=encode_context(work, template, limits))
         case AdaptRequest():
             if work.query is None and work.adapt.on.kind == "query_spans":
                 message = "adapt.on.kind: query_spans requires a query"
+                raise RequestError(message, "adapt.on.kind", "invalid_value")
+            if work.adapt.on.kind == "evidence":
+                message = "adapt.on.kind: evidence is chosen for one query, in /v1/answers"
                 raise RequestError(message, "adapt.on.kind", "invalid_value")
             prompt = template.encode_document(work.document, limits)
             if work.query is None:
@@ -113,6 +146,20 @@ def encode(work: Work, template: PromptTemplate, limits: Limits, vocabulary: int
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
             return _encode_completion(work, template, limits, vocabulary)
+
+
+def _refuse_attention(work: AnswerRequest) -> None:
+    """Raise RequestError if a request needs attention that the model does not have."""
+    adapt, param = work.adapt, None
+    if isinstance(work.evidence, EvidenceByAttention):
+        param = "evidence.by"
+    elif adapt.objective == "attention":
+        param = "adapt.objective"
+    elif adapt.objective != "none" and adapt.loss.attention:
+        param = "adapt.loss.attention"
+    if param is not None:
+        message = f"{param}: this model has no layers with attention to the whole document"
+        raise RequestError(message, param, "invalid_value")
 
 
 def _encode_completion(

@@ -9,6 +9,7 @@ from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Limits, Work
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.answer import Emit, ShouldStop, adapt, answer, ask
+from refine_server.ttt.programs.answer_on_evidence import answer_on_evidence
 from refine_server.ttt.programs.complete import complete
 from refine_server.ttt.programs.encode import (
     EncodedAdapt,
@@ -30,6 +31,8 @@ def start(
 ) -> Program[None]:
     """Return the program that does a piece of work; the last event that it emits is a ``Last``."""
     match work:
+        case EncodedAnswer() if work.is_on_evidence:
+            return answer_on_evidence(model, work, emit, should_stop)
         case EncodedAnswer():
             return answer(model, work, emit, should_stop)
         case EncodedAdapt():
@@ -55,5 +58,11 @@ def perform(
         IsolationError: the request uses another owner's document.
     """
     template = template or PromptTemplate(model.tokenizer)
-    encoded = encode(work, template, limits or Limits(), model.embedding.num_embeddings)
+    encoded = encode(
+        work,
+        template,
+        limits or Limits(),
+        model.embedding.num_embeddings,
+        has_attention=bool(model.attention_layers),
+    )
     yield from stream(partial(start, model, encoded, should_stop=should_stop))

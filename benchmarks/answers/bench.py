@@ -1,0 +1,99 @@
+"""Asks every question in every arm; a line for each answer, so that a run can be continued."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from refine_server.benchmarks.adaptation.items import Item
+from refine_server.benchmarks.answers.arms import Arm
+from refine_server.benchmarks.rows import read_rows
+from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.evidence.chunks import Offsets
+from refine_server.ttt.interface.events import AnswerCompleted
+from refine_server.ttt.interface.requests import Limits
+from refine_server.ttt.models import CausalLM
+from refine_server.ttt.programs.start import perform
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One answer in one arm."""
+
+    task: str
+    length: int
+    """Tokens that the document was made with; 0 where it is as published."""
+    id: str
+    """Of the document."""
+    question: int
+    """Its number among the document's questions."""
+    arm: str
+    score: float
+    """0 to 100, by the task's own rule."""
+    answer: str
+    seconds: float
+    """From the request to the whole answer."""
+    adapt_seconds: float
+    tokens: int
+    """Tokens of the document that were read."""
+    accepted_step: int
+
+    @property
+    def key(self) -> tuple[str, int, str, int, str]:
+        """What distinguishes this result from all others of its run."""
+        return self.task, self.length, self.id, self.question, self.arm
+
+    @classmethod
+    def parse(cls, row: Any) -> "Result":
+        """Read a result from its line."""
+        return cls(**row)
+
+
+class AnswerBench:
+    """Answers the questions of documents in several arms, one request at a time."""
+
+    def __init__(self, model: CausalLM, arms: Sequence[Arm]) -> None:
+        self.model, self.arms = model, arms
+        self.template = PromptTemplate(model.tokenizer)
+
+    def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
+        """Yield the results of all items; those of an interrupted run are not measured again."""
+        done = {r.key: r for r in read_rows(path, Result.parse)} if resume else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if resume else "w", encoding="utf-8") as file:
+            for item in items:
+                for number in range(len(item.questions)):
+                    for arm in self.arms:
+                        key = item.task, item.length, item.id, number, arm.name
+                        if key not in done:
+                            done[key] = self.measure(item, number, arm)
+                            file.write(json.dumps(asdict(done[key])) + "\n")
+                            file.flush()
+                        yield done[key]
+
+    def measure(self, item: Item, number: int, arm: Arm) -> Result:
+        """Answer one question in one arm."""
+        question = item.questions[number]
+        began = time.perf_counter()
+        *_, last = perform(
+            self.model, arm.request(item, question, self._locate), template=self.template
+        )
+        assert isinstance(last, AnswerCompleted)
+        return Result(
+            task=item.task,
+            length=item.length,
+            id=item.id,
+            question=number,
+            arm=arm.name,
+            score=question.score(last.answer),
+            answer=last.answer,
+            seconds=round(time.perf_counter() - began, 3),
+            adapt_seconds=round(last.timings.adapt_seconds, 3),
+            tokens=last.usage.document_tokens,
+            accepted_step=last.adaptation.accepted_step,
+        )
+
+    def _locate(self, text: str) -> Offsets:
+        return self.template.locate_tokens(text, Limits())[1]

@@ -1,0 +1,133 @@
+"""``refine-server bench adaptation``."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from refine_server.benchmarks.console import (
+    AsJson,
+    ModelName,
+    Threads,
+    names_of,
+    numbers_of,
+    print_result,
+)
+
+if TYPE_CHECKING:
+    from refine_server.benchmarks.adaptation.items import Item, Part
+    from refine_server.ttt.models import CausalLM
+
+QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 3
+
+
+def adaptation(
+    model: ModelName = "smollm2",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Ways to answer, separated by commas: none (the whole document), passages, "
+            "document+passages, attention, ntp, refine, passages+attention, passages+refine, "
+            "default (what /v1/answers does), and others that benchmarks/README.md explains."
+        ),
+    ] = "none,passages,default",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="RULER or LongBench rows (.jsonl or .parquet), instead of generated needles. "
+            "Can be given several times."
+        ),
+    ] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths of generated documents in tokens, separated by commas.")
+    ] = "1024,2048",
+    documents: Annotated[
+        int, typer.Option(min=1, help="Number of documents of each task and length, or file.")
+    ] = 20,
+    max_tokens: Annotated[
+        int, typer.Option(min=64, help="Leave out documents with more tokens than this.")
+    ] = 4096,
+    part: Annotated[
+        Literal["dev", "heldout"],
+        typer.Option(help="Part of the documents: dev to choose settings, heldout for results."),
+    ] = "heldout",
+    seed: Annotated[int, typer.Option(help="Random seed of generated documents.")] = 0,
+    threads: Threads = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write results.jsonl, report.md and scores.png to.")
+    ] = Path("adaptation"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run whose results are in --out.")
+    ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help=f"Use {QUICK_DOCUMENTS} documents of {QUICK_LENGTHS} tokens only."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score answers of the unadapted model, behind passages, and as /v1/answers gives them.
+
+    All arms answer the same questions; differences are paired by document.
+    """
+    import torch
+
+    from refine_server.benchmarks.answers.arms import arms_of
+    from refine_server.benchmarks.answers.bench import AnswerBench
+    from refine_server.benchmarks.answers.report import Summary
+    from refine_server.ttt.models import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = arms_of(names_of(arms))
+    if quick:
+        lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
+    loaded = load(model)
+    sizes = numbers_of(lengths, "--lengths")
+    items = _items(loaded, data or [], sizes, documents, max_tokens, seed, part)
+    bench, results = AnswerBench(loaded, chosen), []
+    for result in bench.run(items, out / "results.jsonl", resume=resume):
+        results.append(result)
+        typer.echo(f"{len(results)} {result.key} {result.score:.1f}", err=True)
+    summary = Summary(results, [arm.name for arm in chosen])
+    title = f"{model}, {part}"
+    about = f"Seed {seed}, {summary.n} documents of at most {max_tokens} tokens."
+    command = shlex.join(["refine-server", *sys.argv[1:]])
+    (out / "report.md").write_text(summary.markdown(title, command, about))
+    summary.draw(out / "scores.png", title)
+    print_result({"model": model, "part": part, "seed": seed, **summary.figures()}, as_json)
+
+
+def _items(
+    model: "CausalLM",
+    data: list[Path],
+    lengths: list[int],
+    count: int,
+    max_tokens: int,
+    seed: int,
+    part: "Part",
+) -> "list[Item]":
+    """Return the documents, of every file, task and length in turn."""
+    from refine_server.benchmarks.adaptation import items
+    from refine_server.benchmarks.adaptation.bench import ModelTokenizer
+
+    tokenizer = ModelTokenizer(model.tokenizer)
+    if data:
+        found = (item for path in data for item in items.file_items(path, sys.maxsize, part))
+        short = [item for item in found if len(tokenizer.encode(item.context)) <= max_tokens]
+        return items.in_turns(_first(short, count))
+    if model.name in ("tiny", "tiny-nested"):
+        return items.in_turns(items.tiny_items(lengths, count, seed, part))
+    return items.in_turns(items.prose_items(lengths, count, tokenizer, seed, part))
+
+
+def _first(found: "list[Item]", count: int) -> "list[Item]":
+    """Keep the first ``count`` documents of each task."""
+    kept: list[Item] = []
+    for item in found:
+        if sum(other.task == item.task for other in kept) < count:
+            kept.append(item)
+    return kept

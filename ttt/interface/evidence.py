@@ -1,0 +1,67 @@
+"""What a request says of evidence: how it is found, and what of a document the model reads."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from refine_server.ttt.interface.strict import StrictModel
+
+ContextStrategy = Literal["document", "passages", "document+passages"]
+"""What the model reads before the query: the document, its evidence instead, or both."""
+
+
+class _Evidence(StrictModel):
+    model_config = ConfigDict(
+        frozen=True, use_attribute_docstrings=True, json_schema_extra={"required": ["by"]}
+    )
+
+
+class _ChosenEvidence(_Evidence):
+    count: int = Field(4, ge=1, le=64)
+    """The most chunks of the document that are evidence."""
+    tokens: int = Field(128, ge=16, le=1024)
+    """The most tokens of a chunk. It ends behind a paragraph, a line, a sentence or a word."""
+
+
+class EvidenceByWords(_ChosenEvidence):
+    """The chunks that have most words in common with the query (BM25)."""
+
+    by: Literal["bm25"] = "bm25"
+    query: str | None = None
+    """The words to search by, where the query itself has many that say nothing of what is asked,
+    such as instructions. By default the query."""
+
+
+class EvidenceByAttention(_ChosenEvidence):
+    """The chunks to which the question attends most in the unadapted model.
+
+    The model must have layers with softmax attention, and the context must be the document.
+    """
+
+    by: Literal["attention"] = "attention"
+
+
+class EvidenceByUtility(_ChosenEvidence):
+    """The chunks behind which the unadapted model predicts the question best.
+
+    Equation 2 of arXiv 2606.06906. The context must be the document.
+    """
+
+    by: Literal["utility"] = "utility"
+
+
+class EvidenceSpans(_Evidence):
+    """Parts of the document that the client names."""
+
+    by: Literal["spans"] = "spans"
+    spans: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(
+        min_length=1, max_length=64
+    )
+    """First character of each part in the document, and one beyond its last."""
+
+
+Evidence = Annotated[
+    EvidenceByWords | EvidenceByAttention | EvidenceByUtility | EvidenceSpans,
+    Field(discriminator="by"),
+]
+"""How the evidence for a query is found in a document."""

@@ -1,0 +1,115 @@
+"""The program that answers from a document's frozen state, adapted on the evidence or not."""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from refine_server.ttt.batching import Call
+from refine_server.ttt.decoding.decoder import decode
+from refine_server.ttt.evidence.context import Candidates
+from refine_server.ttt.evidence.scoring import score_by_attention, score_by_utility
+from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.interface.events import (
+    AdaptationEnded,
+    AdaptationStep,
+    BaseAnswered,
+    DocumentRead,
+)
+from refine_server.ttt.interface.evidence import EvidenceByAttention
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.answer import (
+    Emit,
+    ShouldStop,
+    answer_deltas,
+    emit_answer,
+    new_fast_weights,
+)
+from refine_server.ttt.programs.clock import Clock
+from refine_server.ttt.programs.encode import EncodedAnswer
+from refine_server.ttt.query_side.adapt import Aim, adapt_queries, supervised_layers
+from refine_server.ttt.query_side.frozen_document import FrozenDocument
+from refine_server.ttt.refine.inputs.rows import Span
+
+
+async def answer_on_evidence(
+    model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop
+) -> None:
+    """Read the document once, adapt queries to its evidence, and answer; the copy ends then."""
+    request, clock = work.request, Clock()
+    call = Call(lambda: _read(model, work), model.threads)
+    document = await call
+    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    known = work.prompt.document
+
+    base_answer = None
+    if request.compare_base:
+        base = await decode(
+            model, work.query, document.state, BASE, request.sampling, document=known
+        )
+        base_answer = base.text
+        clock.lap("base")
+        emit(BaseAnswered(base_answer))
+
+    began = time.monotonic()
+    candidates, aim = await _find_evidence(document, work)
+    fast, report = await adapt_queries(
+        document,
+        new_fast_weights(model, request),
+        request.adapt,
+        Aim(evidence=aim, question=work.query),
+        on_step=lambda report: emit(AdaptationStep(report)),
+        should_stop=should_stop,
+    )
+    emit(AdaptationEnded(report, time.monotonic() - began))
+    clock.lap("adapt")
+
+    fast.require_owner(request.owner)
+    decoded = await decode(
+        model,
+        work.query,
+        document.state,
+        fast,
+        request.sampling,
+        document=known,
+        on_token=answer_deltas(emit, clock),
+    )
+    clock.lap("decode")
+    await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
+
+
+def _read(model: CausalLM, work: EncodedAnswer) -> FrozenDocument:
+    header = work.prompt.header
+    ids = torch.tensor([header + work.prompt.document], device=model.device)  # [1, T]
+    return FrozenDocument.read(model, ids, len(header))
+
+
+async def _find_evidence(
+    document: FrozenDocument, work: EncodedAnswer
+) -> tuple[Candidates, list[Span]]:
+    """Return what can be evidence, scored, and the spans that an adaptation is aimed at.
+
+    Spans are counted in the document's ``input_ids``.
+    """
+    context, offset = work.context, document.context_tokens
+    candidates, aim = context.candidates, context.aim
+    assert candidates is not None, "an answer on evidence has candidates"
+    if work.needs_model_for_evidence:
+        unscored = candidates
+        call = Call(lambda: _scored(document, work, unscored), document.model.threads)
+        candidates = await call
+        chosen = (candidates.chunks[n] for n in candidates.chosen())
+        aim = tuple((chunk.start, chunk.end) for chunk in chosen)
+    return candidates, [Span(offset + start, offset + end) for start, end in aim]
+
+
+def _scored(document: FrozenDocument, work: EncodedAnswer, candidates: Candidates) -> Candidates:
+    """Score the candidates by the unadapted model."""
+    chunks = candidates.chunks
+    if isinstance(work.request.evidence, EvidenceByAttention):
+        [layer] = supervised_layers(document.model.attention_layers)
+        scores = score_by_attention(document, work.query, chunks, layer)
+    else:
+        passages = [work.prompt.document[chunk.start : chunk.end] for chunk in chunks]
+        scores = score_by_utility(document.model, work.prompt.header, work.query, passages)
+    return replace(candidates, scores=tuple(scores))
