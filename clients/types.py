@@ -318,20 +318,43 @@ class DocumentAdaptOptions(_AdaptOptions, total=False):
     on: OnDocumentOptions | OnSpansOptions
 
 
-class ChosenEvidenceOptions(TypedDict, total=False):
-    """Evidence that is chosen among the chunks of a document."""
+class EvidenceByWordsOptions(TypedDict, total=False):
+    """The chunks of a document that have most words in common with the query, or with another."""
 
-    by: Required[Literal["bm25", "attention", "utility"]]
+    by: Required[Literal["bm25"]]
     query: str | None
     count: int
     tokens: int
 
 
+class EvidenceByAttentionOptions(TypedDict, total=False):
+    """The chunks of a document to which the question attends most."""
+
+    by: Required[Literal["attention"]]
+    count: int
+    tokens: int
+
+
+class EvidenceByUtilityOptions(TypedDict, total=False):
+    """The chunks of a document behind which the model predicts the question best."""
+
+    by: Required[Literal["utility"]]
+    count: int
+    tokens: int
+
+
+class DocumentSpan(TypedDict):
+    """A part of a document, in characters."""
+
+    start: int
+    end: int
+
+
 class EvidenceSpansOptions(TypedDict):
-    """Parts of the document that the client names, in characters."""
+    """Parts of the document that the client names."""
 
     by: Literal["spans"]
-    spans: list[tuple[int, int]]
+    spans: list[DocumentSpan]
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -340,7 +363,13 @@ class AnswerOptions(TypedDict, total=False):
     document: str | None
     adaptation: str | None
     context: Literal["document", "passages", "document+passages"] | None
-    evidence: ChosenEvidenceOptions | EvidenceSpansOptions | None
+    evidence: (
+        EvidenceByWordsOptions
+        | EvidenceByAttentionOptions
+        | EvidenceByUtilityOptions
+        | EvidenceSpansOptions
+        | None
+    )
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float

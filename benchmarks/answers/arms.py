@@ -9,7 +9,7 @@ from refine_server.benchmarks.adaptation.items import Item, Question
 from refine_server.benchmarks.rows import DataError
 from refine_server.ttt.evidence.chunks import Offsets, cut
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.interface.evidence import EvidenceByWords, EvidenceSpans
+from refine_server.ttt.interface.evidence import DocumentSpan, EvidenceByWords, EvidenceSpans
 from refine_server.ttt.interface.requests import AnswerRequest
 
 NO_ADAPTATION = AdaptConfig(objective="none")
@@ -42,7 +42,7 @@ class Arm:
             return request
         chunks = cut(item.context, locate(item.context), evidence.tokens)
         drawn = random.Random(item.id).sample(chunks, min(self.count, len(chunks)))
-        spans = tuple((chunk.first, chunk.last) for chunk in drawn)
+        spans = tuple(DocumentSpan(start=chunk.first, end=chunk.last) for chunk in drawn)
         return replace(request, evidence=EvidenceSpans(spans=spans))
 
 

@@ -60,6 +60,7 @@ class AnswerBench:
 
     def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
         """Yield the results of all items; those of an interrupted run are not measured again."""
+        resume = resume and path.exists()
         done = {r.key: r for r in read_rows(path, Result.parse)} if resume else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if resume else "w", encoding="utf-8") as file:

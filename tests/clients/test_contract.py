@@ -2,6 +2,7 @@
 
 import json
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Required, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -132,8 +133,10 @@ def described_form(
 
 
 def alternatives(forms: list[Form]) -> Form:
-    """Combine alternatives into one form, independent of their order."""
-    return forms[0] if len(forms) == 1 else sorted(forms, key=json.dumps)
+    """Combine alternatives into one form, independent of their order and of how they are nested."""
+    nested = [f if isinstance(f, list) and f[0] != "array" else [f] for f in forms]
+    flat = [form for of in nested for form in of]
+    return flat[0] if len(flat) == 1 else sorted(flat, key=partial(json.dumps, sort_keys=True))
 
 
 def fields(forms: dict[str, Form], required: Any) -> dict[str, Form]:

@@ -8,6 +8,7 @@ from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut
 from refine_server.ttt.evidence.lexical import score_by_words
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
+    DocumentSpan,
     Evidence,
     EvidenceByWords,
     EvidenceSpans,
@@ -181,15 +182,15 @@ def _candidates(work: AnswerRequest, evidence: Evidence, offsets: Offsets) -> Ca
     return Candidates(document=document, chunks=tuple(chunks), scores=scores, count=evidence.count)
 
 
-def _named(span: tuple[int, int], number: int, document: str, offsets: Offsets) -> Chunk:
-    first, last = span
+def _named(span: DocumentSpan, number: int, document: str, offsets: Offsets) -> Chunk:
+    first, last = span.start, span.end
     if not (first < last <= len(document) and document[first:last].strip()):
         message = (
             f"evidence.spans.{number}: {first} to {last} is no text of the document, which has "
             f"{len(document)} characters"
         )
         raise RequestError(message, f"evidence.spans.{number}", "invalid_value")
-    start, end = _tokens_of(span, offsets)
+    start, end = _tokens_of((first, last), offsets)
     return Chunk(start=start, end=end, first=first, last=last)
 
 

@@ -50,14 +50,24 @@ class EvidenceByUtility(_ChosenEvidence):
     by: Literal["utility"] = "utility"
 
 
+class DocumentSpan(StrictModel):
+    """A part of a document, in characters."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    start: int = Field(ge=0)
+    """Its first character."""
+    end: int = Field(ge=0)
+    """One beyond its last character."""
+
+
 class EvidenceSpans(_Evidence):
     """Parts of the document that the client names."""
 
+    model_config = ConfigDict(json_schema_extra={"required": ["by", "spans"]})
+
     by: Literal["spans"] = "spans"
-    spans: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(
-        min_length=1, max_length=64
-    )
-    """First character of each part in the document, and one beyond its last."""
+    spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64)
 
 
 Evidence = Annotated[
