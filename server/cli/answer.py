@@ -41,6 +41,13 @@ def answer(
         str | None,
         typer.Option(help="URL of a server that answers. Default: answer in this process."),
     ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model reads before the question: document, passages (the parts of the "
+            "document with most words of the question) or document+passages."
+        ),
+    ] = None,
     objective: Objective = None,
     steps: Steps = None,
     max_tokens: Annotated[
@@ -72,7 +79,11 @@ def answer(
         raise InputError("--adaptation needs --url, the server that keeps the adaptation")
     if adaptation is not None:
         given = _given(
-            document=document, objective=objective, steps=steps, compare_base=compare_base or None
+            document=document,
+            context=context,
+            objective=objective,
+            steps=steps,
+            compare_base=compare_base or None,
         )
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -83,6 +94,7 @@ def answer(
     if adaptation is not None:
         body["adaptation"] = adaptation
     else:
+        body |= _given(context=context)
         body["adapt"] = _adapt_options(objective, steps, seed)
         body["compare_base"] = compare_base
     parsed = event_sources.parse_body(body)
