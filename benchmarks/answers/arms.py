@@ -10,7 +10,11 @@ from refine_server.benchmarks.rows import DataError
 from refine_server.ttt.evidence.chunks import Offsets, cut
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.evidence import DocumentSpan, EvidenceByWords, EvidenceSpans
-from refine_server.ttt.interface.requests import AnswerRequest
+from refine_server.ttt.interface.requests import (
+    DEFAULT_ADAPTATION,
+    DEFAULT_CONTEXT,
+    AnswerRequest,
+)
 
 NO_ADAPTATION = AdaptConfig(objective="none")
 Locate = Callable[[str], Offsets]
@@ -23,7 +27,7 @@ class Arm:
 
     name: str
     options: dict[str, Any]
-    """Fields of ``AnswerRequest``; what is not there keeps the default of ``/v1/answers``."""
+    """Fields of ``AnswerRequest``."""
     count: int = 4
     """The most chunks of evidence."""
     is_random: bool = False
@@ -87,7 +91,7 @@ ARMS = {
         Arm(name="passages+ntp", options={"context": "passages", "adapt": NEXT_TOKEN}),
         Arm(name="passages+refine", options={"context": "passages", "adapt": REFINE}),
         Arm(name="document-refine", options={"context": "document", "adapt": AdaptConfig()}),
-        Arm(name="default", options={}),
+        Arm(name="default", options={"context": DEFAULT_CONTEXT, "adapt": DEFAULT_ADAPTATION}),
     )
 }
 """By name. ``none`` is the unadapted model with the whole document, ``default`` what /v1/answers

@@ -24,15 +24,19 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Timings, Usage
-from refine_server.ttt.interface.requests import LOCAL, AnswerRequest, AskRequest
+from refine_server.ttt.interface.requests import (
+    DEFAULT_ADAPTATION,
+    DEFAULT_CONTEXT,
+    LOCAL,
+    AnswerRequest,
+    AskRequest,
+)
 from refine_server.ttt.interface.strict import StrictModel
 
 if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.document import AdaptedDocument
 
 DEFAULTS = SamplingConfig()
-CONTEXT: ContextStrategy = "document"
-"""What is read where a request does not say it."""
 
 
 class AnswerBody(StrictModel):
@@ -49,14 +53,18 @@ class AnswerBody(StrictModel):
         None,
         description="What the model reads before the query: the `document`, its `passages` (the "
         "evidence instead of the document), or `document+passages` (the evidence again between "
-        f"document and query). Default: {CONTEXT}.",
+        f"document and query). Default: {DEFAULT_CONTEXT}.",
     )
     evidence: Evidence | None = Field(
         None,
         description="How evidence for the query is found in the document. Default: by words "
         "(`bm25`), where the context or the adaptation needs evidence.",
     )
-    adapt: AdaptConfig = AdaptConfig()
+    adapt: AdaptConfig = Field(
+        DEFAULT_ADAPTATION,
+        description="Settings of the adaptation. Without them the model is not adapted. Fields "
+        "that are left out keep their defaults: `{}` adapts to the document with REFINE.",
+    )
     max_tokens: Annotated[AnswerTokens, Field(ge=1)] | None = Field(
         None,
         description=f"Maximum length of the answer in tokens. Default: {DEFAULTS.max_tokens}, or "
@@ -88,7 +96,7 @@ class AnswerBody(StrictModel):
             sampling=sampling,
             compare_base=self.compare_base,
             owner=owner,
-            context=self.context or CONTEXT,
+            context=self.context or DEFAULT_CONTEXT,
             evidence=self.evidence,
         )
 
@@ -123,22 +131,12 @@ class AnswerBody(StrictModel):
 
 EXAMPLES: dict[str, Any] = {
     "default": {
-        "summary": "Adapt to a document, then answer from it",
+        "summary": "Answer from a document, with its evidence repeated before the question",
+        "description": "`citations` of the response are the evidence.",
         "value": {
             "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
             "query": "Who is the harbour master?",
-            "adapt": {"optimizer": {"steps": 4}},
-        },
-    },
-    "passages": {
-        "summary": "Answer from the passages with most words of the query, without adapting",
-        "description": "`citations` of the response are the passages.",
-        "value": {
-            "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
-            "query": "Who is the harbour master?",
-            "context": "passages",
             "evidence": {"by": "bm25", "count": 1, "tokens": 16},
-            "adapt": {"objective": "none"},
         },
     },
     "query_spans": {

@@ -102,6 +102,8 @@ def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits
         message = f"evidence.by: {evidence.by} needs the context to be document"
         raise RequestError(message, "evidence.by", "invalid_value")
     text, places = join_passages(candidates)
+    if len(candidates.chosen()) == len(candidates.chunks) and evidence.by != "spans":
+        text = text if work.context == "passages" else ""  # all of the document, just read
     if work.context == "passages":
         prompt = template.encode_document(text, limits)
         own_ids, offsets = template.locate_tokens(text, limits)

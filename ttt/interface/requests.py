@@ -9,6 +9,11 @@ from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
 
+DEFAULT_CONTEXT: ContextStrategy = "document+passages"
+"""What an answer of the server reads where a request says nothing of it."""
+DEFAULT_ADAPTATION = AdaptConfig(objective="none")
+"""How an answer of the server adapts where a request says nothing of it: not at all, because no
+adaptation was shown to answer better than evidence does (docs/quality.md)."""
 LOCAL = "local"
 """The owner where there is only one, for example in a process without a server."""
 
