@@ -13,7 +13,8 @@ Objective = Annotated[
     str | None,
     typer.Option(
         help="Training objective of the adaptation: refine (REFINE and next-token loss), ntp "
-        "(next-token loss only) or none (no adaptation). Default: refine."
+        "(next-token loss only) or none (no adaptation). Default: none for one answer, refine for "
+        "an adaptation that is kept."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Maximum number of adaptation steps. Default: 8.")]
@@ -64,7 +65,7 @@ def answer(
         bool, typer.Option("--json", help="Print the whole response as one JSON object.")
     ] = False,
 ) -> None:
-    """Adapt to a document and answer a question about it.
+    """Answer a question about a document, adapted to it if --objective or --steps says so.
 
     The answer goes to stdout, progress to stderr. Without --url the model is loaded into this
     process; the REFINE_ variables of `refine-server serve` apply to it.
@@ -95,7 +96,8 @@ def answer(
         body["adaptation"] = adaptation
     else:
         body |= _given(context=context)
-        body["adapt"] = _adapt_options(objective, steps, seed)
+        if objective is not None or steps is not None:
+            body["adapt"] = _adapt_options(objective, steps, seed)
         body["compare_base"] = compare_base
     parsed = event_sources.parse_body(body)
     if url is not None:
@@ -103,7 +105,9 @@ def answer(
     else:
         settings = read_settings().model_copy(update=_given(model=model))
         events = event_sources.answer_in_process(parsed, settings)
-    Follower(parsed.adapt.optimizer.steps, as_json).follow(events)
+    adapt = parsed.adapt
+    steps = 0 if adapt.objective == "none" else adapt.optimizer.steps
+    Follower(steps, as_json).follow(events)
 
 
 def adapt(

@@ -29,24 +29,27 @@ def demo(
         typer.Option(help="Model to serve: smollm2, tiny, tiny-nested, a directory or a hub id."),
     ] = "smollm2",
 ) -> None:
-    """Start a server, ask it about an example document and check its answer.
+    """Start a server and ask it about an example document, with and without evidence.
 
-    The exit status is 0 if the answer is right and 1 if it is wrong.
+    The question is asked twice: of the model with the whole document, and as /v1/answers does it,
+    with the document's evidence repeated before the question. The exit status is 0 if the second
+    answer is right and 1 if it is wrong.
     """
     from refine_server.server.cli.event_sources import answer_by_server
     from refine_server.server.cli.progress import Follower
-    from refine_server.ttt.interface.config import AdaptConfig
 
     chosen = Example.read(example)
+    body = {"document": chosen.document, "query": chosen.query}
     with running_server(model) as url:
         print(f"document: {chosen.title} ({len(chosen.document)} characters)")
         print(f"question: {chosen.query}")
-        body = {"document": chosen.document, "query": chosen.query, "compare_base": True}
-        response = Follower(AdaptConfig().optimizer.steps).follow(answer_by_server(url, None, body))
+        print("\nthe model with the document alone:")
+        alone = Follower(0).follow(answer_by_server(url, None, body | {"context": "document"}))
+        print("\nthe same with the evidence repeated:")
+        response = Follower(0).follow(answer_by_server(url, None, body))
     right = chosen.is_answered_by(response["answer"])
-    verdict = "right" if right else f"wrong, expected {' or '.join(chosen.answers)}"
-    seconds = response["timings"]["adapt_seconds"] + response["timings"]["decode_seconds"]
-    print(f"adapted answer in {seconds:.1f} s: {verdict}")
+    print(f"\nalone: {chosen.verdict(alone['answer'])}")
+    print(f"with evidence: {chosen.verdict(response['answer'])}")
     raise typer.Exit(0 if right else FAILED)
 
 
@@ -82,9 +85,18 @@ class Example:
             raise InputError(f"{path} is not an example file: {error!r}") from None
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a text contains a right answer; case and white space do not matter."""
+        """Return whether a text has a right answer; case and white space do not matter."""
         said = _normalized(text)
         return any(_normalized(answer) in said for answer in self.answers)
+
+    def verdict(self, text: str) -> str:
+        """Say whether a text is right, and what would be."""
+        return "right" if self.is_answered_by(text) else f"wrong, expected {self.expected}"
+
+    @property
+    def expected(self) -> str:
+        """The right answers."""
+        return " or ".join(self.answers)
 
 
 @contextmanager

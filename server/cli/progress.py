@@ -12,6 +12,10 @@ WireEvent = tuple[str, dict[str, Any]]
 """Name and data of a stream's event, whether it came over HTTP or not."""
 
 
+MAX_CITED = 100
+"""Characters of a citation that are shown."""
+
+
 class Follower:
     """Shows a stream of events and returns the data of its last event, the whole response.
 
@@ -76,18 +80,30 @@ class Follower:
             print(response["id"])
         else:
             print(response["answer"].strip())
+            for citation in response["citations"]:
+                self._print_line(_cited(citation))
             self._print_line(_summary(response["adaptation"], response["timings"]))
 
     def _print_line(self, line: str) -> None:
         self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _cited(citation: dict[str, Any]) -> str:
+    """Describe a part of the document in one line."""
+    text = " ".join(citation["text"].split())
+    if len(text) > MAX_CITED:
+        text = text[: MAX_CITED - 1] + "…"
+    return f"characters {citation['start']} to {citation['end']}: {text}"
+
+
 def _summary(adaptation: dict[str, Any], timings: dict[str, Any]) -> str:
-    summary = (
-        f"{adaptation['accepted_step']} of {len(adaptation['steps'])} steps used, adapted in "
-        f"{timings['adapt_seconds']:.1f} s, decoded in {timings['decode_seconds']:.1f} s"
-    )
-    return summary if adaptation["guard"] is None else f"{summary} (guard: {adaptation['guard']})"
+    decoded = f"decoded in {timings['decode_seconds']:.1f} s"
+    steps, guard = adaptation["steps"], adaptation["guard"]
+    if not steps and guard is None:
+        return f"not adapted, read in {timings['prefill_seconds']:.1f} s, {decoded}"
+    used = f"{adaptation['accepted_step']} of {len(steps)} steps used"
+    summary = f"{used}, adapted in {timings['adapt_seconds']:.1f} s, {decoded}"
+    return summary if guard is None else f"{summary} (guard: {guard})"
 
 
 def _format(value: float | None) -> str:

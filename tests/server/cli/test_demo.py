@@ -28,8 +28,9 @@ def test_it_succeeds_when_the_answer_is_right(
     monkeypatch.setattr(demo, "running_server", lambda _: nullcontext(live()))
     shown = run("demo", "--example", example(tmp_path, answers))
     assert shown.exit_code == status
-    assert "base: base says no" in shown.stdout
-    assert ("right" in shown.stdout) == (status == 0)
+    verdict = "right" if status == 0 else "wrong, expected Bo or Al"
+    assert f"alone: {verdict}" in shown.stdout
+    assert f"with evidence: {verdict}" in shown.stdout
 
 
 def test_it_reports_why_its_server_did_not_start(tmp_path: Path) -> None:
