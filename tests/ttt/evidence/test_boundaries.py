@@ -1,10 +1,12 @@
 """Paragraphs separate more than lines, lines more than sentences, and sentences more than words."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine_server.ttt.evidence.boundaries import Level, levels
+
+STEADY = settings(derandomize=True, deadline=None)
 
 
 def cut_at(text: str) -> Level:
@@ -59,6 +61,7 @@ def test_indentation_stays_with_its_line() -> None:
     assert cut_at("if x:\n        |y()") is Level.WORD
 
 
+@STEADY
 @given(st.text(alphabet=st.sampled_from('aB1 .,;\n\r\t-#|("。，漢กั\u0301\u200d👩é'), max_size=40))
 def test_every_place_has_a_level_and_the_ends_separate_most(text: str) -> None:
     found = levels(text)

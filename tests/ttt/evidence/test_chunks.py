@@ -3,12 +3,14 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from refine_server.ttt.evidence.chunks import Chunk, cut
 from refine_server.ttt.models import load
+
+STEADY = settings(derandomize=True, deadline=None)
 
 PROSE = (
     "The tenant pays the rent on the first day of every month. The landlord may raise it once a "
@@ -38,6 +40,7 @@ def texts_of(text: str, chunks: list[Chunk]) -> list[str]:
     return [text[chunk.first : chunk.last] for chunk in chunks]
 
 
+@STEADY
 @given(
     text=st.text(max_size=300) | st.sampled_from([PROSE, LIST, TABLE, CODE, HAN, THAI, EMOJI]),
     tokens=st.integers(1, 40),
@@ -91,6 +94,7 @@ def arbitrary_offsets(draw: st.DrawFn) -> tuple[str, list[tuple[int, int]]]:
     return text, sorted((min(pair), max(pair)) for pair in pairs)
 
 
+@STEADY
 @given(document=arbitrary_offsets(), tokens=st.integers(1, 9))
 def test_every_token_is_in_one_chunk_whatever_the_tokenizer_says(
     document: tuple[str, list[tuple[int, int]]], tokens: int

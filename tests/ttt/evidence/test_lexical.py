@@ -1,11 +1,13 @@
 """Lexical ranking: words in common, in every script."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine_server.ttt.evidence.lexical import STOP_WORDS, score_by_words
 from refine_server.ttt.evidence.words import terms
+
+STEADY = settings(derandomize=True, deadline=None)
 
 
 def best(texts: list[str], query: str) -> int:
@@ -70,6 +72,7 @@ def test_terms_of_a_text(text: str, found: list[str]) -> None:
     assert terms(text) == found
 
 
+@STEADY
 @given(st.text())
 def test_terms_of_any_text_have_neither_spaces_nor_capitals(text: str) -> None:
     for term in terms(text):
@@ -87,6 +90,7 @@ def test_question_words_do_not_count() -> None:
     assert score_by_words(texts, "How does the zebra do?") == [0.0, 0.0]
 
 
+@STEADY
 @given(st.lists(st.text(max_size=20), max_size=6), st.text(max_size=20))
 def test_a_score_is_positive_exactly_where_a_term_is_shared(texts: list[str], query: str) -> None:
     asked = set(terms(query))

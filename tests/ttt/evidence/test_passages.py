@@ -1,12 +1,14 @@
 """Passages: the best chunks within a budget, as they stand in the document."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine_server.ttt.evidence.chunks import Chunk, cut
 from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS, fit, join
 from refine_server.ttt.models import load
+
+STEADY = settings(derandomize=True, deadline=None)
 
 
 def chunks_of(*texts: str, tokens: int = 10) -> tuple[str, list[Chunk]]:
@@ -59,6 +61,7 @@ def test_passages_stay_within_the_budget_when_they_are_encoded(budget: int) -> N
     assert len(passages["input_ids"]) <= budget
 
 
+@STEADY
 @given(st.lists(st.text(alphabet="ab \n", min_size=1), min_size=1, max_size=6), st.data())
 def test_places_are_those_of_the_chunks_but_for_white_space(
     texts: list[str], data: st.DataObject

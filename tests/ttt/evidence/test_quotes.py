@@ -4,11 +4,13 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refine_server.ttt.evidence.quotes import find_quotes
 from refine_server.ttt.evidence.words import units
+
+STEADY = settings(derandomize=True, deadline=None)
 
 DOCUMENT = "Rent: 900 euros.\nThe rent is due on the 1st of May, at noon. The rent is 900 euros."
 
@@ -46,6 +48,7 @@ def test_nothing_to_quote() -> None:
     assert quoted("anything", "") == []
 
 
+@STEADY
 @given(st.text(max_size=80), st.text(max_size=200))
 def test_a_quote_has_the_answers_words(answer: str, document: str) -> None:
     for quote in find_quotes(answer, document):
@@ -120,6 +123,7 @@ def test_repetitive_texts_take_nearly_linear_time(answer: str, document: str) ->
 TEXT = st.text(alphabet=st.sampled_from("aB1 .,\n漢ก้é\u0301👩\u200dßİ"), max_size=40)
 
 
+@STEADY
 @given(answer=TEXT, document=TEXT, cut=st.tuples(st.integers(0, 40), st.integers(0, 40)))
 def test_the_words_of_a_quote_stand_together_in_the_answer(
     answer: str, document: str, cut: tuple[int, int]
