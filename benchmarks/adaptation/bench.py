@@ -20,6 +20,7 @@ from refine_server.ttt.batching import run
 from refine_server.ttt.decoding.decoder import decode
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.document import AdaptedDocument
+from refine_server.ttt.evidence.chunks import Offsets
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
@@ -76,6 +77,10 @@ class ModelTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return str(self._of.decode(ids, skip_special_tokens=True))
+
+    def offsets(self, text: str) -> Offsets:
+        encoded = self._of(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["offset_mapping"])
 
 
 class AdaptationBench:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut
 from refine_server.ttt.evidence.lexical import score_by_words
+from refine_server.ttt.evidence.passages import join
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
     DocumentSpan,
@@ -16,8 +17,6 @@ from refine_server.ttt.interface.evidence import (
 from refine_server.ttt.interface.reports import Citation
 from refine_server.ttt.interface.requests import AnswerRequest, Limits
 
-SEPARATOR = "\n\n"
-"""What is written between passages that do not follow one another in the document."""
 AIMED_SHARE = 4
 """Behind passages an adaptation is aimed at one of so many of them: aimed at all that is there, it
 would have no aim."""
@@ -101,7 +100,7 @@ def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits
     if candidates.scores is None and evidence.by != "spans" and work.context != "document":
         message = f"evidence.by: {evidence.by} needs the context to be document"
         raise RequestError(message, "evidence.by", "invalid_value")
-    text, places = join_passages(candidates)
+    text, places = join(work.document, [candidates.chunks[n] for n in candidates.chosen()])
     if len(candidates.chosen()) == len(candidates.chunks) and evidence.by != "spans":
         text = text if work.context == "passages" else ""  # all of the document, just read
     if work.context == "passages":
@@ -127,20 +126,6 @@ def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits
         candidates=replace(candidates, chunks=chunks),
         aim=tuple((start, end) for start, end in aim if start < end),
     )
-
-
-def join_passages(candidates: Candidates) -> tuple[str, list[tuple[int, int]]]:
-    """Join the evidence to one text; also return the characters of each part in it."""
-    text, places, previous = "", [], None
-    for n in candidates.chosen():
-        chunk = candidates.chunks[n]
-        if previous is not None:
-            follows = previous.end == chunk.start
-            text += candidates.document[previous.last : chunk.first] if follows else SEPARATOR
-        part = candidates.document[chunk.first : chunk.last]
-        places.append((len(text), len(text) + len(part)))
-        text, previous = text + part, chunk
-    return text, places
 
 
 def align(own: Sequence[int], other: Sequence[int]) -> Callable[[int], int]:

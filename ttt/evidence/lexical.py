@@ -7,13 +7,14 @@ import logging
 from collections.abc import Sequence
 
 import bm25s
-from bm25s.stopwords import STOPWORDS_EN
+from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from refine_server.ttt.evidence.words import terms
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index
 
-STOP_WORDS = frozenset(STOPWORDS_EN)
+STOP_WORDS = frozenset(STOPWORDS_EN_PLUS)
+"""English words that say nothing of what a text is about, those of questions among them."""
 
 
 def score_by_words(texts: Sequence[str], query: str) -> list[float]:

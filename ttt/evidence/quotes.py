@@ -1,16 +1,42 @@
 """Where a document says what an answer says: the answer's own words, found in the document."""
 
-from collections.abc import Sequence
+import heapq
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
-from refine_server.ttt.evidence.words import units
+from refine_server.ttt.evidence.lexical import STOP_WORDS
+from refine_server.ttt.evidence.suffix_automaton import SuffixAutomaton
+from refine_server.ttt.evidence.words import IDEOGRAPH, units
 from refine_server.ttt.interface.reports import Quote
 
-SHORTEST = 2
-"""Words in a row that an answer must share with the document; fewer if the answer has fewer."""
+MIN_WEIGHT = 8
+"""The least weight of a quote of two words or more; see ``_weight``."""
+RARE_WEIGHT = 4
+"""The least weight of a single word that is a quote by itself, if it is rare in the document."""
+RARE_OCCURRENCES = 3
+"""A word that occurs more often in the document does not tell where an answer comes from."""
 MAX_QUOTES = 32
-"""The most quotes of one answer, in the order of the answer."""
-MAX_PLACES = 256
-"""The most places in a document that are tried for a pair of words."""
+"""The most quotes of one answer: those of the greatest weight."""
+
+
+class _Candidate(NamedTuple):
+    """A run of the answer's words at one of its places in the document; the least is the best."""
+
+    less_weight: int
+    """Minus its weight."""
+    elsewhere: bool
+    """Whether it is not in a preferred range."""
+    less_words: int
+    """Minus the number of its words."""
+    place: int
+    """Its first word in the document."""
+    start: int
+    """Its first word in the answer."""
+    end: int
+    """One beyond its last word in the answer."""
 
 
 def find_quotes(
@@ -18,50 +44,103 @@ def find_quotes(
 ) -> list[Quote]:
     """Find the longest runs of an answer's words in a document.
 
-    Case, white space and punctuation between words do not count.
+    Case, white space and punctuation between words do not count. A run is a quote if it is the
+    whole answer, if it has at least two words that are no stop words and eight letters, or if it
+    has a word that is rare in the document. Each word of the answer is in one quote at most. The
+    time is nearly linear in the length of both texts.
 
     Args:
         answer: the text whose words are looked up.
         document: the text in which they are.
         preferred: ranges of the document's characters. Of several places that say the same, one of
             these is taken; otherwise the first.
+
+    Returns:
+        The quotes in the order of the answer.
     """
-    words = [answer[start:end].casefold() for start, end in units(answer)]
-    places = list(units(document))
-    known = [document[start:end].casefold() for start, end in places]
-    shortest = min(SHORTEST, len(words))
-    if not shortest:
-        return []
-    index: dict[tuple[str, ...], list[int]] = {}
-    needed = {tuple(words[i : i + shortest]) for i in range(len(words) - shortest + 1)}
-    for at in range(len(known) - shortest + 1):
-        if (key := tuple(known[at : at + shortest])) in needed:
-            index.setdefault(key, []).append(at)
+    said = _keys(answer)
+    places, told = list(units(document)), _keys(document)
+    runs = _Runs(said, Counter(told))
 
-    quotes: list[Quote] = []
-    at = 0
-    while at <= len(words) - shortest and len(quotes) < MAX_QUOTES:
-        found = index.get(tuple(words[at : at + shortest]), ())
-        runs = [(_run(words, known, at, place), place) for place in found[:MAX_PLACES]]
-        if not runs:
-            at += 1
+    def candidates(start: int, end: int, shift: int) -> Iterator[_Candidate]:
+        """Yield a run of the answer that stands ``shift`` words later in the document, if apt."""
+        if start < end and runs.is_specific(start, end):
+            first, last = places[start + shift][0], places[end + shift - 1][1]
+            inside = any(a <= first and last <= b for a, b in preferred)
+            weight = runs.weight(start, end)
+            yield _Candidate(-weight, not inside, start - end, start + shift, start, end)
+
+    heap: list[_Candidate] = []
+    for start, place, length in SuffixAutomaton(said).matches(told):
+        heap += candidates(start, start + length, place - start)
+    heapq.heapify(heap)
+    chosen: list[_Candidate] = []
+    covered = bytearray(len(said))
+    while heap and len(chosen) < MAX_QUOTES:
+        best = heapq.heappop(heap)
+        start, end = _first_free(covered, best.start, best.end)
+        if (start, end) == (best.start, best.end):
+            covered[start:end] = b"\1" * (end - start)
+            chosen.append(best)
             continue
-        length = max(run for run, _ in runs)
-        spans = [(places[p][0], places[p + length - 1][1]) for run, p in runs if run == length]
-        inside = [s for s in spans if any(a <= s[0] and s[1] <= b for a, b in preferred)]
-        start, end = (inside or spans)[0]
-        quotes.append(Quote(start=start, end=end, text=document[start:end]))
-        at += length
-    return quotes
+        shift = best.place - best.start
+        for rest in (*candidates(start, end, shift), *candidates(end, best.end, shift)):
+            heapq.heappush(heap, rest)
+    chosen.sort(key=lambda candidate: candidate.start)
+    spans = [(places[c.place][0], places[c.place + c.end - c.start - 1][1]) for c in chosen]
+    return [Quote(start=first, end=last, text=document[first:last]) for first, last in spans]
 
 
-def _run(words: Sequence[str], known: Sequence[str], at: int, place: int) -> int:
-    """Count the words from ``at`` on that are those of the document from ``place`` on."""
-    length = 0
-    while (
-        at + length < len(words)
-        and place + length < len(known)
-        and words[at + length] == known[place + length]
-    ):
-        length += 1
-    return length
+class _Runs:
+    """What the runs of an answer's words are worth; each question takes constant time."""
+
+    def __init__(self, words: Sequence[str], occurrences: Counter[str]) -> None:
+        weights = [_weight(word) for word in words]
+        rare = [
+            weight >= RARE_WEIGHT and occurrences[word] <= RARE_OCCURRENCES
+            for word, weight in zip(words, weights, strict=True)
+        ]
+        self._words = len(words)
+        self._weight = [0, *accumulate(weights)]
+        self._content = [0, *accumulate(weight > 0 for weight in weights)]
+        self._rare = [0, *accumulate(rare)]
+
+    def weight(self, start: int, end: int) -> int:
+        """Return the weight of a run."""
+        return self._weight[end] - self._weight[start]
+
+    def is_specific(self, start: int, end: int) -> bool:
+        """Return whether a run is long or rare enough to tell where it comes from."""
+        content = self._content[end] - self._content[start]
+        if content > 1 and self.weight(start, end) >= MIN_WEIGHT:
+            return True
+        if self._rare[end] > self._rare[start]:
+            return True
+        return content > 0 and end - start == self._words
+
+
+def _keys(text: str) -> list[str]:
+    """Return what is compared of a text's words."""
+    found = (text[start:end] for start, end in units(text))
+    return [unicodedata.normalize("NFKC", word).casefold() for word in found]
+
+
+def _weight(word: str) -> int:
+    """Return how much a word tells: its letters; nothing for a stop word.
+
+    A digit counts two, since numbers are short, and an ideograph three, since it is half a word.
+    """
+    if word in STOP_WORDS:
+        return 0
+    if IDEOGRAPH.match(word):
+        return 3 * len(word)
+    return sum(2 if character.isdigit() else character.isalnum() for character in word)
+
+
+def _first_free(covered: bytearray, start: int, end: int) -> tuple[int, int]:
+    """Return the first words from ``start`` to ``end`` that are in no quote yet."""
+    first = covered.find(0, start, end)
+    if first < 0:
+        return end, end
+    last = covered.find(1, first, end)
+    return first, end if last < 0 else last

@@ -8,6 +8,7 @@ from torch import Tensor
 from refine_server.ttt.evidence.chunks import Chunk
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.query_side.attention_target import SINK_TOKENS
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 
 BATCH = 8
@@ -20,6 +21,8 @@ def score_by_attention(
 ) -> list[float]:
     """Score chunks by the share of the question's attention that a token of theirs gets.
 
+    Attention sinks, the first tokens of the prompt, count for no chunk.
+
     Args:
         document: holds the chunks, whose tokens are counted from ``context_tokens`` on.
         question: the prompt from the document's end to where the answer begins.
@@ -29,7 +32,9 @@ def score_by_attention(
     """
     ids = document.input_ids.new_tensor(list(question))[None]
     [weights] = document.model.attention_to_prefix(ids, document.state, BASE, [layer])
-    mean = weights[0].mean(0)[document.context_tokens :]  # [tokens of the document]
+    mean = weights[0].mean(0)  # [P]
+    mean[:SINK_TOKENS] = 0
+    mean = mean[document.context_tokens :]  # [tokens of the document]
     return [float(mean[chunk.start : chunk.end].mean()) for chunk in chunks]
 
 

@@ -1,22 +1,30 @@
 """The words of a text, in any script: what lexical ranking counts and quotes are compared by."""
 
-import re
+import unicodedata
 from collections.abc import Iterator
 
-WORD = re.compile(r"\w+")
-UNSPACED = re.compile(
-    "["
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f"  # Myanmar
-    "\u1780-\u17ff"  # Khmer
-    "\u3040-\u30ff"  # Hiragana, Katakana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Han
-    "\U00020000-\U0003ffff"  # Han, further planes
-    "]"
+import regex
+
+UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Bopomofo}\p{Yi}"
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Balinese}\p{Javanese}\p{Tai_Le}\p{New_Tai_Lue}"
 )
-"""Characters of scripts that put no spaces between words."""
-PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\dA-Za-z_]+")
-"""The parts of an identifier: of camelCase, of snake_case, and its numbers."""
+"""Scripts that put no spaces between words, as the inside of a character class."""
+IDEOGRAPH = regex.compile(r"\p{Unified_Ideograph}")
+
+_UNIT = regex.compile(rf"[{UNSPACED}]\p{{M}}*+|[\w\p{{M}}--[{UNSPACED}]]+", regex.V1)
+_PAIRED = rf"[{UNSPACED}\p{{Hangul}}]"
+"""Scripts whose words are found by pairs of characters: no spaces part them, or, in Korean, spaces
+part words together with the particles that follow them."""
+_TERM = regex.compile(
+    rf"(?P<number>\p{{N}}+(?:[.,]\p{{N}}+)+)"
+    rf"|(?P<paired>(?:{_PAIRED}\p{{M}}*+)+)"
+    rf"|[\w\p{{M}}--{_PAIRED}]+",
+    regex.V1,
+)
+_THOUSANDS = regex.compile(r"(?<=^\p{N}{1,3}(?:,\p{N}{3})*),(?=\p{N}{3}(?!\p{N}))")
+_PART = regex.compile(r"\p{Lu}+(?!\p{Ll})|\p{Lu}?[\p{L}\p{M}--\p{Lu}]+|\p{N}+", regex.V1)
+"""A part of an identifier: HTTPServer_v2 is HTTP, Server, v and 2."""
 
 
 def units(text: str) -> Iterator[tuple[int, int]]:
@@ -25,37 +33,39 @@ def units(text: str) -> Iterator[tuple[int, int]]:
     Yields:
         The first character of each, and one beyond its last.
     """
-    for word in WORD.finditer(text):
-        start = word.start()
-        for character in UNSPACED.finditer(text, word.start(), word.end()):
-            if start < character.start():
-                yield start, character.start()
-            yield character.span()
-            start = character.end()
-        if start < word.end():
-            yield start, word.end()
+    for unit in _UNIT.finditer(text):
+        yield unit.span()
 
 
 def terms(text: str) -> list[str]:
-    """List the terms of a text that lexical ranking compares, in lower case.
+    """List the terms of a text that lexical ranking compares.
 
-    A word is a term, and so are the parts of an identifier. Of scripts without spaces every pair of
-    neighbouring characters is a term, as is usual where no dictionary segments them.
+    Case and compatibility variants of characters do not count. A word is a term, and so are the
+    parts of an identifier, a version or a date. Of scripts without spaces and of Korean every pair
+    of neighbouring characters is a term, as is usual where no dictionary segments them, and so is
+    every ideograph.
     """
-    found: list[str] = []
-    previous: tuple[int, str] | None = None  # end and text of an unspaced character
-    for start, end in units(text):
-        word = text[start:end]
-        if not UNSPACED.match(word):
-            previous = None
-            found.append(word.casefold())
-            parts = PARTS.findall(word)
-            if len(parts) > 1:
-                found += [part.casefold() for part in parts]
-            continue
-        if previous is not None and previous[0] == start:
-            found.append(previous[1] + word)
-        elif end == len(text) or not UNSPACED.match(text, end):
-            found.append(word)  # a single character has no neighbour to be paired with
-        previous = end, word
-    return found
+    normal = unicodedata.normalize("NFKC", text)
+    return [term.casefold() for match in _TERM.finditer(normal) for term in _terms_of(match)]
+
+
+def _terms_of(match: "regex.Match[str]") -> Iterator[str]:
+    found = match.group()
+    if match["paired"]:
+        yield from _pairs(found)
+        return
+    if match["number"]:
+        found = _THOUSANDS.sub("", found)
+    yield found
+    parts = _PART.findall(found)
+    if parts != [found]:
+        yield from parts
+
+
+def _pairs(run: str) -> Iterator[str]:
+    """Yield neighbouring characters in pairs, and those that are words by themselves."""
+    for at, character in enumerate(run):
+        if len(run) == 1 or IDEOGRAPH.match(character):
+            yield character
+        if at + 1 < len(run):
+            yield run[at : at + 2]

@@ -1,9 +1,13 @@
 """Lexical ranking: words in common, in every script."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from refine_server.ttt.evidence.lexical import score_by_words
+from refine_server.ttt.evidence.lexical import STOP_WORDS, score_by_words
 from refine_server.ttt.evidence.words import terms
+
+STEADY = settings(derandomize=True, deadline=None)
 
 
 def best(texts: list[str], query: str) -> int:
@@ -42,4 +46,54 @@ def test_duplicates_score_the_same() -> None:
 def test_identifiers_are_terms_as_a_whole_and_in_parts() -> None:
     assert terms("maxRetryCount") == ["maxretrycount", "max", "retry", "count"]
     assert terms("HTTPServer2") == ["httpserver2", "http", "server", "2"]
-    assert terms("租金x") == ["租金", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The harbour's CODE.", ["the", "harbour", "s", "code"]),
+        ("straße STRASSE ﬁne", ["strasse", "strasse", "fine"]),
+        ("e\u0301te\u0301 été", ["été", "été"]),
+        ("snake_case", ["snake_case", "snake", "case"]),
+        ("getHTTPResponse", ["gethttpresponse", "get", "http", "response"]),
+        ("__init__", ["__init__", "init"]),
+        ("1,234,567", ["1234567"]),
+        ("12.05.2024", ["12.05.2024", "12", "05", "2024"]),
+        ("租金x", ["租", "租金", "金", "x"]),
+        ("Python3是", ["python3", "python", "3", "是"]),
+        ("ｶﾞｽ", ["ガス"]),
+        ("서울은", ["서울", "울은"]),
+        ("ดี", ["ดี"]),
+        ("كتاب 👩", ["كتاب"]),
+        ("?! 👍 —", []),
+    ],
+)
+def test_terms_of_a_text(text: str, found: list[str]) -> None:
+    assert terms(text) == found
+
+
+@STEADY
+@given(st.text())
+def test_terms_of_any_text_have_neither_spaces_nor_capitals(text: str) -> None:
+    for term in terms(text):
+        assert term.split() == [term]
+        assert term == term.casefold()
+
+
+def test_a_word_of_one_ideograph_is_found_among_others() -> None:
+    assert score_by_words(["狗在叫", "白猫跑了"], "猫")[1] > 0
+
+
+def test_question_words_do_not_count() -> None:
+    texts = ["What do you do when it rains, and how?", "The rent rises in May."]
+    assert best(texts, "What do you do when the rent rises, and how?") == 1
+    assert score_by_words(texts, "How does the zebra do?") == [0.0, 0.0]
+
+
+@STEADY
+@given(st.lists(st.text(max_size=20), max_size=6), st.text(max_size=20))
+def test_a_score_is_positive_exactly_where_a_term_is_shared(texts: list[str], query: str) -> None:
+    asked = set(terms(query))
+    asked = asked - STOP_WORDS or asked
+    scores = score_by_words(texts, query)
+    assert [score > 0 for score in scores] == [not asked.isdisjoint(terms(t)) for t in texts]
