@@ -155,13 +155,26 @@ class Metrics:
             "adaptation_cache_evictions_total",
             "Adapted documents dropped from memory to stay within the memory limit.",
         )
+        self.document_cache_hits = counter(
+            "document_cache_hits_total",
+            "Answers whose document had been read before, for an earlier question of its owner.",
+        )
+        self.document_cache_misses = counter(
+            "document_cache_misses_total", "Answers whose document had to be read."
+        )
+        self.document_cache_bytes = Gauge(
+            "refine_document_cache_bytes",
+            "Memory used by documents that are kept as they were read, in bytes.",
+            registry=registry,
+        )
         self.store_errors = counter(
             "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )
         self._model = Info("refine_model", "The model that is served.", registry=registry)
 
     def describe(self, backend: Backend) -> None:
-        """Publish which model is served."""
+        """Publish which model is served, and what it keeps in memory."""
+        self.document_cache_bytes.set_function(lambda: backend.cached_document_bytes)
         self._model.info(
             {
                 "model": backend.name,
@@ -201,6 +214,8 @@ class EngineMetrics(EngineObserver):
         metrics = self._metrics
         match event:
             case DocumentRead():
+                cache = metrics.document_cache_hits, metrics.document_cache_misses
+                cache[not event.is_cached].inc()
                 metrics.prefill_seconds.observe(event.seconds)
                 metrics.document_tokens.observe(event.document_tokens)
             case AdaptationStep(report):

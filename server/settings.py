@@ -163,6 +163,13 @@ class Settings(BaseSettings):
         description="Maximum duration of a request in seconds, including its time in the queue; "
         "after that it ends with status 504.",
     )
+    document_cache_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="Memory in bytes for documents as the base model read them, so that the next "
+        "question on one need not read it again. Each is kept for its owner, for "
+        "--adaptation-ttl-seconds after its last use. 0 keeps none.",
+    )
     adaptation_memory_bytes: int = Field(
         2 * 2**30,
         ge=0,

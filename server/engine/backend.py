@@ -43,6 +43,10 @@ class Backend(Protocol):
     templates: TemplatePool
     """Prompt templates and tokenizers for other threads than the model's."""
 
+    @property
+    def cached_document_bytes(self) -> int:
+        """Bytes of documents that are kept as the base model read them."""
+
     def encode(self, work: Work) -> EncodedWork:
         """Return a request with its texts as token ids.
 

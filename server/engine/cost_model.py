@@ -76,7 +76,7 @@ class CostModel(EngineObserver):
     def observe(self, work: Work, tokens: int, event: Event) -> None:
         """Update the rates with an event of some work that reads ``tokens`` tokens."""
         match event:
-            case DocumentRead():
+            case DocumentRead() if not event.is_cached:
                 self.read.observe(event.seconds, tokens)
             case PromptRead() if event.tokens >= MIN_PROMPT_TOKENS and not event.echo:
                 self.read.observe(event.seconds, event.tokens)

@@ -15,6 +15,7 @@ from refine_server.ttt.interface.requests import Work
 from refine_server.ttt.models import CausalLM, ModelError, load
 from refine_server.ttt.programs.encode import EncodedWork, encode
 from refine_server.ttt.programs.start import start
+from refine_server.ttt.query_side.document_cache import DocumentCache
 
 SMALL_MODEL = 10_000_000
 """Parameters below which an op is so short that a second CPU thread costs more than it gains."""
@@ -42,6 +43,14 @@ class ModelBackend(Backend):
             raise ModelError(f"--prompt and --chat: {error}") from None
         self.prompt_form = template.form
         self.templates = TemplatePool(template)
+        self._documents = DocumentCache(
+            settings.document_cache_bytes, settings.adaptation_ttl_seconds
+        )
+
+    @property
+    @override
+    def cached_document_bytes(self) -> int:
+        return self._documents.nbytes
 
     @override
     def encode(self, work: Work) -> EncodedWork:
@@ -56,7 +65,7 @@ class ModelBackend(Backend):
 
     @override
     def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
-        return start(self.model, work, emit, should_stop)
+        return start(self.model, work, emit, should_stop, self._documents)
 
     @override
     def verify(self) -> bool:

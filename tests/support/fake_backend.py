@@ -131,6 +131,11 @@ class FakeBackend(Backend):
             raise self.fails_to_open
         return self
 
+    @property
+    @override
+    def cached_document_bytes(self) -> int:
+        return 0
+
     @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:

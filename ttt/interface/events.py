@@ -18,10 +18,12 @@ if TYPE_CHECKING:  # it holds tensors, and these values must be had without impo
 
 @dataclass(frozen=True)
 class DocumentRead:
-    """The document was tokenised and its frozen part computed."""
+    """The document was read, as far as no step changes it."""
 
     document_tokens: int
     seconds: float
+    is_cached: bool = False
+    """Whether it had been read for an earlier request of the owner."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The program that answers from a document's frozen state, adapted on the evidence or not."""
+"""The program that answers from a document's frozen state, adapted on evidence or not at all."""
 
 import time
 from dataclasses import replace
@@ -28,18 +28,38 @@ from refine_server.ttt.programs.answer import (
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries, supervised_layers
+from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Span
 
 
 async def answer_on_evidence(
-    model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop
+    model: CausalLM,
+    work: EncodedAnswer,
+    emit: Emit,
+    should_stop: ShouldStop,
+    documents: DocumentCache | None,
 ) -> None:
-    """Read the document once, adapt queries to its evidence, and answer; the copy ends then."""
+    """Read the document once, adapt queries to its evidence, and answer; the copy ends then.
+
+    Args:
+        model: the base model.
+        work: a request that adapts on evidence, or not at all.
+        emit: receives the events.
+        should_stop: asked after every step.
+        documents: documents that were read before; None keeps none.
+    """
     request, clock = work.request, Clock()
-    call = Call(lambda: _read(model, work), model.threads)
-    document = await call
-    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    ids = torch.tensor([work.prompt.header + work.prompt.document], device=model.device)  # [1, T]
+    document = None if documents is None else documents.get(request.owner, ids)
+    is_cached = document is not None
+    if document is None:
+        header = len(work.prompt.header)
+        call = Call(lambda: FrozenDocument.read(model, ids, header), model.threads)
+        document = await call
+        if documents is not None:
+            documents.put(request.owner, document)
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
     known = work.prompt.document
 
     base_answer = None
@@ -78,23 +98,18 @@ async def answer_on_evidence(
     await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
 
 
-def _read(model: CausalLM, work: EncodedAnswer) -> FrozenDocument:
-    header = work.prompt.header
-    ids = torch.tensor([header + work.prompt.document], device=model.device)  # [1, T]
-    return FrozenDocument.read(model, ids, len(header))
-
-
 async def _find_evidence(
     document: FrozenDocument, work: EncodedAnswer
-) -> tuple[Candidates, list[Span]]:
+) -> tuple[Candidates | None, list[Span]]:
     """Return what can be evidence, scored, and the spans that an adaptation is aimed at.
+
+    Both are empty where the request looks for no evidence.
 
     Spans are counted in the document's ``input_ids``.
     """
     context, offset = work.context, document.context_tokens
     candidates, aim = context.candidates, context.aim
-    assert candidates is not None, "an answer on evidence has candidates"
-    if work.needs_model_for_evidence:
+    if candidates is not None and work.needs_model_for_evidence:
         unscored = candidates
         call = Call(lambda: _scored(document, work, unscored), document.model.threads)
         candidates = await call

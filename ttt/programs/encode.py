@@ -54,9 +54,13 @@ class EncodedAnswer:
         return isinstance(self.request.evidence, EvidenceByAttention | EvidenceByUtility)
 
     @property
-    def is_on_evidence(self) -> bool:
-        """Whether the answer comes from the document's frozen state."""
-        return self.request.adapt.on.kind == "evidence" or self.needs_model_for_evidence
+    def keeps_state(self) -> bool:
+        """Whether the answer comes from the base model's state of the document.
+
+        It does where the request adapts on evidence, or not at all.
+        """
+        adapt = self.request.adapt
+        return adapt.objective == "none" or adapt.on.kind == "evidence"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,7 @@ def encode(
     """
     match work:
         case AnswerRequest():
+            _refuse_model_evidence(work)
             if not has_attention:
                 _refuse_attention(work)
             return EncodedAnswer(request=work, context=encode_context(work, template, limits))
@@ -146,6 +151,14 @@ def encode(
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
             return _encode_completion(work, template, limits, vocabulary)
+
+
+def _refuse_model_evidence(work: AnswerRequest) -> None:
+    """Raise RequestError if the model is to choose evidence for an adaptation to the document."""
+    by_model = isinstance(work.evidence, EvidenceByAttention | EvidenceByUtility)
+    if by_model and work.adapt.objective != "none" and work.adapt.on.kind != "evidence":
+        message = "evidence.by: the model chooses evidence only where adapt.on.kind is evidence"
+        raise RequestError(message, "evidence.by", "invalid_value")
 
 
 def _refuse_attention(work: AnswerRequest) -> None:

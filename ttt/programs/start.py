@@ -19,6 +19,7 @@ from refine_server.ttt.programs.encode import (
     EncodedWork,
     encode,
 )
+from refine_server.ttt.query_side.document_cache import DocumentCache
 
 
 def never_stop() -> str | None:
@@ -27,12 +28,19 @@ def never_stop() -> str | None:
 
 
 def start(
-    model: CausalLM, work: EncodedWork, emit: Emit, should_stop: ShouldStop = never_stop
+    model: CausalLM,
+    work: EncodedWork,
+    emit: Emit,
+    should_stop: ShouldStop = never_stop,
+    documents: DocumentCache | None = None,
 ) -> Program[None]:
-    """Return the program that does a piece of work; the last event that it emits is a ``Last``."""
+    """Return the program that does a piece of work; the last event that it emits is a ``Last``.
+
+    Documents that the base model reads are looked up and kept in ``documents``, if it is there.
+    """
     match work:
-        case EncodedAnswer() if work.is_on_evidence:
-            return answer_on_evidence(model, work, emit, should_stop)
+        case EncodedAnswer() if work.keeps_state:
+            return answer_on_evidence(model, work, emit, should_stop, documents)
         case EncodedAnswer():
             return answer(model, work, emit, should_stop)
         case EncodedAdapt():

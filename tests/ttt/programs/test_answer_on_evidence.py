@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from refine_server.ttt.batching import stream
 from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.errors import RequestError
@@ -24,9 +25,11 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByUtility,
     EvidenceByWords,
 )
-from refine_server.ttt.interface.requests import AnswerRequest
+from refine_server.ttt.interface.requests import AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.programs.start import perform
+from refine_server.ttt.programs.encode import encode
+from refine_server.ttt.programs.start import perform, start
+from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.step import AdaptStep
 from support.small_models import Families
@@ -190,3 +193,32 @@ def test_the_model_chooses_the_evidence(
     )
     assert len(result.citations) == 2
     assert all(citation.score is not None for citation in result.citations)
+
+
+def test_a_document_is_read_once_for_all_questions_of_its_owner(tiny: CausalLM) -> None:
+    cache, template = DocumentCache(10**9, 60.0), PromptTemplate(tiny.tokenizer)
+
+    def ask(question: dict[str, Any], owner: str) -> tuple[bool, AnswerCompleted]:
+        request = AnswerRequest(
+            DOCUMENT,
+            question["query"],
+            AdaptConfig(objective="none"),
+            SamplingConfig(max_tokens=8),
+            owner=owner,
+            context="document+passages",
+        )
+        encoded = encode(request, template, Limits(), tiny.embedding.num_embeddings)
+        events = list(stream(lambda emit: start(tiny, encoded, emit, documents=cache)))
+        first, last = events[0], events[-1]
+        assert isinstance(first, DocumentRead)
+        assert isinstance(last, AnswerCompleted)
+        return first.is_cached, last
+
+    one, other = EXAMPLE["questions"][:2]
+    cached, answer = ask(one, "ada")
+    assert not cached
+    assert ask(other, "ada")[0]
+    again, same = ask(one, "ada")
+    assert again
+    assert same.answer == answer.answer
+    assert not ask(one, "bob")[0]
