@@ -1,4 +1,4 @@
-"""``refine-server bench adaptation``."""
+"""``refine-server bench regimes``."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""``bench adaptation``: questions, prompts, stored results and the report."""
+"""``bench regimes``: questions, prompts, stored results and the report."""
 
 import json
 from pathlib import Path
@@ -245,7 +245,7 @@ def test_the_report_has_all_figures(tmp_path) -> None:
     assert low < mean == 37.5 < high
     assert figures["differences"]["context"]["refine-none"] == "25.0 [25.0, 25.0]"
     assert figures["kept_base"] == {"ntp": 4, "refine": 0}
-    text = summary.markdown("tiny, dev", "refine-server bench adaptation", "Seed 0.")
+    text = summary.markdown("tiny, dev", "refine-server bench regimes", "Seed 0.")
     assert "| memory | niah_single | 512 | 4 | 0.0 [0.0, 0.0] |" in text
     assert "| context | refine - none | 4 | 0 | 0 | 25.0 [25.0, 25.0] |" in text
     assert "| ntp | 4 of 4 | 2.0 | 0.5 | 0.2 | 1024 |" in text
@@ -258,7 +258,7 @@ def test_the_command(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(cli, "QUICK_LENGTHS", "160")
     monkeypatch.setattr(cli, "QUICK_DOCUMENTS", 1)
-    arguments = ["adaptation", "--quick", "--json", "--out", str(tmp_path)]
+    arguments = ["regimes", "--quick", "--json", "--out", str(tmp_path)]
     settings = '{"optimizer": {"steps": 1}, "rollouts": {"positions": 2}}'
     arguments += ["--regimes", "context,memory", "--adapt", settings]
     ran = CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
@@ -275,6 +275,6 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     [("--part", "test", "--part"), ("--regimes", "all", "--regimes"), ("--lengths", "x", "--len")],
 )
 def test_bad_options_are_named(tmp_path, option, value, message) -> None:
-    ran = CliRunner().invoke(app, ["bench", "adaptation", option, value, "--out", str(tmp_path)])
+    ran = CliRunner().invoke(app, ["bench", "regimes", option, value, "--out", str(tmp_path)])
     assert ran.exit_code == 2
     assert message in ran.output
