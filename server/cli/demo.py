@@ -32,8 +32,8 @@ def demo(
     """Start a server and ask it about an example document, with and without evidence.
 
     The question is asked twice: of the model with the whole document, and as /v1/answers does it,
-    with the document's evidence repeated before the question. The exit status is 0 if the second
-    answer is right and 1 if it is wrong.
+    with the passages that are the question's evidence. The exit status is 0 if the second answer is
+    right and 1 if it is wrong.
     """
     from refine_server.server.cli.event_sources import answer_by_server
     from refine_server.server.cli.progress import Follower
@@ -43,13 +43,13 @@ def demo(
     with running_server(model) as url:
         print(f"document: {chosen.title} ({len(chosen.document)} characters)")
         print(f"question: {chosen.query}")
-        print("\nthe model with the document alone:")
-        alone = Follower(0).follow(answer_by_server(url, None, body | {"context": "document"}))
-        print("\nthe same with the evidence repeated:")
+        print("\nwith the whole document:")
+        whole = Follower(0).follow(answer_by_server(url, None, body | {"context": "document"}))
+        print("\nwith its evidence:")
         response = Follower(0).follow(answer_by_server(url, None, body))
     right = chosen.is_answered_by(response["answer"])
-    print(f"\nalone: {chosen.verdict(alone['answer'])}")
-    print(f"with evidence: {chosen.verdict(response['answer'])}")
+    print(f"\nwhole document: {chosen.verdict(whole['answer'])}")
+    print(f"evidence: {chosen.verdict(response['answer'])}")
     raise typer.Exit(0 if right else FAILED)
 
 

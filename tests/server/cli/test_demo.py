@@ -29,8 +29,8 @@ def test_it_succeeds_when_the_answer_is_right(
     shown = run("demo", "--example", example(tmp_path, answers))
     assert shown.exit_code == status
     verdict = "right" if status == 0 else "wrong, expected Bo or Al"
-    assert f"alone: {verdict}" in shown.stdout
-    assert f"with evidence: {verdict}" in shown.stdout
+    assert f"whole document: {verdict}" in shown.stdout
+    assert f"evidence: {verdict}" in shown.stdout
 
 
 def test_it_reports_why_its_server_did_not_start(tmp_path: Path) -> None:
