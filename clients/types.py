@@ -285,6 +285,7 @@ class OptimizerOptions(TypedDict, total=False):
 
     steps: int
     learning_rate: float
+    weight_decay: float
     max_grad_norm: float
     max_seconds: float | None
 

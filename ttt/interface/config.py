@@ -145,6 +145,8 @@ class OptimizerConfig(_Settings):
     """Optimiser steps."""
     learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
     """Learning rate, the same in every step."""
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the learning rate by which every adapted weight shrinks in a step, as in AdamW."""
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4)
     """Norm to which a larger gradient is scaled down."""
     max_seconds: float | None = Field(None, gt=0.0, le=3600.0)
