@@ -141,7 +141,7 @@ class AsyncRefineClient(BaseClient):
         return await self._call(calls.version())
 
     async def adapt_defaults(
-        self, on: Literal["document", "spans", "query_spans", "evidence"] = "document"
+        self, on: Literal["document", "spans", "query_spans", "prompt", "evidence"] = "document"
     ) -> dict[str, Any]:
         """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
         return await self._call(calls.adapt_defaults(on))

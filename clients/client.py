@@ -138,7 +138,7 @@ class RefineClient(BaseClient):
         return self._call(calls.version())
 
     def adapt_defaults(
-        self, on: Literal["document", "spans", "query_spans", "evidence"] = "document"
+        self, on: Literal["document", "spans", "query_spans", "prompt", "evidence"] = "document"
     ) -> dict[str, Any]:
         """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
         return self._call(calls.adapt_defaults(on))

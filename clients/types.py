@@ -253,6 +253,12 @@ class OnQuerySpansOptions(TypedDict, total=False):
     learn_as: Literal["text", "answer", "answer_in_context"]
 
 
+class OnPromptOptions(TypedDict):
+    """Adapt on the whole prompt: the document and the query behind it."""
+
+    kind: Literal["prompt"]
+
+
 class OnEvidenceOptions(TypedDict):
     """Adapt on the evidence for the query, over the document's frozen state."""
 
@@ -298,6 +304,7 @@ class FastWeightOptions(TypedDict, total=False):
 
 
 class _AdaptOptions(TypedDict, total=False):
+    preset: Literal["paper"] | None
     objective: Literal["refine", "ntp", "attention", "none"]
     rollouts: RolloutOptions
     loss: LossOptions
@@ -310,7 +317,13 @@ class _AdaptOptions(TypedDict, total=False):
 class AdaptOptions(_AdaptOptions, total=False):
     """How to adapt; what is left out keeps the server's default."""
 
-    on: OnDocumentOptions | OnSpansOptions | OnQuerySpansOptions | OnEvidenceOptions
+    on: (
+        OnDocumentOptions
+        | OnSpansOptions
+        | OnQuerySpansOptions
+        | OnPromptOptions
+        | OnEvidenceOptions
+    )
 
 
 class DocumentAdaptOptions(_AdaptOptions, total=False):

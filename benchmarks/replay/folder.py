@@ -20,6 +20,7 @@ from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.clients import RefineClient
 from refine_server.clients.types import AdaptOptions
 from refine_server.ttt.interface.config import merged
+from refine_server.ttt.interface.presets import PRESETS
 
 PACKAGES = ("refine-server", "httpx", "numpy")
 
@@ -58,9 +59,10 @@ class Manifest:
 
 def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
     """Return all fields of ``adapt``: the given ones, and the server's defaults for the others."""
-    kind = adapt["on"]["kind"] if "on" in adapt else "document"
-    given = merged(client.adapt_defaults(kind), adapt)
-    return {name: value for name, value in given.items() if name != "objective"}
+    chosen = merged(PRESETS.get(adapt.get("preset") or "", {}), adapt)
+    kind = chosen["on"]["kind"] if "on" in chosen else "document"
+    given = merged(client.adapt_defaults(kind), chosen)
+    return {name: value for name, value in given.items() if name not in ("objective", "preset")}
 
 
 class RunFolder:
