@@ -253,16 +253,10 @@ class OnQuerySpansOptions(TypedDict, total=False):
     learn_as: Literal["text", "answer", "answer_in_context"]
 
 
-class OnPromptOptions(TypedDict):
-    """Adapt on the whole prompt: the document and the query behind it."""
+class OnPromptOrEvidenceOptions(TypedDict):
+    """Adapt on document and query, or on the evidence for the query over the document's state."""
 
-    kind: Literal["prompt"]
-
-
-class OnEvidenceOptions(TypedDict):
-    """Adapt on the evidence for the query, over the document's frozen state."""
-
-    kind: Literal["evidence"]
+    kind: Literal["prompt", "evidence"]
 
 
 class RolloutOptions(TypedDict, total=False):
@@ -317,13 +311,7 @@ class _AdaptOptions(TypedDict, total=False):
 class AdaptOptions(_AdaptOptions, total=False):
     """How to adapt; what is left out keeps the server's default."""
 
-    on: (
-        OnDocumentOptions
-        | OnSpansOptions
-        | OnQuerySpansOptions
-        | OnPromptOptions
-        | OnEvidenceOptions
-    )
+    on: OnDocumentOptions | OnSpansOptions | OnQuerySpansOptions | OnPromptOrEvidenceOptions
 
 
 class DocumentAdaptOptions(_AdaptOptions, total=False):

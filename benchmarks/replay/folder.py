@@ -60,8 +60,8 @@ class Manifest:
 def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
     """Return all fields of ``adapt``: the given ones, and the server's defaults for the others."""
     chosen = merged(PRESETS.get(adapt.get("preset") or "", {}), adapt)
-    kind = chosen["on"]["kind"] if "on" in chosen else "document"
-    given = merged(client.adapt_defaults(kind), chosen)
+    on = chosen.get("on", {"kind": "document"})
+    given = merged(client.adapt_defaults(on["kind"]), chosen)
     return {name: value for name, value in given.items() if name not in ("objective", "preset")}
 
 
