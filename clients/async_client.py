@@ -17,15 +17,8 @@ from refine_server.clients.base_client import (
 )
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
-from refine_server.clients.types import (
-    Adaptation,
-    AdaptationOptions,
-    Answer,
-    AnswerOptions,
-    Event,
-    Model,
-    Version,
-)
+from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")

@@ -18,7 +18,7 @@ from typing import Any
 from refine_server.benchmarks.replay.questions import Key, Question, Result
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.clients import RefineClient
-from refine_server.clients.types import AdaptOptions
+from refine_server.clients.options import AdaptOptions
 from refine_server.ttt.interface.config import merged
 from refine_server.ttt.interface.presets import PRESETS
 
