@@ -13,7 +13,8 @@ from refine_server.benchmarks.reliability.process import ServerProcess
 from refine_server.benchmarks.serving.workload import Mix, Request
 from refine_server.benchmarks.tokens import ServerTokenizer
 from refine_server.clients import AsyncRefineClient, RefineClient
-from refine_server.clients.types import AdaptOptions, Answer
+from refine_server.clients.options import AdaptOptions
+from refine_server.clients.types import Answer
 
 BATCHES = re.compile(r'^refine_batch_size_(sum|count)\{operation="(\w+)"\}$')
 

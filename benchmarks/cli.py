@@ -22,6 +22,7 @@ from refine_server.benchmarks.console import (
     numbers_of,
     print_result,
 )
+from refine_server.benchmarks.paper.cli import paper
 from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
 from refine_server.benchmarks.serving.cli import load, overhead
@@ -42,6 +43,7 @@ app.command("overhead")(overhead)
 app.command("reliability")(reliability)
 app.command("adaptation")(adaptation)
 app.command("regimes")(regimes)
+app.command("paper")(paper)
 
 
 @app.command()

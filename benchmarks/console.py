@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:  # httpx takes 0.1 s to import, and --help must be quick
-    from refine_server.clients.types import AdaptOptions
+    from refine_server.clients.options import AdaptOptions
     from refine_server.ttt.interface.config import AdaptConfig
 
 LOCAL = "http://127.0.0.1:8000"

@@ -120,11 +120,11 @@ def fast_weight_optim(m: Maker, R: int, layers: int, width: int, out: int, rank:
     shapes = [(R, width, rank), (R, rank, out)] * layers
     params, grads = ([m.single(*shape) for shape in shapes] for _ in range(2))
     state = OptimState.new(params)
-    rate, limit = m.uniform(R), m.uniform(R)
+    rate, limit, decay = m.uniform(R), m.uniform(R), torch.zeros(R, device=m.device)
     active = torch.ones(R, dtype=torch.bool, device=m.device)
 
     def run(form: Form) -> list[Tensor]:
-        norm, _ = form(params, grads, state, rate, limit, active)
+        norm, _ = form(params, grads, state, rate, limit, decay, active)
         return [norm, *params]
 
     return run

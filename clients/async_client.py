@@ -17,15 +17,8 @@ from refine_server.clients.base_client import (
 )
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
-from refine_server.clients.types import (
-    Adaptation,
-    AdaptationOptions,
-    Answer,
-    AnswerOptions,
-    Event,
-    Model,
-    Version,
-)
+from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -141,7 +134,7 @@ class AsyncRefineClient(BaseClient):
         return await self._call(calls.version())
 
     async def adapt_defaults(
-        self, on: Literal["document", "spans", "query_spans", "evidence"] = "document"
+        self, on: Literal["document", "spans", "query_spans", "prompt", "evidence"] = "document"
     ) -> dict[str, Any]:
         """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
         return await self._call(calls.adapt_defaults(on))

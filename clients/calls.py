@@ -8,15 +8,8 @@ import httpx
 
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
-from refine_server.clients.types import (
-    Adaptation,
-    AdaptationOptions,
-    Answer,
-    AnswerOptions,
-    Event,
-    Model,
-    Version,
-)
+from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")

@@ -16,15 +16,8 @@ from refine_server.clients.base_client import (
 )
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
-from refine_server.clients.types import (
-    Adaptation,
-    AdaptationOptions,
-    Answer,
-    AnswerOptions,
-    Event,
-    Model,
-    Version,
-)
+from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -138,7 +131,7 @@ class RefineClient(BaseClient):
         return self._call(calls.version())
 
     def adapt_defaults(
-        self, on: Literal["document", "spans", "query_spans", "evidence"] = "document"
+        self, on: Literal["document", "spans", "query_spans", "prompt", "evidence"] = "document"
     ) -> dict[str, Any]:
         """Return the server's default for each option of ``adapt``, with ``on`` of one kind."""
         return self._call(calls.adapt_defaults(on))

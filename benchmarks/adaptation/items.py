@@ -119,7 +119,8 @@ def in_turns(items: Iterable[Item]) -> list[Item]:
 def file_items(path: Path, count: int, part: Part) -> Iterator[Item]:
     """Yield the first ``count`` rows of a part of a RULER or LongBench file in its official format.
 
-    The part of a row depends on its id only.
+    RULER's question answering can also be as the paper's authors publish it (``paper.rows``). The
+    part of a row depends on its id only.
 
     Raises:
         DataError: the file or one of its rows cannot be used.
@@ -137,6 +138,8 @@ def _of_row(row: dict[str, object]) -> Item:
     if "outputs" in row:
         sample = Sample.parse({"task": "qa_1", **row})
         return _of_sample(sample, 0, about=row.get("query"))
+    if "prompt" in row:
+        return _of_published(row)
     from refine_server.benchmarks.longbench.data import Row
     from refine_server.benchmarks.longbench.score import score
 
@@ -149,6 +152,16 @@ def _of_row(row: dict[str, object]) -> Item:
         parsed.question,
     )
     return Item(task.name, 0, parsed.id, task.before, parsed.context, (question,))
+
+
+def _of_published(row: dict[str, object]) -> Item:
+    """Make an item of a row of RULER's question answering as the paper's authors publish it."""
+    from refine_server.benchmarks.paper.rows import MAX_TOKENS, PublishedRow
+
+    parsed = PublishedRow.parse(row)
+    parts = parsed.parts()
+    question = Question(parts.after.lstrip("\n"), MAX_TOKENS, parsed.score, parts.question)
+    return Item(parsed.task, 0, str(row["index"]), parts.before, parts.context, (question,))
 
 
 def _of_sample(sample: Sample, length: int, about: object = None) -> Item:

@@ -11,7 +11,7 @@ from refine_server.benchmarks.replay.runner import Replay
 from refine_server.benchmarks.report.replayed import AVERAGE, Results, replay_report
 from refine_server.benchmarks.rows import DataError
 from refine_server.clients import RefineClient
-from refine_server.clients.types import AdaptOptions
+from refine_server.clients.options import AdaptOptions
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import Any
 from refine_server.benchmarks.replay.questions import Key, Question, Result
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.clients import RefineClient
-from refine_server.clients.types import AdaptOptions
+from refine_server.clients.options import AdaptOptions
 from refine_server.ttt.interface.config import merged
+from refine_server.ttt.interface.presets import PRESETS
 
 PACKAGES = ("refine-server", "httpx", "numpy")
 
@@ -58,9 +59,10 @@ class Manifest:
 
 def effective(adapt: AdaptOptions, client: RefineClient) -> dict[str, Any]:
     """Return all fields of ``adapt``: the given ones, and the server's defaults for the others."""
-    kind = adapt["on"]["kind"] if "on" in adapt else "document"
-    given = merged(client.adapt_defaults(kind), adapt)
-    return {name: value for name, value in given.items() if name != "objective"}
+    chosen = merged(PRESETS.get(adapt.get("preset") or "", {}), adapt)
+    on = chosen.get("on", {"kind": "document"})
+    given = merged(client.adapt_defaults(on["kind"]), chosen)
+    return {name: value for name, value in given.items() if name not in ("objective", "preset")}
 
 
 class RunFolder:

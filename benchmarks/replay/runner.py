@@ -22,7 +22,7 @@ from refine_server.benchmarks.replay.folder import RunFolder
 from refine_server.benchmarks.replay.questions import Question, Result
 from refine_server.clients import AsyncRefineClient, ClientError
 from refine_server.clients.errors import ConnectionFailedError, ReadTimeoutError
-from refine_server.clients.types import AdaptOptions
+from refine_server.clients.options import AdaptOptions
 
 LINES = 20
 """Number of progress lines when the output is not a terminal."""

@@ -18,7 +18,8 @@ from rich.progress import (
 
 from refine_server.benchmarks.serving.workload import Request
 from refine_server.clients import AsyncRefineClient, ClientError
-from refine_server.clients.types import AdaptOptions, Answer, AnswerDelta
+from refine_server.clients.options import AdaptOptions
+from refine_server.clients.types import Answer, AnswerDelta
 
 Arrivals = Literal["poisson", "closed"]
 

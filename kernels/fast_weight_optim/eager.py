@@ -21,6 +21,7 @@ def fast_weight_optim(
     state: OptimState,
     learning_rate: Tensor,
     max_norm: Tensor,
+    weight_decay: Tensor,
     active: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``naive.fast_weight_optim`` for all requests at once; same arguments and results."""
@@ -35,6 +36,9 @@ def fast_weight_optim(
     clip = (max_norm[rows] / (norm[rows] + CLIP_EPS)).clamp_max(1.0)
     rate = learning_rate[rows] / (1 - BETAS[0] ** steps)
     widen = (1 - BETAS[1] ** steps).rsqrt()
+    keep = None
+    if weight_decay.any():
+        keep = 1 - learning_rate[rows].double() * weight_decay[rows]
     everyone = rows.numel() == params[0].shape[0]
     for group in _groups(params):
         kept = [tensors[group] for tensors in (params, state.first, state.second)]
@@ -49,6 +53,8 @@ def fast_weight_optim(
         spreads = torch._foreach_sqrt(v)
         torch._foreach_mul_(spreads, _spread(widen, v))
         torch._foreach_add_(spreads, EPS)
+        if keep is not None:
+            torch._foreach_mul_(p, _spread(keep, p))
         torch._foreach_addcdiv_(p, torch._foreach_mul(m, _spread(-rate, m)), spreads)
         if not everyone:
             for tensors, rows_of in zip(kept, own, strict=True):

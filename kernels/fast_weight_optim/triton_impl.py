@@ -23,6 +23,7 @@ def fast_weight_optim(
     state: OptimState,
     learning_rate: Tensor,
     max_norm: Tensor,
+    weight_decay: Tensor,
     active: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``naive.fast_weight_optim`` in three launches; same arguments, same results.
@@ -40,13 +41,13 @@ def fast_weight_optim(
     tiles = _tiles(tuple(p.numel() // R for p in params), device)  # [tiles, 3]
     count = tiles.shape[0]
     partial, factors, norm = (
-        torch.empty(*shape, device=device) for shape in ((R, count), (R, 3), (R,))
+        torch.empty(*shape, device=device) for shape in ((R, count), (R, 4), (R,))
     )
     stepped = torch.empty(R, dtype=torch.bool, device=device)
     _norm_kernel[(count, R)](addresses, tiles, partial, TILE=TILE)
     _decide_kernel[(R,)](
-        partial, count, learning_rate, max_norm, active, state.steps, factors, norm, stepped,
-        BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
+        partial, count, learning_rate, max_norm, weight_decay, active, state.steps, factors, norm,
+        stepped, BETA1=BETAS[0], BETA2=BETAS[1], CLIP_EPS=CLIP_EPS, BLOCK=1024,
     )  # fmt: skip
     _step_kernel[(count, R)](
         addresses, tiles, factors, stepped,
@@ -90,11 +91,11 @@ def _norm_kernel(addresses, tiles, partial, TILE: tl.constexpr):
 
 @triton.jit
 def _decide_kernel(
-    partial, count, learning_rate, max_norm, active, steps, factors, norms, stepped,
+    partial, count, learning_rate, max_norm, weight_decay, active, steps, factors, norms, stepped,
     BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Decide whether a request steps, and what scales its gradient, mean and root of squares."""
+    """Decide whether a request steps, and what scales its gradient, means and parameters."""
     r = tl.program_id(0)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for start in range(0, count, BLOCK):
@@ -110,11 +111,14 @@ def _decide_kernel(
     clip = tl.minimum(tl.load(max_norm + r).to(tl.float32) / (norm + CLIP_EPS), 1.0)
     # 1 - beta^step in fp64: in fp32 it loses four digits at the first steps.
     beta1, beta2 = tl.full([], BETA1, tl.float64), tl.full([], BETA2, tl.float64)
-    rate = tl.load(learning_rate + r).to(tl.float64) / (1 - tl.exp(tl.log(beta1) * step))
+    base_rate = tl.load(learning_rate + r).to(tl.float64)
+    rate = base_rate / (1 - tl.exp(tl.log(beta1) * step))
     widen = 1 / tl.sqrt(1 - tl.exp(tl.log(beta2) * step))
-    tl.store(factors + r * 3, clip)
-    tl.store(factors + r * 3 + 1, rate.to(tl.float32))
-    tl.store(factors + r * 3 + 2, widen.to(tl.float32))
+    keep = 1 - base_rate * tl.load(weight_decay + r)
+    tl.store(factors + r * 4, clip)
+    tl.store(factors + r * 4 + 1, rate.to(tl.float32))
+    tl.store(factors + r * 4 + 2, widen.to(tl.float32))
+    tl.store(factors + r * 4 + 3, keep.to(tl.float32))
 
 
 @triton.jit
@@ -127,7 +131,8 @@ def _step_kernel(
     r = tl.program_id(1)
     if tl.load(stepped + r) == 0:
         return
-    clip, rate = tl.load(factors + r * 3), tl.load(factors + r * 3 + 1)
+    clip, rate = tl.load(factors + r * 4), tl.load(factors + r * 4 + 1)
+    widen, keep = tl.load(factors + r * 4 + 2), tl.load(factors + r * 4 + 3)
     entry, at, inside = _tile(addresses, tiles, TILE)
     param = tl.load(entry).to(tl.pointer_type(tl.float32)) + at
     grad = tl.load(entry + 1).to(tl.pointer_type(tl.float32)) + at
@@ -138,5 +143,6 @@ def _step_kernel(
     v = BETA2 * tl.load(second, mask=inside, other=0.0) + (1 - BETA2) * g * g
     tl.store(first, m, mask=inside)
     tl.store(second, v, mask=inside)
-    update = m / (tl.sqrt(v) * tl.load(factors + r * 3 + 2) + EPS)
-    tl.store(param, tl.load(param, mask=inside, other=0.0) - rate * update, mask=inside)
+    update = m / (tl.sqrt(v) * widen + EPS)
+    p = keep * tl.load(param, mask=inside, other=0.0)
+    tl.store(param, p - rate * update, mask=inside)

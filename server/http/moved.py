@@ -1,6 +1,6 @@
 """What became of the fields of ``adapt`` that were all on one level before version 0.2.0."""
 
-KINDS = ("document", "spans", "query_spans", "evidence")
+KINDS = ("document", "spans", "query_spans", "prompt", "evidence")
 """Values of ``adapt.on.kind``."""
 
 MOVED = {

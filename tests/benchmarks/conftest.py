@@ -15,6 +15,7 @@ MODEL = {
     "parameters": 7,
     "fingerprint": "beef",
     "max_model_len": 9,
+    "prompt_form": "plain",
 }
 DEFAULTS = {
     "objective": {"default": "refine"},
@@ -32,6 +33,7 @@ STEP = {
     "reward_std": 0.1,
     "entropy_mean": 3.0,
     "kl": None,
+    "attention": 0.0,
     "grad_norm": 1.0,
     "seconds": 0.01,
     "rollout_tokens": 20,
@@ -48,6 +50,8 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
         "base_answer": None,
         "finish_reason": "stop",
         "adapted": bool(steps),
+        "citations": [],
+        "quotes": [],
         "adaptation": {
             "id": "adapt-1",
             "objective": objective,

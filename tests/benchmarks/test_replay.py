@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from refine_server.benchmarks.longbench.score import score_file
+from refine_server.benchmarks.replay.folder import effective
+from refine_server.clients import RefineClient
 from refine_server.server.cli.main import app
 
 TOKENIZER = str(Path(__file__).parents[2] / "ttt" / "models" / "bundled" / "tiny")
@@ -112,6 +114,7 @@ def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
         "family": "f",
         "parameters": 7,
         "fingerprint": "beef",
+        "prompt_form": "plain",
         "max_model_len": 9,
     }
     assert report["manifest"]["server"] == "9.9"
@@ -286,3 +289,11 @@ def test_ruler_is_asked_scored_and_reported(scripted: Any, tmp_path: Path) -> No
     assert scripted.bodies[0]["document"].startswith("Answer the question based on the given docu")
     assert scripted.bodies[0]["query"].endswith("Question: Who? Answer:")
     assert "buckets" not in (out / "report" / "report.md").read_text()
+
+
+def test_a_manifest_has_the_settings_of_a_preset(scripted) -> None:
+    with RefineClient(scripted.url) as client:
+        chosen = effective({"preset": "paper", "optimizer": {"steps": 3}}, client)
+    assert (chosen["optimizer"]["steps"], chosen["optimizer"]["learning_rate"]) == (3, 1e-6)
+    assert chosen["on"] == {"kind": "prompt"}
+    assert not {"preset", "objective"} & chosen.keys()

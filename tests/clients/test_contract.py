@@ -9,6 +9,7 @@ from typing import Any, Literal, Required, Union, get_args, get_origin, get_type
 import pytest
 from pydantic import BaseModel
 
+from refine_server.clients import options
 from refine_server.clients import types as sdk
 from refine_server.server.app import create_app
 from refine_server.server.settings import Settings
@@ -23,8 +24,8 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "ErrorDetail": sdk.Failure,
 }
 REQUESTS: dict[str, tuple[type, set[str]]] = {
-    "AnswerBody": (sdk.AnswerOptions, {"query", "stream"}),
-    "AdaptationBody": (sdk.AdaptationOptions, {"document"}),
+    "AnswerBody": (options.AnswerOptions, {"query", "stream"}),
+    "AdaptationBody": (options.AdaptationOptions, {"document"}),
 }
 """The options of a request, and its fields that are arguments of the client's methods."""
 CONSTANTS = {"object", "owned_by", "name"}
@@ -49,9 +50,9 @@ def test_responses_have_the_fields_that_the_client_reads(
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_have_the_fields_that_the_client_sends(openapi: dict[str, Any], name: str) -> None:
-    options, arguments = REQUESTS[name]
+    typed, arguments = REQUESTS[name]
     schema = openapi["components"]["schemas"][name]
-    assert typed_form(options) == described_form(openapi, schema, without=arguments)
+    assert typed_form(typed) == described_form(openapi, schema, without=arguments)
 
 
 def test_the_openapi_document_of_the_typescript_client_is_current(openapi: dict[str, Any]) -> None:
@@ -59,7 +60,7 @@ def test_the_openapi_document_of_the_typescript_client_is_current(openapi: dict[
     assert json.loads(committed.read_text()) == json.loads(json.dumps(openapi)), "make typescript"
 
 
-@pytest.mark.parametrize("on", ["document", "spans", "query_spans"])
+@pytest.mark.parametrize("on", ["document", "spans", "query_spans", "prompt"])
 def test_the_defaults_of_adapt_are_in_the_contract(openapi: dict[str, Any], on: str) -> None:
     expected = AdaptConfig().updated(on={"kind": on}).model_dump()
     assert sdk.adapt_defaults_of(openapi, on) == expected

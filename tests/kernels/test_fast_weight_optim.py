@@ -29,17 +29,18 @@ def tensors(R: int, seed: int) -> list[Tensor]:
 def test_equals_torchs_optimiser_for_each_request(form: Op) -> None:
     R = 3
     rates, limits = torch.tensor([1e-2, 3e-3, 0.1]), torch.tensor([1e9, 1.0, 0.5])
+    decays = torch.tensor([0.0, 0.5, 0.01])
     params = tensors(R, 0)
     alone = [[p[r].clone().requires_grad_() for p in params] for r in range(R)]
     optimizers = [
-        torch.optim.AdamW(own, lr=float(rate), weight_decay=0.0)
-        for own, rate in zip(alone, rates, strict=True)
+        torch.optim.AdamW(own, lr=float(rate), weight_decay=float(decay))
+        for own, rate, decay in zip(alone, rates, decays, strict=True)
     ]
     state = OptimState.new(params)
     for step in range(1, 4):
         grads = tensors(R, step)
         active = torch.tensor([True, step != 2, True])
-        norm, stepped = form(params, grads, state, rates, limits, active)
+        norm, stepped = form(params, grads, state, rates, limits, decays, active)
         for r in range(R):
             for p, g in zip(alone[r], grads, strict=True):
                 p.grad = g[r].clone()
@@ -62,7 +63,7 @@ def test_tensors_are_stepped_on_in_groups(monkeypatch: pytest.MonkeyPatch) -> No
         params, grads = tensors(3, 0), tensors(3, 1)
         state, one = OptimState.new(params), torch.ones(3)
         active = torch.tensor([True, False, True])
-        eager.fast_weight_optim(params, grads, state, 0.1 * one, one, active)
+        eager.fast_weight_optim(params, grads, state, 0.1 * one, one, 0.1 * one, active)
         assert all(torch.equal(p[1], q[1]) for p, q in zip(params, tensors(3, 0), strict=True))
         results.append((len(list(eager._groups(params))), params))
     assert [groups for groups, _ in results] == [5, 3, 1]
@@ -79,7 +80,7 @@ def test_non_finite_gradients_are_skipped_and_flagged(form: Op, value: float) ->
             grads[3][1, 200, 3] = value
         state = OptimState.new(params)
         one, on = torch.ones(3), torch.ones(3, dtype=torch.bool)
-        norm, stepped = form(params, grads, state, 0.1 * one, one, on)
+        norm, stepped = form(params, grads, state, 0.1 * one, one, 0.1 * one, on)
         return params, state, norm, stepped
 
     clean, spoilt = run(False), run(True)
@@ -96,7 +97,7 @@ def test_non_finite_gradients_are_skipped_and_flagged(form: Op, value: float) ->
 def test_no_request_is_active(form: Op) -> None:
     params, state = tensors(2, 0), OptimState.new(tensors(2, 0))
     one, off = torch.ones(2), torch.zeros(2, dtype=torch.bool)
-    _, stepped = form(params, tensors(2, 1), state, one, one, off)
+    _, stepped = form(params, tensors(2, 1), state, one, one, one, off)
     assert not stepped.any()
     assert all(torch.equal(a, b) for a, b in zip(params, tensors(2, 0), strict=True))
 
@@ -107,6 +108,6 @@ def test_a_step_in_triton_is_seen_by_autograd() -> None:
     loss = p.square().sum()
     state, one = OptimState.new(params), torch.ones(1)
     on = torch.ones(1, dtype=torch.bool)
-    triton_form.fast_weight_optim(params, [torch.ones(1, 4)], state, one, one, on)
+    triton_form.fast_weight_optim(params, [torch.ones(1, 4)], state, one, one, one, on)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

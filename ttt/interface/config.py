@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from refine_server.ttt.interface.presets import PRESETS, Preset
 from refine_server.ttt.interface.strict import StrictModel
 
 Objective = Literal["refine", "ntp", "attention", "none"]
@@ -43,6 +44,16 @@ class OnDocument(_On):
     """Adapt on the whole document, as the paper does: rollouts branch from it."""
 
     kind: Literal["document"] = "document"
+
+
+class OnPrompt(_On):
+    """Adapt on the whole prompt, the document and the query behind it, as the paper's code does.
+
+    The next-token loss and the rollouts read both. The query is answered as ever: from the
+    document's state under the adapted weights.
+    """
+
+    kind: Literal["prompt"] = "prompt"
 
 
 class _Spans(_On):
@@ -145,6 +156,8 @@ class OptimizerConfig(_Settings):
     """Optimiser steps."""
     learning_rate: float = Field(6e-3, gt=0.0, le=10.0)
     """Learning rate, the same in every step."""
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the learning rate by which every adapted weight shrinks in a step, as in AdamW."""
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4)
     """Norm to which a larger gradient is scaled down."""
     max_seconds: float | None = Field(None, gt=0.0, le=3600.0)
@@ -173,14 +186,18 @@ class AdaptConfig(_Settings):
     query, so it is not the default.
     """
 
+    preset: Preset | None = None
+    """A set of settings by name, which the other fields override. `paper`: the test-time training
+    of arXiv 2602.16704, one step on all weights over the document and the query. The settings
+    themselves take its place, so that it is null in what the server returns."""
     objective: Objective = "refine"
     """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss only; `none`: do not
     adapt, answer from the base weights."""
-    on: Annotated[OnDocument | OnSpans | OnQuerySpans | OnEvidence, Field(discriminator="kind")] = (
-        OnDocument()
-    )
-    """What a step reads: the document, spans of it, spans of it that the query asks about, or the
-    evidence for the query."""
+    on: Annotated[
+        OnDocument | OnSpans | OnQuerySpans | OnPrompt | OnEvidence, Field(discriminator="kind")
+    ] = OnDocument()
+    """What a step reads: the document, spans of it, spans of it that the query asks about, the
+    document and the query, or the evidence for the query."""
     rollouts: RolloutConfig = RolloutConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -205,6 +222,25 @@ class AdaptConfig(_Settings):
         if not isinstance(weights, Mapping):
             return settings
         return {**settings, "fast_weights": {"targets": "queries", **weights}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, settings: Any) -> Any:
+        """Put the settings of a preset in its place; fields that are given override them.
+
+        Among the validators that run before the fields are read, the last one defined runs first.
+        """
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("preset"), str):
+            return settings
+        given = dict(settings)
+        chosen = PRESETS.get(given["preset"])
+        if chosen is None:
+            return settings  # refused by the field's type
+        del given["preset"]
+        for name in chosen.keys() & given.keys() - {"on"}:
+            if isinstance(group := given[name], _Settings):
+                given[name] = group.model_dump(exclude_unset=True)
+        return merged(chosen, given)
 
     @model_validator(mode="after")
     def _queries_only_on_evidence(self) -> Self:
@@ -239,7 +275,10 @@ class AdaptConfig(_Settings):
 
 
 class DocumentAdaptConfig(AdaptConfig):
-    """Settings of an adaptation for which no query is known, so that `on` has no query spans."""
+    """Settings of an adaptation for which no query is known, so that `on` is not about a query.
+
+    The preset `paper` adapts on the query as well; beside it, `on` has to be given.
+    """
 
     on: Annotated[OnDocument | OnSpans, Field(discriminator="kind")] = OnDocument()
     """What a step reads: the document, or spans of it."""

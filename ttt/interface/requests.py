@@ -63,7 +63,7 @@ class AdaptRequest:
     owner: str = LOCAL
     query: str | None = None
     """What will be asked, where that is known when the document is adapted to. Adapting on query
-    spans needs it."""
+    spans or on the prompt needs it."""
 
 
 @dataclass(frozen=True)

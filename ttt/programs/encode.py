@@ -135,8 +135,9 @@ def encode(
                 _refuse_attention(work)
             return EncodedAnswer(request=work, context=encode_context(work, template, limits))
         case AdaptRequest():
-            if work.query is None and work.adapt.on.kind == "query_spans":
-                message = "adapt.on.kind: query_spans requires a query"
+            kind = work.adapt.on.kind
+            if work.query is None and kind in ("query_spans", "prompt"):
+                message = f"adapt.on.kind: {kind} requires a query"
                 raise RequestError(message, "adapt.on.kind", "invalid_value")
             if work.adapt.on.kind == "evidence":
                 message = "adapt.on.kind: evidence is chosen for one query, in /v1/answers"

@@ -13,7 +13,7 @@ import torch
 from refine_server.ttt.batching import Call
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, OnSpans
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
 from refine_server.ttt.interface.requests import LOCAL
 from refine_server.ttt.models.state import compact
@@ -25,6 +25,7 @@ from refine_server.ttt.refine.inputs.spans import (
     QueryContext,
     answer_rows,
     choose_spans,
+    prompt_rows,
     span_rows,
 )
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
@@ -60,7 +61,7 @@ async def adapt(
         fast: the request's own copy of the fast weights.
         config: the settings of the adaptation.
         owner: who alone may use the adapted document.
-        query: the query by which spans are chosen, if they are.
+        query: the query that is adapted on, or by which spans are chosen; None if there is none.
         on_step: called with the report of every step that was made.
         should_stop: called after every step; returns the reason to make no more steps, or None.
     """
@@ -135,7 +136,7 @@ def prepare(
     optimizer = FastWeightOptimizer(config, fast)
     on = config.on
     spans = choose_spans(document, config, generator, query)
-    if on.kind != "document" and not spans:
+    if isinstance(on, OnSpans | OnQuerySpans) and not spans:
         return guard.NOTHING_SIMILAR
     evaluator = None
     if config.guard == "held_out":
@@ -145,9 +146,9 @@ def prepare(
             return guard.DOCUMENT_TOO_SHORT
         evaluator = HeldOutEvaluator(document, fast, config.optimizer.steps)
     rows = _adapted_rows(document, spans, fast, config, query)
-    reads_spans = (on.kind == "spans" or on.kind == "query_spans") and on.ntp_on == "spans"
+    reads_document = isinstance(on, OnSpans | OnQuerySpans) and on.ntp_on == "document"
     inputs = StepInputs(
-        ntp_rows=rows if reads_spans else document,
+        ntp_rows=document if reads_document else rows,
         rollout_rows=rows,
         fast=fast,
         config=config,
@@ -163,10 +164,12 @@ def _adapted_rows(
     config: AdaptConfig,
     query: QueryContext | None,
 ) -> Rows:
-    """Make the rows that rollouts start in: the document, its spans, or an answer made of them."""
+    """Make the rows that rollouts start in: document, prompt, spans, or an answer made of them."""
+    on = config.on
+    if on.kind == "prompt":
+        return prompt_rows(document, fast, query)
     if not spans:
         return document
-    on = config.on
     if on.kind != "query_spans" or on.learn_as == "text" or query is None:
         return span_rows(document, spans, fast)
     return answer_rows(document, spans, fast, query, on.learn_as == "answer_in_context")

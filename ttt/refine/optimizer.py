@@ -13,7 +13,7 @@ class FastWeightOptimizer:
     """AdamW over R requests' fast weights, in place, with gradients clipped by norm.
 
     Args:
-        config: has the learning rate and the largest norm.
+        config: has the learning rate, the largest norm and the weight decay.
         fast: [R, ...], leaves that require a gradient.
     """
 
@@ -21,9 +21,10 @@ class FastWeightOptimizer:
         self.params = fast.parameters()
         self.state = OptimState.new(self.params)
         R, device = fast.requests, self.params[0].device
-        self.learning_rate, self.max_norm = (
+        settings = config.optimizer
+        self.learning_rate, self.max_norm, self.weight_decay = (
             torch.full((R,), value, dtype=torch.float64, device=device)
-            for value in (config.optimizer.learning_rate, config.optimizer.max_grad_norm)
+            for value in (settings.learning_rate, settings.max_grad_norm, settings.weight_decay)
         )
 
     def zero_grad(self) -> None:
@@ -47,6 +48,7 @@ class FastWeightOptimizer:
             self.state,
             self.learning_rate,
             self.max_norm,
+            self.weight_decay,
             active.expand(self.learning_rate.shape),
         )
         return norm

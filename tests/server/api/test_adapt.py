@@ -127,12 +127,26 @@ def test_errors_name_the_field_in_its_group(
 
 
 @pytest.mark.parametrize("path", [path for path in ROUTES if path != "/v1/answers"])
-def test_query_spans_need_a_route_that_has_the_query(client: TestClient, path: str) -> None:
-    adapt = {"on": {"kind": "query_spans"}}
+@pytest.mark.parametrize(
+    "adapt", [{"on": {"kind": "query_spans"}}, {"on": {"kind": "prompt"}}, {"preset": "paper"}]
+)
+def test_what_adapts_on_a_query_needs_a_route_that_has_the_query(
+    client: TestClient, path: str, adapt: dict[str, Any]
+) -> None:
     above = "ttt.adapt" if "completions" in path else "adapt"
     assert refusal(client, path, adapt)["param"] == f"{above}.on.kind"
     answered = client.post("/v1/answers", json=ROUTES["/v1/answers"](adapt))
     assert answered.status_code == 200
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_preset_is_overridden_field_by_field(client: TestClient, path: str) -> None:
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    adapt = {"preset": "paper", "on": {"kind": "document"}, "optimizer": {"steps": 2}}
+    assert client.post(path, json=ROUTES[path](adapt)).is_success
+    error = refusal(client, path, {"preset": "thesis"})
+    assert error["param"] == f"{above}.preset"
+    assert "'paper'" in error["message"]
 
 
 @pytest.mark.parametrize(

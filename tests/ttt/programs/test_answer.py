@@ -12,6 +12,7 @@ import torch
 from refine_server.ttt.interface.config import (
     AdaptConfig,
     OnDocument,
+    OnPrompt,
     OnQuerySpans,
     OnSpans,
     OptimizerConfig,
@@ -69,7 +70,9 @@ def base_hash(model: CausalLM) -> str:
 
 
 @pytest.mark.parametrize("objective", ["refine", "ntp", "none"])
-@pytest.mark.parametrize("on", [OnDocument(), OnSpans()], ids=["document", "spans"])
+@pytest.mark.parametrize(
+    "on", [OnDocument(), OnSpans(), OnPrompt()], ids=["document", "spans", "prompt"]
+)
 def test_tiny_answers_its_own_example(tiny, objective, on) -> None:
     document, questions = example("tiny_example")
     for question in questions:

@@ -5,6 +5,7 @@ import pytest
 from refine_server.ttt.decoding.prompt import PLAIN_PROMPT, PromptTemplate
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import DocumentAdapted
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
@@ -41,6 +42,14 @@ def adapted(tiny: CausalLM) -> AdaptedDocument:
 def ids(model: CausalLM, text: str) -> list[int]:
     found: list[int] = model.tokenizer(text)["input_ids"]
     return found
+
+
+@pytest.mark.parametrize("kind", ["query_spans", "prompt"])
+def test_adapting_on_a_query_needs_one(tiny: CausalLM, kind: str) -> None:
+    template, config = PromptTemplate(tiny.tokenizer), AdaptConfig().updated(on={"kind": kind})
+    with pytest.raises(RequestError, match=f"{kind} requires a query"):
+        encode(AdaptRequest(DOCUMENT, config), template, Limits(), 2560)
+    encode(AdaptRequest(DOCUMENT, config, query=QUERY), template, Limits(), 2560)
 
 
 def test_a_query_begins_with_the_tail(tiny: CausalLM, adapted: AdaptedDocument) -> None:

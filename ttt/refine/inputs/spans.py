@@ -8,7 +8,7 @@ from torch import Tensor
 
 from refine_server.kernels.select_positions import smooth
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, Selection
+from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, OnSpans, Selection
 from refine_server.ttt.refine.inputs.query_spans import similar_spans, whole_sentences
 from refine_server.ttt.refine.inputs.rows import Rows, Span
 
@@ -41,7 +41,7 @@ def choose_spans(
         ValueError: the spans are to be chosen by a query, and there is none.
     """
     on, tokens = config.on, document.num_targets
-    if on.kind == "document" or on.kind == "evidence":
+    if not isinstance(on, OnSpans | OnQuerySpans):
         return []
     budget = tokens if config.guard == "none" else tokens * 3 // 4  # the guard holds spans out, too
     length = min(on.tokens, tokens)
@@ -117,6 +117,21 @@ def select_spans(
         if len(starts) == count:
             break
     return sorted(starts)
+
+
+def prompt_rows(document: Rows, fast: FastWeights, query: QueryContext | None) -> Rows:
+    """Make one row of a document and the query behind it; what the guard holds out stays so.
+
+    Raises:
+        ValueError: there is no query.
+    """
+    if query is None:
+        raise ValueError("adapt.on: prompt needs a query")
+    ids = torch.cat([document.input_ids[0], document.input_ids.new_tensor(query.query)])
+    context, positions = document.context_tokens, document.positions
+    rows = Rows(document.model, ids[None], fast, context_tokens=context, positions=positions)
+    rows.held_out = document.held_out
+    return rows
 
 
 def span_rows(document: Rows, spans: Sequence[Span], fast: FastWeights) -> Rows:

@@ -1,0 +1,180 @@
+"""Options of requests, as types: what is left out keeps the server's default."""
+
+from typing import Literal, Required, TypedDict
+
+
+class OnDocumentOptions(TypedDict):
+    """Adapt on the whole document."""
+
+    kind: Literal["document"]
+
+
+class OnSpansOptions(TypedDict, total=False):
+    """Adapt on short spans of the document."""
+
+    kind: Required[Literal["spans"]]
+    tokens: int
+    ntp_on: Literal["spans", "document"]
+    choose: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+
+
+class OnQuerySpansOptions(TypedDict, total=False):
+    """Adapt on the spans of the document that are most similar to the query."""
+
+    kind: Required[Literal["query_spans"]]
+    tokens: int
+    ntp_on: Literal["spans", "document"]
+    learn_as: Literal["text", "answer", "answer_in_context"]
+
+
+class OnPromptOptions(TypedDict):
+    """Adapt on the whole prompt: the document and the query behind it."""
+
+    kind: Literal["prompt"]
+
+
+class OnEvidenceOptions(TypedDict):
+    """Adapt on the evidence for the query, over the document's frozen state."""
+
+    kind: Literal["evidence"]
+
+
+class RolloutOptions(TypedDict, total=False):
+    """The rollouts of a step."""
+
+    positions: int
+    per_position: int
+    tokens: int
+    temperature: float
+    select: Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
+    reward: Literal["exact", "cosine", "hybrid"]
+    demonstration: bool
+
+
+class LossOptions(TypedDict, total=False):
+    """Coefficients of the loss."""
+
+    ntp: float
+    grpo: float
+    kl: float
+    attention: float
+
+
+class OptimizerOptions(TypedDict, total=False):
+    """How many steps, and how large."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    max_seconds: float | None
+
+
+class FastWeightOptions(TypedDict, total=False):
+    """The weights that the request owns and steps."""
+
+    targets: Literal["fast_weights", "low_rank", "queries", "all"]
+    rank: int
+
+
+class _AdaptOptions(TypedDict, total=False):
+    preset: Literal["paper"] | None
+    objective: Literal["refine", "ntp", "attention", "none"]
+    rollouts: RolloutOptions
+    loss: LossOptions
+    optimizer: OptimizerOptions
+    fast_weights: FastWeightOptions
+    guard: Literal["held_out", "none"]
+    seed: int
+
+
+class AdaptOptions(_AdaptOptions, total=False):
+    """How to adapt; what is left out keeps the server's default."""
+
+    on: (
+        OnDocumentOptions
+        | OnSpansOptions
+        | OnQuerySpansOptions
+        | OnPromptOptions
+        | OnEvidenceOptions
+    )
+
+
+class DocumentAdaptOptions(_AdaptOptions, total=False):
+    """How to adapt to a document whose queries are not known yet."""
+
+    on: OnDocumentOptions | OnSpansOptions
+
+
+class EvidenceByWordsOptions(TypedDict, total=False):
+    """The chunks of a document that have most words in common with the query, or with another."""
+
+    by: Required[Literal["bm25"]]
+    query: str | None
+    count: int
+    tokens: int
+
+
+class EvidenceByAttentionOptions(TypedDict, total=False):
+    """The chunks of a document to which the question attends most."""
+
+    by: Required[Literal["attention"]]
+    count: int
+    tokens: int
+
+
+class EvidenceByUtilityOptions(TypedDict, total=False):
+    """The chunks of a document behind which the model predicts the question best."""
+
+    by: Required[Literal["utility"]]
+    count: int
+    tokens: int
+
+
+class DocumentSpan(TypedDict):
+    """A part of a document, in characters."""
+
+    start: int
+    end: int
+
+
+class EvidenceSpansOptions(TypedDict):
+    """Parts of the document that the client names."""
+
+    by: Literal["spans"]
+    spans: list[DocumentSpan]
+
+
+class AnswerOptions(TypedDict, total=False):
+    """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
+
+    document: str | None
+    adaptation: str | None
+    context: Literal["document", "passages", "document+passages"] | None
+    evidence: (
+        EvidenceByWordsOptions
+        | EvidenceByAttentionOptions
+        | EvidenceByUtilityOptions
+        | EvidenceSpansOptions
+        | None
+    )
+    adapt: AdaptOptions
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    stop: str | list[str]
+    seed: int
+    compare_base: bool
+    model: str | None
+    priority: int
+    timeout_seconds: float | None
+
+
+class AdaptationOptions(TypedDict, total=False):
+    """Options of a kept adaptation: how to adapt, and how long to keep the result."""
+
+    adapt: DocumentAdaptOptions
+    ttl_seconds: float | None
+    model: str | None
+    priority: int
+    timeout_seconds: float | None
