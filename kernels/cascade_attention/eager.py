@@ -55,7 +55,9 @@ class _Part(NamedTuple):
     prefixes: slice
     """The prefixes that these rows share, an equal number of rows each."""
     tokens: slice
+    """The tokens, counted in the prefixes."""
     rows: slice
+    """The rows, of all B."""
 
     def cut(self, prefix: Tensor) -> Tensor:
         """Cut prefix [R, H, P, D] to these tokens."""
@@ -156,22 +158,21 @@ class _CascadeAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = _flash_backward(
             *(grad, q, k, v, o, lse[..., 0], 0.0, False), attn_mask=tail_mask, scale=ctx.scale
         )
-        if not any(ctx.needs_input_grad[3:5]):
-            for part in ctx.parts:
-                rows = (part.fold(x) for x in (grad, q, o, lse))
-                keys, values = part.cut(prefix_k), part.cut(prefix_v)
-                from_prefix = query_gradient(*rows, keys, values, ctx.scale)
-                grad_q[part.rows] += part.unfold(from_prefix, q)
-            return grad_q, grad_k, grad_v, None, None, None, None, None
-        grad_prefix_k, grad_prefix_v = torch.zeros_like(prefix_k), torch.zeros_like(prefix_v)
+        frozen = not any(ctx.needs_input_grad[3:5])
+        grad_prefix_k = None if frozen else torch.zeros_like(prefix_k)
+        grad_prefix_v = None if frozen else torch.zeros_like(prefix_v)
         for part in ctx.parts:
-            long_grad, long_q, long_o, long_lse = (part.fold(x) for x in (grad, q, o, lse))
+            own_grad, own_q, own_o, own_lse = (part.fold(x) for x in (grad, q, o, lse))
             keys, values = part.cut(prefix_k), part.cut(prefix_v)
-            from_prefix, to_keys, to_values = _flash_backward(
-                *(long_grad, long_q, keys, values, long_o, long_lse[..., 0], 0.0, False),
-                scale=ctx.scale,
-            )
+            if grad_prefix_k is None or grad_prefix_v is None:
+                own = own_grad, own_q, own_o, own_lse, keys, values
+                from_prefix = query_gradient(*own, ctx.scale)
+            else:
+                from_prefix, to_keys, to_values = _flash_backward(
+                    *(own_grad, own_q, keys, values, own_o, own_lse[..., 0], 0.0, False),
+                    scale=ctx.scale,
+                )
+                part.cut(grad_prefix_k).add_(to_keys)
+                part.cut(grad_prefix_v).add_(to_values)
             grad_q[part.rows] += part.unfold(from_prefix, q)
-            part.cut(grad_prefix_k).add_(to_keys)
-            part.cut(grad_prefix_v).add_(to_values)
         return grad_q, grad_k, grad_v, grad_prefix_k, grad_prefix_v, None, None, None
