@@ -79,6 +79,38 @@ def step(
 
 
 @app.command()
+def evidence_step(
+    model: ModelName = "tiny",
+    lengths: Annotated[
+        str, typer.Option(help="T: document lengths in tokens, ascending, separated by commas.")
+    ] = "1024,4096,16384",
+    spans: Annotated[int, typer.Option(min=1, help="Number of spans of evidence.")] = 4,
+    span_tokens: Annotated[int, typer.Option(min=10, help="Length of a span in tokens.")] = 128,
+    repeats: Repeats = 5,
+    document_repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Number of rounds with a step on the whole document. Default: all of them."
+        ),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a step on evidence over a frozen document against one on the whole document.
+
+    Reports seconds, CPU seconds and peak memory of a step at each document length. `speedup` is
+    that of a step on evidence, in CPU seconds. Linux only.
+    """
+    from refine_server.benchmarks.evidence_step import EvidenceStepBench
+
+    numbers = numbers_of(lengths, "--lengths")
+    if min(numbers) < spans * (span_tokens + 2):
+        raise typer.BadParameter("--lengths must have room for all spans, and two tokens for each")
+    bench = EvidenceStepBench(model, spans, span_tokens, threads)
+    print_result(bench.run(numbers, repeats, document_repeats), as_json)
+
+
+@app.command()
 def batch(
     model: ModelName = "tiny",
     concurrency: Annotated[int, typer.Option(min=2, help="Number of concurrent requests.")] = 8,

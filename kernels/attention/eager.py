@@ -183,21 +183,14 @@ def _cascaded(
     prefix_length: Tensor,
     scale: float | None,
 ) -> Tensor:
-    """Compute the branches by ``cascade_attention``, with causality in its masks."""
+    """Compute the branches by ``cascade_attention``, with causality in the tail's mask."""
     B, Hq, T, D = q.shape
-    R, H, P, _ = prefix_k.shape
-    branches, rows = B // R, (Hq // H) * T
-    prefix_mask = tail_mask = None
-    if bool((prefix_length < P).any()):
-        seen = torch.arange(P, device=q.device) < prefix_length[:, None]  # [B, P]
-        # Finite, because a branch may see nothing of the prefix; e to its power is still 0.
-        mask = q.new_zeros(B, P).masked_fill_(~seen, torch.finfo(q.dtype).min / 2)
-        mask = mask.view(R, 1, branches, 1, P).expand(-1, -1, -1, rows, -1)
-        prefix_mask = mask.reshape(R, 1, branches * rows, P)
+    H = prefix_k.shape[1]
+    tail_mask = None
     if T > 1:
         unseen = ~_tail_mask(T, k.shape[2], None, q.device)
         tail_mask = q.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf).repeat(Hq // H, 1)
-    q = q.reshape(B, H, rows, D)
+    q = q.reshape(B, H, -1, D)  # the queries of all heads that share a key head
     scale = D**-0.5 if scale is None else scale
-    o = cascade_attention(q, k, v, prefix_k, prefix_v, scale, prefix_mask, tail_mask)
+    o = cascade_attention(q, k, v, prefix_k, prefix_v, scale, prefix_length, tail_mask)
     return o.view(B, Hq, T, D)

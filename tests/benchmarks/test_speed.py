@@ -8,6 +8,7 @@ import torch
 
 from refine_server.benchmarks.ask import AskBench
 from refine_server.benchmarks.decode import DecodeBench
+from refine_server.benchmarks.evidence_step import EvidenceStepBench
 from refine_server.benchmarks.generate import PrefillBench, row_by_row_chunks
 from refine_server.benchmarks.memory import measure
 from refine_server.benchmarks.refine_step import StepBench, small_lact
@@ -83,3 +84,14 @@ def test_both_ways_through_a_step_have_one_gradient() -> None:
     assert result["speedup_vs_naive"] == pytest.approx(
         result["naive_seconds"] / result["ours_seconds"]
     )
+
+
+def test_steps_on_evidence_and_on_the_document_are_measured_at_every_length() -> None:
+    result = EvidenceStepBench("tiny", spans=2, span_tokens=16).run([64, 130], repeats=1)
+    short, long = result["lengths"]
+    assert (short["document_tokens"], long["document_tokens"]) == (64, 130)
+    assert result["ratio_longest_to_shortest"] == pytest.approx(
+        long["cpu_seconds"] / short["cpu_seconds"]
+    )
+    assert long["speedup"] == pytest.approx(long["document_cpu_seconds"] / long["cpu_seconds"])
+    assert long["step_bytes"] >= 0

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from refine_server.kernels.cascade_attention import eager, naive
+from refine_server.kernels.cascade_attention import eager, naive, query_gradient
 
 HEADS, WIDTH = 2, 8
 SIZES = pytest.mark.parametrize(  # B rows, R prefixes, N queries, P and S tokens
     ("B", "R", "N", "P", "S"),
     [(1, 1, 1, 1, 1), (1, 1, 3, 67, 5), (6, 2, 1, 33, 4), (6, 1, 9, 129, 9), (2, 2, 5, 0, 7)],
 )
-WINDOW = 6
 
 
 def inputs(B: int, R: int, N: int, P: int, S: int, dtype: torch.dtype) -> list[Tensor]:
@@ -22,18 +21,15 @@ def inputs(B: int, R: int, N: int, P: int, S: int, dtype: torch.dtype) -> list[T
     return [torch.randn(rows, HEADS, T, WIDTH, dtype=dtype) for rows, T in shapes]
 
 
-def window_masks(
-    B: int, R: int, N: int, P: int, S: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Make masks of queries that see the last WINDOW tokens; the n-th is token P + S - N + n."""
-    at = P + S - N + torch.arange(N)[:, None]
-    behind = at - torch.arange(P + S)  # [N, P + S]
-    seen = (behind >= 0) & (behind < WINDOW)
-    on_prefix, on_tail = seen.tensor_split([P], dim=1)
-    lowest = torch.finfo(dtype).min / 2
-    prefix_mask = torch.zeros(N, P, dtype=dtype).masked_fill_(~on_prefix, lowest)
-    tail_mask = torch.zeros(N, S, dtype=dtype).masked_fill_(~on_tail, -torch.inf)
-    return prefix_mask.repeat(B // R, 1).expand(R, 1, -1, -1), tail_mask
+def lengths(B: int, P: int) -> Tensor:
+    """Draw how much of its prefix a row sees; neighbours may see equally much, or nothing."""
+    return torch.randint(0, P + 1, (B,)) // 2 * 2
+
+
+def causal_mask(N: int, S: int, dtype: torch.dtype) -> Tensor:
+    """Make the mask of queries that are the last N of S tokens, [N, S]."""
+    unseen = torch.ones(N, S, dtype=torch.bool).triu(S - N + 1)
+    return torch.zeros(N, S, dtype=dtype).masked_fill_(unseen, -torch.inf)
 
 
 @SIZES
@@ -53,7 +49,7 @@ def test_every_query_sees_all(
 
 
 @SIZES
-def test_queries_of_a_window(
+def test_rows_see_parts_of_their_prefix(
     B: int,
     R: int,
     N: int,
@@ -63,27 +59,45 @@ def test_queries_of_a_window(
     eager_matches: Callable[..., None],
 ) -> None:
     N = min(N, S)
-    masks = window_masks(B, R, N, P, S, eager_dtype)
+    settings = 0.3, lengths(B, P), causal_mask(N, S, eager_dtype)
 
     def run(form: ModuleType) -> Callable[..., Tensor]:
-        return lambda *tensors: form.cascade_attention(*tensors, 0.3, *masks)
+        return lambda *tensors: form.cascade_attention(*tensors, *settings)
 
     eager_matches(run(naive), run(eager), inputs(B, R, N, P, S, eager_dtype))
 
 
+@SIZES
+def test_a_prefix_may_need_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+    B: int,
+    R: int,
+    N: int,
+    P: int,
+    S: int,
+    eager_dtype: torch.dtype,
+    eager_matches: Callable[..., None],
+) -> None:
+    """The gradients of queries and tail are the same, however many blocks they are computed in."""
+    monkeypatch.setattr(query_gradient, "QUERIES", 4)
+    monkeypatch.setattr(query_gradient, "SCORES", 64)
+    *own, prefix_k, prefix_v = inputs(B, R, N, P, S, eager_dtype)
+    settings = 0.3, lengths(B, P)
+
+    def run(form: ModuleType) -> Callable[..., Tensor]:
+        return lambda *tensors: form.cascade_attention(*tensors, prefix_k, prefix_v, *settings)
+
+    eager_matches(run(naive), run(eager), own)
+
+
 @pytest.mark.parametrize("form", [naive, eager], ids=["naive", "eager"])
-def test_rows_may_see_different_parts_of_their_prefix(
+def test_a_row_sees_its_prefix_cut_to_its_length(
     form: ModuleType, eager_dtype: torch.dtype
 ) -> None:
-    """The mask of a row's queries is the row's own: it equals a prefix cut to that length."""
     B, R, N, P, S = 6, 2, 3, 11, 4
     q, k, v, prefix_k, prefix_v = inputs(B, R, N, P, S, eager_dtype)
-    length = torch.tensor([0, 4, 11, 7, 1, 10])
-    unseen = torch.arange(P) >= length[:, None]  # [B, P]
-    mask = torch.zeros(B, P, dtype=eager_dtype)
-    mask.masked_fill_(unseen, torch.finfo(eager_dtype).min / 2)
-    mask = mask.view(R, 1, B // R, 1, P).expand(-1, -1, -1, N, -1).reshape(R, 1, B // R * N, P)
-    together = form.cascade_attention(q, k, v, prefix_k, prefix_v, 0.3, mask)
+    length = torch.tensor([0, 4, 11, 7, 7, 10])
+    together = form.cascade_attention(q, k, v, prefix_k, prefix_v, 0.3, length)
     for b, end in enumerate(length.tolist()):
         row = slice(b, b + 1)
         own = (x[b // (B // R), :, :end][None] for x in (prefix_k, prefix_v))

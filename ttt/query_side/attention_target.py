@@ -46,7 +46,11 @@ class AttentionTarget:
         evidence: Sequence[Span],
         layers: Sequence[int],
     ) -> "AttentionTarget":
-        """Aim a question at spans of a document, counted in its ``input_ids``."""
+        """Aim a question at spans of a document, counted in its ``input_ids``.
+
+        Raises:
+            ValueError: there is no evidence but among the attention sinks.
+        """
         ids = document.input_ids
         first = max(document.context_tokens, SINK_TOKENS)
         on_evidence = torch.zeros(ids.shape[1], dtype=torch.bool, device=ids.device)
@@ -54,6 +58,8 @@ class AttentionTarget:
             on_evidence[start:end] = True
         on_evidence = on_evidence[first:]  # [T - first]
         inside = on_evidence.sum()
+        if not inside:
+            raise ValueError("the evidence has no token behind the attention sinks")
         outside = on_evidence.shape[0] - inside
         share = EVIDENCE_MASS if int(outside) else 1.0
         target = torch.where(on_evidence, share / inside, (1 - share) / outside.clamp_min(1))
@@ -68,20 +74,23 @@ class AttentionTarget:
 
     def loss(self, fast: FastWeights) -> Tensor:
         """Compute KL(π ‖ a) under ``fast``, a mean over the layers, in the graph: []."""
-        target = self.target.to(torch.promote_types(self.document.model.dtype, torch.float32))
-        attention = self._attention(fast).to(target.dtype)  # [layers, T - first]
-        log_ratio = target.clamp_min(torch.finfo(target.dtype).tiny).log() - attention.log()
-        return (target * log_ratio).sum(-1).mean()
+        log_attention = self._log_attention(fast)  # [layers, T - first]
+        target = self.target.to(log_attention.dtype)
+        log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
+        return (target * (log_target - log_attention)).sum(-1).mean()
 
     @torch.no_grad()
     def evidence_mass(self, fast: FastWeights) -> float:
         """Compute the attention that falls on the evidence under ``fast``, a mean over layers."""
-        return float((self._attention(fast) * self.on_evidence).sum(-1).mean())
+        return float((self._log_attention(fast).exp() * self.on_evidence).sum(-1).mean())
 
-    def _attention(self, fast: FastWeights) -> Tensor:
-        """Compute a, the question's attention without the sinks: [layers, T - first]."""
+    def _log_attention(self, fast: FastWeights) -> Tensor:
+        """Compute log a, of the question's attention without the sinks: [layers, T - first].
+
+        Weights that underflow count as the smallest number there is, so that all are finite.
+        """
         weights = self.document.model.attention_to_prefix(
             self.question, self.document.state, fast, self.layers
         )  # one [1, Hq, T] a layer
         mean = torch.stack([own[0].mean(0)[self.first :] for own in weights])
-        return mean / mean.sum(-1, keepdim=True)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log().log_softmax(-1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.state import State
 from refine_server.ttt.models.trunk import Trunk
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows, Span
@@ -48,8 +49,18 @@ class FrozenSpans(Rows):
     def prefixes(self, trunk: Trunk, starts: Tensor, fast: FastWeights) -> Prefix:
         # Only the token before each rollout is read under ``fast``; what is before it is frozen.
         last = starts - 1  # [S, G], counted in the rows
-        at = (self.begins[:, None] + last).flatten()  # [S G], counted in the document
-        output = self.model(
-            self.document.input_ids[0, at][:, None], self.document.states_before(at), fast
-        )
+        ids = self.input_ids.gather(1, last).view(-1, 1)  # [S G, 1]
+        output = self.model(ids, self._states_before(last), fast)
         return Prefix(output.hidden[:, 0], output.state)
+
+    @torch.no_grad()
+    def _states_before(self, last: Tensor) -> State:
+        """Return the document's states before the tokens at last [S, G] of the rows: S G rows."""
+        at = (self.begins[:, None] + last).flatten()  # [S G], counted in the document
+        if self.model.views_prefixes:
+            return self.document.states_before(at)
+        own = list(zip(self.document.state.layers, self.base_trunk.traces, strict=True))
+        if not all(state.views_prefixes or trace.branches_anywhere for state, trace in own):
+            return self.document.states_before(at)  # read again from the document's snapshots
+        layers = (s.prefixes(at) if s.views_prefixes else trace.at(last) for s, trace in own)
+        return State(tuple(layers), at)

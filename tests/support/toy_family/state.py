@@ -49,6 +49,8 @@ class AverageState(LayerState):
 class AverageTrace(Trace):
     """The average before the first token and after each token."""
 
+    branches_anywhere: ClassVar[bool] = True
+
     means: Tensor
     """[B, T + 1, D]."""
 

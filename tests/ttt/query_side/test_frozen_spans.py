@@ -41,18 +41,18 @@ def states_of(document: FrozenDocument) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
+@pytest.mark.parametrize("targets", ["queries", "low_rank"])
 def test_gradient_is_exact_in_every_family(
-    make_model: MakeModel, dtype: torch.dtype, tokens: Tokens, perturbed: Perturbed
+    make_model: MakeModel, dtype: torch.dtype, targets: str, tokens: Tokens, perturbed: Perturbed
 ) -> None:
     """And the states of the document stay, bit by bit, what they were."""
     model = make_model(dtype)
     settings = AdaptConfig().updated(
-        rollouts={"positions": 6, "per_position": 2, "temperature": 4.0, "reward": "hybrid"},
-        fast_weights={"targets": "low_rank"},
+        rollouts={"positions": 6, "per_position": 2, "temperature": 4.0, "reward": "hybrid"}
     )
     document = FrozenDocument.read(model, tokens(1, LENGTH), 3)
     before = [tensor.clone() for tensor in states_of(document)]
-    fast = perturbed(model, "low_rank")
+    fast = perturbed(model, targets)
     spans = [Span(2, 19), Span(47, 64), Span(110, 127)]
     rows = FrozenSpans(document, spans, fast, positions=2)
     inputs = StepInputs.of(rows, fast, settings)

@@ -66,6 +66,9 @@ class Trace(ABC):
 
     __slots__ = ()
 
+    branches_anywhere: ClassVar[bool] = False
+    """Whether ``at`` also works where the tokens continued from a state."""
+
     @abstractmethod
     def final(self) -> LayerState:
         """Return the state after the last token."""

@@ -60,6 +60,8 @@ class DeltaState(LayerState):
 class DeltaTrace(Trace):
     """What a delta-rule layer wrote, and its memory at the boundaries of the op's chunks."""
 
+    branches_anywhere: ClassVar[bool] = True
+
     k: Tensor
     """[B, H, T, K], keys."""
     v: Tensor
