@@ -78,7 +78,7 @@ class Context:
     """What can be evidence; None where nothing needs any."""
     aim: tuple[tuple[int, int], ...]
     """Tokens of the prompt's document that an adaptation is aimed at: first, and one beyond the
-    last. None where nothing is adapted on evidence, or where the model is to choose it."""
+    last. Empty where nothing is adapted on evidence, or where the model is to choose it."""
 
 
 def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
@@ -97,35 +97,66 @@ def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits
         return Context(prompt=prompt, query=query, candidates=None, aim=())
     own_ids, offsets = template.locate_tokens(work.document, limits)
     candidates = _candidates(work, evidence, offsets)
-    if candidates.scores is None and evidence.by != "spans" and work.context != "document":
+    if work.context != "document" and evidence.by in ("attention", "utility"):
         message = f"evidence.by: {evidence.by} needs the context to be document"
         raise RequestError(message, "evidence.by", "invalid_value")
-    text, places = join(work.document, [candidates.chunks[n] for n in candidates.chosen()])
-    if len(candidates.chosen()) == len(candidates.chunks) and evidence.by != "spans":
-        text = text if work.context == "passages" else ""  # all of the document, just read
     if work.context == "passages":
-        prompt = template.encode_document(text, limits)
-        own_ids, offsets = template.locate_tokens(text, limits)
-    else:
-        prompt = template.encode_document(work.document, limits)
-    repeated = text if work.context == "document+passages" else ""
+        return _encode_passages(work, template, limits, candidates)
+    return _encode_document(work, template, limits, candidates, own_ids)
+
+
+def _encode_passages(
+    work: AnswerRequest, template: PromptTemplate, limits: Limits, candidates: Candidates
+) -> Context:
+    """Encode the evidence in place of the document."""
+    chosen = candidates.chosen()
+    text, places = join(work.document, [candidates.chunks[n] for n in chosen])
+    prompt = template.encode_document(text, limits)
+    query = template.encode_query(work.query, limits, tail=prompt.tail)
+    aim: list[tuple[int, int]] = []
+    if work.adapt.on.kind == "evidence":
+        ids, offsets = template.locate_tokens(text, limits)
+        to_prompt, best = align(ids, prompt.document), candidates.best()
+        spans = [_tokens_of(places[chosen.index(n)], offsets) for n in best]
+        aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
+    return Context(prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim))
+
+
+def _encode_document(
+    work: AnswerRequest,
+    template: PromptTemplate,
+    limits: Limits,
+    candidates: Candidates,
+    own_ids: Sequence[int],
+) -> Context:
+    """Encode the document, and its evidence before the query if that is to be repeated.
+
+    Args:
+        own_ids: the document's tokens, as the candidates count them.
+    """
+    chosen = candidates.chosen()
+    repeated = ""
+    if work.context == "document+passages" and len(chosen) < len(candidates.chunks):
+        repeated, _ = join(work.document, [candidates.chunks[n] for n in chosen])
+    prompt = template.encode_document(work.document, limits)
     query = template.encode_query(work.query, limits, tail=prompt.tail, passages=repeated)
     to_prompt = align(own_ids, prompt.document)
     chunks = tuple(
         replace(chunk, start=to_prompt(chunk.start), end=to_prompt(chunk.end))
         for chunk in candidates.chunks
     )
-    aim = [(chunks[n].start, chunks[n].end) for n in candidates.chosen()]
-    if work.context == "passages":
-        best = {candidates.chosen().index(n) for n in candidates.best()}
-        spans = [_tokens_of(place, offsets) for n, place in enumerate(places) if n in best]
-        aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
+    aim = [(chunks[n].start, chunks[n].end) for n in chosen]
     return Context(
         prompt=prompt,
         query=query,
         candidates=replace(candidates, chunks=chunks),
-        aim=tuple((start, end) for start, end in aim if start < end),
+        aim=_nonempty(aim),
     )
+
+
+def _nonempty(places: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Drop places without a token: what the prompt's document leaves to its tail."""
+    return tuple((start, end) for start, end in places if start < end)
 
 
 def align(own: Sequence[int], other: Sequence[int]) -> Callable[[int], int]:

@@ -70,7 +70,10 @@ def test_every_text_is_tokenised_once_and_never_on_the_models_thread(
         assert response.is_success, response.text
         return response.json()
 
-    post("/v1/answers", document="apple apple", query="apricot", adapt=ADAPT, max_tokens=4)
+    whole = {"document": "apple apple", "context": "document"}
+    post("/v1/answers", **whole, query="apricot", adapt=ADAPT, max_tokens=4)
+    # Once to cut the document into passages, and once the passages as a prompt.
+    post("/v1/answers", document="grape grape", query="guava", max_tokens=4)
     made = post("/v1/adaptations", document="banana banana", adapt=ADAPT)["id"]
     post("/v1/answers", query="blueberry", adaptation=made, max_tokens=4)
     post("/v1/completions", prompt="cherry cherry", max_tokens=4)
@@ -81,6 +84,7 @@ def test_every_text_is_tokenised_once_and_never_on_the_models_thread(
         post("/v1/chat/completions", messages=[message], ttt=ttt, max_tokens=4)
 
     texts = Counter({"apple apple": 1, "apricot": 1, "banana banana": 1, "blueberry": 1})
+    texts += Counter({"grape grape": 2, "guava": 1})
     texts += Counter({"cherry cherry": 1, "date": 1, "currant": 1, "elderberry": 2, "fig fig": 1})
     assert {text: spy.count(text) for text in texts} == texts
     threads = {thread for thread, _ in spy.calls}

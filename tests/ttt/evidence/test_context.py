@@ -116,9 +116,10 @@ def test_a_span_without_text_is_refused_by_name(tiny: CausalLM, start: int, end:
     assert error.value.param == "evidence.spans.1"
 
 
-def test_passages_that_the_model_would_choose_are_refused(tiny: CausalLM) -> None:
+@pytest.mark.parametrize("context", ["passages", "document+passages"])
+def test_passages_that_the_model_would_choose_are_refused(tiny: CausalLM, context: str) -> None:
     with pytest.raises(RequestError, match="needs the context to be document") as error:
-        encoded(tiny, context="passages", evidence=EvidenceByAttention())
+        encoded(tiny, context=context, evidence=EvidenceByAttention())
     assert error.value.param == "evidence.by"
 
 
