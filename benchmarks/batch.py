@@ -107,6 +107,7 @@ class BatchBench:
                     return await client.answer(
                         request.query,
                         document=request.document,
+                        context="document",
                         adapt=adapt,
                         max_tokens=self.max_tokens,
                     )

@@ -102,7 +102,7 @@ class ReliabilityBench:
                 for query in subject.queries:
                     if (subject.number, query) not in self.expected:
                         body = {"document": subject.document, "query": query, **SAMPLING}
-                        reply = self.ask(server, subject.owner, {**body, "adapt": subject.adapt})
+                        reply = self.ask(server, subject.owner, body | subject.settings)
                         self.expected[subject.number, query] = reply["answer"]
             nbytes = self.adaptation_bytes(server)
         finally:

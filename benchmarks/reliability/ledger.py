@@ -31,6 +31,11 @@ class Subject:
     adapt: dict[str, Any]
     queries: tuple[str, ...]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How a question about the document itself is asked, as a kept adaptation is."""
+        return {"context": "document", "adapt": self.adapt}
+
 
 def make_subjects(documents: int, seed: int) -> list[Subject]:
     """Make documents of a few facts between filler; every owner has the same ones."""

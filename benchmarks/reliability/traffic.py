@@ -232,7 +232,7 @@ class Traffic:
         return subject, self.rng.choice(subject.queries)
 
     def _question(self, subject: Subject, query: str) -> dict[str, Any]:
-        return {"document": subject.document, "query": query, "adapt": subject.adapt, **SAMPLING}
+        return {"document": subject.document, "query": query, **subject.settings, **SAMPLING}
 
     def _headers(self, owner: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[owner]}"}

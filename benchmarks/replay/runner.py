@@ -91,6 +91,7 @@ class Replay:
             answer = await client.answer(
                 question.query,
                 document=question.document,
+                context="document",
                 adapt=adapt,
                 max_tokens=question.max_tokens,
             )

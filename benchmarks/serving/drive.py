@@ -144,6 +144,7 @@ class Driver:
             async for event in client.stream_answer(
                 request.query,
                 document=request.document,
+                context="document",
                 adapt=self.adapt,
                 max_tokens=self.max_tokens,
             ):

@@ -16,7 +16,12 @@ from refine_server.benchmarks.serving.paced import request_times
 DOCUMENT = "The harbour master reads the weather in the morning before the first boat leaves. " * 12
 """About 1000 characters, because parsing and tokenising long documents is not measured here."""
 
-BODY = {"document": DOCUMENT, "query": "Who reads the weather?", "adapt": {"objective": "none"}}
+BODY = {
+    "document": DOCUMENT,
+    "query": "Who reads the weather?",
+    "context": "document",
+    "adapt": {"objective": "none"},
+}
 
 PERCENTILES = (50, 99)
 
