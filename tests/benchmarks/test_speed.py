@@ -67,7 +67,8 @@ def test_a_step_in_segments_peaks_no_lower_than_before_it() -> None:
 
 def test_ask_compares_documents_of_the_lengths_asked_for() -> None:
     result = AskBench("tiny", tokens=2).run(64, 128, document_tokens=64, queries=1, repeats=1)
-    assert 48 <= result["shortest"] <= 64 < result["longest"] <= 128
+    # Whole sentences, whose last white space belongs to the document's tail.
+    assert 47 <= result["shortest"] <= 64 < result["longest"] <= 128
     assert result["speedup_ask_many"] > 0
 
 
