@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from refine_server.benchmarks.adaptation.items import Item, Part
     from refine_server.ttt.models import CausalLM
 
-QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 3
+QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 2
 
 
 def adaptation(
