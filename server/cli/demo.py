@@ -65,14 +65,16 @@ class Example:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the first question of an example file, and the document that the file names.
+        """Read a question of an example file, and the document that the file names.
+
+        It is the one whose number ``demo`` says, or else the first.
 
         Raises:
             InputError: a file cannot be read, or is not an example.
         """
         try:
             example = json.loads(path.read_text())
-            question = example["questions"][0]
+            question = example["questions"][example.get("demo", 0)]
             return cls(
                 title=example.get("title", path.stem),
                 document=(path.parent / example["document"]).read_text(),

@@ -37,11 +37,12 @@ class Candidates:
     def chosen(self) -> list[int]:
         """Return the numbers of the chunks that are evidence, in the document's order.
 
-        The best ones, or the first ones where no chunk has a score.
+        The best ones that have anything in common with the query, or the first ones where none has.
         """
-        if self.scores is None or not any(self.scores):
+        scores = self.scores
+        if scores is None or not any(score > 0 for score in scores):
             return list(range(min(self.count, len(self.chunks))))
-        return sorted(self._by_score()[: self.count])
+        return sorted(n for n in self._by_score()[: self.count] if scores[n] > 0)
 
     def best(self) -> list[int]:
         """Return the numbers of the best ``1 / AIMED_SHARE`` of the evidence."""

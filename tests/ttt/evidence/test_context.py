@@ -74,6 +74,11 @@ def test_passages_keep_the_documents_order(tiny: CausalLM) -> None:
     assert cited(context) == [PARTS[1], PARTS[3]]
 
 
+def test_a_chunk_without_a_word_of_the_query_is_no_evidence(tiny: CausalLM) -> None:
+    evidence = EvidenceByWords(count=4, tokens=16)
+    assert cited(encoded(tiny, context="passages", evidence=evidence)) == [PARTS[3]]
+
+
 def test_a_query_without_a_word_of_the_document_gets_its_beginning(tiny: CausalLM) -> None:
     context = encoded(tiny, "zebra?", context="passages", evidence=FINE)
     assert cited(context) == [PARTS[0]]
@@ -93,7 +98,8 @@ def test_an_adaptation_is_aimed_at_the_evidence_in_the_document(tiny: CausalLM) 
 
 def test_behind_passages_it_is_aimed_at_the_best_of_them(tiny: CausalLM) -> None:
     evidence = EvidenceByWords(count=4, tokens=16)
-    context = encoded(tiny, context="passages", adapt=ON_EVIDENCE, evidence=evidence)
+    query = "Which rye bread does the bakery sell: to the keeper, on the ferry, by the lantern?"
+    context = encoded(tiny, query, context="passages", adapt=ON_EVIDENCE, evidence=evidence)
     assert len(cited(context)) == 4
     [(start, end)] = context.aim
     assert text(tiny, context.prompt.document[start:end]).strip() in PARTS[3]
