@@ -131,8 +131,8 @@ class AnswerBody(StrictModel):
 
 EXAMPLES: dict[str, Any] = {
     "default": {
-        "summary": "Answer from the passages of a document that fit the question",
-        "description": "`citations` of the response are the passages.",
+        "summary": "Answer from a document, with its evidence repeated before the question",
+        "description": "`citations` of the response are the evidence.",
         "value": {
             "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
             "query": "Who is the harbour master?",

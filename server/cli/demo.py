@@ -32,8 +32,8 @@ def demo(
     """Start a server and ask it about an example document, with and without evidence.
 
     The question is asked twice: of the model with the whole document, and as /v1/answers does it,
-    with the passages that are the question's evidence. The exit status is 0 if the second answer is
-    right and 1 if it is wrong.
+    with the question's evidence repeated between document and question. The document is read once
+    for both. The exit status is 0 if the second answer is right and 1 if it is wrong.
     """
     from refine_server.server.cli.event_sources import answer_by_server
     from refine_server.server.cli.progress import Follower

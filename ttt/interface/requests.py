@@ -9,7 +9,7 @@ from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
 
-DEFAULT_CONTEXT: ContextStrategy = "passages"
+DEFAULT_CONTEXT: ContextStrategy = "document+passages"
 """What an answer of the server reads where a request says nothing of it."""
 DEFAULT_ADAPTATION = AdaptConfig(objective="none")
 """How an answer of the server adapts where a request says nothing of it: not at all, because no
