@@ -22,7 +22,8 @@ class Summary:
         self.results, self.arms = results, arms
         scores: dict[tuple[str, str], dict[str, list[float]]] = {}
         for result in results:
-            document = f"{result.task} {result.length}", result.id
+            task = f"{result.task} {result.length}" if result.length else result.task
+            document = task, result.id
             scores.setdefault(document, {}).setdefault(result.arm, []).append(result.score)
         self._documents = {
             document: {arm: sum(own) / len(own) for arm, own in of.items()}
