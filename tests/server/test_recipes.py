@@ -13,6 +13,7 @@ BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "clients.md").read
 RECIPES = [block for block in BLOCKS if "curl" in block]
 OUTPUTS = (
     ('"status":"ready"', '"id":"fake"'),
+    ('"answer":', '"citations":'),
     ('"answer":', '"adapted":true'),
     ("event: adaptation.step", "event: answer.completed"),
     ('"answer":',),
