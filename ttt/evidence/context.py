@@ -136,9 +136,11 @@ def _encode_document(
         own_ids: the document's tokens, as the candidates count them.
     """
     chosen = candidates.chosen()
+    evidence = [candidates.chunks[n] for n in chosen]
+    is_part = sum(chunk.end - chunk.start for chunk in evidence) < len(own_ids)
     repeated = ""
-    if work.context == "document+passages" and len(chosen) < len(candidates.chunks):
-        repeated, _ = join(work.document, [candidates.chunks[n] for n in chosen])
+    if work.context == "document+passages" and is_part:  # else it was just read
+        repeated, _ = join(work.document, evidence)
     prompt = template.encode_document(work.document, limits)
     query = template.encode_query(work.query, limits, tail=prompt.tail, passages=repeated)
     to_prompt = align(own_ids, prompt.document)

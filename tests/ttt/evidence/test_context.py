@@ -112,6 +112,22 @@ def test_the_client_names_the_evidence(tiny: CausalLM) -> None:
     assert cited(context) == [PARTS[0][:10].strip(), PARTS[2][:10].strip()]
 
 
+def test_what_the_client_names_is_repeated_too(tiny: CausalLM) -> None:
+    start = DOCUMENT.index(PARTS[2])
+    spans = (DocumentSpan(start=start, end=start + len(PARTS[2])),)
+    context = encoded(tiny, context="document+passages", evidence=EvidenceSpans(spans=spans))
+    read = text(tiny, context.prompt.header + context.prompt.document + context.query)
+    assert read.count(PARTS[2]) == 2
+
+
+def test_evidence_that_is_the_whole_document_is_not_repeated(tiny: CausalLM) -> None:
+    evidence = EvidenceByWords(count=1, tokens=1024)
+    context = encoded(tiny, context="document+passages", evidence=evidence)
+    read = text(tiny, context.prompt.header + context.prompt.document + context.query)
+    assert read.count(PARTS[3]) == 1
+    assert cited(context) == [DOCUMENT]
+
+
 @pytest.mark.parametrize(
     ("start", "end"), [(5, 5), (9, 3), (0, len(DOCUMENT) + 1), (len(PARTS[0]), len(PARTS[0]) + 2)]
 )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,9 @@ def tiny() -> CausalLM:
 
 
 @pytest.fixture(scope="module")
-def attending(families: Families, tiny: CausalLM) -> CausalLM:
+def attending(families: Families, spell: Callable[[CausalLM], CausalLM]) -> CausalLM:
     """A small random model with attention, and a tokenizer whose ids it knows."""
-    model = families["overlay"](torch.float32)
-    return _spelled(model)
-
-
-def _spelled(model: CausalLM) -> CausalLM:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {chr(0x20 + n): n for n in range(model.embedding.num_embeddings)}
-    backend = Tokenizer(models.WordLevel(vocabulary, " "))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    return model
+    return spell(families["overlay"](torch.float32))
 
 
 def completed(model: CausalLM, **options: Any) -> AnswerCompleted:
