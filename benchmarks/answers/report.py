@@ -22,9 +22,8 @@ class Summary:
         self.results, self.arms = results, arms
         scores: dict[tuple[str, str], dict[str, list[float]]] = {}
         for result in results:
-            task = f"{result.task} {result.length}" if result.length else result.task
-            document = task, result.id
-            scores.setdefault(document, {}).setdefault(result.arm, []).append(result.score)
+            of = scores.setdefault(_document(result), {})
+            of.setdefault(result.arm, []).append(result.score)
         self._documents = {
             document: {arm: sum(own) / len(own) for arm, own in of.items()}
             for document, of in scores.items()
@@ -50,8 +49,9 @@ class Summary:
         return paired(self.scores(ours), self.scores(theirs))
 
     def seconds(self, arm: str) -> float:
-        """Return the median seconds of an answer."""
-        return median(r.seconds for r in self.results if r.arm == arm)
+        """Return the median seconds of an answer about the documents that are counted."""
+        own = (r for r in self.results if r.arm == arm and _document(r) in self._documents)
+        return median(r.seconds for r in own)
 
     def figures(self) -> dict[str, Any]:
         """Return all of it for JSON."""
@@ -74,7 +74,7 @@ class Summary:
         """Write the report."""
         head = [
             "arm",
-            *(f"{task.strip()} ({len(self.scores(self.arms[0], task))})" for task in self.tasks),
+            *(f"{task} ({len(self.scores(self.arms[0], task))})" for task in self.tasks),
         ]
         lines = [f"## {title}", "", about, "", "```console", command, "```", ""]
         lines += _table([*head, "mean", f"against {BASELINE}", "wins/ties/losses", "seconds"])
@@ -98,6 +98,12 @@ class Summary:
         figure.suptitle(title)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
+
+
+def _document(result: Result) -> tuple[str, str]:
+    """Return the task, with its length if documents were made with one, and the document's id."""
+    task = f"{result.task} {result.length}" if result.length else result.task
+    return task, result.id
 
 
 def _table(head: Sequence[object]) -> list[str]:

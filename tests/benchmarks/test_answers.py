@@ -87,7 +87,7 @@ def test_only_documents_that_all_arms_answered_are_compared() -> None:
     results = [
         *(result("qa", "1", "none", 0.0, 3.0), result("qa", "1", "passages", 50.0)),
         *(result("qa", "2", "none", 20.0, 5.0), result("qa", "2", "passages", 40.0)),
-        result("qa", "3", "none", 100.0, 4.0),
+        result("qa", "3", "none", 100.0, 90.0),
     ]
     summary = Summary(results, ["none", "passages"])
     figures = summary.figures()
