@@ -16,7 +16,7 @@ from refine_server.benchmarks.timing import medians
 from refine_server.ttt.batching import resume, run_batch
 from refine_server.ttt.decoding.decode import DecodeStep, Prediction
 from refine_server.ttt.decoding.decoder import decode
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.requests import Limits

@@ -19,9 +19,9 @@ from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
 from refine_server.server.api import answers, health, models, tokenizer
 from refine_server.server.api.openai import routes as openai
-from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.backend.opening import open_backend
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
-from refine_server.server.engine.opening import open_backend
 from refine_server.server.http import errors
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit

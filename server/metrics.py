@@ -15,9 +15,9 @@ from prometheus_client import (
 )
 from typing_extensions import override
 
-from refine_server.server.engine.backend import Backend
-from refine_server.server.engine.job import Job, JobStatus
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.observer import EngineObserver
+from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AdaptationStep,

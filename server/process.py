@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http.connections import MAX_HEAD_BYTES, head_timeout_protocol
 from refine_server.server.settings import Settings

@@ -18,7 +18,7 @@ from refine_server.benchmarks.adaptation.items import Item, Question
 from refine_server.benchmarks.rows import read_rows
 from refine_server.ttt.batching import run
 from refine_server.ttt.decoding.decoder import decode
-from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.evidence.chunks import Offsets
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig

@@ -10,7 +10,7 @@ from typing import Any
 from refine_server.benchmarks.adaptation.items import Item
 from refine_server.benchmarks.answers.arms import Arm
 from refine_server.benchmarks.rows import read_rows
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.evidence.chunks import Offsets
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import Limits

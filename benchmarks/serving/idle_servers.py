@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend import Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend, Emit, ShouldStop
 from refine_server.server.process import Server, listen, tune_interpreter
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
@@ -78,7 +78,9 @@ def _serve_echo(port: int) -> None:
 
 
 def _open_idle(settings: Settings) -> Backend:
-    from refine_server.server.engine.model_backend import ModelBackend  # the parent needs no torch
+    from refine_server.server.engine.backend.model_backend import (
+        ModelBackend,  # the parent needs no torch
+    )
 
     class IdleBackend(ModelBackend):
         """The bundled tiny model, with its tokenizer and checks, whose programs do no work."""

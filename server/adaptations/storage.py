@@ -15,7 +15,7 @@ from refine_server.server.adaptations.store import (
     describe_data,
     require_file_system,
 )
-from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings, SettingsError
 from refine_server.ttt.interface.errors import DamagedError

@@ -14,7 +14,7 @@ from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.decoding.prompt import PromptTemplate
+    from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 
 router = APIRouter(tags=["tokenizer"])
 

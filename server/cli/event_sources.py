@@ -11,7 +11,7 @@ from refine_server.clients.types import Adaptation
 from refine_server.server.api.answers_schema import AnswerBody, Origin, wire_event
 from refine_server.server.cli.exit import InputError
 from refine_server.server.cli.progress import WireEvent
-from refine_server.server.engine.opening import open_backend
+from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.http.errors import invalid_body
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import stream

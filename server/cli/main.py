@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from refine_server.benchmarks.cli import app as bench
-from refine_server.server.cli.answer import adapt, answer
-from refine_server.server.cli.demo import demo
+from refine_server.server.cli.commands.answer import adapt, answer
+from refine_server.server.cli.commands.demo import demo
+from refine_server.server.cli.commands.keys import app as keys
+from refine_server.server.cli.commands.models import app as models
+from refine_server.server.cli.commands.openapi import openapi
+from refine_server.server.cli.commands.serve import SERVE_CONTEXT, serve
 from refine_server.server.cli.exit import ExitOnError
-from refine_server.server.cli.keys import app as keys
-from refine_server.server.cli.models import app as models
-from refine_server.server.cli.openapi import openapi
 from refine_server.server.cli.runtime import tune_runtime
-from refine_server.server.cli.serve import SERVE_CONTEXT, serve
 from refine_server.ttt.training.cli import app as train
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
     AnswerRequest,

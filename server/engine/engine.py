@@ -36,18 +36,18 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TypeVar
 
-from refine_server.server.engine.backend import Backend
-from refine_server.server.engine.cost_model import CostModel
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.encoder import Encoder, count_characters
-from refine_server.server.engine.job import Job, reuses_adaptation
-from refine_server.server.engine.job_queue import JobQueue
 from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.run import Run
-from refine_server.server.engine.scheduler import QueueLimits
+from refine_server.server.engine.scheduling.cost_model import CostModel
+from refine_server.server.engine.scheduling.job import Job, reuses_adaptation
+from refine_server.server.engine.scheduling.job_queue import JobQueue
+from refine_server.server.engine.scheduling.scheduler import QueueLimits
 from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
 from refine_server.server.settings import Settings
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Work
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from refine_server.server.engine.backend import Backend
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.backend.protocol import Backend
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.ttt.interface.events import Event
 
 

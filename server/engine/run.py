@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-from refine_server.server.engine.job import Job
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.events import AdaptationStep, Event, Last

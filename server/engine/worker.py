@@ -7,10 +7,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from refine_server.server.engine.backend import Backend, self_check
-from refine_server.server.engine.job import Job, JobStatus
-from refine_server.server.engine.job_queue import JobQueue, Turn, Verification
+from refine_server.server.engine.backend.protocol import Backend
+from refine_server.server.engine.backend.self_check import self_check
 from refine_server.server.engine.observer import EngineObserver
+from refine_server.server.engine.scheduling.job import Job, JobStatus
+from refine_server.server.engine.scheduling.job_queue import JobQueue, Turn, Verification
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Operation, Program, resume, run_batch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refine_server.server.cli.demo import running_server
+from refine_server.server.cli.commands.demo import running_server
 
 CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.engine.run import Run
 from refine_server.server.metrics import EngineMetrics, Metrics

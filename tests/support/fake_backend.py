@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import override
 
-from refine_server.server.engine.backend import SELF_CHECK, Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.fast_weights import FastWeights

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut
 from refine_server.ttt.evidence.lexical import score_by_words
 from refine_server.ttt.evidence.passages import join

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AdaptationStep, AnswerDelta, DocumentAdapted

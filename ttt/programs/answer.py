@@ -12,7 +12,7 @@ import torch
 
 from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
-from refine_server.ttt.decoding.prompt import DocumentPrompt
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.evidence.context import Candidates
 from refine_server.ttt.evidence.quotes import find_quotes

@@ -6,7 +6,7 @@ Encoding needs the tokenizer and no model, so that it runs beside the model's th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refine_server.ttt.decoding.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.context import Context, encode_context
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility

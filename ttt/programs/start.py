@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from refine_server.ttt.batching import Program, stream
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Limits, Work
 from refine_server.ttt.models.base import CausalLM

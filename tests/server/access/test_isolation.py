@@ -3,9 +3,9 @@
 import pytest
 from starlette.testclient import TestClient
 
-from refine_server.server.engine.backend import self_check
+from refine_server.server.engine.backend.opening import open_backend
+from refine_server.server.engine.backend.self_check import self_check
 from refine_server.server.engine.engine import Engine
-from refine_server.server.engine.opening import open_backend
 from refine_server.server.http.errors import ApiError
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.events import DocumentAdapted

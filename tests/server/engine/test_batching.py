@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refine_server.server.engine.opening import open_backend
+from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import (
     AdaptConfig,

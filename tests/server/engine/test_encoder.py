@@ -19,7 +19,7 @@ from refine_server.server.engine.encoder import (
     TemplatePool,
 )
 from refine_server.server.settings import Settings
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import AnswerRequest
 from support.engines import serving, until
 from support.fake_backend import FakeBackend, byte_tokenizer

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from refine_server.ttt.batching import Program, resume, run_batch
 from refine_server.ttt.decoding.decode import DecodeStep, Prediction
 from refine_server.ttt.decoding.decoder import DecodedToken, Decoder, decode
-from refine_server.ttt.decoding.prompt import PromptTemplate
 from refine_server.ttt.decoding.prompt_lookup import LONGEST, Lookup
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted

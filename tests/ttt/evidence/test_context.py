@@ -2,7 +2,7 @@
 
 import pytest
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.evidence.context import Context, align, encode_context
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from refine_server.ttt.batching import stream
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights

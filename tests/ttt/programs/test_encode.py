@@ -2,7 +2,7 @@
 
 import pytest
 
-from refine_server.ttt.decoding.prompt import PLAIN_PROMPT, PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PLAIN_PROMPT, PromptTemplate
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from refine_server.ttt.decoding.prompt import PLAIN_PROMPT, PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PLAIN_PROMPT, PromptTemplate
 from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import load
 from refine_server.ttt.models.bundled import tiny as shipped_directory

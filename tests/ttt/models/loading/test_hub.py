@@ -16,7 +16,7 @@ CHAT = "{% for m in messages %}<|start|>{{ m.content | trim }}{% endfor %}<|end|
 ID = "someone/a-model"
 LOAD = f"""
 import json
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import load
 from refine_server.ttt.models.loading.footprint import measure

@@ -7,11 +7,11 @@ from typing import Any, Self, cast
 import pytest
 from typing_extensions import override
 
-from refine_server.server.engine.job import Job, JobStatus
-from refine_server.server.engine.scheduler import QueueLimits, Scheduler
+from refine_server.server.engine.scheduling.job import Job, JobStatus
+from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Call, Operation
-from refine_server.ttt.decoding.prompt import DocumentPrompt
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAsk
 

@@ -1,6 +1,6 @@
 """Open the backend that the settings ask for, without importing torch before."""
 
-from refine_server.server.engine.backend import Backend
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.settings import Settings
 
 
@@ -11,6 +11,6 @@ def open_backend(settings: Settings) -> Backend:
         ModelError: the model does not exist or cannot be loaded, or the device cannot be used.
     """
     # It imports torch, which takes seconds.
-    from refine_server.server.engine.model_backend import ModelBackend
+    from refine_server.server.engine.backend.model_backend import ModelBackend
 
     return ModelBackend(settings)

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.token_limit import TokenLimit
 from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
-from refine_server.ttt.decoding.token_limit import TokenLimit
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import Limits, Message
 from refine_server.ttt.models import load

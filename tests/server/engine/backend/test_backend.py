@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from refine_server.server.engine.backend import SELF_CHECK, Backend
-from refine_server.server.engine.opening import open_backend
+from refine_server.server.engine.backend.opening import open_backend
+from refine_server.server.engine.backend.protocol import Backend
+from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import resume, stream
 from refine_server.ttt.document import AdaptedDocument

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from refine_server.ttt.decoding.control_tokens import BREAK, SLOT
-from refine_server.ttt.decoding.prompt import PLAIN_PROMPT, PromptTemplate
-from refine_server.ttt.decoding.text_encoder import LONGEST_TAIL, WINDOW
+from refine_server.ttt.decoding.prompts.control_tokens import BREAK, SLOT
+from refine_server.ttt.decoding.prompts.prompt import PLAIN_PROMPT, PromptTemplate
+from refine_server.ttt.decoding.prompts.text_encoder import LONGEST_TAIL, WINDOW
 from refine_server.ttt.interface.requests import Limits, Message
 from support.tokenizers import TOKENIZERS
 

@@ -1,18 +1,12 @@
 """The interface between the engine and a model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refine_server.server.engine.encoder import TemplatePool
-from refine_server.ttt.batching import Program, stream
-from refine_server.ttt.interface.config import (
-    AdaptConfig,
-    OptimizerConfig,
-    RolloutConfig,
-    SamplingConfig,
-)
-from refine_server.ttt.interface.events import AnswerCompleted, Event
-from refine_server.ttt.interface.requests import AnswerRequest, PromptForm, Work
+from refine_server.ttt.batching import Program
+from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.requests import PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -73,31 +67,3 @@ class Backend(Protocol):
         Raises:
             DamagedError: the data or the description is not whole.
         """
-
-
-SELF_CHECK = AnswerRequest(
-    document="The lighthouse keeper writes the weather into a blue book every evening at eight, "
-    "and the harbour master reads it in the morning before the first boat leaves.",
-    query="When does the keeper write?",
-    adapt=AdaptConfig(
-        rollouts=RolloutConfig(positions=1, per_position=2),
-        optimizer=OptimizerConfig(steps=1),
-        guard="none",
-    ),
-    sampling=SamplingConfig(max_tokens=1),
-)
-
-
-def self_check(backend: Backend) -> None:
-    """Make one small adaptation step and decode one token, before any request is accepted.
-
-    Raises:
-        RuntimeError: the adaptation is not finite, or it changed the base weights.
-    """
-    work = backend.encode(SELF_CHECK)
-    events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
-    for event in events:
-        if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
-            raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
-    if not backend.verify():
-        raise RuntimeError("self-check failed: it changed the base weights")

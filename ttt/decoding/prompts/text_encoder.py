@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from refine_server.ttt.decoding.control_tokens import BREAK
+from refine_server.ttt.decoding.prompts.control_tokens import BREAK
 
 WORD_CONTEXT, LINE_CONTEXT = "a", "\n"
 """What precedes a continuation while it is encoded: a word, or a line break before another word."""

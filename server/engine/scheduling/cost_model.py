@@ -2,8 +2,8 @@
 
 from typing_extensions import override
 
-from refine_server.server.engine.job import Job
 from refine_server.server.engine.observer import EngineObserver
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.ttt.interface.config import AdaptConfig, OnEvidence, OnQuerySpans, OnSpans
 from refine_server.ttt.interface.events import (
     AdaptationStep,

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from refine_server.server.engine.job import Job, JobStatus
-from refine_server.server.engine.scheduler import QueueLimits, Scheduler
+from refine_server.server.engine.scheduling.job import Job, JobStatus
+from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Operation
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from jinja2 import TemplateError
 
-from refine_server.ttt.decoding.control_tokens import SLOT, ControlTokens
+from refine_server.ttt.decoding.prompts.control_tokens import SLOT, ControlTokens
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import Message
 

@@ -12,7 +12,7 @@ from refine_server.ttt.models import bundled, load
 from refine_server.ttt.models.loading.footprint import measure
 from support.command_line import run, run_failing
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 
 
 def models(*arguments: str | Path) -> str:

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from refine_server.server.engine.cost_model import CostModel, Rate, step_tokens
+from refine_server.server.engine.scheduling.cost_model import CostModel, Rate, step_tokens
 from refine_server.ttt.interface.config import (
     AdaptConfig,
     OnSpans,

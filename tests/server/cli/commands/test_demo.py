@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from refine_server.server.cli import demo
+from refine_server.server.cli.commands import demo
 from support.command_line import run, run_failing
 
 

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from refine_server.ttt.decoding.prompt import PromptTemplate
+from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import Limits, Message
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from refine_server.server.engine.job import Job, JobStatus
+from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.http import errors
 from refine_server.ttt.batching import Call, Operation
 

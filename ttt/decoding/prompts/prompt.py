@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from refine_server.ttt.decoding.prompt_text import PromptText
-from refine_server.ttt.decoding.text_encoder import TextEncoder
-from refine_server.ttt.decoding.token_limit import TokenLimit
+from refine_server.ttt.decoding.prompts.prompt_text import PromptText
+from refine_server.ttt.decoding.prompts.text_encoder import TextEncoder
+from refine_server.ttt.decoding.prompts.token_limit import TokenLimit
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits, Message, PromptForm
 

@@ -1,0 +1,1 @@
+"""Jobs, their queue, whose turn it is, and what work is expected to cost."""
