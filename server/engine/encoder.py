@@ -76,7 +76,7 @@ def count_characters(work: Work) -> int:
         case AskRequest():
             return len(work.query)
         case CompletionRequest():
-            return sum(map(_count_prompt, work.prompts))
+            return len(work.document or "") + sum(map(_count_prompt, work.prompts))
 
 
 def _count_prompt(prompt: Prompt) -> int:

@@ -41,10 +41,10 @@ from refine_server.ttt.programs.encode import (
     EncodedAdapt,
     EncodedAnswer,
     EncodedAsk,
-    EncodedCompletion,
     EncodedWork,
     encode,
 )
+from refine_server.ttt.programs.encode_completion import EncodedCompletion
 
 LIMITS = Limits(document_tokens=160, query_tokens=60)
 """In bytes, as every byte is a token; the self-check's document just fits."""

@@ -107,6 +107,8 @@ class PromptRead:
     tokens: int
     seconds: float
     echo: tuple[ScoredToken, ...]
+    citations: tuple[Citation, ...] = ()
+    """The evidence for the prompt in the document that it follows, in the document's order."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class ChoiceEnded:
 
     choice: int
     finish_reason: str
+    quotes: tuple[Quote, ...] = ()
+    """The choice's own words that the document has, where evidence was looked for."""
 
 
 @dataclass(frozen=True)

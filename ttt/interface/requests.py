@@ -105,8 +105,14 @@ class CompletionRequest:
     echo: bool = False
     """Whether the prompts' own tokens are reported as well."""
     adapted: "AdaptedDocument | None" = None
-    """The document whose state every prompt continues, under its fast weights; None starts from
-    the empty state of the base model."""
+    """The document whose state every prompt continues, under its fast weights."""
+    document: str | None = None
+    """The text of a document that every prompt follows: of ``adapted``, or else of one that the
+    base model reads. Without either, prompts follow nothing."""
+    context: ContextStrategy = "document"
+    """What the model reads of ``document`` before each prompt."""
+    evidence: Evidence | None = None
+    """How evidence for a prompt is found in ``document``; None: as for an answer."""
     owner: str = LOCAL
 
 

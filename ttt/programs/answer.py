@@ -14,8 +14,7 @@ from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
-from refine_server.ttt.evidence.context import Candidates
-from refine_server.ttt.evidence.quotes import find_quotes
+from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -32,6 +31,7 @@ from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, EncodedAsk
+from refine_server.ttt.programs.frozen import quote
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
@@ -226,10 +226,7 @@ async def emit_answer(
     quotes: tuple[Quote, ...] = ()
     if candidates is not None:
         citations = candidates.citations()
-        cited = [(citation.start, citation.end) for citation in citations]
-        document = candidates.document
-        call = Call(lambda: tuple(find_quotes(decoded.text, document, cited)))
-        quotes = await call
+        quotes = await quote(decoded.text, candidates, citations)
     usage = Usage(
         document_tokens=work.tokens,
         query_tokens=len(work.query),

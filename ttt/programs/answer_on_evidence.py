@@ -1,14 +1,8 @@
 """The program that answers from a document's frozen state, adapted on evidence or not at all."""
 
 import time
-from dataclasses import replace
 
-import torch
-
-from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import decode
-from refine_server.ttt.evidence.context import Candidates
-from refine_server.ttt.evidence.scoring import score_by_attention, score_by_utility
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -16,7 +10,6 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     DocumentRead,
 )
-from refine_server.ttt.interface.evidence import EvidenceByAttention
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.answer import (
     Emit,
@@ -27,10 +20,9 @@ from refine_server.ttt.programs.answer import (
 )
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
-from refine_server.ttt.query_side.adapt import Aim, adapt_queries, supervised_layers
+from refine_server.ttt.programs.frozen import find_evidence, read_frozen
+from refine_server.ttt.query_side.adapt import Aim, adapt_queries
 from refine_server.ttt.query_side.document_cache import DocumentCache
-from refine_server.ttt.query_side.frozen_document import FrozenDocument
-from refine_server.ttt.refine.inputs.rows import Span
 
 
 async def answer_on_evidence(
@@ -50,15 +42,7 @@ async def answer_on_evidence(
         documents: documents that were read before; None keeps none.
     """
     request, clock = work.request, Clock()
-    ids = torch.tensor([work.prompt.header + work.prompt.document], device=model.device)  # [1, T]
-    document = None if documents is None else documents.get(request.owner, ids)
-    is_cached = document is not None
-    if document is None:
-        header = len(work.prompt.header)
-        call = Call(lambda: FrozenDocument.read(model, ids, header), model.threads)
-        document = await call
-        if documents is not None:
-            documents.put(request.owner, document)
+    document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
     known = work.prompt.document
 
@@ -72,7 +56,7 @@ async def answer_on_evidence(
         emit(BaseAnswered(base_answer))
 
     began = time.monotonic()
-    candidates, aim = await _find_evidence(document, work)
+    candidates, aim = await find_evidence(document, work.context, request.evidence)
     fast, report = await adapt_queries(
         document,
         new_fast_weights(model, request),
@@ -96,35 +80,3 @@ async def answer_on_evidence(
     )
     clock.lap("decode")
     await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
-
-
-async def _find_evidence(
-    document: FrozenDocument, work: EncodedAnswer
-) -> tuple[Candidates | None, list[Span]]:
-    """Return what can be evidence, scored, and the spans that an adaptation is aimed at.
-
-    Both are empty where the request looks for no evidence.
-
-    Spans are counted in the document's ``input_ids``.
-    """
-    context, offset = work.context, document.context_tokens
-    candidates, aim = context.candidates, context.aim
-    if candidates is not None and work.needs_model_for_evidence:
-        unscored = candidates
-        call = Call(lambda: _scored(document, work, unscored), document.model.threads)
-        candidates = await call
-        chosen = (candidates.chunks[n] for n in candidates.chosen())
-        aim = tuple((chunk.start, chunk.end) for chunk in chosen)
-    return candidates, [Span(offset + start, offset + end) for start, end in aim]
-
-
-def _scored(document: FrozenDocument, work: EncodedAnswer, candidates: Candidates) -> Candidates:
-    """Score the candidates by the unadapted model."""
-    chunks = candidates.chunks
-    if isinstance(work.request.evidence, EvidenceByAttention):
-        [layer] = supervised_layers(document.model.attention_layers)
-        scores = score_by_attention(document, work.query, chunks, layer)
-    else:
-        passages = [work.prompt.document[chunk.start : chunk.end] for chunk in chunks]
-        scores = score_by_utility(document.model, work.prompt.header, work.query, passages)
-    return replace(candidates, scores=tuple(scores))

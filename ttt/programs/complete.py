@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,29 +12,48 @@ from torch import Tensor
 from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decode import Prediction
 from refine_server.ttt.decoding.decoder import DecodedToken, Decoder
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.decoding.sampling import TopTokens, score
 from refine_server.ttt.decoding.token_bytes import TokenBytes
+from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
     CompletionEnded,
+    DocumentRead,
     Event,
     PromptRead,
     ScoredToken,
 )
-from refine_server.ttt.interface.reports import Timings
+from refine_server.ttt.interface.reports import Citation, Timings
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.programs.encode import EncodedCompletion
+from refine_server.ttt.models.state import State
+from refine_server.ttt.programs.encode_completion import EncodedCompletion
+from refine_server.ttt.programs.frozen import find_evidence, quote, read_frozen
+from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.query_side.frozen_document import FrozenDocument
 
 SCORED_AT_ONCE = 128
 """Prompt tokens whose logits are held together; all of a long prompt's would fill the memory."""
 
 
-async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Event], None]) -> None:
+async def complete(
+    model: CausalLM,
+    work: EncodedCompletion,
+    emit: Callable[[Event], None],
+    documents: DocumentCache | None,
+) -> None:
     """Continue every prompt; choice n p + j is the j-th continuation of prompt p.
 
-    A prompt is read once for all its choices, which are then decoded in turns, one token each.
+    A prompt is read once for all its choices, which are then decoded in turns, one token each. A
+    document is read once for all prompts that follow it.
+
+    Args:
+        model: the base model.
+        work: the prompts, and the document that they follow.
+        emit: receives the events.
+        documents: documents that were read before; None keeps none.
 
     Raises:
         IsolationError: the adapted document belongs to another owner.
@@ -41,34 +61,44 @@ async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Eve
     request = work.request
     if request.adapted is not None:
         request.adapted.require_owner(request.owner)
-    completer = _Completer(model, work, emit)
-    read_seconds, decode_seconds = 0.0, 0.0
-    for number, prompt in enumerate(work.prompts):
-        began = time.monotonic()
-        prefill = Call(partial(completer.prefill, prompt))
-        prediction, echo = await prefill
-        read_seconds += (seconds := time.monotonic() - began)
-        emit(PromptRead(number, len(prompt), seconds, echo))
-        began = time.monotonic()
-        await completer.decode_choices(number, prediction)
-        decode_seconds += time.monotonic() - began
+    completer = _Completer(model, work, emit, documents)
+    began = time.monotonic()
+    for number in range(len(work.prompts)):
+        await completer.continue_prompt(number)
+    decode_seconds = completer.decode_seconds
     timings = Timings(
-        prefill_seconds=read_seconds,
+        prefill_seconds=time.monotonic() - began - decode_seconds,
         adapt_seconds=0.0,
         decode_seconds=decode_seconds,
         time_to_first_token_seconds=completer.first_token,
     )
-    emit(CompletionEnded(work.tokens, completer.tokens, timings))
+    emit(CompletionEnded(work.prompt_tokens, completer.tokens, timings))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Document:
+    """The document that a prompt follows."""
+
+    hidden: Tensor
+    """[1, D], the final hidden state of its last token."""
+    state: State
+    """The state after it."""
+    known: Sequence[int] = ()
+    """Its tokens, if they are known: drafts are copied from them."""
 
 
 class _Completer:
     """What all prompts of one request share."""
 
     def __init__(
-        self, model: CausalLM, work: EncodedCompletion, emit: Callable[[Event], None]
+        self,
+        model: CausalLM,
+        work: EncodedCompletion,
+        emit: Callable[[Event], None],
+        documents: DocumentCache | None,
     ) -> None:
-        self.model, self.prompts, self.request = model, work.prompts, work.request
-        self.emit = emit
+        self.model, self.work, self.request = model, work, work.request
+        self.emit, self.documents = emit, documents
         self.token_bytes = TokenBytes(model.tokenizer)
         adapted = self.request.adapted
         # Detached: what is derived from it for these completions ends with them.
@@ -76,22 +106,70 @@ class _Completer:
         self.started = time.monotonic()
         self.first_token = 0.0
         """Seconds until the first token; 0 before it."""
+        self.decode_seconds = 0.0
         self.tokens = 0
+        self._frozen: tuple[DocumentPrompt, FrozenDocument] | None = None
+        """The document that was read last, and what it was read from."""
+
+    async def continue_prompt(self, number: int) -> None:
+        """Read a prompt behind its document, and decode its choices."""
+        document, candidates = await self._open_document(number)
+        citations = () if candidates is None else candidates.citations()
+        prompt = self.work.prompts[number]
+        began = time.monotonic()
+        prefill = Call(partial(self._prefill, prompt, document))
+        prediction, echo = await prefill
+        seconds = time.monotonic() - began
+        self.emit(PromptRead(number, len(prompt), seconds, echo, citations))
+        began = time.monotonic()
+        n = self.request.n
+        known = () if document is None else document.known
+        choices = {number * n + j: self._decoder(prompt, j, prediction, known) for j in range(n)}
+        await self._decode_choices(choices, candidates, citations)
+        self.decode_seconds += time.monotonic() - began
+
+    async def _open_document(self, number: int) -> tuple[_Document | None, Candidates | None]:
+        """Return the document before a prompt, and what can be evidence in it."""
+        adapted, contexts = self.request.adapted, self.work.contexts
+        context = contexts[number] if contexts else None
+        if adapted is not None:
+            document = _Document(hidden=adapted.hidden, state=adapted.state)
+            return document, None if context is None else context.candidates
+        if context is None:
+            return None, None
+        frozen = await self._read_frozen(context.prompt)
+        candidates, _ = await find_evidence(frozen, context, self.request.evidence)
+        known = context.prompt.document
+        return _Document(hidden=frozen.hidden, state=frozen.state, known=known), candidates
+
+    async def _read_frozen(self, prompt: DocumentPrompt) -> FrozenDocument:
+        """Read a document, unless the prompt before this one followed it, too."""
+        if self._frozen is not None and self._frozen[0] is prompt:
+            return self._frozen[1]
+        self._frozen = None  # so that two are never in memory for one request
+        began, owner = time.monotonic(), self.request.owner
+        document, is_cached = await read_frozen(self.model, prompt, owner, self.documents)
+        seconds = time.monotonic() - began
+        self.emit(DocumentRead(len(prompt.document), seconds, is_cached=is_cached))
+        self._frozen = prompt, document
+        return document
 
     @torch.no_grad()
-    def prefill(self, prompt: tuple[int, ...]) -> tuple[Prediction, tuple[ScoredToken, ...]]:
+    def _prefill(
+        self, prompt: tuple[int, ...], document: _Document | None
+    ) -> tuple[Prediction, tuple[ScoredToken, ...]]:
         """Read a prompt; return the prediction after it, and its own tokens if they are echoed."""
-        adapted, echo = self.request.adapted, tuple[ScoredToken, ...]()
+        echo = tuple[ScoredToken, ...]()
         if not prompt:
-            assert adapted is not None  # an empty prompt is refused without a document
-            logits = self.model.head_logits(adapted.hidden, self.fast)
-            return Prediction(logits, adapted.state), echo
+            assert document is not None  # an empty prompt is refused without a document
+            logits = self.model.head_logits(document.hidden, self.fast)
+            return Prediction(logits, document.state), echo
         ids = torch.tensor([prompt], device=self.model.device)
-        output = self.model(ids, None if adapted is None else adapted.state, self.fast)
+        output = self.model(ids, None if document is None else document.state, self.fast)
         if self.request.echo:
             predicting = output.hidden[0, :-1]  # [T - 1, D]
-            if adapted is not None:
-                predicting = torch.cat([adapted.hidden, predicting])
+            if document is not None:
+                predicting = torch.cat([document.hidden, predicting])
             echo = tuple(self._echo(prompt, predicting))
         logits = self.model.head_logits(output.hidden[:, -1], self.fast)
         return Prediction(logits, output.state), echo
@@ -111,31 +189,39 @@ class _Completer:
             for id, scores in zip(ids.tolist(), score(logits, ids, top), strict=True):
                 yield self._scored(id, *scores)
 
-    async def decode_choices(self, number: int, prediction: Prediction) -> None:
+    async def _decode_choices(
+        self,
+        choices: dict[int, Decoder],
+        candidates: Candidates | None,
+        citations: Sequence[Citation],
+    ) -> None:
         """Decode a prompt's choices in turns, one token each."""
-        n = self.request.n
-        waiting = deque((number * n + j, self._decoder(number, j, prediction)) for j in range(n))
+        waiting = deque(choices.items())
         while waiting:
             choice, decoder = waiting.popleft()
             token = await decoder.next_token()
             if token is None:
                 assert decoder.finish_reason is not None
-                self.emit(ChoiceEnded(choice, decoder.finish_reason))
+                text = decoder.text
+                quotes = () if candidates is None else await quote(text, candidates, citations)
+                self.emit(ChoiceEnded(choice, decoder.finish_reason, quotes))
                 continue
             self.tokens += 1
             self.first_token = self.first_token or time.monotonic() - self.started
             self.emit(CompletionDelta(choice, token.text, self._reported(token), token.is_end))
             waiting.append((choice, decoder))
 
-    def _decoder(self, number: int, j: int, prediction: Prediction) -> Decoder:
+    def _decoder(
+        self, prompt: tuple[int, ...], j: int, prediction: Prediction, known: Sequence[int]
+    ) -> Decoder:
         sampling = self.request.sampling
         return Decoder(
             self.model,
             prediction,
             self.fast,
             sampling.model_copy(update={"seed": (sampling.seed + j) % 2**63}),
-            context=self.prompts[number],
-            known=self.prompts[number],
+            context=prompt,
+            known=(*known, *prompt),
             top=self.request.logprobs,
         )
 

@@ -3,26 +3,26 @@
 Encoding needs the tokenizer and no model, so that it runs beside the model's thread.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.context import Context, encode_context
-from refine_server.ttt.interface.errors import TOO_LONG, RequestError
-from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility
+from refine_server.ttt.evidence.context import Context, ContextEncoder
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.evidence import (
+    Evidence,
+    EvidenceByAttention,
+    EvidenceByUtility,
+)
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
     AnswerRequest,
     AskRequest,
     CompletionRequest,
-    Conversation,
     Limits,
-    Prompt,
     Work,
 )
-
-MAX_LOG_PROBS = 1_000_000
-"""Log-probabilities in one response; bounds the memory of the server and of the client."""
+from refine_server.ttt.programs.encode_completion import EncodedCompletion, encode_completion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +47,6 @@ class EncodedAnswer:
     def tokens(self) -> int:
         """Tokens of what is read of the document."""
         return len(self.prompt.document)
-
-    @property
-    def needs_model_for_evidence(self) -> bool:
-        """Whether the model chooses the evidence."""
-        return isinstance(self.request.evidence, EvidenceByAttention | EvidenceByUtility)
 
     @property
     def keeps_state(self) -> bool:
@@ -90,19 +85,6 @@ class EncodedAsk:
         return len(self.query)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedCompletion:
-    """A ``CompletionRequest`` and the token ids of its prompts."""
-
-    request: CompletionRequest
-    prompts: tuple[tuple[int, ...], ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(map(len, self.prompts))
-
-
 EncodedWork = EncodedAnswer | EncodedAdapt | EncodedAsk | EncodedCompletion
 """Encoded work: ``request`` is what was asked, ``tokens`` what reading it costs."""
 
@@ -132,8 +114,8 @@ def encode(
         case AnswerRequest():
             _refuse_model_evidence(work)
             if not has_attention:
-                _refuse_attention(work)
-            return EncodedAnswer(request=work, context=encode_context(work, template, limits))
+                _refuse_attention(work.evidence, work.adapt)
+            return EncodedAnswer(request=work, context=_encode_context(work, template, limits))
         case AdaptRequest():
             kind = work.adapt.on.kind
             if work.query is None and kind in ("query_spans", "prompt"):
@@ -151,7 +133,25 @@ def encode(
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
-            return _encode_completion(work, template, limits, vocabulary)
+            if not has_attention:
+                _refuse_attention(work.evidence, AdaptConfig(objective="none"))
+            return encode_completion(work, template, limits, vocabulary)
+
+
+def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
+    encoder = ContextEncoder(
+        work.document,
+        work.context,
+        work.evidence,
+        template,
+        limits,
+        is_aimed=work.adapt.on.kind == "evidence",
+    )
+
+    def encode_query(tail: str, passages: str) -> list[int]:
+        return template.encode_query(work.query, limits, tail=tail, passages=passages)
+
+    return encoder.encode(work.query, encode_query)
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:
@@ -162,10 +162,10 @@ def _refuse_model_evidence(work: AnswerRequest) -> None:
         raise RequestError(message, "evidence.by", "invalid_value")
 
 
-def _refuse_attention(work: AnswerRequest) -> None:
+def _refuse_attention(evidence: Evidence | None, adapt: AdaptConfig) -> None:
     """Raise RequestError if a request needs attention that the model does not have."""
-    adapt, param = work.adapt, None
-    if isinstance(work.evidence, EvidenceByAttention):
+    param = None
+    if isinstance(evidence, EvidenceByAttention):
         param = "evidence.by"
     elif adapt.objective == "attention":
         param = "adapt.objective"
@@ -174,72 +174,3 @@ def _refuse_attention(work: AnswerRequest) -> None:
     if param is not None:
         message = f"{param}: this model has no layers with attention to the whole document"
         raise RequestError(message, param, "invalid_value")
-
-
-def _encode_completion(
-    work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
-) -> EncodedCompletion:
-    tail = None if work.adapted is None else work.adapted.tail
-    # Longest first: an oversized text is refused before the others are encoded.
-    ids = {
-        prompt: tuple(_encode_prompt(prompt, template, limits, tail))
-        for prompt in sorted(set(work.prompts), key=_size, reverse=True)
-    }
-    prompts = tuple(ids[prompt] for prompt in work.prompts)
-    for prompt in prompts:
-        _check_prompt(prompt, vocabulary, may_be_empty=tail is not None)
-    encoded = EncodedCompletion(request=work, prompts=prompts)
-    _check_log_probs(work, encoded.tokens)
-    return encoded
-
-
-def _encode_prompt(
-    prompt: Prompt, template: PromptTemplate, limits: Limits, tail: str | None
-) -> Sequence[int]:
-    """Encode a prompt, behind the document that ends with a tail if there is a document."""
-    match prompt:
-        case str():
-            if tail is None:
-                return template.encode_prompt(prompt, limits)
-            return template.encode_continuation(prompt, limits, tail=tail)
-        case Conversation(messages):
-            if tail is None:
-                return template.encode_messages(messages, limits)
-            return template.encode_messages_after_document(messages, limits, tail=tail)
-        case _:
-            _check_length(prompt, limits.prompt_tokens if tail is None else limits.query_tokens)
-            return [*template.encode_continuation("", limits, tail=tail or ""), *prompt]
-
-
-def _check_length(ids: tuple[int, ...], longest: int) -> None:
-    if len(ids) > longest:
-        message = f"prompt: {len(ids)} tokens; at most {longest} are accepted"
-        raise RequestError(message, "prompt", TOO_LONG)
-
-
-def _size(prompt: Prompt) -> int:
-    """Return the length of a prompt in characters, messages or tokens."""
-    return len(prompt.messages) if isinstance(prompt, Conversation) else len(prompt)
-
-
-def _check_prompt(prompt: tuple[int, ...], vocabulary: int, *, may_be_empty: bool) -> None:
-    if not prompt and not may_be_empty:
-        raise RequestError("prompt is empty", "prompt", "empty")
-    unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
-    if unknown is not None:
-        message = f"prompt: token {unknown} is not in the vocabulary, 0 to {vocabulary - 1}"
-        raise RequestError(message, "prompt", "unknown_token")
-
-
-def _check_log_probs(work: CompletionRequest, prompt_tokens: int) -> None:
-    if work.logprobs is None:
-        return
-    tokens = len(work.prompts) * work.n * work.sampling.max_tokens
-    tokens += prompt_tokens * work.n if work.echo else 0
-    if tokens * (1 + work.logprobs) > MAX_LOG_PROBS:
-        raise RequestError(
-            f"logprobs: up to {tokens} tokens with {work.logprobs} alternatives each exceed the "
-            f"{MAX_LOG_PROBS} log-probabilities of one response; send smaller batches",
-            "logprobs",
-            "too_many_logprobs",
-        )

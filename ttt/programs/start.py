@@ -15,10 +15,10 @@ from refine_server.ttt.programs.encode import (
     EncodedAdapt,
     EncodedAnswer,
     EncodedAsk,
-    EncodedCompletion,
     EncodedWork,
     encode,
 )
+from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.query_side.document_cache import DocumentCache
 
 
@@ -48,7 +48,7 @@ def start(
         case EncodedAsk():
             return ask(model, work, emit)
         case EncodedCompletion():
-            return complete(model, work, emit)
+            return complete(model, work, emit, documents)
 
 
 def perform(

@@ -77,7 +77,7 @@ class CostModel(EngineObserver):
         """Update the rates with an event of some work that reads ``tokens`` tokens."""
         match event:
             case DocumentRead() if not event.is_cached:
-                self.read.observe(event.seconds, tokens)
+                self.read.observe(event.seconds, event.document_tokens)
             case PromptRead() if event.tokens >= MIN_PROMPT_TOKENS and not event.echo:
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):

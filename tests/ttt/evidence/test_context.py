@@ -3,7 +3,7 @@
 import pytest
 
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.evidence.context import Context, align, encode_context
+from refine_server.ttt.evidence.context import Context, align
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
@@ -14,6 +14,7 @@ from refine_server.ttt.interface.evidence import (
 )
 from refine_server.ttt.interface.requests import AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.programs.encode import EncodedAnswer, encode
 
 PARTS = (
     "The keeper writes the weather into a blue book.",
@@ -29,7 +30,9 @@ ON_EVIDENCE = AdaptConfig(on={"kind": "evidence"})  # type: ignore[arg-type]
 
 def encoded(model: CausalLM, query: str = QUERY, **options: object) -> Context:
     request = AnswerRequest(DOCUMENT, query, **options)  # type: ignore[arg-type]
-    return encode_context(request, PromptTemplate(model.tokenizer), Limits())
+    work = encode(request, PromptTemplate(model.tokenizer), Limits(), 2560)
+    assert isinstance(work, EncodedAnswer)
+    return work.context
 
 
 def text(model: CausalLM, ids: list[int]) -> str:
@@ -141,7 +144,7 @@ def test_a_span_without_text_is_refused_by_name(tiny: CausalLM, start: int, end:
 @pytest.mark.parametrize("context", ["passages", "document+passages"])
 def test_passages_that_the_model_would_choose_are_refused(tiny: CausalLM, context: str) -> None:
     with pytest.raises(RequestError, match="needs the context to be document") as error:
-        encoded(tiny, context=context, evidence=EvidenceByAttention())
+        encoded(tiny, context=context, adapt=ON_EVIDENCE, evidence=EvidenceByAttention())
     assert error.value.param == "evidence.by"
 
 

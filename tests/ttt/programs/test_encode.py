@@ -17,7 +17,8 @@ from refine_server.ttt.interface.requests import (
     Prompt,
 )
 from refine_server.ttt.models import CausalLM, load
-from refine_server.ttt.programs.encode import EncodedAsk, EncodedCompletion, encode
+from refine_server.ttt.programs.encode import EncodedAsk, encode
+from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.programs.start import perform
 
 DOCUMENT = "The harbour code is amber.\n"

@@ -182,19 +182,24 @@ class PromptTemplate:
         self._require_at_most(limit, len(ids), "prompt", TOO_LONG)
         return ids
 
-    def encode_continuation(self, text: str, limits: Limits, *, tail: str) -> list[int]:
+    def encode_continuation(
+        self, text: str, limits: Limits, *, tail: str, passages: str = ""
+    ) -> list[int]:
         """Encode a text as it is behind a document, control tokens included.
 
         Args:
             text: the text; it may be empty.
-            limits: the longest texts that are accepted, in tokens.
+            limits: the longest texts that are accepted, in tokens. Passages do not count.
             tail: the document's (``DocumentPrompt.tail``).
+            passages: text that is put between the document and the text.
 
         Raises:
             RequestError: if the text is too long.
         """
         limit, control = limits.query_tokens, self._text.control
         self._require_below([text], limit, "prompt", TOO_LONG, split_special_tokens=False)
+        if passages:
+            tail += self._text.passage_break + passages
         tail = control.spell_out(tail)
         ids = self._verbatim.encode_after(tail + control.drop_marks(text))
         tokens = len(ids) - len(self._verbatim.encode_after(tail))
@@ -216,15 +221,16 @@ class PromptTemplate:
         return ids
 
     def encode_messages_after_document(
-        self, messages: Sequence[Message], limits: Limits, *, tail: str
+        self, messages: Sequence[Message], limits: Limits, *, tail: str, passages: str = ""
     ) -> list[int]:
         """Encode what follows a document in a conversation about it.
 
         Args:
             messages: the conversation. Its instructions and the user's first message together are
                 the query.
-            limits: the longest texts that are accepted, in tokens.
+            limits: the longest texts that are accepted, in tokens. Passages do not count.
             tail: the document's (``DocumentPrompt.tail``).
+            passages: text that is put between the document and the conversation.
 
         Raises:
             RequestError: if the messages are empty, too long or in an order that does not fit.
@@ -232,6 +238,8 @@ class PromptTemplate:
         limit = limits.query_tokens
         self._require_messages(messages, limit)
         text = self._text.conversation_after_document(messages)
+        if passages:
+            tail += self._text.passages(passages)
         return self._encode_after_document(text, tail, limit, "messages", TOO_LONG)
 
     # -- checks ---------------------------------------------------------------------------------

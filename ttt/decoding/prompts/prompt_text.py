@@ -87,14 +87,19 @@ class PromptText:
         rendered = self._user_message(self._content.join(SLOT, self._as_text(query)))
         return rendered.partition(SLOT)[2]
 
-    def passages(self, text: str) -> str:
-        """Write passages that follow a document, before what is between document and query.
+    @property
+    def passage_break(self) -> str:
+        """What parts a document from passages behind it.
 
-        They begin as that does, because a document is cut where its tokens do not depend on it.
+        It is what the text between document and query begins with, because a document is cut where
+        its tokens do not depend on that.
         """
         between = self.around.between
-        break_ = between[: len(between) - len(between.lstrip())] or "\n\n"
-        return break_ + self._as_text(text)
+        return between[: len(between) - len(between.lstrip())] or "\n\n"
+
+    def passages(self, text: str) -> str:
+        """Write passages that follow a document, before what is between document and query."""
+        return self.passage_break + self._as_text(text)
 
     def conversation(self, messages: Sequence[Message]) -> str:
         """Write a conversation up to where the assistant answers.

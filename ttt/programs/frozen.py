@@ -1,0 +1,100 @@
+"""What programs over a document's frozen state share: one reading of it, and its evidence."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from refine_server.ttt.batching import Call
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
+from refine_server.ttt.evidence.candidates import Candidates
+from refine_server.ttt.evidence.context import Context
+from refine_server.ttt.evidence.quotes import find_quotes
+from refine_server.ttt.evidence.scoring import score_by_attention, score_by_utility
+from refine_server.ttt.interface.evidence import (
+    Evidence,
+    EvidenceByAttention,
+    EvidenceByUtility,
+)
+from refine_server.ttt.interface.reports import Citation, Quote
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.query_side.adapt import supervised_layers
+from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.query_side.frozen_document import FrozenDocument
+from refine_server.ttt.refine.inputs.rows import Span
+
+
+async def read_frozen(
+    model: CausalLM, prompt: DocumentPrompt, owner: str, documents: DocumentCache | None
+) -> tuple[FrozenDocument, bool]:
+    """Return a document as the base model reads it, and whether it had been read before.
+
+    Args:
+        model: the base model.
+        prompt: the document and what is before it.
+        owner: who alone shares the reading.
+        documents: documents that were read before; None keeps none.
+    """
+    ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
+    document = None if documents is None else documents.get(owner, ids)
+    if document is not None:
+        return document, True
+    header = len(prompt.header)
+    call = Call(lambda: FrozenDocument.read(model, ids, header), model.threads)
+    document = await call
+    if documents is not None:
+        documents.put(owner, document)
+    return document, False
+
+
+async def find_evidence(
+    document: FrozenDocument, context: Context, evidence: Evidence | None
+) -> tuple[Candidates | None, list[Span]]:
+    """Return what can be evidence, scored, and the spans that an adaptation is aimed at.
+
+    Both are empty where the request looks for no evidence.
+
+    Args:
+        document: what was read first.
+        context: the query, and what can be evidence for it.
+        evidence: how it is found; the model is asked if it says so.
+
+    Returns:
+        The candidates, and spans of the document's ``input_ids``.
+    """
+    candidates, aim = context.candidates, context.aim
+    by_model = isinstance(evidence, EvidenceByAttention | EvidenceByUtility)
+    if candidates is not None and by_model:
+        unscored = candidates
+        call = Call(lambda: _scored(document, context, evidence, unscored), document.model.threads)
+        candidates = await call
+        chosen = (candidates.chunks[n] for n in candidates.chosen())
+        aim = tuple((chunk.start, chunk.end) for chunk in chosen)
+    offset = document.context_tokens
+    return candidates, [Span(offset + start, offset + end) for start, end in aim]
+
+
+def _scored(
+    document: FrozenDocument,
+    context: Context,
+    evidence: EvidenceByAttention | EvidenceByUtility,
+    candidates: Candidates,
+) -> Candidates:
+    """Score the candidates by the unadapted model."""
+    chunks = candidates.chunks
+    if isinstance(evidence, EvidenceByAttention):
+        [layer] = supervised_layers(document.model.attention_layers)
+        scores = score_by_attention(document, context.query, chunks, layer)
+    else:
+        passages = [context.prompt.document[chunk.start : chunk.end] for chunk in chunks]
+        scores = score_by_utility(document.model, context.prompt.header, context.query, passages)
+    return replace(candidates, scores=tuple(scores))
+
+
+async def quote(
+    text: str, candidates: Candidates, citations: Sequence[Citation]
+) -> tuple[Quote, ...]:
+    """Find an answer's own words in the document, in what is cited where they are there."""
+    cited = [(citation.start, citation.end) for citation in citations]
+    call = Call(lambda: tuple(find_quotes(text, candidates.document, cited)))
+    return await call
