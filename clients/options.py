@@ -145,19 +145,24 @@ class EvidenceSpansOptions(TypedDict):
     spans: list[DocumentSpan]
 
 
+EvidenceOptions = (
+    EvidenceByWordsOptions
+    | EvidenceByAttentionOptions
+    | EvidenceByUtilityOptions
+    | EvidenceSpansOptions
+)
+"""How evidence is found in a document."""
+ContextStrategy = Literal["document", "passages", "document+passages"]
+"""What the model reads of a document."""
+
+
 class AnswerOptions(TypedDict, total=False):
     """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
 
     document: str | None
     adaptation: str | None
-    context: Literal["document", "passages", "document+passages"] | None
-    evidence: (
-        EvidenceByWordsOptions
-        | EvidenceByAttentionOptions
-        | EvidenceByUtilityOptions
-        | EvidenceSpansOptions
-        | None
-    )
+    context: ContextStrategy | None
+    evidence: EvidenceOptions | None
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float
@@ -178,3 +183,18 @@ class AdaptationOptions(TypedDict, total=False):
     model: str | None
     priority: int
     timeout_seconds: float | None
+
+
+class TttOptions(TypedDict, total=False):
+    """The field ``ttt`` of the OpenAI-compatible routes: ``extra_body`` of OpenAI's client has it.
+
+    Example::
+
+        ttt: TttOptions = {"document": text, "evidence": {"by": "bm25", "count": 2}}
+        client.chat.completions.create(..., extra_body={"ttt": ttt})
+    """
+
+    document: str | None
+    context: ContextStrategy | None
+    evidence: EvidenceOptions | None
+    adapt: DocumentAdaptOptions

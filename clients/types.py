@@ -107,6 +107,34 @@ class Quote(_WireObject):
     text: str
 
 
+class PromptCitation(Citation):
+    """A part of the document that is evidence for a prompt, by the prompt's number."""
+
+    prompt: int
+
+
+class ChoiceQuote(Quote):
+    """Words of a choice in the document, by the choice's index."""
+
+    choice: int
+
+
+class TttReport(_WireObject):
+    """The field ``ttt`` of a response of the OpenAI-compatible routes.
+
+    OpenAI's client has it in ``model_extra``. In a stream, citations and quotes are in the chunk
+    that ends a choice::
+
+        told = TttReport.model_validate(completion.model_extra["ttt"])
+    """
+
+    adaptation: str | None
+    adapted: bool
+    document_tokens: int
+    citations: list[PromptCitation] = []
+    quotes: list[ChoiceQuote] = []
+
+
 class Answer(Event):
     """An answer with its adaptation and its cost; the last event of its stream."""
 

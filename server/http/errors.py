@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from refine_server.server.http.moved import KINDS, MOVED, REMOVED
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
+from refine_server.ttt.interface.evidence import MEASURES
 
 TYPES = {
     401: "authentication_error",
@@ -34,8 +35,12 @@ CODES = {
 """Codes of errors that Starlette and FastAPI raise, by status."""
 NO_OBJECT = ("model_type", "model_attributes_type")
 """Pydantic's errors for a value that is no object, where it should be one."""
-NO_KIND = ("union_tag_invalid", "union_tag_not_found")
-"""Pydantic's errors for a field ``kind`` that is unknown or missing; they are located above it."""
+NO_TAG = ("union_tag_invalid", "union_tag_not_found")
+"""Pydantic's errors for a field that tells alternatives apart, such as ``kind``, and is unknown or
+missing. They are located above it."""
+TAGS = {"on": KINDS, "evidence": MEASURES}
+"""Values of such fields, by what they are in. Pydantic has them in a location, but they are no
+fields."""
 MAX_NAME = 64
 """Characters of a field's name that an error repeats; a client may send any name."""
 RETRY_SECONDS = 5
@@ -214,14 +219,16 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
 
 def _field(error: Any) -> str:
     path = _path(error["loc"])
-    return f"{path}.kind" if error["type"] in NO_KIND else path
+    if error["type"] not in NO_TAG:
+        return path
+    name = error["ctx"]["discriminator"].strip("'")
+    return f"{path}.{name}"
 
 
 def _path(location: Sequence[int | str]) -> str:
     parts = [str(part)[:MAX_NAME] for part in location]
-    # The kind of `on` that pydantic found is a part of the location, and is no field.
     steps = pairwise(["", *parts])
-    fields = [part for before, part in steps if before != "on" or part not in KINDS]
+    fields = [part for before, part in steps if part not in TAGS.get(before, ())]
     return ".".join(fields[1:] if fields[0] == "body" and len(fields) > 1 else fields)
 
 

@@ -22,10 +22,12 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "Model": sdk.Model,
     "Version": sdk.Version,
     "ErrorDetail": sdk.Failure,
+    "TttReport": sdk.TttReport,
 }
 REQUESTS: dict[str, tuple[type, set[str]]] = {
     "AnswerBody": (options.AnswerOptions, {"query", "stream"}),
     "AdaptationBody": (options.AdaptationOptions, {"document"}),
+    "TttOptions": (options.TttOptions, set()),
 }
 """The options of a request, and its fields that are arguments of the client's methods."""
 CONSTANTS = {"object", "owned_by", "name"}

@@ -238,7 +238,14 @@ class FakeBackend(Backend):
                 text = bytes(id for id in prompt if id < 256).decode(errors="replace")
                 name, script = next(iter(text.split()), "nothing"), self._script_of(text)
                 echo = tuple(ScoredToken(bytes([id])) for id in prompt if request.echo and id < 256)
-                emit(PromptRead(prompt=number, tokens=len(prompt), seconds=0.01, echo=echo))
+                context = work.contexts[number] if work.contexts else None
+                citations = ()
+                if context is not None and request.adapted is None:
+                    emit(DocumentRead(len(context.prompt.document), seconds=0.01))
+                if context is not None and context.candidates is not None:
+                    citations = context.candidates.citations()
+                read = PromptRead(number, len(prompt), 0.01, echo, citations)
+                emit(read)
                 for choice in range(number * request.n, (number + 1) * request.n):
                     for letter in name[: request.sampling.max_tokens]:
                         await self._turn(name, script)

@@ -10,6 +10,10 @@ ContextStrategy = Literal["document", "passages", "document+passages"]
 """What the model reads before the query: the document, its evidence instead, or both."""
 
 
+MEASURES = ("bm25", "attention", "utility", "spans")
+"""Values of ``by`` of the evidence."""
+
+
 class _Evidence(StrictModel):
     model_config = ConfigDict(
         frozen=True, use_attribute_docstrings=True, json_schema_extra={"required": ["by"]}
@@ -67,7 +71,8 @@ class EvidenceSpans(_Evidence):
     model_config = ConfigDict(json_schema_extra={"required": ["by", "spans"]})
 
     by: Literal["spans"] = "spans"
-    spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64)
+    # Not strict, because JSON has arrays and no tuples.
+    spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64, strict=False)
 
 
 Evidence = Annotated[

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -63,10 +64,9 @@ async def find_evidence(
         The candidates, and spans of the document's ``input_ids``.
     """
     candidates, aim = context.candidates, context.aim
-    by_model = isinstance(evidence, EvidenceByAttention | EvidenceByUtility)
-    if candidates is not None and by_model:
-        unscored = candidates
-        call = Call(lambda: _scored(document, context, evidence, unscored), document.model.threads)
+    if candidates is not None and isinstance(evidence, EvidenceByAttention | EvidenceByUtility):
+        score = partial(_scored, document, context, evidence, candidates)
+        call = Call(score, document.model.threads)
         candidates = await call
         chosen = (candidates.chunks[n] for n in candidates.chosen())
         aim = tuple((chunk.start, chunk.end) for chunk in chosen)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from sse_starlette import ServerSentEvent
 from typing_extensions import override
 
+from refine_server.server.api.openai.document_report import DocumentReport
 from refine_server.server.api.openai.responses import (
     AssistantMessage,
     ChatChoice,
@@ -91,7 +92,7 @@ class GenerationEncoder(ResponseEncoder, ABC):
         n: choices for each prompt.
         logprobs: whether log-probabilities are reported.
         usage_in: where token counts are reported.
-        ttt: the adaptation that answers, if one does.
+        ttt: what the document is before anything is read of it; None where there is none.
     """
 
     id_prefix: ClassVar[str]
@@ -110,7 +111,8 @@ class GenerationEncoder(ResponseEncoder, ABC):
         usage_in: UsageIn,
         ttt: TttReport | None,
     ) -> None:
-        self.n, self.logprobs, self.usage_in, self.ttt = n, logprobs, usage_in, ttt
+        self.n, self.logprobs, self.usage_in = n, logprobs, usage_in
+        self._ttt = None if ttt is None else DocumentReport(ttt)
         self._head = {
             "id": f"{self.id_prefix}-{id}",
             "created": int(time.time()),
@@ -131,6 +133,8 @@ class GenerationEncoder(ResponseEncoder, ABC):
 
     @override
     def add(self, event: Event) -> None:
+        if self._ttt is not None:
+            self._ttt.add(event)
         match event:
             case PromptRead():
                 self._prompt_tokens += event.tokens
@@ -148,7 +152,9 @@ class GenerationEncoder(ResponseEncoder, ABC):
     @override
     def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
         for index, delta in self._deltas(event):
-            yield self._chunk([self._choice_chunk(index, delta)])
+            is_end = delta.finish_reason is not None
+            ended = index if is_end else None
+            yield self._chunk([self._choice_chunk(index, delta)], ended=ended)
 
     @override
     def last_chunks(self) -> Iterator[ServerSentEvent]:
@@ -163,7 +169,11 @@ class GenerationEncoder(ResponseEncoder, ABC):
 
     def _response_json(self) -> str:
         whole = self._response(sorted(self._choices.items()))
-        return whole.model_dump_json(exclude={"ttt"} if self.ttt is None else None)
+        return whole.model_dump_json(exclude={"ttt"} if self._ttt is None else None)
+
+    @property
+    def _document_report(self) -> TttReport | None:
+        return None if self._ttt is None else self._ttt.whole
 
     def _choices_of(self, event: PromptRead) -> range:
         return range(event.prompt * self.n, (event.prompt + 1) * self.n)
@@ -181,15 +191,20 @@ class GenerationEncoder(ResponseEncoder, ABC):
                 yield event.choice, Delta(finish_reason=event.finish_reason)
 
     def _chunk(
-        self, choices: list[ChoiceChunk], usage: CompletionUsage | None = None
+        self,
+        choices: list[ChoiceChunk],
+        *,
+        ended: int | None = None,
+        usage: CompletionUsage | None = None,
     ) -> ServerSentEvent:
+        """Encode a chunk; ``ended`` is the choice that ends with it, if one does."""
         chunk = {**self._head, "object": self.chunk_object, "choices": choices}
         if self.usage_in == "every_chunk":
             usage = self.usage
         if self.usage_in in ("last_chunk", "every_chunk"):
             chunk["usage"] = usage and usage.model_dump()
-        if self.ttt is not None:
-            chunk["ttt"] = self.ttt.model_dump()
+        if self._ttt is not None:
+            chunk["ttt"] = self._ttt.chunk(ended, self.n)
         return ServerSentEvent(data=json.dumps(chunk))
 
     @abstractmethod
@@ -239,7 +254,7 @@ class CompletionEncoder(GenerationEncoder):
             )
             for index, choice in choices
         ]
-        return Completion(**self._head, choices=whole, usage=self.usage, ttt=self.ttt)
+        return Completion(**self._head, choices=whole, usage=self.usage, ttt=self._document_report)
 
     def _logprobs(
         self, tokens: Sequence[ScoredToken], offset: TextOffset
@@ -297,7 +312,9 @@ class ChatEncoder(GenerationEncoder):
             )
             for index, choice in choices
         ]
-        return ChatCompletion(**self._head, choices=whole, usage=self.usage, ttt=self.ttt)
+        return ChatCompletion(
+            **self._head, choices=whole, usage=self.usage, ttt=self._document_report
+        )
 
 
 def _chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:

@@ -5,7 +5,7 @@ asks for something that this server does not do is refused by name, and so is an
 """
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,8 @@ from refine_server.ttt.interface.config import (
     Temperature,
     TopP,
 )
-from refine_server.ttt.interface.requests import Message
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
+from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, Message
 from refine_server.ttt.interface.strict import StrictModel
 
 MAX_PROMPTS = 128
@@ -88,13 +89,28 @@ class StreamOptions(StrictModel):
 
 
 class TttOptions(StrictModel):
-    """This server's extension: adapt to a document first."""
+    """This server's extension: answer from a document, adapted to it or not."""
 
     document: Text | None = Field(
-        None, description="The text to adapt to; the request's prompts or messages follow it."
+        None,
+        description="The text to answer from; the request's prompts or messages follow it.",
+    )
+    context: ContextStrategy | None = Field(
+        None,
+        description="What the model reads before the prompt or the messages: the `document`, its "
+        "`passages` (the evidence instead of the document), or `document+passages` (the evidence "
+        f"again behind the document). Default: {DEFAULT_CONTEXT} in a chat and where `evidence` is "
+        "given; the document alone in other completions, which continue it as it is.",
+    )
+    evidence: Evidence | None = Field(
+        None,
+        description="How evidence is found in the document, for the user's last message or for "
+        "each prompt. Default: by words (`bm25`), where the context needs evidence.",
     )
     adapt: DocumentAdaptConfig = Field(
-        DocumentAdaptConfig(), description="Settings of the adaptation, as in /v1/adaptations."
+        DocumentAdaptConfig(objective="none"),
+        description="Settings of an adaptation to the document, as in /v1/adaptations, which is "
+        "kept. Without them the model is not adapted; `{}` adapts with REFINE.",
     )
 
     @field_validator("adapt")
@@ -109,6 +125,9 @@ class TttOptions(StrictModel):
 
 class GenerationBody(StrictModel):
     """What completions and chat completions have in common."""
+
+    default_context: ClassVar[ContextStrategy]
+    """What is read of a document where a request says nothing of context and evidence."""
 
     model: str | None = Field(
         None, description="The served model's id, or that of an adaptation to continue from."
@@ -204,6 +223,7 @@ class CompletionBody(GenerationBody):
     """Prompts to continue as they are, in text or in tokens."""
 
     model_config = ConfigDict(title="CompletionRequest")
+    default_context = "document"
 
     prompt: Prompts
     echo: bool | None = Field(None, description="Return the prompt before its continuation.")
@@ -268,6 +288,7 @@ class ChatBody(GenerationBody):
     """A conversation to answer."""
 
     model_config = ConfigDict(title="ChatCompletionRequest")
+    default_context = DEFAULT_CONTEXT
 
     messages: Messages
     max_completion_tokens: AnswerTokens | None = None

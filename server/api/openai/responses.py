@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from refine_server.ttt.interface.reports import Citation, Quote
+
 
 class CompletionUsage(BaseModel):
     """Token counts, without those of an adaptation."""
@@ -13,15 +15,38 @@ class CompletionUsage(BaseModel):
     total_tokens: int
 
 
-class TttReport(BaseModel):
-    """This server's extension: the adaptation that answered.
+class PromptCitation(Citation):
+    """A part of the document that is evidence for a prompt."""
 
-    ``adapted`` is false if the answer comes from the base weights.
+    prompt: int
+    """The prompt's number; 0 in a chat."""
+
+
+class ChoiceQuote(Quote):
+    """Words of a choice, in the document."""
+
+    choice: int
+    """The choice's ``index``."""
+
+
+class TttReport(BaseModel):
+    """This server's extension: what of a document answered.
+
+    ``adapted`` is false if the answer comes from the base weights. In a stream, citations and
+    quotes are in the chunk that ends a choice.
     """
 
-    adaptation: str
+    adaptation: str | None = Field(description="Id of the kept adaptation; null if there is none.")
     adapted: bool
-    document_tokens: int
+    document_tokens: int = Field(description="Tokens of what was read of the document.")
+    citations: list[PromptCitation] = Field(
+        default=[],
+        description="The evidence, in the document's order; empty where none was looked for.",
+    )
+    quotes: list[ChoiceQuote] = Field(
+        default=[],
+        description="The choices' own words that the document has, where evidence was looked for.",
+    )
 
 
 class _Response(BaseModel):

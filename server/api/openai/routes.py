@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -17,7 +17,7 @@ from refine_server.server.api.openai.format import (
 )
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody, GenerationBody
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
-from refine_server.server.api.openai.target import open_target
+from refine_server.server.api.openai.target import extension_params, open_target
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
@@ -49,31 +49,31 @@ class Generation:
 
         @asynccontextmanager
         async def exchange() -> AsyncIterator[tuple[Run, GenerationEncoder]]:
-            async with (
-                open_target(
-                    body.model,
-                    body.ttt,
-                    served_model=backend.name,
-                    adaptations=self.adaptations,
-                    owner=self.owner,
-                    request_id=request_id,
-                ) as target,
-                self.engine.run(
-                    replace(work, adapted=target.document, owner=self.owner),
-                    request_id=request_id,
-                    timeout_seconds=self.settings.request_timeout_seconds,
-                ) as run,
-            ):
-                encoder = encoder_class(
-                    run.id,
-                    body.model or backend.name,
-                    backend.fingerprint,
-                    n=work.n,
-                    logprobs=work.logprobs is not None,
-                    usage_in=_usage_in(body),
-                    ttt=target.report,
-                )
-                yield run, encoder
+            with extension_params():
+                async with (
+                    open_target(
+                        body,
+                        served_model=backend.name,
+                        adaptations=self.adaptations,
+                        owner=self.owner,
+                        request_id=request_id,
+                    ) as target,
+                    self.engine.run(
+                        target.of(work, self.owner),
+                        request_id=request_id,
+                        timeout_seconds=self.settings.request_timeout_seconds,
+                    ) as run,
+                ):
+                    encoder = encoder_class(
+                        run.id,
+                        body.model or backend.name,
+                        backend.fingerprint,
+                        n=work.n,
+                        logprobs=work.logprobs is not None,
+                        usage_in=_usage_in(body),
+                        ttt=target.report,
+                    )
+                    yield run, encoder
 
         return RunResponse(
             exchange(),
@@ -108,8 +108,8 @@ def _documented(response: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 async def create_completion(body: CompletionBody, generation: GenerationDep) -> Response:
     """Continue prompts as they are.
 
-    With `ttt.document`, or an adaptation's id as `model`, each prompt continues the document that
-    was adapted to, under its fast weights; otherwise the base model continues it alone.
+    With `ttt.document`, or an adaptation's id as `model`, each prompt continues the document, under
+    the adaptation's fast weights if there is one; otherwise the base model continues it alone.
     """
     work = CompletionRequest(
         prompts=tuple(p if isinstance(p, str) else tuple(p) for p in body.prompt),
@@ -125,8 +125,8 @@ async def create_completion(body: CompletionBody, generation: GenerationDep) -> 
 async def create_chat_completion(body: ChatBody, generation: GenerationDep) -> Response:
     """Answer a conversation.
 
-    With `ttt.document`, or an adaptation's id as `model`, the messages follow the document that was
-    adapted to, as the query of `/v1/answers` does; otherwise the base model answers.
+    With `ttt.document`, or an adaptation's id as `model`, the messages follow the document, as the
+    query of `/v1/answers` does; otherwise the base model answers.
     """
     work = CompletionRequest(
         prompts=(Conversation(tuple(message.to_message() for message in body.messages)),),

@@ -199,7 +199,7 @@ def test_a_failure_after_an_adaptation_is_not_retried(
     fake.fail("crash")
     with pytest.raises(openai.ConflictError) as failed:
         client.chat.completions.create(
-            model="fake", messages=HELLO, extra_body={"ttt": {"document": "crash"}}
+            model="fake", messages=HELLO, extra_body={"ttt": {"document": "crash", "adapt": {}}}
         )
     assert failed.value.code == "adaptation_failed"
     assert fake.turns == ["crash"]
