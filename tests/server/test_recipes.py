@@ -14,6 +14,7 @@ RECIPES = [block for block in BLOCKS if "curl" in block]
 OUTPUTS = (
     ('"status":"ready"', '"id":"fake"'),
     ('"answer":', '"citations":'),
+    ('"answer":', '"choices":', '"ttt":', '"prompt":0'),
     ('"answer":', '"adapted":true'),
     ("event: adaptation.step", "event: answer.completed"),
     ('"answer":',),

@@ -1,6 +1,8 @@
 """``refine-server answer`` and ``refine-server adapt``."""
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,37 @@ Objective = Annotated[
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Maximum number of adaptation steps. Default: 8.")]
+On = Annotated[
+    str | None,
+    typer.Option(
+        help="What an adaptation step reads: document, spans, query_spans, prompt or evidence "
+        "(over the document's frozen state). Default: document."
+    ),
+]
+EvidenceBy = Annotated[
+    str | None,
+    typer.Option(
+        "--evidence",
+        help="How evidence is found in the document: bm25 (words of the question), attention or "
+        "utility (by the model). Default: bm25, where evidence is needed.",
+    ),
+]
+EvidenceCount = Annotated[
+    int | None, typer.Option(help="Maximum number of chunks that are evidence. Default: 4.")
+]
+EvidenceTokens = Annotated[
+    int | None, typer.Option(help="Maximum length of such a chunk in tokens. Default: 128.")
+]
+EvidenceQuery = Annotated[
+    str | None, typer.Option(help="Words to search by, instead of the question (bm25).")
+]
+EvidenceSpan = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Part of the document that is evidence, as START:END in characters, e.g. 0:120. Can "
+        "be given several times, instead of --evidence."
+    ),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option(envvar="REFINE_API_KEY", help="API key for the server, if it needs one."),
@@ -49,7 +82,13 @@ def answer(
             "document with most words of the question) or document+passages."
         ),
     ] = None,
+    evidence: EvidenceBy = None,
+    evidence_count: EvidenceCount = None,
+    evidence_tokens: EvidenceTokens = None,
+    evidence_query: EvidenceQuery = None,
+    evidence_span: EvidenceSpan = None,
     objective: Objective = None,
+    on: On = None,
     steps: Steps = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of the answer in tokens. Default: 64.")
@@ -65,7 +104,7 @@ def answer(
         bool, typer.Option("--json", help="Print the whole response as one JSON object.")
     ] = False,
 ) -> None:
-    """Answer a question about a document, adapted to it if --objective or --steps says so.
+    """Answer a question about a document, adapted to it if --objective, --on or --steps says so.
 
     The answer goes to stdout, progress to stderr. Without --url the model is loaded into this
     process; the REFINE_ variables of `refine-server serve` apply to it.
@@ -78,11 +117,16 @@ def answer(
         raise InputError("name a document with --document, or an adaptation with --adaptation")
     if adaptation is not None and url is None:
         raise InputError("--adaptation needs --url, the server that keeps the adaptation")
+    found = _evidence_options(
+        evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
+    )
     if adaptation is not None:
         given = _given(
             document=document,
             context=context,
+            evidence=found or None,
             objective=objective,
+            on=on,
             steps=steps,
             compare_base=compare_base or None,
         )
@@ -95,9 +139,9 @@ def answer(
     if adaptation is not None:
         body["adaptation"] = adaptation
     else:
-        body |= _given(context=context)
-        if objective is not None or steps is not None:
-            body["adapt"] = _adapt_options(objective, steps, seed)
+        body |= _given(context=context, evidence=found or None)
+        if _given(objective=objective, on=on, steps=steps):
+            body["adapt"] = _adapt_options(objective, on, steps, seed)
         body["compare_base"] = compare_base
     parsed = event_sources.parse_body(body)
     if url is not None:
@@ -137,7 +181,7 @@ def adapt(
     from refine_server.ttt.interface.config import AdaptConfig
 
     text = read_document(document)
-    fields = _adapt_options(objective, steps, seed)
+    fields = _adapt_options(objective, None, steps, seed)
     follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
     kept = _given(ttl_seconds=ttl_seconds)
     follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
@@ -158,10 +202,38 @@ def read_document(path: str) -> str:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
 
 
-def _adapt_options(objective: str | None, steps: int | None, seed: int | None) -> dict[str, Any]:
+def _adapt_options(
+    objective: str | None, on: str | None, steps: int | None, seed: int | None
+) -> dict[str, Any]:
     """The ``adapt`` object of the options that were given."""
     optimizer = None if steps is None else {"steps": steps}
-    return _given(objective=objective, optimizer=optimizer, seed=seed)
+    kind = None if on is None else {"kind": on}
+    return _given(objective=objective, on=kind, optimizer=optimizer, seed=seed)
+
+
+def _evidence_options(
+    by: str | None,
+    count: int | None,
+    tokens: int | None,
+    query: str | None,
+    spans: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The ``evidence`` object of the options that were given; empty if there are none.
+
+    Raises:
+        InputError: a span is not of the form START:END, or stands beside another way.
+    """
+    given = _given(count=count, tokens=tokens, query=query)
+    if not spans:
+        return {"by": by or "bm25", **given} if by or given else {}
+    if by or given:
+        raise InputError("--evidence-span cannot be combined with other --evidence options")
+    places = [re.fullmatch(r"(\d+):(\d+)", span) for span in spans]
+    if None in places:
+        wrong = spans[places.index(None)]
+        raise InputError(f"--evidence-span: {wrong!r} is not of the form START:END, e.g. 0:120")
+    named = [{"start": int(place[1]), "end": int(place[2])} for place in places if place]
+    return {"by": "spans", "spans": named}
 
 
 def _given(**options: Any) -> dict[str, Any]:

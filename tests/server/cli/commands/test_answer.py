@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.evidence import EvidenceSpans
+from refine_server.ttt.interface.requests import AnswerRequest, Work
+from refine_server.ttt.programs.encode import EncodedWork
 from support.command_line import run, run_failing
 from support.fake_backend import FakeBackend
 
@@ -33,6 +36,47 @@ def test_json_is_the_same_in_process_and_from_a_server(
     assert mine["adaptation"].keys() == theirs["adaptation"].keys()
     assert mine["timings"].keys() == theirs["timings"].keys()
     assert mine["adaptation"]["steps"] == theirs["adaptation"]["steps"]
+
+
+EVIDENCE = [
+    (("--evidence-count", "1"), {"by": "bm25", "count": 1}),
+    (("--evidence-query", "rye", "--evidence-tokens", "16"), {"query": "rye", "tokens": 16}),
+    (("--evidence-span", "0:1", "--evidence-span", "3:5"), {"by": "spans"}),
+]
+
+
+@pytest.mark.parametrize(("options", "evidence"), EVIDENCE)
+def test_evidence_is_said_by_options(
+    in_process: FakeBackend,
+    document: str,
+    options: tuple[str, ...],
+    evidence: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Work] = []
+    encode = in_process.encode
+
+    def record(work: Work) -> EncodedWork:
+        asked.append(work)
+        return encode(work)
+
+    monkeypatch.setattr(in_process, "encode", record)
+    shown = run("answer", "--document", document, "--query", "who", *options)
+    assert shown.exit_code == 0, shown.output
+    [work] = asked
+    assert isinstance(work, AnswerRequest)
+    assert work.evidence is not None
+    assert work.evidence.model_dump().items() >= evidence.items()
+    if isinstance(work.evidence, EvidenceSpans):
+        assert [(span.start, span.end) for span in work.evidence.spans] == [(0, 1), (3, 5)]
+
+
+def test_bad_evidence_is_named(in_process: FakeBackend, document: str) -> None:
+    asked = ("answer", "--document", document, "--query", "who")
+    run_failing(2, "evidence.by: ", *asked, "--evidence", "magic")
+    run_failing(2, "evidence.count: ", *asked, "--evidence-count", "0")
+    run_failing(2, "'5' is not of the form START:END", *asked, "--evidence-span", "5")
+    run_failing(2, "cannot be combined", *asked, "--evidence-span", "0:5", "--evidence", "bm25")
 
 
 def test_the_document_may_come_from_stdin(in_process: FakeBackend) -> None:
