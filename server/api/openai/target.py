@@ -89,6 +89,8 @@ async def open_target(
     else:
         if context == "passages":
             raise _unfit("context", "passages cannot be combined with an adaptation")
+        if context == "document" and ttt.evidence is None:
+            read = Target()  # nothing is looked for in the text
         work = AdaptRequest(ttt.document, ttt.adapt, owner)
         adaptation_id = (await adaptations.create(work, request_id=request_id)).id
     if adaptation_id is None:

@@ -79,7 +79,7 @@ def test_every_text_is_tokenised_once_and_never_on_the_models_thread(
     post("/v1/completions", prompt="cherry cherry", max_tokens=4)
     post("/v1/completions", prompt=["date", "currant"], model=made, max_tokens=4)
     message = {"role": "user", "content": "elderberry"}
-    ttt = {"document": "fig fig", "adapt": ADAPT}
+    ttt = {"document": "fig fig", "adapt": ADAPT, "context": "document"}
     for _ in range(2):  # the second one joins the adaptation, and does not encode its document
         post("/v1/chat/completions", messages=[message], ttt=ttt, max_tokens=4)
 
