@@ -71,6 +71,7 @@ class AskBench:
         request = AdaptRequest(text, config)
         *_, last = perform(self.model, request, limits=Limits(document_tokens=10**6))
         assert isinstance(last, DocumentAdapted)
+        assert isinstance(last.document, AdaptedDocument)
         return last.document
 
     def _ask(self, document: AdaptedDocument) -> None:

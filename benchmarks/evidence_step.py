@@ -85,7 +85,7 @@ class EvidenceStepBench:
         fast = self.model.new_fast_weights(weights.targets, weights.rank, self.on_evidence.seed)
         aim = adapt.Aim(evidence=evidence, question=ids[0, :QUESTION_TOKENS].tolist())
         spans = adapt.equal_spans(evidence, ids.shape[1], self.on_evidence.rollouts.tokens)
-        return adapt.prepare(document, fast, self.on_evidence, aim, spans)
+        return adapt.prepare(document, fast, self.on_evidence, [aim], spans)
 
     def _document_run(self, ids: torch.Tensor) -> AdaptationRun:
         weights = self.on_document.fast_weights

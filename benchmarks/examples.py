@@ -66,6 +66,7 @@ class ExamplesBench:
     def _adapt(self, document: str, config: AdaptConfig) -> AdaptedDocument:
         *_, last = perform(self.model, AdaptRequest(document, config))
         assert isinstance(last, DocumentAdapted)
+        assert isinstance(last.document, AdaptedDocument)
         return last.document
 
     def _answers(self, adapted: AdaptedDocument, questions: list[dict[str, Any]]) -> Iterator[bool]:

@@ -101,9 +101,9 @@ class AdaptOptions(_AdaptOptions, total=False):
 
 
 class DocumentAdaptOptions(_AdaptOptions, total=False):
-    """How to adapt to a document whose queries are not known yet."""
+    """How to adapt to a document, for a result that is kept."""
 
-    on: OnDocumentOptions | OnSpansOptions
+    on: OnDocumentOptions | OnSpansOptions | OnEvidenceOptions
 
 
 class EvidenceByWordsOptions(TypedDict, total=False):
@@ -179,6 +179,8 @@ class AdaptationOptions(TypedDict, total=False):
     """Options of a kept adaptation: how to adapt, and how long to keep the result."""
 
     adapt: DocumentAdaptOptions
+    queries: list[str]
+    evidence: EvidenceOptions | None
     ttl_seconds: float | None
     model: str | None
     priority: int

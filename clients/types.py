@@ -182,6 +182,7 @@ class Adaptation(_WireObject):
     first_ntp_loss: float | None
     final_ntp_loss: float | None
     held_out: list[EvalResult]
+    citations: list[Citation]
     bytes: int
     in_memory: bool
     stored: bool

@@ -267,9 +267,10 @@ class EngineMetrics(EngineObserver):
 
 
 def _continues_adapted_document(work: Work) -> bool:
-    if not isinstance(work, CompletionRequest) or work.adapted is None:
+    if not isinstance(work, CompletionRequest):
         return False
-    return work.adapted.report.adapted
+    kept = work.adapted or work.kept
+    return kept is not None and kept.report.adapted
 
 
 def _observe_finite(histogram: Histogram, value: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
-from refine_server.ttt.interface.reports import AdaptationReport
+from refine_server.ttt.interface.reports import AdaptationReport, Citation
 from refine_server.ttt.models.state import STORABLE, State, field_names
 
 FORMAT = 1
@@ -22,6 +22,9 @@ FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
 class AdaptedDocument:
     """A document that any number of queries can be answered from."""
 
+    kind: ClassVar[Literal["document"]] = "document"
+    citations: ClassVar[tuple[Citation, ...]] = ()
+    """There are none: it was not aimed at evidence."""
     owner: str
     """The only owner who may use it."""
     fast_weights: FastWeights

@@ -150,12 +150,11 @@ class AdaptationBench:
         config = self.config.updated(objective=objective)
         template, limits = self.template, Limits()
         prompt = template.encode_document(item.context, limits)
-        about, context = None, None
+        context = None
         if question is not None:
             query = template.encode_query(question.query, limits, tail=prompt.tail)
-            about = question.about
-            context = QueryContext(text=about, header=prompt.header, query=query)
-        request = AdaptRequest(item.context, config, query=about)
+            context = QueryContext(text=question.about, header=prompt.header, query=query)
+        request = AdaptRequest(item.context, config)
         header = prompt.header + self.tokenizer.encode(item.before)
         whole = DocumentPrompt(header=header, document=prompt.document)
         fast = new_fast_weights(self.model, request)

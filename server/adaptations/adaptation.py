@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from refine_server.server.engine.run import Run
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.interface.reports import AdaptationReport, StepReport
+from refine_server.ttt.interface.reports import AdaptationReport, Citation, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 ID_PREFIX = "adapt-"
 """Starts the id of every adaptation, and the name of no model."""
@@ -38,10 +38,12 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
     """Return a hash that is equal for requests of one owner with bitwise equal results.
 
     Args:
-        request: the document and how to adapt to it.
+        request: the document, how to adapt to it, and what for.
         fingerprint: the base weights.
     """
-    parts = [fingerprint, request.owner, request.adapt.model_dump(mode="json")]
+    evidence = request.evidence and request.evidence.model_dump(mode="json")
+    aim = [list(request.queries), evidence]
+    parts = [fingerprint, request.owner, request.adapt.model_dump(mode="json"), aim]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     # The document as it is: to escape a long one as JSON would hold up the event loop.
     digest.update(b"\0" + request.document.encode())
@@ -103,8 +105,10 @@ class Adaptation:
 
         # The result
         self.report: AdaptationReport | None = None
+        self.citations: tuple[Citation, ...] = ()
+        """The evidence that it was aimed at."""
         self.document_tokens: int | None = None
-        self.document: AdaptedDocument | None = None
+        self.document: Kept | None = None
         """None while it is not in memory."""
         self.nbytes = 0
         self.stored = False

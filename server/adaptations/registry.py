@@ -31,7 +31,7 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 SWEEP_SECONDS = 5.0
 """Time between two sweeps of what has expired."""
@@ -169,7 +169,7 @@ class Adaptations:
         return adaptation
 
     @asynccontextmanager
-    async def use(self, owner: str, adaptation_id: str) -> "AsyncIterator[AdaptedDocument]":
+    async def use(self, owner: str, adaptation_id: str) -> "AsyncIterator[Kept]":
         """Give the adapted document, and keep it in memory meanwhile; wait until it is ready.
 
         Raises:
@@ -235,8 +235,9 @@ class Adaptations:
             case DocumentAdapted(document):
                 await self._keep(adaptation, document)
 
-    async def _keep(self, adaptation: Adaptation, document: "AdaptedDocument") -> None:
+    async def _keep(self, adaptation: Adaptation, document: "Kept") -> None:
         adaptation.document, adaptation.nbytes = document, document.nbytes
+        adaptation.citations = document.citations
         if document.report.stopped == "shutdown":  # it made fewer steps than were asked for
             self._forget_key(adaptation)
         adaptation.stored = await self._storage.save(adaptation, document)
@@ -248,7 +249,7 @@ class Adaptations:
 
     # -- memory -------------------------------------------------------------------------------
 
-    async def _load(self, adaptation: Adaptation) -> "AdaptedDocument":
+    async def _load(self, adaptation: Adaptation) -> "Kept":
         self._evict(adaptation.nbytes)
         if not self._budget.fits(self._by_id.values(), adaptation.nbytes):
             raise errors.unavailable(

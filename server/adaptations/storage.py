@@ -19,10 +19,10 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings, SettingsError
 from refine_server.ttt.interface.errors import DamagedError
-from refine_server.ttt.interface.reports import AdaptationReport
+from refine_server.ttt.interface.reports import AdaptationReport, Citation
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Storage:
         """Wait for the write that runs, and drop those that have not begun."""
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
-    async def save(self, adaptation: Adaptation, document: "AdaptedDocument") -> bool:
+    async def save(self, adaptation: Adaptation, document: "Kept") -> bool:
         """Write a document; return whether it is stored now."""
         store, backend = self._store, self._backend
         if store is None or backend is None:
@@ -99,7 +99,7 @@ class Storage:
             return False
         return True
 
-    async def load(self, adaptation_id: str) -> "AdaptedDocument":
+    async def load(self, adaptation_id: str) -> "Kept":
         """Return a stored document.
 
         Raises:
@@ -109,7 +109,7 @@ class Storage:
         if store is None or backend is None:
             raise StoreError("this server has no store")
 
-        def read() -> "AdaptedDocument":
+        def read() -> "Kept":
             manifest, data = store.load(adaptation_id)
             try:
                 document = backend.restore(data, manifest.description)
@@ -140,6 +140,7 @@ class Storage:
         try:
             report = AdaptationReport.model_validate(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
+            cited = [Citation.model_validate(c) for c in manifest.description.get("citations", ())]
         except (KeyError, TypeError, ValueError) as error:
             logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)
             return None
@@ -148,6 +149,7 @@ class Storage:
         adaptation.created_at = manifest.created_at
         adaptation.report, adaptation.steps = report, list(report.steps)
         adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
+        adaptation.citations = tuple(cited)
         adaptation.stored = True
         adaptation.admitted.set_result(None)
         adaptation.set_status(Status.READY)

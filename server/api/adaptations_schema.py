@@ -9,9 +9,13 @@ from refine_server.server.api.fields import Priority, Text, Timeout
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
-from refine_server.ttt.interface.reports import EvalResult, Measured, StepReport
+from refine_server.ttt.interface.evidence import Evidence
+from refine_server.ttt.interface.reports import Citation, EvalResult, Measured, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
 from refine_server.ttt.interface.strict import StrictModel
+
+MAX_QUERIES = 16
+"""The most questions that an adaptation is aimed at."""
 
 
 class AdaptationBody(StrictModel):
@@ -21,6 +25,17 @@ class AdaptationBody(StrictModel):
 
     document: Text = Field(description="The text to adapt to.")
     adapt: DocumentAdaptConfig = DocumentAdaptConfig()
+    queries: list[Text] = Field(
+        default=[],
+        max_length=MAX_QUERIES,
+        description="Questions that are expected, which aim an adaptation on evidence.",
+    )
+    evidence: Evidence | None = Field(
+        None,
+        description="How evidence for the queries is found, where `adapt.on.kind` is `evidence`; "
+        "parts of the document that the client names (`spans`) need no query. Default: by words "
+        "(`bm25`).",
+    )
     ttl_seconds: float | None = Field(
         None,
         gt=0,
@@ -33,7 +48,7 @@ class AdaptationBody(StrictModel):
 
     def to_work(self, owner: str) -> AdaptRequest:
         """Return the work, for an owner."""
-        return AdaptRequest(self.document, self.adapt, owner)
+        return AdaptRequest(self.document, self.adapt, owner, tuple(self.queries), self.evidence)
 
 
 EXAMPLES: dict[str, Any] = {
@@ -42,6 +57,16 @@ EXAMPLES: dict[str, Any] = {
         "value": {
             "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
             "ttl_seconds": 3600,
+        },
+    },
+    "evidence": {
+        "summary": "Adapt queries on the evidence for questions that are expected",
+        "description": "The document stays as the base model reads it. What is kept takes less "
+        "than 1 MB, whatever the document's length.",
+        "value": {
+            "document": "The harbour master at Port Ellery is Ines Calloway. She keeps the keys.",
+            "queries": ["Who is the harbour master?", "Who keeps the keys?"],
+            "adapt": {"on": {"kind": "evidence"}, "optimizer": {"learning_rate": 3e-4}},
         },
     },
     "spans": {
@@ -82,6 +107,10 @@ class AdaptationResource(BaseModel):
     first_ntp_loss: Measured | None
     final_ntp_loss: Measured | None
     held_out: list[EvalResult] = Field(description="Held-out evaluations, the base weights first.")
+    citations: list[Citation] = Field(
+        description="The evidence that it was aimed at, in the document's order; empty where it "
+        "was aimed at none."
+    )
     bytes: int = Field(description="Size in memory, in bytes, when it is loaded.")
     in_memory: bool
     stored: bool = Field(description="Whether it survives a restart of the server.")
@@ -107,6 +136,7 @@ class AdaptationResource(BaseModel):
             first_ntp_loss=report and report.first_ntp_loss,
             final_ntp_loss=report and report.final_ntp_loss,
             held_out=list(report.held_out) if report else [],
+            citations=list(adaptation.citations),
             bytes=adaptation.nbytes,
             in_memory=adaptation.document is not None,
             stored=adaptation.stored,

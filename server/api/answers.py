@@ -128,5 +128,5 @@ async def _open_work(
     if body.adaptation is None:
         yield body.to_work(sampling, owner)
         return
-    async with adaptations.use(owner, body.adaptation) as adapted:
-        yield body.to_question(adapted, sampling, owner)
+    async with adaptations.use(owner, body.adaptation) as kept:
+        yield body.to_question(kept, sampling)

@@ -30,11 +30,12 @@ from refine_server.ttt.interface.requests import (
     LOCAL,
     AnswerRequest,
     AskRequest,
+    context_or_default,
 )
 from refine_server.ttt.interface.strict import StrictModel
 
 if TYPE_CHECKING:  # it would import torch
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 DEFAULTS = SamplingConfig()
 
@@ -53,7 +54,8 @@ class AnswerBody(StrictModel):
         None,
         description="What the model reads before the query: the `document`, its `passages` (the "
         "evidence instead of the document), or `document+passages` (the evidence again between "
-        f"document and query). Default: {DEFAULT_CONTEXT}.",
+        f"document and query). Default: {DEFAULT_CONTEXT}, or the document where the model chooses "
+        "the evidence.",
     )
     evidence: Evidence | None = Field(
         None,
@@ -96,23 +98,42 @@ class AnswerBody(StrictModel):
             sampling=sampling,
             compare_base=self.compare_base,
             owner=owner,
-            context=self.context or DEFAULT_CONTEXT,
+            context=context_or_default(self.context, self.evidence),
             evidence=self.evidence,
         )
 
-    def to_question(
-        self, adapted: "AdaptedDocument", sampling: SamplingConfig, owner: str
-    ) -> AskRequest:
+    def to_question(self, kept: "Kept", sampling: SamplingConfig) -> AskRequest | AnswerRequest:
         """Return the work on a document that was adapted to before.
 
         Raises:
-            RequestError: a field is there that needs a document of the request's own.
+            RequestError: a field is there that needs a document of the request's own, or the
+                document's text, which only an adaptation on evidence keeps.
         """
-        for name in ("document", "context", "evidence", "adapt", "compare_base"):
+        self._refuse_beside_adaptation("document", "adapt")
+        if kept.kind == "document":
+            self._refuse_beside_adaptation("evidence", "compare_base")
+            if self.context != "document":
+                self._refuse_beside_adaptation("context")
+            return AskRequest(kept, self.query, sampling, kept.owner)
+        return AnswerRequest(
+            document=kept.document,
+            query=self.query,
+            adapt=DEFAULT_ADAPTATION,
+            sampling=sampling,
+            compare_base=self.compare_base,
+            owner=kept.owner,
+            context=context_or_default(self.context, self.evidence),
+            evidence=self.evidence,
+            kept=kept,
+        )
+
+    def _refuse_beside_adaptation(self, *names: str) -> None:
+        for name in names:
             if name in self.model_fields_set and getattr(self, name) is not None:
                 message = f"{name}: cannot be combined with an adaptation"
+                if name not in ("document", "adapt"):
+                    message += " to the whole document, only with one on evidence"
                 raise RequestError(message, name, "invalid_value")
-        return AskRequest(adapted, self.query, sampling, owner)
 
     def sampling(self, longest: int) -> SamplingConfig:
         """Return how to decode; ``longest`` is the server's limit on ``max_tokens``.

@@ -72,7 +72,7 @@ def count_characters(work: Work) -> int:
         case AnswerRequest():
             return len(work.document) + len(work.query)
         case AdaptRequest():
-            return len(work.document) + len(work.query or "")
+            return len(work.document) + sum(map(len, work.queries))
         case AskRequest():
             return len(work.query)
         case CompletionRequest():

@@ -18,7 +18,7 @@ from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
-from refine_server.ttt.document import AdaptedDocument, dump, restore
+from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
@@ -36,15 +36,17 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
 from refine_server.ttt.interface.requests import Limits, PromptForm, Work
+from refine_server.ttt.kept import Kept, dump, restore
 from refine_server.ttt.models.state import DeltaState, State
 from refine_server.ttt.programs.encode import (
-    EncodedAdapt,
     EncodedAnswer,
     EncodedAsk,
     EncodedWork,
     encode,
 )
+from refine_server.ttt.programs.encode_adaptation import EncodedAdapt, EncodedQueryAdapt
 from refine_server.ttt.programs.encode_completion import EncodedCompletion
+from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
 LIMITS = Limits(document_tokens=160, query_tokens=60)
 """In bytes, as every byte is a token; the self-check's document just fits."""
@@ -149,7 +151,7 @@ class FakeBackend(Backend):
                 return _pass()
             case EncodedAnswer():
                 return self._answer(work, emit, should_stop)
-            case EncodedAdapt():
+            case EncodedAdapt() | EncodedQueryAdapt():
                 return self._adapt(work, emit, should_stop)
             case EncodedAsk():
                 return self._ask(work, emit)
@@ -161,11 +163,11 @@ class FakeBackend(Backend):
         return self.is_intact
 
     @override
-    def dump(self, document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
+    def dump(self, document: Kept) -> tuple[bytes, dict[str, Any]]:
         return dump(document)
 
     @override
-    def restore(self, data: bytes, description: dict[str, Any]) -> AdaptedDocument:
+    def restore(self, data: bytes, description: dict[str, Any]) -> Kept:
         return restore(data, description, torch.device("cpu"))
 
     # -- programs -----------------------------------------------------------------------------
@@ -197,11 +199,17 @@ class FakeBackend(Backend):
         finally:
             self.closed.append(name)
 
-    async def _adapt(self, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:
+    async def _adapt(
+        self, work: EncodedAdapt | EncodedQueryAdapt, emit: Emit, should_stop: ShouldStop
+    ) -> None:
         name = work.request.document.split()[0]
         try:
             report = await self._take_steps(name, work, emit, should_stop)
-            emit(DocumentAdapted(adapted_document(name, work.request.owner, report, work.tokens)))
+            if isinstance(work, EncodedAdapt):
+                kept: Kept = adapted_document(name, work.request.owner, report, work.tokens)
+            else:
+                kept = query_adaptation(work, report)
+            emit(DocumentAdapted(kept))
         finally:
             self.closed.append(name)
 
@@ -262,7 +270,11 @@ class FakeBackend(Backend):
             self.closed.append(name)
 
     async def _take_steps(
-        self, name: str, work: EncodedAnswer | EncodedAdapt, emit: Emit, should_stop: ShouldStop
+        self,
+        name: str,
+        work: EncodedAnswer | EncodedAdapt | EncodedQueryAdapt,
+        emit: Emit,
+        should_stop: ShouldStop,
     ) -> AdaptationReport:
         request, script = work.request, self._script_of(work.request.document)
         emit(DocumentRead(document_tokens=work.tokens, seconds=0.01))
@@ -339,6 +351,20 @@ def adapted_document(
         hidden=torch.zeros(1, 4),
         report=report,
         document_tokens=tokens,
+    )
+
+
+def query_adaptation(work: EncodedQueryAdapt, report: AdaptationReport) -> QueryAdaptation:
+    """Return an adaptation of queries that cites the evidence of the first query."""
+    request, candidates = work.request, work.contexts[0].candidates
+    deltas = {"model.layers.0.q_proj.lora_b": torch.ones(1, 2, 4)}
+    return QueryAdaptation(
+        owner=request.owner,
+        document=request.document,
+        fast_weights=FastWeights(deltas, request.owner),
+        report=report,
+        document_tokens=work.tokens,
+        citations=() if candidates is None else candidates.citations(),
     )
 
 

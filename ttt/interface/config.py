@@ -275,13 +275,15 @@ class AdaptConfig(_Settings):
 
 
 class DocumentAdaptConfig(AdaptConfig):
-    """Settings of an adaptation for which no query is known, so that `on` is not about a query.
+    """Settings of an adaptation that is kept for later queries.
 
     The preset `paper` adapts on the query as well; beside it, `on` has to be given.
     """
 
-    on: Annotated[OnDocument | OnSpans, Field(discriminator="kind")] = OnDocument()
-    """What a step reads: the document, or spans of it."""
+    on: Annotated[OnDocument | OnSpans | OnEvidence, Field(discriminator="kind")] = OnDocument()
+    """What a step reads: the document, spans of it, or the evidence for queries that are expected.
+    An adaptation on evidence keeps its query projections only, under 1 MB, and the document's
+    text; the document itself stays as the base model reads it."""
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from refine_server.ttt.interface.reports import (
 )
 
 if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class AnswerCompleted:
 class DocumentAdapted:
     """The document is ready for questions. The last event of an adaptation."""
 
-    document: "AdaptedDocument"
+    document: "Kept"
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
+from refine_server.ttt.interface.evidence import (
+    ContextStrategy,
+    Evidence,
+    EvidenceByAttention,
+    EvidenceByUtility,
+)
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
 DEFAULT_CONTEXT: ContextStrategy = "document+passages"
 """What an answer of the server reads where a request says nothing of it."""
 DEFAULT_ADAPTATION = AdaptConfig(objective="none")
 """How an answer of the server adapts where a request says nothing of it: not at all, because no
 adaptation was shown to answer better than evidence does (docs/quality.md)."""
+
 LOCAL = "local"
 """The owner where there is only one, for example in a process without a server."""
+
+
+def context_or_default(
+    context: ContextStrategy | None, evidence: Evidence | None
+) -> ContextStrategy:
+    """Return what an answer of the server reads, where a request may say nothing of it.
+
+    Evidence that the model chooses is chosen in the document as it was read.
+    """
+    by_model = isinstance(evidence, EvidenceByAttention | EvidenceByUtility)
+    return context or ("document" if by_model else DEFAULT_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -61,9 +79,11 @@ class AdaptRequest:
     document: str
     adapt: AdaptConfig = AdaptConfig()
     owner: str = LOCAL
-    query: str | None = None
+    queries: tuple[str, ...] = ()
     """What will be asked, where that is known when the document is adapted to. Adapting on query
-    spans or on the prompt needs it."""
+    spans or on the prompt needs one; on the evidence, any number aims the adaptation."""
+    evidence: Evidence | None = None
+    """How evidence is found, where the adaptation is on evidence; None: by words."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,8 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class AnswerRequest:
-    """Adapt to a document for one query, and answer the query."""
+    """Adapt to a document for one query, and answer the query; or answer it from an adaptation of
+    queries to the document that was made before."""
 
     document: str
     query: str
@@ -91,6 +112,8 @@ class AnswerRequest:
     """What the model reads before the query."""
     evidence: Evidence | None = None
     """How evidence is found; None: by words where something needs it, and not at all otherwise."""
+    kept: "QueryAdaptation | None" = None
+    """The adaptation of queries to ``document`` that answers, instead of one of this request."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,8 @@ class CompletionRequest:
     """What the model reads of ``document`` before each prompt."""
     evidence: Evidence | None = None
     """How evidence for a prompt is found in ``document``; None: as for an answer."""
+    kept: "QueryAdaptation | None" = None
+    """The adaptation of queries to ``document`` under which prompts are read and continued."""
     owner: str = LOCAL
 
 

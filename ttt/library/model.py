@@ -1,18 +1,24 @@
 """A model that adapts to documents in this process."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
-from refine_server.ttt.interface.events import AdaptationStep, AnswerDelta, DocumentAdapted
+from refine_server.ttt.interface.events import AdaptationStep, AnswerDelta, DocumentAdapted, Event
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
-from refine_server.ttt.interface.requests import AdaptRequest, AskRequest, Limits
+from refine_server.ttt.interface.requests import AdaptRequest, Limits, Work
+from refine_server.ttt.kept import Kept, question
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.programs.start import perform
+from refine_server.ttt.query_side.document_cache import DocumentCache
+
+DOCUMENT_BYTES = 512 * 2**20
+"""The most bytes of documents that a model keeps as it read them, for queries of adaptations on
+evidence."""
 
 
 def load_model(name: str, *, device: str, dtype: str | None) -> "Model":
@@ -38,6 +44,7 @@ class Model:
         self.base = base
         self.template = template or PromptTemplate(base.tokenizer)
         self.limits = limits or Limits()
+        self._documents = DocumentCache(DOCUMENT_BYTES, math.inf)
 
     def adapt(
         self,
@@ -59,8 +66,9 @@ class Model:
             RequestError: the document or the query is empty or too long, or there is no query and
                 the settings choose spans by it.
         """
-        request = AdaptRequest(document, config or AdaptConfig(), query=query)
-        for event in perform(self.base, request, template=self.template, limits=self.limits):
+        queries = () if query is None else (query,)
+        request = AdaptRequest(document, config or AdaptConfig(), queries=queries)
+        for event in self.perform(request):
             match event:
                 case AdaptationStep(report) if on_step is not None:
                     on_step(report)
@@ -68,11 +76,21 @@ class Model:
                     return Adapted(self, adapted, query)
         raise AssertionError("an adaptation ends with its document")
 
+    def perform(self, work: Work) -> Iterator[Event]:
+        """Do a piece of work and yield its events as they happen."""
+        return perform(
+            self.base,
+            work,
+            template=self.template,
+            limits=self.limits,
+            documents=self._documents,
+        )
+
 
 class Adapted:
     """A document that a model was adapted to; ask it as often as you like."""
 
-    def __init__(self, model: Model, document: AdaptedDocument, query: str | None) -> None:
+    def __init__(self, model: Model, document: Kept, query: str | None) -> None:
         self.model = model
         self.document = document
         self.query = query
@@ -101,8 +119,7 @@ class Adapted:
         asked = self.query if query is None else query
         if asked is None:
             raise ValueError("query: this document was adapted to without one; pass it here")
-        request = AskRequest(self.document, asked, SamplingConfig(**sampling))
-        model = self.model
-        for event in perform(model.base, request, template=model.template, limits=model.limits):
+        request = question(self.document, asked, SamplingConfig(**sampling), context="document")
+        for event in self.model.perform(request):
             if isinstance(event, AnswerDelta):
                 yield event.text

@@ -30,7 +30,8 @@ from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quot
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.clock import Clock
-from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, EncodedAsk
+from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
+from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
 from refine_server.ttt.programs.frozen import quote
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
@@ -46,8 +47,9 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
     """Adapt a fresh copy of the fast weights to a document; the last event is DocumentAdapted."""
     request = work.request
     query = None
-    if request.query is not None and work.query is not None:
-        query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
+    if work.query is not None:
+        [text] = request.queries
+        query = QueryContext(text=text, header=work.prompt.header, query=work.query)
     clock = Clock()
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill")))

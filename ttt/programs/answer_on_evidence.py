@@ -1,4 +1,4 @@
-"""The program that answers from a document's frozen state, adapted on evidence or not at all."""
+"""The program that answers from a document's frozen state, adapted on evidence or not."""
 
 import time
 
@@ -36,12 +36,17 @@ async def answer_on_evidence(
 
     Args:
         model: the base model.
-        work: a request that adapts on evidence, or not at all.
+        work: a request that adapts on evidence or not at all, or has an adaptation that was kept.
         emit: receives the events.
         should_stop: asked after every step.
         documents: documents that were read before; None keeps none.
+
+    Raises:
+        IsolationError: the kept adaptation belongs to another owner.
     """
     request, clock = work.request, Clock()
+    if request.kept is not None:
+        request.kept.require_owner(request.owner)
     document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
     known = work.prompt.document
@@ -55,17 +60,21 @@ async def answer_on_evidence(
         clock.lap("base")
         emit(BaseAnswered(base_answer))
 
-    began = time.monotonic()
     candidates, aim = await find_evidence(document, work.context, request.evidence)
-    fast, report = await adapt_queries(
-        document,
-        new_fast_weights(model, request),
-        request.adapt,
-        Aim(evidence=aim, question=work.query),
-        on_step=lambda report: emit(AdaptationStep(report)),
-        should_stop=should_stop,
-    )
-    emit(AdaptationEnded(report, time.monotonic() - began))
+    if request.kept is None:
+        began = time.monotonic()
+        fast, report = await adapt_queries(
+            document,
+            new_fast_weights(model, request),
+            request.adapt,
+            [Aim(evidence=aim, question=work.query)],
+            on_step=lambda report: emit(AdaptationStep(report)),
+            should_stop=should_stop,
+        )
+        emit(AdaptationEnded(report, time.monotonic() - began))
+    else:
+        # Detached: what is derived from it for this answer ends with the answer.
+        fast, report = request.kept.fast_weights.detach(), request.kept.report
     clock.lap("adapt")
 
     fast.require_owner(request.owner)

@@ -56,11 +56,11 @@ async def complete(
         documents: documents that were read before; None keeps none.
 
     Raises:
-        IsolationError: the adapted document belongs to another owner.
+        IsolationError: the adaptation belongs to another owner.
     """
     request = work.request
-    if request.adapted is not None:
-        request.adapted.require_owner(request.owner)
+    if (kept := request.adapted or request.kept) is not None:
+        kept.require_owner(request.owner)
     completer = _Completer(model, work, emit, documents)
     began = time.monotonic()
     for number in range(len(work.prompts)):
@@ -100,9 +100,9 @@ class _Completer:
         self.model, self.work, self.request = model, work, work.request
         self.emit, self.documents = emit, documents
         self.token_bytes = TokenBytes(model.tokenizer)
-        adapted = self.request.adapted
+        kept = self.request.adapted or self.request.kept
         # Detached: what is derived from it for these completions ends with them.
-        self.fast = BASE if adapted is None else adapted.fast_weights.detach()
+        self.fast = BASE if kept is None else kept.fast_weights.detach()
         self.started = time.monotonic()
         self.first_token = 0.0
         """Seconds until the first token; 0 before it."""

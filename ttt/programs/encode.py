@@ -22,6 +22,11 @@ from refine_server.ttt.interface.requests import (
     Limits,
     Work,
 )
+from refine_server.ttt.programs.encode_adaptation import (
+    EncodedAdapt,
+    EncodedQueryAdapt,
+    encode_adaptation,
+)
 from refine_server.ttt.programs.encode_completion import EncodedCompletion, encode_completion
 
 
@@ -59,20 +64,6 @@ class EncodedAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedAdapt:
-    """An ``AdaptRequest`` and its token ids."""
-
-    request: AdaptRequest
-    prompt: DocumentPrompt
-    query: list[int] | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the document."""
-        return len(self.prompt.document)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedAsk:
     """An ``AskRequest`` and its token ids."""
 
@@ -85,7 +76,7 @@ class EncodedAsk:
         return len(self.query)
 
 
-EncodedWork = EncodedAnswer | EncodedAdapt | EncodedAsk | EncodedCompletion
+EncodedWork = EncodedAnswer | EncodedAdapt | EncodedQueryAdapt | EncodedAsk | EncodedCompletion
 """Encoded work: ``request`` is what was asked, ``tokens`` what reading it costs."""
 
 
@@ -117,18 +108,9 @@ def encode(
                 _refuse_attention(work.evidence, work.adapt)
             return EncodedAnswer(request=work, context=_encode_context(work, template, limits))
         case AdaptRequest():
-            kind = work.adapt.on.kind
-            if work.query is None and kind in ("query_spans", "prompt"):
-                message = f"adapt.on.kind: {kind} requires a query"
-                raise RequestError(message, "adapt.on.kind", "invalid_value")
-            if work.adapt.on.kind == "evidence":
-                message = "adapt.on.kind: evidence is chosen for one query, in /v1/answers"
-                raise RequestError(message, "adapt.on.kind", "invalid_value")
-            prompt = template.encode_document(work.document, limits)
-            if work.query is None:
-                return EncodedAdapt(request=work, prompt=prompt, query=None)
-            query = template.encode_query(work.query, limits, tail=prompt.tail)
-            return EncodedAdapt(request=work, prompt=prompt, query=query)
+            if not has_attention:
+                _refuse_attention(work.evidence, work.adapt)
+            return encode_adaptation(work, template, limits)
         case AskRequest():
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
             return EncodedAsk(request=work, query=query)

@@ -8,16 +8,17 @@ from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Limits, Work
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.adapt_queries import adapt_on_evidence
 from refine_server.ttt.programs.answer import Emit, ShouldStop, adapt, answer, ask
 from refine_server.ttt.programs.answer_on_evidence import answer_on_evidence
 from refine_server.ttt.programs.complete import complete
 from refine_server.ttt.programs.encode import (
-    EncodedAdapt,
     EncodedAnswer,
     EncodedAsk,
     EncodedWork,
     encode,
 )
+from refine_server.ttt.programs.encode_adaptation import EncodedAdapt, EncodedQueryAdapt
 from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.query_side.document_cache import DocumentCache
 
@@ -45,6 +46,8 @@ def start(
             return answer(model, work, emit, should_stop)
         case EncodedAdapt():
             return adapt(model, work, emit, should_stop)
+        case EncodedQueryAdapt():
+            return adapt_on_evidence(model, work, emit, should_stop, documents)
         case EncodedAsk():
             return ask(model, work, emit)
         case EncodedCompletion():
@@ -58,8 +61,11 @@ def perform(
     template: PromptTemplate | None = None,
     limits: Limits | None = None,
     should_stop: ShouldStop = never_stop,
+    documents: DocumentCache | None = None,
 ) -> Iterator[Event]:
     """Do a piece of work in this thread and yield its events as they happen.
+
+    Documents that the base model reads are looked up and kept in ``documents``, if it is there.
 
     Raises:
         RequestError: the request cannot be served as written; nothing was computed.
@@ -73,4 +79,4 @@ def perform(
         model.embedding.num_embeddings,
         has_attention=bool(model.attention_layers),
     )
-    yield from stream(partial(start, model, encoded, should_stop=should_stop))
+    yield from stream(partial(start, model, encoded, should_stop=should_stop, documents=documents))

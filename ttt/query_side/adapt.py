@@ -13,8 +13,9 @@ import torch
 from refine_server.ttt.batching import Call
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
-from refine_server.ttt.query_side.attention_target import AttentionTarget
+from refine_server.ttt.query_side.attention_target import AttentionTarget, AttentionTargets
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.query_side.frozen_spans import FrozenSpans
 from refine_server.ttt.refine import guard
@@ -33,19 +34,20 @@ with attention over the document."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aim:
-    """What a query-side adaptation is aimed at."""
+    """What a query-side adaptation is aimed at for one question."""
 
     evidence: Sequence[Span]
     """Spans of the document, counted in its ``input_ids``."""
     question: Sequence[int]
-    """The prompt from the document's end to where the answer begins."""
+    """The prompt from the document's end to where the answer begins; empty where evidence is known
+    and no question."""
 
 
 async def adapt_queries(
     document: FrozenDocument,
     fast: FastWeights,
     config: AdaptConfig,
-    aim: Aim,
+    aims: Sequence[Aim],
     *,
     on_step: Callable[[StepReport], None] = lambda report: None,
     should_stop: Callable[[], str | None] = lambda: None,
@@ -56,20 +58,24 @@ async def adapt_queries(
         document: read once under the base weights; it does not change.
         fast: the request's own deltas of query projections.
         config: the settings of the adaptation.
-        aim: the evidence and the question.
+        aims: the evidence for each question. Steps read the evidence of all.
         on_step: called with the report of every step that was made.
         should_stop: called after every step; returns the reason to make no more steps, or None.
 
     Returns:
         The weights to answer with, ``fast`` or the base weights, and the report.
+
+    Raises:
+        RequestError: attention is to be turned to evidence that it cannot be turned to.
     """
     if config.objective == "none":
         return BASE, _report(config, [], BASE, None, None)
-    spans = equal_spans(aim.evidence, document.input_ids.shape[1], config.rollouts.tokens)
+    evidence = [span for aim in aims for span in aim.evidence]
+    spans = equal_spans(evidence, document.input_ids.shape[1], config.rollouts.tokens)
     if not spans:
         return BASE, _report(config, [], BASE, guard.DOCUMENT_TOO_SHORT, None)
     threads = document.model.threads
-    run = await Call(lambda: prepare(document, fast, config, aim, spans), threads)
+    run = await Call(lambda: prepare(document, fast, config, aims, spans), threads)
     steps, stopped = await make_steps(run, on_step, should_stop)
     if isinstance(stopped, StepRejected):
         return BASE, _report(config, [*steps, stopped.report], BASE, stopped.reason, None)
@@ -82,7 +88,7 @@ def prepare(
     document: FrozenDocument,
     fast: FastWeights,
     config: AdaptConfig,
-    aim: Aim,
+    aims: Sequence[Aim],
     spans: Sequence[Span],
 ) -> AdaptationRun:
     """Make what the steps of an adaptation share."""
@@ -95,7 +101,7 @@ def prepare(
         fast=fast,
         config=config,
         generator=torch.Generator().manual_seed(config.seed),
-        attention=_target(document, config, aim),
+        attention=_target(document, config, aims),
     )
     optimizer = FastWeightOptimizer(config, fast)
     return AdaptationRun(document=rows, inputs=inputs, optimizer=optimizer, evaluator=None)
@@ -126,11 +132,17 @@ def supervised_layers(layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(layers[min(int(len(layers) * d), len(layers) - 1)] for d in SUPERVISED_LAYERS)
 
 
-def _target(document: FrozenDocument, config: AdaptConfig, aim: Aim) -> AttentionTarget | None:
+def _target(
+    document: FrozenDocument, config: AdaptConfig, aims: Sequence[Aim]
+) -> AttentionTargets | None:
     if not config.loss.attention:
         return None
     layers = supervised_layers(document.model.attention_layers)
-    return AttentionTarget.of(document, aim.question, aim.evidence, layers)
+    try:
+        targets = (AttentionTarget.of(document, a.question, a.evidence, layers) for a in aims)
+        return AttentionTargets(tuple(targets))
+    except ValueError as error:
+        raise RequestError(f"evidence: {error}", "evidence", "invalid_value") from None
 
 
 def _report(

@@ -94,3 +94,14 @@ class AttentionTarget:
         )  # one [1, Hq, T] a layer
         mean = torch.stack([own[0].mean(0)[self.first :] for own in weights])
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log().log_softmax(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTargets:
+    """The targets of several questions about one document; the term is their mean."""
+
+    targets: tuple[AttentionTarget, ...]
+
+    def loss(self, fast: FastWeights) -> Tensor:
+        """Compute the mean of the targets' terms under ``fast``, in the graph: []."""
+        return torch.stack([target.loss(fast) for target in self.targets]).mean()

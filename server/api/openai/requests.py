@@ -5,6 +5,7 @@ asks for something that this server does not do is refused by name, and so is an
 """
 
 import secrets
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError
+from typing_extensions import override
 
 from refine_server.server.api.fields import AnswerTokens, StopStrings, Text, answer_tokens
 from refine_server.ttt.interface.config import (
@@ -25,6 +27,7 @@ from refine_server.ttt.interface.config import (
     Temperature,
     TopP,
 )
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, Message
 from refine_server.ttt.interface.strict import StrictModel
@@ -100,7 +103,8 @@ class TttOptions(StrictModel):
         description="What the model reads before the prompt or the messages: the `document`, its "
         "`passages` (the evidence instead of the document), or `document+passages` (the evidence "
         f"again behind the document). Default: {DEFAULT_CONTEXT} in a chat and where `evidence` is "
-        "given; the document alone in other completions, which continue it as it is.",
+        "given, as in /v1/answers; the document alone in other completions, which continue it as "
+        "it is.",
     )
     evidence: Evidence | None = Field(
         None,
@@ -123,11 +127,13 @@ class TttOptions(StrictModel):
         return value
 
 
-class GenerationBody(StrictModel):
+class GenerationBody(StrictModel, ABC):
     """What completions and chat completions have in common."""
 
     default_context: ClassVar[ContextStrategy]
     """What is read of a document where a request says nothing of context and evidence."""
+    prompt_field: ClassVar[str]
+    """The field with what follows the document."""
 
     model: str | None = Field(
         None, description="The served model's id, or that of an adaptation to continue from."
@@ -172,6 +178,14 @@ class GenerationBody(StrictModel):
     def choices(self) -> int:
         """Number of choices for each prompt."""
         return self.n or 1
+
+    @abstractmethod
+    def expected_queries(self) -> tuple[str, ...]:
+        """Return the questions that an adaptation on evidence is aimed at.
+
+        Raises:
+            RequestError: they are not there as text.
+        """
 
     def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
         """Return how to decode; ``longest`` is the server's limit on ``max_tokens``.
@@ -224,6 +238,7 @@ class CompletionBody(GenerationBody):
 
     model_config = ConfigDict(title="CompletionRequest")
     default_context = "document"
+    prompt_field = "prompt"
 
     prompt: Prompts
     echo: bool | None = Field(None, description="Return the prompt before its continuation.")
@@ -235,6 +250,14 @@ class CompletionBody(GenerationBody):
     )
     best_of: Unsupported = None
     suffix: Unsupported = None
+
+    @override
+    def expected_queries(self) -> tuple[str, ...]:
+        texts = [prompt for prompt in self.prompt if isinstance(prompt, str)]
+        if len(texts) < len(self.prompt):
+            message = "prompt: ttt.adapt.on.kind evidence requires texts, not tokens"
+            raise RequestError(message, "prompt", "invalid_value")
+        return tuple(dict.fromkeys(texts))
 
     def to_sampling(self, longest: int) -> SamplingConfig:
         """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
@@ -289,6 +312,7 @@ class ChatBody(GenerationBody):
 
     model_config = ConfigDict(title="ChatCompletionRequest")
     default_context = DEFAULT_CONTEXT
+    prompt_field = "messages"
 
     messages: Messages
     max_completion_tokens: AnswerTokens | None = None
@@ -317,6 +341,11 @@ class ChatBody(GenerationBody):
         if value is not None and not info.data.get("logprobs"):
             raise ValueError("requires logprobs to be true")
         return value
+
+    @override
+    def expected_queries(self) -> tuple[str, ...]:
+        messages = (message.to_message() for message in reversed(self.messages))
+        return tuple(m.content for m in messages if m.role == "user")[:1]
 
     def to_sampling(self, longest: int) -> SamplingConfig:
         """How to decode; ``longest`` is the server's limit on ``max_tokens``."""

@@ -17,7 +17,7 @@ from refine_server.server.api.openai.format import (
 )
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody, GenerationBody
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
-from refine_server.server.api.openai.target import extension_params, open_target
+from refine_server.server.api.openai.target import open_target, own_params
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
@@ -49,7 +49,7 @@ class Generation:
 
         @asynccontextmanager
         async def exchange() -> AsyncIterator[tuple[Run, GenerationEncoder]]:
-            with extension_params():
+            with own_params(body):
                 async with (
                     open_target(
                         body,

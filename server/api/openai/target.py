@@ -15,20 +15,21 @@ from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 from refine_server.ttt.interface.requests import (
-    DEFAULT_CONTEXT,
     AdaptRequest,
     CompletionRequest,
+    context_or_default,
 )
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
     """What answers a request: the base model, where there is neither text nor adaptation."""
 
-    adapted: "AdaptedDocument | None" = None
+    kept: "Kept | None" = None
+    """The adaptation that answers, if one does."""
     document: str | None = None
     """The text of the document, if it is known."""
     context: ContextStrategy = "document"
@@ -38,14 +39,19 @@ class Target:
 
     def of(self, work: CompletionRequest, owner: str) -> CompletionRequest:
         """Return an owner's work on the target."""
-        return replace(
+        kept = self.kept
+        work = replace(
             work,
-            adapted=self.adapted,
             document=self.document,
             context=self.context,
             evidence=self.evidence,
             owner=owner,
         )
+        if kept is None:
+            return work
+        if kept.kind == "document":
+            return replace(work, adapted=kept)
+        return replace(work, kept=kept, document=kept.document)
 
 
 @asynccontextmanager
@@ -78,54 +84,66 @@ async def open_target(
         require_model(model, served_model)
     elif ttt.document is not None:
         raise _unfit("document", "cannot be combined with a model that is an adaptation")
-    context = ttt.context or (body.default_context if ttt.evidence is None else DEFAULT_CONTEXT)
+    context = ttt.context or body.default_context
+    if ttt.evidence is not None:
+        context = context_or_default(ttt.context, ttt.evidence)
     read = Target(document=ttt.document, context=context, evidence=ttt.evidence)
-    if ttt.document is None:
-        _refuse_without_text(ttt, is_adaptation=adaptation_id is not None)
-        read = Target()
-    elif ttt.adapt.objective == "none":
-        yield replace(read, report=TttReport(adaptation=None, adapted=False, document_tokens=0))
-        return
-    else:
-        if context == "passages":
-            raise _unfit("context", "passages cannot be combined with an adaptation")
-        if context == "document" and ttt.evidence is None:
-            read = Target()  # nothing is looked for in the text
+    if ttt.document is not None:
+        if ttt.adapt.objective == "none":
+            report = TttReport(adaptation=None, adapted=False, document_tokens=0)
+            yield replace(read, report=report)
+            return
         work = AdaptRequest(ttt.document, ttt.adapt, owner)
+        if ttt.adapt.on.kind == "evidence":
+            work = replace(work, queries=body.expected_queries(), evidence=ttt.evidence)
+        elif context == "passages":
+            raise _unfit("context", "passages cannot be combined with an adaptation to all of it")
         adaptation_id = (await adaptations.create(work, request_id=request_id)).id
     if adaptation_id is None:
-        yield read
+        if ttt.context is not None or ttt.evidence is not None:
+            field = "evidence" if ttt.context is None else "context"
+            raise _unfit(field, "requires document, or a model that is an adaptation")
+        yield Target()
         return
     _require_adaptation(adaptation_id, adaptations, owner)
-    async with adaptations.use(owner, adaptation_id) as adapted:
+    async with adaptations.use(owner, adaptation_id) as kept:
         report = TttReport(
             adaptation=adaptation_id,
-            adapted=adapted.report.adapted,
-            document_tokens=adapted.document_tokens,
+            adapted=kept.report.adapted,
+            document_tokens=kept.document_tokens if kept.kind == "document" else 0,
         )
-        yield replace(read, adapted=adapted, report=report)
+        if kept.kind == "document":
+            read = _read_adapted(read, ttt)
+        yield replace(read, kept=kept, report=report)
+
+
+def _read_adapted(read: Target, ttt: TttOptions) -> Target:
+    """Return what is read of a document that has a state of its own.
+
+    Raises:
+        ApiError: it is to be read in another way, but its text is not known.
+    """
+    if read.document is None:
+        for field, asks in (("context", ttt.context), ("evidence", ttt.evidence)):
+            if asks is not None and asks != "document":
+                raise _unfit(field, "this adaptation keeps no text of its document")
+        return Target()
+    is_searched = read.context != "document" or ttt.evidence is not None
+    return read if is_searched else Target()
 
 
 @contextmanager
-def extension_params() -> Iterator[None]:
-    """Name the fields of ``ttt`` as the request does, in errors of the work that they describe."""
+def own_params(body: GenerationBody) -> Iterator[None]:
+    """Name fields as the request does, in errors of the work that it is made of."""
     try:
         yield
     except RequestError as error:
-        if error.param.partition(".")[0] not in TttOptions.model_fields:
-            raise
-        raise RequestError(str(error), f"ttt.{error.param}", error.code) from None
-
-
-def _refuse_without_text(ttt: TttOptions, *, is_adaptation: bool) -> None:
-    """Raise 422 if a request looks for evidence, but has no text to find it in."""
-    reason = "requires document"
-    if is_adaptation:
-        reason = "this adaptation keeps no text of its document"
-    if ttt.evidence is not None:
-        raise _unfit("evidence", reason)
-    if ttt.context is not None and not (is_adaptation and ttt.context == "document"):
-        raise _unfit("context", reason)
+        field = error.param.partition(".")[0]
+        if field in TttOptions.model_fields:
+            raise RequestError(str(error), f"ttt.{error.param}", error.code) from None
+        if field == "queries":
+            raise RequestError(str(error), body.prompt_field, error.code) from None
+        raise
 
 
 def _unfit(field: str, reason: str) -> ApiError:

@@ -10,8 +10,8 @@ from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.interface.requests import Work
+from refine_server.ttt.kept import Kept, dump, restore
 from refine_server.ttt.models import CausalLM, ModelError, load
 from refine_server.ttt.programs.encode import EncodedWork, encode
 from refine_server.ttt.programs.start import start
@@ -72,11 +72,11 @@ class ModelBackend(Backend):
         return self.model.fingerprint() == self.fingerprint
 
     @override
-    def dump(self, document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
+    def dump(self, document: Kept) -> tuple[bytes, dict[str, Any]]:
         return dump(document)
 
     @override
-    def restore(self, data: bytes, description: dict[str, Any]) -> AdaptedDocument:
+    def restore(self, data: bytes, description: dict[str, Any]) -> Kept:
         return restore(data, description, self.model.device)
 
 

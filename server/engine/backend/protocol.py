@@ -10,7 +10,7 @@ from refine_server.ttt.interface.requests import PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
-    from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.kept import Kept
 
 Emit = Callable[[Event], None]
 """Receives a program's events while it runs."""
@@ -58,10 +58,10 @@ class Backend(Protocol):
     def verify(self) -> bool:
         """Return whether the base weights are, bit for bit, what was loaded."""
 
-    def dump(self, document: "AdaptedDocument") -> tuple[bytes, dict[str, Any]]:
+    def dump(self, document: "Kept") -> tuple[bytes, dict[str, Any]]:
         """Return an adapted document as bytes, and their description as JSON values."""
 
-    def restore(self, data: bytes, description: dict[str, Any]) -> "AdaptedDocument":
+    def restore(self, data: bytes, description: dict[str, Any]) -> "Kept":
         """Return the document that ``dump`` was given.
 
         Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from refine_server.ttt.interface.events import Event
-from refine_server.ttt.interface.requests import AskRequest, CompletionRequest, Work
+from refine_server.ttt.interface.requests import AnswerRequest, AskRequest, CompletionRequest, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 
@@ -100,7 +100,9 @@ def reuses_adaptation(work: Work) -> bool:
     match work:
         case AskRequest():
             return True
+        case AnswerRequest():
+            return work.kept is not None
         case CompletionRequest():
-            return work.adapted is not None
+            return work.adapted is not None or work.kept is not None
         case _:
             return False

@@ -50,7 +50,7 @@ def test_adapting_on_a_query_needs_one(tiny: CausalLM, kind: str) -> None:
     template, config = PromptTemplate(tiny.tokenizer), AdaptConfig().updated(on={"kind": kind})
     with pytest.raises(RequestError, match=f"{kind} requires a query"):
         encode(AdaptRequest(DOCUMENT, config), template, Limits(), 2560)
-    encode(AdaptRequest(DOCUMENT, config, query=QUERY), template, Limits(), 2560)
+    encode(AdaptRequest(DOCUMENT, config, queries=(QUERY,)), template, Limits(), 2560)
 
 
 def test_a_query_begins_with_the_tail(tiny: CausalLM, adapted: AdaptedDocument) -> None:

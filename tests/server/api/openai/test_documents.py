@@ -154,7 +154,11 @@ def test_each_choice_of_a_stream_ends_with_its_own_evidence(tiny_url: str) -> No
             "ttt.evidence.spans.0",
             "no text of the document",
         ),
-        ({"document": "x", "evidence": {"by": "utility"}}, "ttt.evidence.by", "be document"),
+        (
+            {"document": "x", "context": "passages", "evidence": {"by": "utility"}},
+            "ttt.evidence.by",
+            "be document",
+        ),
         ({"document": "x", "context": "passages", "adapt": {}}, "ttt.context", "adaptation"),
     ],
 )

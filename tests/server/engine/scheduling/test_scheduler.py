@@ -13,7 +13,8 @@ from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Call, Operation
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
-from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAsk
+from refine_server.ttt.programs.encode import EncodedAsk
+from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
 
 LIMITS = QueueLimits(active=2, jobs=3, seconds=100.0)
 
