@@ -120,29 +120,20 @@ def answer(
     found = _evidence_options(
         evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
     )
-    if adaptation is not None:
-        given = _given(
-            document=document,
-            context=context,
-            evidence=found or None,
-            objective=objective,
-            on=on,
-            steps=steps,
-            compare_base=compare_base or None,
-        )
-        if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise InputError(f"{options} cannot be combined with --adaptation")
-    body: dict[str, Any] = {"query": query, "seed": seed, **_given(max_tokens=max_tokens)}
+    own = _given(document=document, objective=objective, on=on, steps=steps)
+    if adaptation is not None and own:
+        options = ", ".join(f"--{name}" for name in own)
+        raise InputError(f"{options} cannot be combined with --adaptation")
+    body: dict[str, Any] = {
+        "query": query,
+        "seed": seed,
+        **_given(adaptation=adaptation, context=context, evidence=found or None),
+        **_given(max_tokens=max_tokens, compare_base=compare_base or None),
+    }
     if document is not None:
         body["document"] = read_document(document)
-    if adaptation is not None:
-        body["adaptation"] = adaptation
-    else:
-        body |= _given(context=context, evidence=found or None)
-        if _given(objective=objective, on=on, steps=steps):
-            body["adapt"] = _adapt_options(objective, on, steps, seed)
-        body["compare_base"] = compare_base
+    if _given(objective=objective, on=on, steps=steps):
+        body["adapt"] = _adapt_options(objective, on, steps, seed)
     parsed = event_sources.parse_body(body)
     if url is not None:
         events = event_sources.answer_by_server(url, api_key, body | _given(model=model))
@@ -157,7 +148,20 @@ def answer(
 def adapt(
     document: Annotated[str, Document],
     url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    query: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Question that is expected, for an adaptation on evidence (--on evidence). Can be "
+            "given several times."
+        ),
+    ] = None,
+    evidence: EvidenceBy = None,
+    evidence_count: EvidenceCount = None,
+    evidence_tokens: EvidenceTokens = None,
+    evidence_query: EvidenceQuery = None,
+    evidence_span: EvidenceSpan = None,
     objective: Objective = None,
+    on: On = None,
     steps: Steps = None,
     seed: Annotated[int | None, typer.Option(help="Random seed for the adaptation.")] = None,
     ttl_seconds: Annotated[
@@ -181,9 +185,12 @@ def adapt(
     from refine_server.ttt.interface.config import AdaptConfig
 
     text = read_document(document)
-    fields = _adapt_options(objective, None, steps, seed)
+    found = _evidence_options(
+        evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
+    )
+    fields = _adapt_options(objective, on, steps, seed)
     follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
-    kept = _given(ttl_seconds=ttl_seconds)
+    kept = _given(queries=query or None, evidence=found or None, ttl_seconds=ttl_seconds)
     follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
 
 

@@ -140,9 +140,27 @@ def test_a_document_is_adapted_to_once_and_asked_by_its_id(
     run_failing(1, "key", "answer", "--adaptation", adaptation_id, "--query", "who", *server)
 
 
+def test_an_adaptation_on_evidence_is_aimed_by_options(
+    live: Callable[..., str], document: str
+) -> None:
+    server = ("--url", live())
+    aimed = ("--on", "evidence", "--steps", "1", "--query", "a", "--query", "c")
+    one = ("--evidence-count", "1")
+    made = run("adapt", "--document", document, *aimed, *one, *server, "--json")
+    assert made.exit_code == 0, made.output
+    adaptation = json.loads(made.stdout.splitlines()[-1])
+    assert adaptation["config"]["on"] == {"kind": "evidence"}
+    assert [citation["text"] for citation in adaptation["citations"]] == ["a b c"]
+    asked = ("answer", "--adaptation", adaptation["id"], "--query", "who", *server)
+    answered = run(*asked, "--context", "document+passages", *one, "--compare-base")
+    assert answered.exit_code == 0, answered.output
+    assert answered.stdout == "base: base says no\nwho\n"
+    run_failing(1, "queries: ", "adapt", "--document", document, "--on", "evidence", *server)
+
+
 @pytest.mark.parametrize(
     "options",
-    [("--steps", "3"), ("--objective", "ntp"), ("--compare-base",), ("--document", "log.md")],
+    [("--steps", "3"), ("--objective", "ntp"), ("--on", "spans"), ("--document", "log.md")],
 )
 def test_options_of_the_adaptation_are_refused_once_there_is_one(options: tuple[str, ...]) -> None:
     asked = ("answer", "--adaptation", "adapt-1", "--query", "who", "--url", "http://127.0.0.1:9")
