@@ -22,7 +22,7 @@ from refine_server.server.api.openai import routes as openai
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
-from refine_server.server.http import errors
+from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
 from refine_server.server.http.middleware.request_context import RequestContext
@@ -98,7 +98,7 @@ def create_app(
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.started = int(time.time())
-    errors.install(app)
+    exception_handlers.install(app)
     for routes in (answers, adaptation_routes, openai, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)

@@ -10,13 +10,14 @@ from refine_server.server.api.openai.responses import Detokenized, TokenizerInfo
 from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import EngineDep, SettingsDep
 from refine_server.server.http.errors import documented
+from refine_server.server.http.json_body import JsonRoute
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 
-router = APIRouter(tags=["tokenizer"])
+router = APIRouter(tags=["tokenizer"], route_class=JsonRoute)
 
 
 @router.post("/tokenize", responses=documented(400, 404, 413, 422, 503))

@@ -67,7 +67,8 @@ class EvidenceSpans(_Evidence):
     model_config = ConfigDict(json_schema_extra={"required": ["by", "spans"]})
 
     by: Literal["spans"] = "spans"
-    spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64)
+    # Not strict: a list is taken as well, which is what JSON has.
+    spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64, strict=False)
 
 
 Evidence = Annotated[

@@ -92,7 +92,7 @@ def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str
     try:
         adaptations.get(owner, adaptation_id)
     except ApiError as error:
-        if error.status != HTTPStatus.NOT_FOUND:
+        if error.status_code != HTTPStatus.NOT_FOUND:
             raise
         message = f"This server has no model {adaptation_id!r}."
         raise ApiError(404, message, "model_not_found", param="model") from None
