@@ -83,8 +83,8 @@ class Decoder:
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stops = StopStrings(sampling.stop)
         self._spelling = _spelling(model.tokenizer, context)
-        is_greedy = sampling.temperature == 0
-        self._lookup = Lookup(known) if is_greedy and model.truncates_states else None
+        drafts = sampling.is_greedy and model.truncates_states
+        self._lookup = Lookup(known) if drafts else None
         self._last = 0
 
     async def next_token(self) -> DecodedToken | None:
