@@ -13,6 +13,7 @@ from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits
+from refine_server.ttt.programs.encode import require_known
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
@@ -28,7 +29,8 @@ async def tokenize(
 
     A text longer than the longest prompt is refused.
     """
-    require_model(body.model, engine.ready().name)
+    backend = engine.ready()
+    require_model(body.model, backend.name)
     limits = settings.limits
     messages = [message.to_message() for message in body.messages or ()]
     characters = len(body.prompt or "") + sum(len(message.content) for message in messages)
@@ -39,6 +41,8 @@ async def tokenize(
             ids = template.encode_prompt(body.prompt, limits, add_special_tokens=special)
         else:
             ids = template.encode_messages(messages, limits)
+        param = "messages" if body.prompt is None else "prompt"
+        require_known(ids, backend.vocabulary, param, template)
         texts = template.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         return Tokens(
             count=len(ids), max_model_len=limits.prompt_tokens, tokens=ids, token_strs=texts

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 from fastapi import FastAPI
@@ -83,6 +83,11 @@ def serving(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture(scope="session", name="serving")
+def _serving() -> Callable[[FastAPI], AbstractContextManager[str]]:
+    return serving
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ class FakeBackend(Backend):
     parameters = 7
     dtype = "float32"
     device = "cpu"
+    vocabulary = VOCABULARY
     prompt_form: PromptForm = "plain"
     fingerprint = FINGERPRINT
 
@@ -140,7 +141,7 @@ class FakeBackend(Backend):
     @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:
-            return encode(work, template, LIMITS, VOCABULARY)
+            return encode(work, template, LIMITS, self.vocabulary)
 
     @override
     def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:

@@ -3,7 +3,7 @@
 Encoding needs the tokenizer and no model, so that it runs beside the model's thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
@@ -125,9 +125,55 @@ def encode(
         has_attention: whether layers of the model have softmax attention to the whole document.
 
     Raises:
-        RequestError: a text is empty, too long or missing, or a token id is unknown; ``param``
-            names the field.
+        RequestError: a text is empty, too long or missing, or has a token that the model does not
+            know; ``param`` names the field.
     """
+    encoded = _encode_texts(work, template, limits, has_attention=has_attention)
+    for param, ids in _texts(encoded, template, limits):
+        require_known(ids, vocabulary, param, template)
+    return encoded
+
+
+def require_known(
+    ids: Sequence[int], vocabulary: int, param: str, template: PromptTemplate
+) -> None:
+    """Raise RequestError if there is a token that the model has no embedding for.
+
+    A tokenizer may have more tokens than the weights, such as those that were added to it later.
+    """
+    if not ids or 0 <= min(ids) <= max(ids) < vocabulary:
+        return
+    unknown = next(id for id in ids if not 0 <= id < vocabulary)
+    tokenizer = template.tokenizer
+    is_token = 0 <= unknown < len(tokenizer)
+    spelled = f", {tokenizer.convert_ids_to_tokens(unknown)!r}," if is_token else ""
+    message = (
+        f"{param}: token {unknown}{spelled} is not in the model's vocabulary, 0 to {vocabulary - 1}"
+    )
+    raise RequestError(message, param, "unknown_token")
+
+
+def _texts(
+    encoded: EncodedWork, template: PromptTemplate, limits: Limits
+) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield the tokens that the model is to read, with the field that they come from."""
+    match encoded:
+        case EncodedAnswer() | EncodedAdapt():
+            prompt = encoded.prompt
+            yield "document", prompt.header + prompt.document
+            if prompt.tail:
+                yield "document", template.encode_continuation("", limits, tail=prompt.tail)
+            yield "query", encoded.query or []
+        case EncodedAsk():
+            yield "query", encoded.query
+        case EncodedCompletion():
+            for text, ids in zip(encoded.request.prompts, encoded.prompts, strict=True):
+                yield "messages" if isinstance(text, Conversation) else "prompt", ids
+
+
+def _encode_texts(
+    work: Work, template: PromptTemplate, limits: Limits, *, has_attention: bool
+) -> EncodedWork:
     match work:
         case AnswerRequest():
             _refuse_model_evidence(work)
@@ -151,7 +197,7 @@ def encode(
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
-            return _encode_completion(work, template, limits, vocabulary)
+            return _encode_completion(work, template, limits)
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:
@@ -177,7 +223,7 @@ def _refuse_attention(work: AnswerRequest) -> None:
 
 
 def _encode_completion(
-    work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
+    work: CompletionRequest, template: PromptTemplate, limits: Limits
 ) -> EncodedCompletion:
     tail = None if work.adapted is None else work.adapted.tail
     # Longest first: an oversized text is refused before the others are encoded.
@@ -186,8 +232,8 @@ def _encode_completion(
         for prompt in sorted(set(work.prompts), key=_size, reverse=True)
     }
     prompts = tuple(ids[prompt] for prompt in work.prompts)
-    for prompt in prompts:
-        _check_prompt(prompt, vocabulary, may_be_empty=tail is not None)
+    if tail is None and not all(prompts):
+        raise RequestError("prompt is empty", "prompt", "empty")
     encoded = EncodedCompletion(request=work, prompts=prompts)
     _check_log_probs(work, encoded.tokens)
     return encoded
@@ -220,15 +266,6 @@ def _check_length(ids: tuple[int, ...], longest: int) -> None:
 def _size(prompt: Prompt) -> int:
     """Return the length of a prompt in characters, messages or tokens."""
     return len(prompt.messages) if isinstance(prompt, Conversation) else len(prompt)
-
-
-def _check_prompt(prompt: tuple[int, ...], vocabulary: int, *, may_be_empty: bool) -> None:
-    if not prompt and not may_be_empty:
-        raise RequestError("prompt is empty", "prompt", "empty")
-    unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
-    if unknown is not None:
-        message = f"prompt: token {unknown} is not in the vocabulary, 0 to {vocabulary - 1}"
-        raise RequestError(message, "prompt", "unknown_token")
 
 
 def _check_log_probs(work: CompletionRequest, prompt_tokens: int) -> None:

@@ -35,6 +35,7 @@ class ModelBackend(Backend):
         self.parameters = model.num_parameters
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = str(model.device)
+        self.vocabulary = model.embedding.num_embeddings
         self.fingerprint = model.fingerprint()
         self.limits = settings.limits
         try:
@@ -59,7 +60,7 @@ class ModelBackend(Backend):
                 work,
                 template,
                 self.limits,
-                self.model.embedding.num_embeddings,
+                self.vocabulary,
                 has_attention=bool(self.model.attention_layers),
             )
 

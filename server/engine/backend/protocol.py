@@ -31,6 +31,8 @@ class Backend(Protocol):
     """How many the base model has."""
     dtype: str
     device: str
+    vocabulary: int
+    """Number of tokens that the model knows; ids are below it. The tokenizer may have more."""
     prompt_form: PromptForm
     fingerprint: str
     """Hash of the base weights as they were loaded."""
