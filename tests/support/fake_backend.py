@@ -78,6 +78,7 @@ class FakeBackend(Backend):
     dtype = "float32"
     device = "cpu"
     prompt_form: PromptForm = "plain"
+    limits = Limits()
     fingerprint = FINGERPRINT
 
     def __init__(self) -> None:

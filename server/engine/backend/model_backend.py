@@ -36,7 +36,7 @@ class ModelBackend(Backend):
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = str(model.device)
         self.fingerprint = model.fingerprint()
-        self.limits = settings.limits
+        self.limits = settings.limits.within(model.context_length)
         try:
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
         except ValueError as error:
