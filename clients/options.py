@@ -158,6 +158,7 @@ class AnswerOptions(TypedDict, total=False):
         | EvidenceSpansOptions
         | None
     )
+    on_overflow: Literal["error", "truncate_middle", "passages"] | None
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float
@@ -173,6 +174,7 @@ class AnswerOptions(TypedDict, total=False):
 class AdaptationOptions(TypedDict, total=False):
     """Options of a kept adaptation: how to adapt, and how long to keep the result."""
 
+    on_overflow: Literal["error", "truncate_middle"]
     adapt: DocumentAdaptOptions
     ttl_seconds: float | None
     model: str | None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from refine_server.server.engine.run import Run
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.interface.reports import AdaptationReport, StepReport
+from refine_server.ttt.interface.reports import AdaptationReport, Overflow, StepReport
 from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -41,7 +41,8 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
         request: the document and how to adapt to it.
         fingerprint: the base weights.
     """
-    parts = [fingerprint, request.owner, request.adapt.model_dump(mode="json")]
+    adapt = request.adapt.model_dump(mode="json")
+    parts = [fingerprint, request.owner, adapt, request.on_overflow]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     # The document as it is: to escape a long one as JSON would hold up the event loop.
     digest.update(b"\0" + request.document.encode())
@@ -104,6 +105,7 @@ class Adaptation:
         # The result
         self.report: AdaptationReport | None = None
         self.document_tokens: int | None = None
+        self.overflow: Overflow | None = None
         self.document: AdaptedDocument | None = None
         """None while it is not in memory."""
         self.nbytes = 0

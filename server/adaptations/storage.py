@@ -19,7 +19,7 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings, SettingsError
 from refine_server.ttt.interface.errors import DamagedError
-from refine_server.ttt.interface.reports import AdaptationReport
+from refine_server.ttt.interface.reports import AdaptationReport, overflow_of
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.document import AdaptedDocument
@@ -140,6 +140,7 @@ class Storage:
         try:
             report = AdaptationReport.model_validate(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
+            overflow = overflow_of(manifest.description)
         except (KeyError, TypeError, ValueError) as error:
             logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)
             return None
@@ -148,6 +149,7 @@ class Storage:
         adaptation.created_at = manifest.created_at
         adaptation.report, adaptation.steps = report, list(report.steps)
         adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
+        adaptation.overflow = overflow
         adaptation.stored = True
         adaptation.admitted.set_result(None)
         adaptation.set_status(Status.READY)

@@ -45,6 +45,11 @@ def wait_until_open(app: FastAPI) -> None:
         wait_for(lambda: app.state.adaptations.is_open)
 
 
+@pytest.fixture(name="wait_until_open", scope="session")
+def _wait_until_open() -> Callable[[FastAPI], None]:
+    return wait_until_open
+
+
 @pytest.fixture(name="wait_for")
 def _wait_for() -> Callable[..., None]:
     return wait_for

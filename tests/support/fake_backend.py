@@ -79,6 +79,7 @@ class FakeBackend(Backend):
     device = "cpu"
     vocabulary = VOCABULARY
     prompt_form: PromptForm = "plain"
+    limits = Limits()
     fingerprint = FINGERPRINT
 
     def __init__(self) -> None:

@@ -4,67 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut
-from refine_server.ttt.evidence.lexical import score_by_words
-from refine_server.ttt.evidence.passages import join
-from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import (
-    DocumentSpan,
-    Evidence,
-    EvidenceByWords,
-    EvidenceSpans,
+from refine_server.ttt.evidence.candidates import (
+    Candidates,
+    find_candidates,
+    named_chunks,
+    tokens_of,
 )
-from refine_server.ttt.interface.reports import Citation
+from refine_server.ttt.evidence.chunks import Chunk
+from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS, join
+from refine_server.ttt.evidence.reading import PASSAGES, DocumentReader, Reading
+from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.evidence import Evidence, EvidenceByWords, EvidenceSpans
+from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import AnswerRequest, Limits
 
-AIMED_SHARE = 4
-"""Behind passages an adaptation is aimed at one of so many of them: aimed at all that is there, it
-would have no aim."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidates:
-    """The chunks of a document that can be evidence, and how well they fit the query."""
-
-    document: str
-    chunks: tuple[Chunk, ...]
-    """In the document's order."""
-    scores: tuple[float, ...] | None
-    """Of the chunks; None where the model is to score them, or where the client named them."""
-    count: int
-    """The most chunks that are evidence."""
-
-    def chosen(self) -> list[int]:
-        """Return the numbers of the chunks that are evidence, in the document's order.
-
-        The best ones that have anything in common with the query, or the first ones where none has.
-        """
-        scores = self.scores
-        if scores is None or not any(score > 0 for score in scores):
-            return list(range(min(self.count, len(self.chunks))))
-        return sorted(n for n in self._by_score()[: self.count] if scores[n] > 0)
-
-    def best(self) -> list[int]:
-        """Return the numbers of the best ``1 / AIMED_SHARE`` of the evidence."""
-        chosen = self.chosen()
-        ranked = [n for n in self._by_score() if n in set(chosen)]
-        return sorted(ranked[: -(-len(chosen) // AIMED_SHARE)])
-
-    def citations(self) -> tuple[Citation, ...]:
-        """Cite the evidence."""
-        return tuple(
-            Citation(
-                start=(chunk := self.chunks[n]).first,
-                end=chunk.last,
-                text=self.document[chunk.first : chunk.last],
-                score=None if self.scores is None else self.scores[n],
-            )
-            for n in self.chosen()
-        )
-
-    def _by_score(self) -> list[int]:
-        scores = self.scores or (0.0,) * len(self.chunks)
-        return sorted(range(len(self.chunks)), key=lambda n: -scores[n])
+REPEATED_SHARE = 4
+"""Evidence is repeated in one of so many parts of the room that a long document has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +35,8 @@ class Context:
     aim: tuple[tuple[int, int], ...]
     """Tokens of the prompt's document that an adaptation is aimed at: first, and one beyond the
     last. Empty where nothing is adapted on evidence, or where the model is to choose it."""
+    overflow: Overflow | None
+    """How the document was shortened; None where all of it is read, or evidence alone."""
 
 
 def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
@@ -92,69 +49,173 @@ def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits
     needed = work.context != "document" or work.adapt.on.kind == "evidence"
     if evidence is None and needed:
         evidence = EvidenceByWords()
-    if evidence is None:
-        prompt = template.encode_document(work.document, limits)
-        query = template.encode_query(work.query, limits, tail=prompt.tail)
-        return Context(prompt=prompt, query=query, candidates=None, aim=())
-    own_ids, offsets = template.locate_tokens(work.document, limits)
-    candidates = _candidates(work, evidence, offsets)
-    if work.context != "document" and evidence.by in ("attention", "utility"):
+    if work.context != "document" and evidence and evidence.by in ("attention", "utility"):
         message = f"evidence.by: {evidence.by} needs the context to be document"
         raise RequestError(message, "evidence.by", "invalid_value")
-    if work.context == "passages":
-        return _encode_passages(work, template, limits, candidates)
-    return _encode_document(work, template, limits, candidates, own_ids)
-
-
-def _encode_passages(
-    work: AnswerRequest, template: PromptTemplate, limits: Limits, candidates: Candidates
-) -> Context:
-    """Encode the evidence in place of the document."""
-    chosen = candidates.chosen()
-    text, places = join(work.document, [candidates.chunks[n] for n in chosen])
-    prompt = template.encode_document(text, limits)
-    query = template.encode_query(work.query, limits, tail=prompt.tail)
-    aim: list[tuple[int, int]] = []
-    if work.adapt.on.kind == "evidence":
-        ids, offsets = template.locate_tokens(text, limits)
-        to_prompt, best = align(ids, prompt.document), candidates.best()
-        spans = [_tokens_of(places[chosen.index(n)], offsets) for n in best]
-        aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
-    return Context(prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim))
-
-
-def _encode_document(
-    work: AnswerRequest,
-    template: PromptTemplate,
-    limits: Limits,
-    candidates: Candidates,
-    own_ids: Sequence[int],
-) -> Context:
-    """Encode the document, and its evidence before the query if that is to be repeated.
-
-    Args:
-        own_ids: the document's tokens, as the candidates count them.
-    """
-    chosen = candidates.chosen()
-    evidence = [candidates.chunks[n] for n in chosen]
-    is_part = sum(chunk.end - chunk.start for chunk in evidence) < len(own_ids)
-    repeated = ""
-    if work.context == "document+passages" and is_part:  # else it was just read
-        repeated, _ = join(work.document, evidence)
-    prompt = template.encode_document(work.document, limits)
-    query = template.encode_query(work.query, limits, tail=prompt.tail, passages=repeated)
-    to_prompt = align(own_ids, prompt.document)
-    chunks = tuple(
-        replace(chunk, start=to_prompt(chunk.start), end=to_prompt(chunk.end))
-        for chunk in candidates.chunks
+    encoder = _ContextEncoder(
+        work=work,
+        evidence=evidence,
+        template=template,
+        limits=limits,
+        free=_count_free(work, template, limits),
     )
-    aim = [(chunks[n].start, chunks[n].end) for n in chosen]
-    return Context(
-        prompt=prompt,
-        query=query,
-        candidates=replace(candidates, chunks=chunks),
-        aim=_nonempty(aim),
-    )
+    return encoder.passages() if work.context == "passages" else encoder.document()
+
+
+def _count_free(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> int | None:
+    """Return how many tokens are left to the document and to evidence; None: any number."""
+    if limits.context_length is None:
+        return None
+    query_tokens = len(template.encode_query(work.query, limits))
+    return limits.beside(template.header_tokens + query_tokens, work.sampling.max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ContextEncoder:
+    """Encodes one request's context."""
+
+    work: AnswerRequest
+    evidence: Evidence | None
+    template: PromptTemplate
+    limits: Limits
+    free: int | None
+    """Tokens that are left to the document and to evidence; None: any number."""
+
+    @property
+    def room(self) -> int:
+        """The most tokens that are read in place of the document."""
+        longest = self.limits.document_tokens
+        return longest if self.free is None else min(longest, self.free)
+
+    def passages(self) -> Context:
+        """Encode the evidence in place of the document."""
+        work, template, evidence = self.work, self.template, self.evidence
+        assert evidence is not None
+        document = work.document
+        _, offsets = template.locate_tokens(document, self.limits.sent_tokens)
+        whole, longest = Reading.whole(document, offsets), max(self.room - SEPARATOR_TOKENS, 1)
+        candidates = find_candidates(document, work.query, evidence, offsets, whole, longest)
+        candidates = self._fitting(candidates)
+        chosen = candidates.chosen()
+        text, places = join(document, [candidates.chunks[n] for n in chosen])
+        prompt = template.encode_document(text, self.limits)
+        query = template.encode_query(work.query, self.limits, tail=prompt.tail)
+        aim: list[tuple[int, int]] = []
+        if work.adapt.on.kind == "evidence":
+            ids, offsets = template.locate_tokens(text, self.limits.document_tokens)
+            to_prompt = align(ids, prompt.document)
+            aimed = (places[chosen.index(n)] for n in candidates.best())
+            spans = [tokens_of((place.first, place.last), offsets) for place in aimed]
+            aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
+        return Context(
+            prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim), overflow=None
+        )
+
+    def _fitting(self, candidates: Candidates) -> Candidates:
+        """Return the candidates with as much evidence as there is room for.
+
+        Raises:
+            RequestError: the client names more than that.
+        """
+        fitting = candidates.within(self.room)
+        if isinstance(self.evidence, EvidenceSpans) and fitting.count < candidates.count:
+            message = (
+                f"evidence.spans: {candidates.tokens} tokens; at most {self.room} are accepted"
+            )
+            raise RequestError(message, "evidence.spans", "document_too_long")
+        return fitting
+
+    def document(self) -> Context:
+        """Encode the document, and its evidence before the query if that is to be repeated."""
+        work, template, evidence = self.work, self.template, self.evidence
+        reader = DocumentReader(template=template, limits=self.limits, on_overflow=work.on_overflow)
+        if evidence is None and (whole := reader.read_whole(work.document, self.room)):
+            query = template.encode_query(work.query, self.limits, tail=whole.tail)
+            return Context(prompt=whole, query=query, candidates=None, aim=(), overflow=None)
+        own_ids, offsets = reader.locate(work.document, self.room)
+        named = named_chunks(evidence, work.document, offsets)
+        room, left = self._share(len(own_ids), named)
+        reading, prompt, overflow = reader.read(work.document, offsets, room, work.query, named)
+        if evidence is None:
+            query = template.encode_query(work.query, self.limits, tail=prompt.tail)
+            return Context(prompt=prompt, query=query, candidates=None, aim=(), overflow=overflow)
+        longest = room if overflow is None else max(room // PASSAGES, 1)
+        found = find_candidates(work.document, work.query, evidence, offsets, reading, longest)
+        repeated = self._repeated(found, reading, left)
+        query = template.encode_query(work.query, self.limits, tail=prompt.tail, passages=repeated)
+        candidates = self._in_prompt(found, reading, own_ids, prompt)
+        aimed = (candidates.chunks[n] for n in candidates.chosen())
+        return Context(
+            prompt=prompt,
+            query=query,
+            candidates=candidates,
+            aim=_nonempty([(chunk.start, chunk.end) for chunk in aimed]),
+            overflow=overflow,
+        )
+
+    def _share(self, tokens: int, named: Sequence[Chunk]) -> tuple[int, int | None]:
+        """Share the room between a document and its evidence that is repeated.
+
+        Args:
+            tokens: of the whole document.
+            named: the evidence, where the client names it.
+
+        Returns:
+            The most tokens that are read of the document, and that are repeated; None: any number.
+        """
+        if self.free is None or self.work.context != "document+passages":
+            return self.room, None
+        if tokens <= self.room:
+            return self.room, self.free - tokens
+        if isinstance(self.evidence, EvidenceByWords):
+            wanted = self.evidence.count * (self.evidence.tokens + SEPARATOR_TOKENS)
+        else:
+            wanted = sum(chunk.end - chunk.start + SEPARATOR_TOKENS for chunk in named)
+        repeated = min(wanted, self.free // REPEATED_SHARE)
+        return min(self.limits.document_tokens, self.free - repeated), repeated
+
+    def _repeated(self, candidates: Candidates, reading: Reading, left: int | None) -> str:
+        """Return the text of the evidence that is read again before the query."""
+        if self.work.context != "document+passages":
+            return ""
+        fitting = candidates if left is None else candidates.within(left)
+        evidence = [candidates.chunks[n] for n in fitting.chosen()]
+        if _tokens(evidence) >= _tokens(reading.parts):  # it was just read
+            return ""
+        return join(self.work.document, evidence)[0]
+
+    def _in_prompt(
+        self,
+        candidates: Candidates,
+        reading: Reading,
+        own_ids: Sequence[int],
+        prompt: DocumentPrompt,
+    ) -> Candidates:
+        """Return the candidates with their places among the tokens of the prompt's document.
+
+        Args:
+            candidates: with their places among the document's own tokens.
+            reading: what is read of the document.
+            own_ids: the document's own tokens.
+            prompt: what is read, encoded.
+        """
+        if reading.text == self.work.document:
+            places = [(chunk.start, chunk.end) for chunk in candidates.chunks]
+            to_prompt = align(own_ids, prompt.document)
+        else:
+            ids, offsets = self.template.locate_tokens(reading.text, self.limits.sent_tokens)
+            ends = ((chunk.first, chunk.last) for chunk in candidates.chunks)
+            places = [tokens_of((reading.place(a), reading.place(b)), offsets) for a, b in ends]
+            to_prompt = align(ids, prompt.document)
+        chunks = tuple(
+            replace(chunk, start=to_prompt(start), end=to_prompt(end))
+            for chunk, (start, end) in zip(candidates.chunks, places, strict=True)
+        )
+        return replace(candidates, chunks=chunks)
+
+
+def _tokens(chunks: Sequence[Chunk]) -> int:
+    return sum(chunk.end - chunk.start for chunk in chunks)
 
 
 def _nonempty(places: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -186,37 +247,3 @@ def align(own: Sequence[int], other: Sequence[int]) -> Callable[[int], int]:
         return head + (at - head) * others // between
 
     return place
-
-
-def _candidates(work: AnswerRequest, evidence: Evidence, offsets: Offsets) -> Candidates:
-    document = work.document
-    if isinstance(evidence, EvidenceSpans):
-        chunks = [_named(span, n, document, offsets) for n, span in enumerate(evidence.spans)]
-        chunks.sort(key=lambda chunk: chunk.start)
-        named = tuple(chunks)
-        return Candidates(document=document, chunks=named, scores=None, count=len(named))
-    chunks = cut(document, offsets, evidence.tokens)
-    scores = None
-    if isinstance(evidence, EvidenceByWords):
-        texts = [document[chunk.first : chunk.last] for chunk in chunks]
-        scores = tuple(score_by_words(texts, evidence.query or work.query))
-    return Candidates(document=document, chunks=tuple(chunks), scores=scores, count=evidence.count)
-
-
-def _named(span: DocumentSpan, number: int, document: str, offsets: Offsets) -> Chunk:
-    first, last = span.start, span.end
-    if not (first < last <= len(document) and document[first:last].strip()):
-        message = (
-            f"evidence.spans.{number}: {first} to {last} is no text of the document, which has "
-            f"{len(document)} characters"
-        )
-        raise RequestError(message, f"evidence.spans.{number}", "invalid_value")
-    start, end = _tokens_of((first, last), offsets)
-    return Chunk(start=start, end=end, first=first, last=last)
-
-
-def _tokens_of(place: tuple[int, int], offsets: Offsets) -> tuple[int, int]:
-    """Return the tokens that share a character with a place in their text."""
-    first, last = place
-    inside = [n for n, (a, b) in enumerate(offsets) if a < last and first < b]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -10,6 +10,13 @@ ContextStrategy = Literal["document", "passages", "document+passages"]
 """What the model reads before the query: the document, its evidence instead, or both."""
 
 
+OnOverflow = Literal["error", "truncate_middle", "passages"]
+"""What is done with a document that is too long to be read as a whole: it is refused, its middle is
+cut out, or the passages are read that fit the query best."""
+OnDocumentOverflow = Literal["error", "truncate_middle"]
+"""The same for a document whose query is not known."""
+
+
 class _Evidence(StrictModel):
     model_config = ConfigDict(
         frozen=True, use_attribute_docstrings=True, json_schema_extra={"required": ["by"]}

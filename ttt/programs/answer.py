@@ -14,7 +14,7 @@ from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
-from refine_server.ttt.evidence.context import Candidates
+from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.evidence.quotes import find_quotes
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.events import (
@@ -50,7 +50,7 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
         query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
     clock = Clock()
     fast, document = await _prefill(model, work.prompt, request)
-    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
     emit(DocumentAdapted(adapted))
 
@@ -87,6 +87,7 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
             adaptation=adapted.report,
             usage=usage,
             timings=clock.timings(),
+            overflow=adapted.overflow,
         )
     )
 
@@ -96,7 +97,7 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     request, clock = work.request, Clock()
     known = work.prompt.document
     fast, document = await _prefill(model, work.prompt, request)
-    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
 
     base_answer = None
     if request.compare_base:
@@ -189,7 +190,7 @@ async def _adapt(
         should_stop=should_stop,
     )
     emit(AdaptationEnded(adapted.report, time.monotonic() - began))
-    return replace(adapted, tail=work.prompt.tail)
+    return replace(adapted, tail=work.prompt.tail, overflow=work.overflow)
 
 
 def answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
@@ -246,5 +247,6 @@ async def emit_answer(
             timings=clock.timings(),
             citations=citations,
             quotes=quotes,
+            overflow=work.overflow,
         )
     )

@@ -7,7 +7,7 @@ import torch
 
 from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decoder import decode
-from refine_server.ttt.evidence.context import Candidates
+from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.evidence.scoring import score_by_attention, score_by_utility
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.events import (
@@ -59,7 +59,8 @@ async def answer_on_evidence(
         document = await call
         if documents is not None:
             documents.put(request.owner, document)
-    emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
+    seconds = clock.lap("prefill")
+    emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
     known = work.prompt.document
 
     base_answer = None

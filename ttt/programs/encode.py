@@ -5,11 +5,14 @@ Encoding needs the tokenizer and no model, so that it runs beside the model's th
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.context import Context, encode_context
+from refine_server.ttt.evidence.reading import DocumentReader
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility
+from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
     AnswerRequest,
@@ -20,6 +23,9 @@ from refine_server.ttt.interface.requests import (
     Prompt,
     Work,
 )
+
+if TYPE_CHECKING:  # it imports this module's callers
+    from refine_server.ttt.document import AdaptedDocument
 
 MAX_LOG_PROBS = 1_000_000
 """Log-probabilities in one response; bounds the memory of the server and of the client."""
@@ -42,6 +48,11 @@ class EncodedAnswer:
     def query(self) -> list[int]:
         """What follows it."""
         return self.context.query
+
+    @property
+    def overflow(self) -> Overflow | None:
+        """How the document was shortened, if it was."""
+        return self.context.overflow
 
     @property
     def tokens(self) -> int:
@@ -70,10 +81,12 @@ class EncodedAdapt:
     request: AdaptRequest
     prompt: DocumentPrompt
     query: list[int] | None
+    overflow: Overflow | None = None
+    """How the document was shortened, if it was."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the document."""
+        """Tokens of what is read of the document."""
         return len(self.prompt.document)
 
 
@@ -188,16 +201,46 @@ def _encode_texts(
             if work.adapt.on.kind == "evidence":
                 message = "adapt.on.kind: evidence is chosen for one query, in /v1/answers"
                 raise RequestError(message, "adapt.on.kind", "invalid_value")
-            prompt = template.encode_document(work.document, limits)
-            if work.query is None:
-                return EncodedAdapt(request=work, prompt=prompt, query=None)
-            query = template.encode_query(work.query, limits, tail=prompt.tail)
-            return EncodedAdapt(request=work, prompt=prompt, query=query)
+            return _encode_adapt(work, template, limits)
         case AskRequest():
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
+            _require_place(work.adapted, len(query), limits, "query", "query_too_long")
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
             return _encode_completion(work, template, limits)
+
+
+def _encode_adapt(work: AdaptRequest, template: PromptTemplate, limits: Limits) -> EncodedAdapt:
+    """Encode a document to be kept, with room for the queries to come and their answers."""
+    room = limits.document_tokens
+    if limits.context_length is not None:
+        known = 0 if work.query is None else len(template.encode_query(work.query, limits))
+        kept_free = max(known, min(limits.query_tokens, limits.context_length // 4))
+        room = min(room, max(limits.context_length - template.header_tokens - kept_free, 0))
+    reader = DocumentReader(template=template, limits=limits, on_overflow=work.on_overflow)
+    prompt, overflow = reader.read_whole(work.document, room), None
+    if prompt is None:
+        _, offsets = reader.locate(work.document, room)
+        _, prompt, overflow = reader.read(work.document, offsets, room, work.query)
+    query = None
+    if work.query is not None:
+        query = template.encode_query(work.query, limits, tail=prompt.tail)
+    return EncodedAdapt(request=work, prompt=prompt, query=query, overflow=overflow)
+
+
+def _require_place(
+    adapted: "AdaptedDocument", tokens: int, limits: Limits, param: str, code: str
+) -> None:
+    """Raise RequestError if the model has no positions for a text behind an adapted document."""
+    if limits.context_length is None:
+        return
+    left = limits.context_length - int(adapted.state.position[0]) - 1
+    if tokens > left:
+        message = (
+            f"{param}: {tokens} tokens; at most {left} follow this document in the model's "
+            f"{limits.context_length}, with one for the answer"
+        )
+        raise RequestError(message, param, code)
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:
@@ -234,6 +277,9 @@ def _encode_completion(
     prompts = tuple(ids[prompt] for prompt in work.prompts)
     if tail is None and not all(prompts):
         raise RequestError("prompt is empty", "prompt", "empty")
+    if work.adapted is not None:
+        for prompt in prompts:
+            _require_place(work.adapted, len(prompt), limits, "prompt", TOO_LONG)
     encoded = EncodedCompletion(request=work, prompts=prompts)
     _check_log_probs(work, encoded.tokens)
     return encoded

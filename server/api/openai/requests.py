@@ -18,7 +18,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from refine_server.server.api.fields import AnswerTokens, StopStrings, Text, answer_tokens
+from refine_server.server.api.fields import (
+    AnswerTokens,
+    OnDocumentOverflow,
+    StopStrings,
+    Text,
+    answer_tokens,
+)
 from refine_server.ttt.interface.config import (
     DocumentAdaptConfig,
     SamplingConfig,
@@ -93,6 +99,7 @@ class TttOptions(StrictModel):
     document: Text | None = Field(
         None, description="The text to adapt to; the request's prompts or messages follow it."
     )
+    on_overflow: OnDocumentOverflow = "truncate_middle"
     adapt: DocumentAdaptConfig = Field(
         DocumentAdaptConfig(), description="Settings of the adaptation, as in /v1/adaptations."
     )

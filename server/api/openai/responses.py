@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from refine_server.ttt.interface.reports import Overflow
+
 
 class CompletionUsage(BaseModel):
     """Token counts, without those of an adaptation."""
@@ -22,6 +24,9 @@ class TttReport(BaseModel):
     adaptation: str
     adapted: bool
     document_tokens: int
+    overflow: Overflow | None = Field(
+        description="How the document was shortened because it was too long; null if it was not."
+    )
 
 
 class _Response(BaseModel):
@@ -107,7 +112,7 @@ class Tokens(BaseModel):
     """A text's tokens (as vLLM)."""
 
     count: int
-    max_model_len: int = Field(description="The longest prompt that is accepted.")
+    max_model_len: int = Field(description="The longest prompt and its answer together.")
     tokens: list[int]
     token_strs: list[str] | None = None
 

@@ -12,7 +12,6 @@ from refine_server.server.api.fields import require_model
 from refine_server.server.api.openai.requests import TttOptions
 from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest
 
@@ -62,7 +61,8 @@ async def open_target(
         if adaptation_id is not None:
             message = "ttt.document: cannot be combined with a model that is an adaptation"
             raise ApiError(422, message, "invalid_value", param="ttt.document")
-        adaptation_id = await _adapt(ttt.document, ttt.adapt, adaptations, owner, request_id)
+        request = AdaptRequest(ttt.document, ttt.adapt, owner, on_overflow=ttt.on_overflow)
+        adaptation_id = await _adapt(request, adaptations, request_id)
     if adaptation_id is None:
         yield Target()
         return
@@ -72,16 +72,14 @@ async def open_target(
             adaptation=adaptation_id,
             adapted=document.report.adapted,
             document_tokens=document.document_tokens,
+            overflow=document.overflow,
         )
         yield Target(document, report)
 
 
-async def _adapt(
-    document: str, adapt: AdaptConfig, adaptations: Adaptations, owner: str, request_id: str
-) -> str:
+async def _adapt(request: AdaptRequest, adaptations: Adaptations, request_id: str) -> str:
     """Start or join an adaptation to the document, and return its id."""
     try:
-        request = AdaptRequest(document, adapt, owner)
         return (await adaptations.create(request, request_id=request_id)).id
     except RequestError as error:
         raise RequestError(str(error), f"ttt.{error.param}", error.code) from None

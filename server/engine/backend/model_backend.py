@@ -37,7 +37,7 @@ class ModelBackend(Backend):
         self.device = str(model.device)
         self.vocabulary = model.embedding.num_embeddings
         self.fingerprint = model.fingerprint()
-        self.limits = settings.limits
+        self.limits = settings.limits.within(model.context_length)
         try:
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
         except ValueError as error:

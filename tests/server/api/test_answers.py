@@ -178,7 +178,7 @@ def test_a_missing_field_is_named(client: TestClient) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_long_document_is_413_before_a_stream_begins(client: TestClient, streamed: bool) -> None:
-    response = post(client, document="word " * 51, stream=streamed)
+    response = post(client, document="word " * 200, stream=streamed)
     error = response.json()["error"]
     assert response.status_code == 413
     assert (error["param"], error["code"]) == ("document", "document_too_long")
