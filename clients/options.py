@@ -163,6 +163,7 @@ class AnswerOptions(TypedDict, total=False):
     adaptation: str | None
     context: ContextStrategy | None
     evidence: EvidenceOptions | None
+    on_overflow: Literal["error", "truncate_middle", "passages"] | None
     adapt: AdaptOptions
     max_tokens: int | None
     temperature: float
@@ -178,6 +179,7 @@ class AnswerOptions(TypedDict, total=False):
 class AdaptationOptions(TypedDict, total=False):
     """Options of a kept adaptation: how to adapt, and how long to keep the result."""
 
+    on_overflow: Literal["error", "truncate_middle"]
     adapt: DocumentAdaptOptions
     queries: list[str]
     evidence: EvidenceOptions | None
@@ -199,4 +201,5 @@ class TttOptions(TypedDict, total=False):
     document: str | None
     context: ContextStrategy | None
     evidence: EvidenceOptions | None
+    on_overflow: Literal["error", "truncate_middle", "passages"] | None
     adapt: DocumentAdaptOptions

@@ -107,6 +107,22 @@ class Quote(_WireObject):
     text: str
 
 
+class LeftOut(_WireObject):
+    """A part of the document that was not read, in characters."""
+
+    start: int
+    end: int
+
+
+class Overflow(_WireObject):
+    """How a document that was too long to be read as a whole was shortened."""
+
+    handled: Literal["truncate_middle", "passages"]
+    document_tokens: int
+    read_tokens: int
+    left_out: list[LeftOut]
+
+
 class PromptCitation(Citation):
     """A part of the document that is evidence for a prompt, by the prompt's number."""
 
@@ -131,6 +147,7 @@ class TttReport(_WireObject):
     adaptation: str | None
     adapted: bool
     document_tokens: int
+    overflow: Overflow | None
     citations: list[PromptCitation] = []
     quotes: list[ChoiceQuote] = []
 
@@ -147,6 +164,7 @@ class Answer(Event):
     adapted: bool
     citations: list[Citation]
     quotes: list[Quote]
+    overflow: Overflow | None
     adaptation: AdaptationReport
     usage: Usage
     timings: Timings
@@ -175,6 +193,7 @@ class Adaptation(_WireObject):
     ttl_seconds: float
     config: dict[str, Any]
     document_tokens: int | None
+    overflow: Overflow | None
     steps: list[Step]
     accepted_step: int | None
     guard: str | None
@@ -229,6 +248,7 @@ class Model(_WireObject):
     fingerprint: str
     prompt_form: Literal["chat", "plain"]
     max_model_len: int
+    context_length: int | None
     parent: str | None = None
 
 

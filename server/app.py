@@ -22,12 +22,14 @@ from refine_server.server.api.openai import routes as openai
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
-from refine_server.server.http import errors
+from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
+from refine_server.server.http.middleware.head_requests import HeadRequests
 from refine_server.server.http.middleware.request_context import RequestContext
 from refine_server.server.http.middleware.security_headers import SecurityHeaders
 from refine_server.server.http.middleware.send_timeout import SendTimeout
+from refine_server.server.http.middleware.trailing_slash import TrailingSlash
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
 
@@ -79,11 +81,14 @@ def create_app(
         version=version("refine-server"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,
         middleware=[
+            Middleware(TrailingSlash),
             Middleware(SecurityHeaders),
+            *_cors(settings),
             Middleware(RequestContext, metrics=metrics),
             Middleware(SendTimeout, seconds=settings.client_timeout_seconds),
-            *_cors(settings),
+            Middleware(HeadRequests),
             Middleware(Authentication, keyring=keyring, quotas=quotas),
             Middleware(
                 BodyLimit,
@@ -98,7 +103,7 @@ def create_app(
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.started = int(time.time())
-    errors.install(app)
+    exception_handlers.install(app)
     for routes in (answers, adaptation_routes, openai, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
@@ -113,8 +118,11 @@ def _cors(settings: Settings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-            expose_headers=["retry-after", "x-request-id"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            # Clients send headers of their own, such as OpenAI's x-stainless-*. None is a secret of
+            # the browser's: it sends no cookies, and the origin is one that was named.
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["location", "retry-after", "x-request-id", "x-should-retry"],
         )
     ]

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
-from refine_server.ttt.interface.reports import AdaptationReport, Citation
+from refine_server.ttt.interface.reports import (
+    AdaptationReport,
+    Citation,
+    Overflow,
+    overflow_of,
+)
 from refine_server.ttt.models.state import STORABLE, State, field_names
 
 FORMAT = 1
@@ -39,6 +44,8 @@ class AdaptedDocument:
     """Tokens of the document itself, without the prompt's header and without its tail."""
     tail: str = ""
     """The document's last characters, which the state has not read: they are read with a query."""
+    overflow: Overflow | None = None
+    """How the document was shortened, if it was."""
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +73,7 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
         "owner": document.owner,
         "document_tokens": document.document_tokens,
         "tail": document.tail,
+        "overflow": document.overflow and document.overflow.model_dump(),
         "report": document.report.model_dump(),
         "state": state,
     }
@@ -95,6 +103,7 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
             report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
             tail=description.get("tail", ""),  # documents of version 0.2 have none
+            overflow=overflow_of(description),
         )
     except DamagedError:
         raise

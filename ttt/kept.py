@@ -7,10 +7,10 @@ from safetensors import SafetensorError
 
 from refine_server.ttt import document
 from refine_server.ttt.document import FORMAT, AdaptedDocument
-from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.errors import DamagedError
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
-from refine_server.ttt.interface.requests import AnswerRequest, AskRequest
+from refine_server.ttt.interface.requests import DEFAULT_ADAPTATION, AnswerRequest, AskRequest
 from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
 Kept = AdaptedDocument | QueryAdaptation
@@ -63,13 +63,13 @@ def question(
     if isinstance(kept, AdaptedDocument):
         return AskRequest(kept, query, sampling, kept.owner)
     return AnswerRequest(
-        kept.document,
-        query,
-        AdaptConfig(objective="none"),
-        sampling,
-        compare_base,
-        kept.owner,
-        context,
-        evidence,
-        kept,
+        document=kept.document,
+        query=query,
+        adapt=DEFAULT_ADAPTATION,
+        sampling=sampling,
+        compare_base=compare_base,
+        owner=kept.owner,
+        context=context,
+        evidence=evidence,
+        kept=kept,
     )

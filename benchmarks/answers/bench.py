@@ -97,4 +97,4 @@ class AnswerBench:
         )
 
     def _locate(self, text: str) -> Offsets:
-        return self.template.locate_tokens(text, Limits())[1]
+        return self.template.locate_tokens(text, Limits().document_tokens)[1]

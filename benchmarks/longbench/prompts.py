@@ -21,18 +21,19 @@ class SplitPrompt:
     """Whether the middle of the context was cut out."""
 
 
-def split_prompt(row: Row, max_length: int, tokenizer: Tokenizer) -> SplitPrompt:
+def split_prompt(row: Row, max_length: int | None, tokenizer: Tokenizer) -> SplitPrompt:
     """Split a row's prompt into two parts, which have at most about ``max_length`` tokens together.
 
-    The official truncation keeps the first and the last half of the whole prompt's tokens. This one
-    does too, but it cuts the context only, never the instruction or the question. A row with an
-    unpaired surrogate is not truncated: tokenizers cannot encode it, and the server refuses it.
+    Without a ``max_length`` nothing is cut. The official truncation keeps the first and the last
+    half of the whole prompt's tokens. This one does too, but it cuts the context only, never the
+    instruction or the question. A row with an unpaired surrogate is not truncated: tokenizers
+    cannot encode it, and the server refuses it.
 
     Raises:
         DataError: the prompt is too long even without its context.
     """
     before, after = row.task.before, row.task.after(row.question)
-    if not _is_unicode(row.context + after):
+    if max_length is None or not _is_unicode(row.context + after):
         context, truncated = row.context, False
     else:
         around = len(tokenizer.encode(before)), len(tokenizer.encode(after))

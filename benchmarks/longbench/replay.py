@@ -10,8 +10,13 @@ from refine_server.benchmarks.replay.questions import Question
 from refine_server.benchmarks.tokens import Tokenizer
 
 
-def questions(rows: Sequence[Row], max_length: int, tokenizer: Tokenizer) -> Iterator[Question]:
-    """Yield each row as the benchmark asks and scores it, cut to ``max_length`` tokens."""
+def questions(
+    rows: Sequence[Row], max_length: int | None, tokenizer: Tokenizer
+) -> Iterator[Question]:
+    """Yield each row as the benchmark asks and scores it, cut to ``max_length`` tokens.
+
+    Without one the server cuts, to what its model reads.
+    """
     for row in rows:
         asked = split_prompt(row, max_length, tokenizer)
         kept = {

@@ -52,11 +52,13 @@ def longbench(
         int | None, typer.Option(min=1, help="Use only the first rows of each task.")
     ] = None,
     max_length: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=32, help="Maximum prompt length in tokens; the middle of a longer one is cut out."
+            min=32,
+            help="Maximum prompt length in tokens; the middle of a longer one is cut out. Default: "
+            "the server cuts the middle out of a document that is longer than it reads.",
         ),
-    ] = 16_000,
+    ] = None,
     tokenizer: TokenizerName = None,
     concurrency: Concurrency = 1,
     resume: Resume = False,

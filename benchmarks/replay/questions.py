@@ -47,6 +47,8 @@ class Result:
     timings: dict[str, float]
     usage: dict[str, int]
     steps: list[dict[str, Any]]
+    truncated: bool = False
+    """Whether the middle of the document was cut out, here or by the server."""
 
     @property
     def key(self) -> Key:
@@ -66,13 +68,16 @@ class Result:
             guard=answer.adaptation.guard,
             timings=answer.timings.model_dump(),
             usage=answer.usage.model_dump(),
+            truncated=question.kept.get("truncated", False) or answer.overflow is not None,
             steps=[step.model_dump(include=set(CURVE_FIELDS)) for step in answer.adaptation.steps],
         )
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "Result":
         """Parse a line of a predictions file."""
-        return cls(**{name: line[name] for name in cls.__dataclass_fields__})
+        fields = [name for name in cls.__dataclass_fields__ if name != "truncated"]
+        truncated = line.get("truncated", False)  # lines of earlier versions may have none
+        return cls(**{name: line[name] for name in fields}, truncated=truncated)
 
     def line(self, question: Question, prediction: str) -> dict[str, Any]:
         """Return the line of a predictions file, which ``longbench-score`` can read, too."""

@@ -92,6 +92,7 @@ class Replay:
                 question.query,
                 document=question.document,
                 context="document",
+                on_overflow="truncate_middle",  # as LongBench does
                 adapt=adapt,
                 max_tokens=question.max_tokens,
             )

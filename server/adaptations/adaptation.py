@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from refine_server.server.engine.run import Run
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.interface.reports import AdaptationReport, Citation, StepReport
+from refine_server.ttt.interface.reports import (
+    AdaptationReport,
+    Citation,
+    Overflow,
+    StepReport,
+)
 from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -43,7 +48,8 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
     """
     evidence = request.evidence and request.evidence.model_dump(mode="json")
     aim = [list(request.queries), evidence]
-    parts = [fingerprint, request.owner, request.adapt.model_dump(mode="json"), aim]
+    adapt = request.adapt.model_dump(mode="json")
+    parts = [fingerprint, request.owner, adapt, request.on_overflow, aim]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     # The document as it is: to escape a long one as JSON would hold up the event loop.
     digest.update(b"\0" + request.document.encode())
@@ -108,6 +114,7 @@ class Adaptation:
         self.citations: tuple[Citation, ...] = ()
         """The evidence that it was aimed at."""
         self.document_tokens: int | None = None
+        self.overflow: Overflow | None = None
         self.document: Kept | None = None
         """None while it is not in memory."""
         self.nbytes = 0

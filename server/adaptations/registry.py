@@ -227,6 +227,7 @@ class Adaptations:
     async def _handle(self, adaptation: Adaptation, event: Event) -> None:
         match event:
             case DocumentRead():
+                adaptation.overflow = event.overflow
                 adaptation.set_status(Status.ADAPTING)
             case AdaptationStep(report):
                 adaptation.add_step(report)

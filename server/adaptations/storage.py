@@ -19,7 +19,7 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings, SettingsError
 from refine_server.ttt.interface.errors import DamagedError
-from refine_server.ttt.interface.reports import AdaptationReport, Citation
+from refine_server.ttt.interface.reports import AdaptationReport, Citation, overflow_of
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
@@ -141,6 +141,7 @@ class Storage:
             report = AdaptationReport.model_validate(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
             cited = [Citation.model_validate(c) for c in manifest.description.get("citations", ())]
+            overflow = overflow_of(manifest.description)
         except (KeyError, TypeError, ValueError) as error:
             logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)
             return None
@@ -150,6 +151,7 @@ class Storage:
         adaptation.report, adaptation.steps = report, list(report.steps)
         adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
         adaptation.citations = tuple(cited)
+        adaptation.overflow = overflow
         adaptation.stored = True
         adaptation.admitted.set_result(None)
         adaptation.set_status(Status.READY)

@@ -19,9 +19,10 @@ from refine_server.server.api.fields import require_model
 from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
+from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import event_stream, event_stream_docs
 
-router = APIRouter(prefix="/v1/adaptations", tags=["adaptations"])
+router = APIRouter(prefix="/v1/adaptations", tags=["adaptations"], route_class=JsonRoute)
 
 AdaptationId = Annotated[str, Path(max_length=128, description="The adaptation's id.")]
 

@@ -5,12 +5,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.api.fields import Priority, Text, Timeout
+from refine_server.server.api.fields import OnDocumentOverflow, Priority, Text, Timeout
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
 from refine_server.ttt.interface.evidence import Evidence
-from refine_server.ttt.interface.reports import Citation, EvalResult, Measured, StepReport
+from refine_server.ttt.interface.reports import (
+    Citation,
+    EvalResult,
+    Measured,
+    Overflow,
+    StepReport,
+)
 from refine_server.ttt.interface.requests import AdaptRequest
 from refine_server.ttt.interface.strict import StrictModel
 
@@ -24,6 +30,7 @@ class AdaptationBody(StrictModel):
     model_config = ConfigDict(title="AdaptationRequest")
 
     document: Text = Field(description="The text to adapt to.")
+    on_overflow: OnDocumentOverflow = "truncate_middle"
     adapt: DocumentAdaptConfig = DocumentAdaptConfig()
     queries: list[Text] = Field(
         default=[],
@@ -48,7 +55,9 @@ class AdaptationBody(StrictModel):
 
     def to_work(self, owner: str) -> AdaptRequest:
         """Return the work, for an owner."""
-        return AdaptRequest(self.document, self.adapt, owner, tuple(self.queries), self.evidence)
+        return AdaptRequest(
+            self.document, self.adapt, owner, tuple(self.queries), self.evidence, self.on_overflow
+        )
 
 
 EXAMPLES: dict[str, Any] = {
@@ -99,7 +108,11 @@ class AdaptationResource(BaseModel):
     )
     ttl_seconds: float
     config: AdaptConfig
-    document_tokens: int | None
+    document_tokens: int | None = Field(description="Tokens of what is read of the document.")
+    overflow: Overflow | None = Field(
+        description="How the document was shortened because it was too long; null if it was not, "
+        "and until it is read."
+    )
     steps: list[StepReport]
     accepted_step: int | None = Field(description="0: answers come from the base weights.")
     guard: str | None = Field(description="Why the steps are not used; null when they are.")
@@ -129,6 +142,7 @@ class AdaptationResource(BaseModel):
             ttl_seconds=adaptation.ttl_seconds,
             config=adaptation.config,
             document_tokens=adaptation.document_tokens,
+            overflow=adaptation.overflow,
             steps=adaptation.steps,
             accepted_step=report and report.accepted_step,
             guard=report and report.guard,

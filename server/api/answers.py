@@ -21,12 +21,13 @@ from refine_server.server.api.fields import require_model
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
+from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import ResponseEncoder, RunResponse, event_stream_docs
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import Work
 
-router = APIRouter(tags=["answers"])
+router = APIRouter(tags=["answers"], route_class=JsonRoute)
 
 STREAM_EVENTS = ("answer.base", "adaptation.step", "answer.delta", "answer.completed", "error")
 

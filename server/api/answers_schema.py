@@ -22,11 +22,19 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     Event,
 )
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
-from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Timings, Usage
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
+from refine_server.ttt.interface.reports import (
+    AdaptationReport,
+    Citation,
+    Overflow,
+    Quote,
+    Timings,
+    Usage,
+)
 from refine_server.ttt.interface.requests import (
     DEFAULT_ADAPTATION,
     DEFAULT_CONTEXT,
+    DEFAULT_OVERFLOW,
     LOCAL,
     AnswerRequest,
     AskRequest,
@@ -61,6 +69,13 @@ class AnswerBody(StrictModel):
         None,
         description="How evidence for the query is found in the document. Default: by words "
         "(`bm25`), where the context or the adaptation needs evidence.",
+    )
+    on_overflow: OnOverflow | None = Field(
+        None,
+        description="What is done with a document that is too long to be read as a whole, by the "
+        "server's limit or because the model was trained for shorter sequences: `error` refuses "
+        "it, `truncate_middle` cuts its middle out, `passages` reads the passages that fit the "
+        f"query best. `overflow` of the response tells what was done. Default: {DEFAULT_OVERFLOW}.",
     )
     adapt: AdaptConfig = Field(
         DEFAULT_ADAPTATION,
@@ -100,6 +115,7 @@ class AnswerBody(StrictModel):
             owner=owner,
             context=context_or_default(self.context, self.evidence),
             evidence=self.evidence,
+            on_overflow=self.on_overflow or DEFAULT_OVERFLOW,
         )
 
     def to_question(self, kept: "Kept", sampling: SamplingConfig) -> AskRequest | AnswerRequest:
@@ -109,7 +125,7 @@ class AnswerBody(StrictModel):
             RequestError: a field is there that needs a document of the request's own, or the
                 document's text, which only an adaptation on evidence keeps.
         """
-        self._refuse_beside_adaptation("document", "adapt")
+        self._refuse_beside_adaptation("document", "on_overflow", "adapt")
         if kept.kind == "document":
             self._refuse_beside_adaptation("evidence", "compare_base")
             if self.context != "document":
@@ -131,7 +147,7 @@ class AnswerBody(StrictModel):
         for name in names:
             if name in self.model_fields_set and getattr(self, name) is not None:
                 message = f"{name}: cannot be combined with an adaptation"
-                if name not in ("document", "adapt"):
+                if name in ("context", "evidence", "compare_base"):
                     message += " to the whole document, only with one on evidence"
                 raise RequestError(message, name, "invalid_value")
 
@@ -219,6 +235,9 @@ class AnswerResponse(BaseModel):
     quotes: tuple[Quote, ...] = Field(
         description="The answer's own words that the document has, where evidence was looked for."
     )
+    overflow: Overflow | None = Field(
+        description="How the document was shortened because it was too long; null if it was not."
+    )
     adaptation: AnswerAdaptation
     usage: Usage
     timings: AnswerTimings
@@ -235,6 +254,7 @@ class AnswerResponse(BaseModel):
             adapted=done.adaptation.adapted,
             citations=done.citations,
             quotes=done.quotes,
+            overflow=done.overflow,
             adaptation=AnswerAdaptation(id=origin.adaptation_id, **dict(done.adaptation)),
             usage=done.usage,
             timings=AnswerTimings(queue_seconds=origin.queue_seconds, **dict(done.timings)),

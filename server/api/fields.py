@@ -1,6 +1,6 @@
 """Fields that several requests share: their types, bounds and checks."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -33,6 +33,16 @@ Timeout = Annotated[
         gt=0.0,
         le=86_400.0,
         description="Time limit in seconds; the server's own limit also applies.",
+    ),
+]
+
+OnDocumentOverflow = Annotated[
+    Literal["error", "truncate_middle"],
+    Field(
+        description="What is done with a document that is too long to be read as a whole, by the "
+        "server's limit or because the model was trained for shorter sequences: `error` refuses "
+        "it, `truncate_middle` cuts its middle out. A quarter of the model's length, at most the "
+        "longest query, is kept for queries and their answers."
     ),
 ]
 

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep
 from refine_server.server.http.errors import ApiError, documented
-from refine_server.ttt.interface.requests import PromptForm
+from refine_server.ttt.interface.requests import Limits, PromptForm
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -29,7 +29,14 @@ class Model(BaseModel):
         description="How documents, queries and messages become a prompt: by the tokenizer's chat "
         "template (chat), or as plain text (plain)."
     )
-    max_model_len: int = Field(description="The longest prompt, in tokens (as vLLM).")
+    max_model_len: int = Field(
+        description="The longest prompt and its answer together, in tokens (as vLLM): the server's "
+        "limits, or what the model was trained for where that is less."
+    )
+    context_length: int | None = Field(
+        description="The longest sequence, in tokens, that the model was trained for; null where "
+        "it reads sequences of any length."
+    )
     parent: str | None = Field(None, description="For an adaptation: the model that was adapted.")
 
 
@@ -46,7 +53,6 @@ async def list_models(
     owner: OwnerDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
-    settings: SettingsDep,
 ) -> ModelList:
     """List the served model and the caller's adaptations that are ready, in OpenAI's form."""
     backend = engine.ready()
@@ -57,11 +63,12 @@ async def list_models(
         family=backend.family,
         parameters=backend.parameters,
         prompt_form=backend.prompt_form,
-        max_model_len=settings.limits.prompt_tokens,
+        max_model_len=backend.limits.sequence_tokens,
+        context_length=backend.limits.context_length,
         fingerprint=backend.fingerprint,
     )
     ready = [a for a in adaptations.list(owner) if a.status is Status.READY]
-    return ModelList(data=[served, *(_adapted(served, a, settings) for a in ready)])
+    return ModelList(data=[served, *(_adapted(served, a, backend.limits) for a in ready)])
 
 
 @router.get("/{model:path}", responses=documented(404, 422, 503))
@@ -71,22 +78,22 @@ async def get_model(
     owner: OwnerDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
-    settings: SettingsDep,
 ) -> Model:
     """Show one of the listed models."""
-    listed = await list_models(request, owner, engine, adaptations, settings)
+    listed = await list_models(request, owner, engine, adaptations)
     for candidate in listed.data:
         if candidate.id == model:
             return candidate
     raise ApiError(404, f"This server has no model {model!r}.", "model_not_found", param="model")
 
 
-def _adapted(served: Model, adaptation: Adaptation, settings: SettingsDep) -> Model:
+def _adapted(served: Model, adaptation: Adaptation, limits: Limits) -> Model:
+    left = limits.beside(adaptation.document_tokens or 0, 0)
     return served.model_copy(
         update={
             "id": adaptation.id,
             "created": int(adaptation.created_at),
             "parent": served.id,
-            "max_model_len": settings.limits.query_tokens,
+            "max_model_len": limits.query_tokens if left is None else left,
         }
     )

@@ -10,13 +10,15 @@ from refine_server.server.api.openai.responses import Detokenized, TokenizerInfo
 from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import EngineDep, SettingsDep
 from refine_server.server.http.errors import documented
+from refine_server.server.http.json_body import JsonRoute
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits
+from refine_server.ttt.programs.encode import require_known
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 
-router = APIRouter(tags=["tokenizer"])
+router = APIRouter(tags=["tokenizer"], route_class=JsonRoute)
 
 
 @router.post("/tokenize", responses=documented(400, 404, 413, 422, 503))
@@ -25,9 +27,11 @@ async def tokenize(
 ) -> Tokens:
     """Encode a text, or a conversation up to where the assistant answers.
 
-    A text longer than the longest prompt is refused.
+    A text longer than the longest prompt of the server is refused; the model may read less.
     """
-    require_model(body.model, engine.ready().name)
+    backend = engine.ready()
+    require_model(body.model, backend.name)
+    # Longer texts than the model reads can be counted, to be shortened by the client.
     limits = settings.limits
     messages = [message.to_message() for message in body.messages or ()]
     characters = len(body.prompt or "") + sum(len(message.content) for message in messages)
@@ -38,10 +42,11 @@ async def tokenize(
             ids = template.encode_prompt(body.prompt, limits, add_special_tokens=special)
         else:
             ids = template.encode_messages(messages, limits)
+        param = "messages" if body.prompt is None else "prompt"
+        require_known(ids, backend.vocabulary, param, template)
         texts = template.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        return Tokens(
-            count=len(ids), max_model_len=limits.prompt_tokens, tokens=ids, token_strs=texts
-        )
+        longest = backend.limits.sequence_tokens
+        return Tokens(count=len(ids), max_model_len=longest, tokens=ids, token_strs=texts)
 
     async with cancel_on_disconnect(request.receive):
         return await engine.with_tokenizer(encode, characters=characters)
@@ -71,8 +76,9 @@ async def detokenize(
 
 
 @router.get("/tokenizer_info", responses=documented(503))
-async def tokenizer_info(engine: EngineDep, settings: SettingsDep) -> TokenizerInfo:
+async def tokenizer_info(engine: EngineDep) -> TokenizerInfo:
     """Describe the special tokens and the chat template."""
+    limits = engine.ready().limits
 
     def describe(template: "PromptTemplate") -> TokenizerInfo:
         tokenizer = template.tokenizer
@@ -83,7 +89,7 @@ async def tokenizer_info(engine: EngineDep, settings: SettingsDep) -> TokenizerI
             pad_token=tokenizer.pad_token,
             unk_token=tokenizer.unk_token,
             chat_template=tokenizer.chat_template if template.is_chat else None,
-            model_max_length=settings.limits.prompt_tokens,
+            model_max_length=limits.sequence_tokens,
         )
 
     return await engine.with_tokenizer(describe, characters=0)

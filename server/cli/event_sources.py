@@ -1,5 +1,6 @@
 """Where a command's events come from: a model in this process, or a server."""
 
+import json
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,9 @@ from refine_server.server.api.answers_schema import AnswerBody, Origin, wire_eve
 from refine_server.server.cli.exit import InputError
 from refine_server.server.cli.progress import WireEvent
 from refine_server.server.engine.backend.opening import open_backend
-from refine_server.server.http.errors import invalid_body
+from refine_server.server.http.errors import ApiError
+from refine_server.server.http.json_body import parse_json
+from refine_server.server.http.validation import invalid_body
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import stream
 from refine_server.ttt.interface.events import Event
@@ -25,9 +28,13 @@ def parse_body(body: dict[str, Any]) -> AnswerBody:
         InputError: a field is invalid; the message names it.
     """
     try:
-        return AnswerBody.model_validate(body)
+        sent = parse_json(json.dumps(body).encode())
+        return AnswerBody.model_validate(sent)
+    except ApiError as error:
+        raise InputError(str(error)) from None
     except ValidationError as error:
-        raise InputError(str(invalid_body(error.errors()))) from None
+        located = [{**found, "loc": ("body", *found["loc"])} for found in error.errors()]
+        raise InputError(str(invalid_body(located, sent))) from None
 
 
 def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:

@@ -78,8 +78,12 @@ class Follower:
             print(json.dumps(response))
         elif response["object"] == "adaptation":
             print(response["id"])
+            if response["overflow"] is not None:
+                self._print_line(_shortened(response["overflow"]))
         else:
             print(response["answer"].strip())
+            if response["overflow"] is not None:
+                self._print_line(_shortened(response["overflow"]))
             for citation in response["citations"]:
                 self._print_line(_cited(citation))
             self._print_line(_summary(response["adaptation"], response["timings"]))
@@ -94,6 +98,13 @@ def _cited(citation: dict[str, Any]) -> str:
     if len(text) > MAX_CITED:
         text = text[: MAX_CITED - 1] + "…"
     return f"characters {citation['start']} to {citation['end']}: {text}"
+
+
+def _shortened(overflow: dict[str, Any]) -> str:
+    """Describe in one line what was read of a document that was too long."""
+    read, sent = overflow["read_tokens"], overflow["document_tokens"]
+    how = {"passages": "the passages that fit the question", "truncate_middle": "both ends"}
+    return f"read {read:,} of the document's {sent:,} tokens: {how[overflow['handled']]}"
 
 
 def _summary(adaptation: dict[str, Any], timings: dict[str, Any]) -> str:

@@ -1,20 +1,15 @@
 """Errors of the HTTP API: ``{"error": {"message", "type", "param", "code"}}`` and a status."""
 
 import json
-from collections.abc import Sequence
 from http import HTTPStatus
-from itertools import pairwise
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from typing_extensions import override
 
-from refine_server.server.http.moved import KINDS, MOVED, REMOVED
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
-from refine_server.ttt.interface.evidence import MEASURES
 
 TYPES = {
     401: "authentication_error",
@@ -25,24 +20,6 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
-CODES = {
-    400: "invalid_body",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "body_too_slow",
-    413: "body_too_large",
-}
-"""Codes of errors that Starlette and FastAPI raise, by status."""
-NO_OBJECT = ("model_type", "model_attributes_type")
-"""Pydantic's errors for a value that is no object, where it should be one."""
-NO_TAG = ("union_tag_invalid", "union_tag_not_found")
-"""Pydantic's errors for a field that tells alternatives apart, such as ``kind``, and is unknown or
-missing. They are located above it."""
-TAGS = {"on": KINDS, "evidence": MEASURES}
-"""Values of such fields, by what they are in. Pydantic has them in a location, but they are no
-fields."""
-MAX_NAME = 64
-"""Characters of a field's name that an error repeats; a client may send any name."""
 RETRY_SECONDS = 5
 """``Retry-After`` of a server that is starting, stopping or broken, which cannot estimate it."""
 
@@ -64,8 +41,8 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class ApiError(Exception):
-    """An error as a client receives it.
+class ApiError(HTTPException):
+    """An error as a client receives it. FastAPI lets it pass where it reads a body, too.
 
     Args:
         status: HTTP status.
@@ -86,12 +63,15 @@ class ApiError(Exception):
         retry_after: int | None = None,
         should_retry: bool = True,
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message)
         self.retry_after = retry_after
         self.should_retry = should_retry
         kind = TYPES.get(status, "invalid_request_error")
         self.body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
+
+    @override
+    def __str__(self) -> str:
+        return self.detail
 
     @property
     def json(self) -> str:
@@ -103,7 +83,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if not self.should_retry:
             headers["x-should-retry"] = "false"  # read by OpenAI's clients
-        return Response(self.json, self.status, headers, media_type="application/json")
+        return Response(self.json, self.status_code, headers, media_type="application/json")
 
 
 def unauthorized() -> ApiError:
@@ -156,7 +136,7 @@ def after_adapting(error: Exception) -> Exception:
         return error
     detail = error.body.error
     return ApiError(
-        error.status,
+        error.status_code,
         detail.message,
         detail.code,
         param=detail.param,
@@ -195,84 +175,6 @@ def as_api_error(error: Exception) -> ApiError:
         status = too_long if error.code.endswith(("_too_long", TOO_LONG)) else 422
         return ApiError(status, str(error), error.code, param=error.param)
     return internal()
-
-
-def invalid_body(errors: Sequence[Any]) -> ApiError:
-    """Return the error for what pydantic found wrong with a request.
-
-    The message names the first 20 fields at fault, ``param`` and ``code`` the first one.
-    """
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", first["msg"])
-        message = f"The body is not valid JSON: {reason} at character {first['loc'][-1]}."
-        return ApiError(400, message, "invalid_json")
-    if _path(first["loc"]) == "body":
-        message = "The body must be a JSON object, sent with content-type: application/json."
-        if first["type"] == "string_unicode":
-            message = "The name of a field is not valid Unicode text."
-        return ApiError(422, message, "invalid_body", param="body")
-    problems = [f"{_field(error)}: {_reason(error)}" for error in errors[:20]]
-    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
-    return ApiError(422, "; ".join(problems), code, param=_field(first))
-
-
-def _field(error: Any) -> str:
-    path = _path(error["loc"])
-    if error["type"] not in NO_TAG:
-        return path
-    name = error["ctx"]["discriminator"].strip("'")
-    return f"{path}.{name}"
-
-
-def _path(location: Sequence[int | str]) -> str:
-    parts = [str(part)[:MAX_NAME] for part in location]
-    steps = pairwise(["", *parts])
-    fields = [part for before, part in steps if part not in TAGS.get(before, ())]
-    return ".".join(fields[1:] if fields[0] == "body" and len(fields) > 1 else fields)
-
-
-def _reason(error: Any) -> str:
-    *above, name = error["loc"]
-    is_unfit = error["type"] in ("extra_forbidden", *NO_OBJECT)
-    if is_unfit and above[-1:] == ["adapt"]:
-        if name in MOVED:
-            return f"moved to {_path(above)}.{MOVED[name]}"
-        if name in REMOVED:
-            return REMOVED[name]
-    match error["type"]:
-        case "extra_forbidden":
-            return "there is no such field"
-        case kind if kind in NO_OBJECT:
-            return "must be an object"
-        case "union_tag_invalid":
-            return f"must be one of {error['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return "required"
-    return str(error["msg"]).removeprefix("Value error, ")  # of our own validators
-
-
-def install(app: FastAPI) -> None:
-    """Install the handlers that turn every exception of a route into a response."""
-
-    @app.exception_handler(ApiError)
-    async def _api_error(_: Request, error: ApiError) -> Response:
-        return error.response()
-
-    @app.exception_handler(RequestError)
-    async def _request_error(_: Request, error: RequestError) -> Response:
-        return as_api_error(error).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> Response:
-        return invalid_body(error.errors()).response()
-
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
-        code = CODES.get(error.status_code, f"http_{error.status_code}")
-        response = ApiError(error.status_code, str(error.detail), code).response()
-        response.headers.update(error.headers or {})
-        return response
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,8 +1,5 @@
 """What became of the fields of ``adapt`` that were all on one level before version 0.2.0."""
 
-KINDS = ("document", "spans", "query_spans", "prompt", "evidence")
-"""Values of ``adapt.on.kind``."""
-
 MOVED = {
     "prefix": "on.kind",
     "ntp_on": "on.ntp_on",

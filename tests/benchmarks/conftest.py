@@ -15,6 +15,7 @@ MODEL = {
     "parameters": 7,
     "fingerprint": "beef",
     "max_model_len": 9,
+    "context_length": None,
     "prompt_form": "plain",
 }
 DEFAULTS = {
@@ -52,6 +53,7 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
         "adapted": bool(steps),
         "citations": [],
         "quotes": [],
+        "overflow": None,
         "adaptation": {
             "id": "adapt-1",
             "objective": objective,
@@ -85,12 +87,14 @@ class Scripted:
 
     Attributes:
         bodies: the bodies of all requests, in order of arrival.
+        overflow: how the document of each answer was shortened.
         seconds: duration of each answer.
     """
 
     def __init__(self) -> None:
         self.say: Callable[[dict[str, Any]], str] = lambda body: "yes"
         self.bodies: list[dict[str, Any]] = []
+        self.overflow: dict[str, Any] | None = None
         self.seconds = 0.0
         self.active = 0
         self.most_active = 0
@@ -134,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(200, json.dumps(completion), "application/json")
             return
         events = [("answer.delta", {"text": letter}) for letter in text]
-        events.append(("answer.completed", answer_of(text, body["adapt"]["objective"])))
+        answer = answer_of(text, body["adapt"]["objective"]) | {"overflow": self.script.overflow}
+        events.append(("answer.completed", answer))
         stream = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
         self._reply(200, stream, "text/event-stream")
 

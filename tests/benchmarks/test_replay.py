@@ -90,6 +90,27 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
     assert score_file(out / "predictions.jsonl")["rows"] == [round(x["score"], 2) for x in lines]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_longbench_needs_no_length_because_the_server_cuts_what_is_too_long(
+    scripted: Any, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    scripted.overflow = {
+        "handled": "truncate_middle",
+        "document_tokens": 900,
+        "read_tokens": 300,
+        "left_out": [{"start": 30, "end": 90}],
+    }
+    options = ["--data", str(data), "--objectives", "none", "--tasks", "hotpotqa"]
+    completed = bench(scripted, out, "longbench", *options)
+    assert completed.exit_code == 0, completed.output
+    assert {body["on_overflow"] for body in scripted.bodies} == {"truncate_middle"}
+    assert all(f"{SECRET} is" in body["document"] for body in scripted.bodies)
+    assert min(body["document"].count(SECRET) for body in scripted.bodies) == 40
+    lines = [json.loads(x) for x in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["truncated"] for line in lines] == [True] * 3
+
+
 def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
     scripted: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +137,7 @@ def test_a_report_has_pairs_intervals_and_cost_and_no_text_of_the_data(
         "fingerprint": "beef",
         "prompt_form": "plain",
         "max_model_len": 9,
+        "context_length": None,
     }
     assert report["manifest"]["server"] == "9.9"
     assert len(report["rows"]) == 18

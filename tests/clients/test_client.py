@@ -60,6 +60,7 @@ ANSWER = {
     "base_answer": None,
     "citations": [],
     "quotes": [],
+    "overflow": None,
     "finish_reason": "stop",
     "adapted": True,
     "adaptation": ADAPTATION,
@@ -223,7 +224,7 @@ def test_errors_are_typed_and_not_retried(
     with pytest.raises(error, match="no") as raised:
         kind(script).stream()
     assert type(raised.value) is error
-    assert (raised.value.status, raised.value.param, raised.value.code) == (
+    assert (raised.value.status_code, raised.value.param, raised.value.code) == (
         status,
         "adapt.optimizer.steps",
         "c",
@@ -237,7 +238,7 @@ def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
     script = Script(stream([STREAM[0], ("error", body)]))
     with pytest.raises(errors.RequestTimeoutError, match="late") as raised:
         kind(script).stream()
-    assert (raised.value.status, raised.value.request_id) == (None, "req-7")
+    assert (raised.value.status_code, raised.value.request_id) == (None, "req-7")
     assert len(script.requests) == 1
     with pytest.raises(errors.RequestTimeoutError, match="late"):
         kind(Script(stream([("error", body)]))).call("wait_for_adaptation", "adapt-1")
@@ -315,6 +316,7 @@ RESOURCE = {
     "ttl_seconds": 60.0,
     "config": {"optimizer": {"steps": 1}},
     "document_tokens": 3,
+    "overflow": None,
     "steps": [STEP],
     "accepted_step": 1,
     "guard": None,

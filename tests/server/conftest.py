@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 from fastapi import FastAPI
@@ -45,6 +45,11 @@ def wait_until_open(app: FastAPI) -> None:
         wait_for(lambda: app.state.adaptations.is_open)
 
 
+@pytest.fixture(name="wait_until_open", scope="session")
+def _wait_until_open() -> Callable[[FastAPI], None]:
+    return wait_until_open
+
+
 @pytest.fixture(name="wait_for")
 def _wait_for() -> Callable[..., None]:
     return wait_for
@@ -83,6 +88,11 @@ def serving(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+@pytest.fixture(scope="session", name="serving")
+def _serving() -> Callable[[FastAPI], AbstractContextManager[str]]:
+    return serving
 
 
 @pytest.fixture

@@ -79,7 +79,9 @@ class FakeBackend(Backend):
     parameters = 7
     dtype = "float32"
     device = "cpu"
+    vocabulary = VOCABULARY
     prompt_form: PromptForm = "plain"
+    limits = Limits()
     fingerprint = FINGERPRINT
 
     def __init__(self) -> None:
@@ -142,7 +144,7 @@ class FakeBackend(Backend):
     @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:
-            return encode(work, template, LIMITS, VOCABULARY)
+            return encode(work, template, LIMITS, self.vocabulary)
 
     @override
     def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
@@ -364,6 +366,7 @@ def query_adaptation(work: EncodedQueryAdapt, report: AdaptationReport) -> Query
         fast_weights=FastWeights(deltas, request.owner),
         report=report,
         document_tokens=work.tokens,
+        room=work.room,
         citations=() if candidates is None else candidates.citations(),
     )
 

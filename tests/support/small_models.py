@@ -1,6 +1,7 @@
 """Small random models, one of each family, in any dtype, and the types of their fixtures."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.models import CausalLM, build
+from refine_server.ttt.models import CausalLM, build, bundled
 from refine_server.ttt.models.loading.loader import wrap
 from support import checkpoints, toy_family
 
@@ -83,6 +84,15 @@ def tiny_transformers(model_type: str, **settings: Any) -> Any:
             scale = 0.1 if parameter.ndim == 1 else 0.2 * parameter.shape[-1] ** -0.5
             parameter += scale * torch.randn(parameter.shape)
     return model
+
+
+def write_llama(directory: Path, **settings: Any) -> Path:
+    """Write a small Llama with random weights and the tiny model's tokenizer into a directory."""
+    settings = {"vocab_size": checkpoints.VOCABULARY, "eos_token_id": 0, **settings}
+    tiny_transformers("llama", **settings).save_pretrained(directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundled.tiny() / file, directory / file)
+    return directory
 
 
 DELTA_HEADS = {

@@ -75,7 +75,8 @@ class Decoder:
     ) -> None:
         self.text = ""
         self.tokens = 0
-        self.finish_reason: FinishReason | None = None if sampling.max_tokens else "length"
+        self._longest = _longest_text(model, prediction.state, sampling)
+        self.finish_reason: FinishReason | None = None if self._longest else "length"
         self._model, self._fast, self._sampling, self._top = model, fast, sampling, top
         self._state = prediction.state
         self._logits = deque(prediction.logits.split(1))  # each [1, V]
@@ -83,8 +84,8 @@ class Decoder:
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stops = StopStrings(sampling.stop)
         self._spelling = _spelling(model.tokenizer, context)
-        is_greedy = sampling.temperature == 0
-        self._lookup = Lookup(known) if is_greedy and model.truncates_states else None
+        drafts = sampling.is_greedy and model.truncates_states
+        self._lookup = Lookup(known) if drafts else None
         self._last = 0
 
     async def next_token(self) -> DecodedToken | None:
@@ -108,7 +109,7 @@ class Decoder:
         return DecodedToken(id=token, text=text, is_end=is_end, log_prob=log_prob, top=top)
 
     async def _predict(self) -> None:
-        left = self._sampling.max_tokens - self.tokens - 1
+        left = self._longest - self.tokens - 1
         draft = self._lookup.draft(left) if self._lookup is not None else ()
         step = DecodeStep(self._model, self._last, self._state, self._fast, draft)
         prediction = await step
@@ -123,7 +124,7 @@ class Decoder:
             text = self._stops.feed(piece or "")
         if is_end or self._stops.hit:
             self.finish_reason = "stop"
-        elif self.tokens == self._sampling.max_tokens:
+        elif self.tokens == self._longest:
             self.finish_reason = "length"
         return text + self._stops.rest() if self.finish_reason is not None else text
 
@@ -166,6 +167,14 @@ async def decode(
     return DecodedText(
         text=decoder.text, finish_reason=decoder.finish_reason, tokens=decoder.tokens
     )
+
+
+def _longest_text(model: CausalLM, state: State, sampling: SamplingConfig) -> int:
+    """Return how many tokens may be decoded: those asked for, as far as the model's length goes."""
+    if model.context_length is None:
+        return sampling.max_tokens
+    left = model.context_length - int(state.position[0])
+    return max(min(sampling.max_tokens, left), 0)
 
 
 def _spelling(tokenizer: Any, context: Sequence[int]) -> DecodeStream:

@@ -10,13 +10,14 @@ TopTokens = tuple[tuple[int, float], ...]
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
-    """Choose one token from logits [V]: greedily at temperature 0, else from the top_p mass."""
-    if sampling.temperature == 0:
+    """Choose one token from logits [V]: the likeliest one, or one of the top_p mass."""
+    if sampling.is_greedy:
         return int(logits.argmax())
     p = (logits.float() / sampling.temperature).softmax(-1).cpu()  # [V]
     if sampling.top_p < 1:
         ordered, order = p.sort(descending=True, stable=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        outside[0] = False  # the likeliest stays where top_p rounds to 0
         p[order[outside]] = 0.0
     return int(torch.multinomial(p, 1, generator=generator))
 

@@ -1,11 +1,20 @@
-"""The parts of a document that can be evidence, and those of them that are."""
+"""The chunks of a document that can be evidence, found by words or named by the client."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
-from refine_server.ttt.evidence.chunks import Chunk, Offsets
+from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut_parts
+from refine_server.ttt.evidence.lexical import score_by_words
+from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS
+from refine_server.ttt.evidence.reading import Reading
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import DocumentSpan
+from refine_server.ttt.interface.evidence import (
+    DocumentSpan,
+    Evidence,
+    EvidenceByWords,
+    EvidenceSpans,
+)
 from refine_server.ttt.interface.reports import Citation
 
 AIMED_SHARE = 4
@@ -41,6 +50,19 @@ class Candidates:
         ranked = [n for n in self._by_score() if n in set(chosen)]
         return sorted(ranked[: -(-len(chosen) // AIMED_SHARE)])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the evidence, with separators between its chunks."""
+        chosen = (self.chunks[n] for n in self.chosen())
+        return sum(chunk.end - chunk.start + SEPARATOR_TOKENS for chunk in chosen)
+
+    def within(self, tokens: int) -> "Candidates":
+        """Return the candidates with as much evidence as fits into so many tokens; maybe none."""
+        count = self.count
+        while count and (fitting := replace(self, count=count)).tokens > tokens:
+            count -= 1
+        return fitting if count else replace(self, count=0)
+
     def citations(self) -> tuple[Citation, ...]:
         """Cite the evidence."""
         return tuple(
@@ -58,19 +80,51 @@ class Candidates:
         return sorted(range(len(self.chunks)), key=lambda n: -scores[n])
 
 
-def named_chunks(spans: Sequence[DocumentSpan], document: str, offsets: Offsets) -> list[Chunk]:
-    """Return the parts of a document that the client names, in the document's order.
+def find_candidates(
+    document: str,
+    query: str,
+    evidence: Evidence,
+    offsets: Offsets,
+    reading: Reading,
+    longest: int,
+) -> Candidates:
+    """Find the chunks of what is read of a document that can be evidence.
 
     Args:
-        spans: the parts, in characters.
         document: the text.
-        offsets: of its tokens.
+        query: the request's query.
+        evidence: how evidence is found.
+        offsets: of the document's tokens.
+        reading: what is read of it.
+        longest: the most tokens that a chunk may have.
 
     Raises:
-        RequestError: a part has no text.
+        RequestError: the client names a part that is not there, or not read.
     """
-    chunks = [_named(span, n, document, offsets) for n, span in enumerate(spans)]
-    return sorted(chunks, key=lambda chunk: chunk.start)
+    if isinstance(evidence, EvidenceSpans):
+        named = tuple(sorted(named_chunks(evidence, document, offsets), key=lambda c: c.start))
+        for n, chunk in enumerate(named_chunks(evidence, document, offsets)):
+            if not reading.has(chunk):
+                raise _not_read(n)
+        return Candidates(document=document, chunks=named, scores=None, count=len(named))
+    parts = [(part.start, part.end) for part in reading.parts]
+    chunks = cut_parts(document, offsets, min(evidence.tokens, longest), parts)
+    scores = None
+    if isinstance(evidence, EvidenceByWords):
+        texts = [document[chunk.first : chunk.last] for chunk in chunks]
+        scores = tuple(score_by_words(texts, evidence.query or query))
+    return Candidates(document=document, chunks=tuple(chunks), scores=scores, count=evidence.count)
+
+
+def named_chunks(evidence: Evidence | None, document: str, offsets: Offsets) -> list[Chunk]:
+    """Return the parts of a document that the client names; none if it names none.
+
+    Raises:
+        RequestError: there is no such part.
+    """
+    if not isinstance(evidence, EvidenceSpans):
+        return []
+    return [_named(span, n, document, offsets) for n, span in enumerate(evidence.spans)]
 
 
 def _named(span: DocumentSpan, number: int, document: str, offsets: Offsets) -> Chunk:
@@ -85,8 +139,17 @@ def _named(span: DocumentSpan, number: int, document: str, offsets: Offsets) -> 
     return Chunk(start=start, end=end, first=first, last=last)
 
 
+def _not_read(number: int) -> RequestError:
+    message = (
+        f"evidence.spans.{number}: this part is not read, because the document is too long; "
+        "on_overflow says what is read of it"
+    )
+    return RequestError(message, f"evidence.spans.{number}", "invalid_value")
+
+
 def tokens_of(place: tuple[int, int], offsets: Offsets) -> tuple[int, int]:
-    """Return the tokens that share a character with a place in their text."""
+    """Return the tokens that share a character with a place in their text; 0, 0 if none does."""
     first, last = place
-    inside = [n for n, (a, b) in enumerate(offsets) if a < last and first < b]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+    start = bisect_right(offsets, first, key=itemgetter(1))
+    end = bisect_left(offsets, last, key=itemgetter(0))
+    return (start, end) if start < end else (0, 0)

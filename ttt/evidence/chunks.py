@@ -1,6 +1,6 @@
 """A document cut into chunks of whole sentences, lines or rows, with their places in the text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.evidence.boundaries import levels
@@ -22,6 +22,12 @@ class Chunk:
     last: int
     """One beyond its last character."""
 
+    @classmethod
+    def of(cls, offsets: Offsets, start: int, end: int) -> "Chunk":
+        """Return the chunk of tokens ``start`` to ``end``, of which there is at least one."""
+        last = max(last for _, last in offsets[start:end])
+        return cls(start=start, end=end, first=offsets[start][0], last=last)
+
 
 def cut(text: str, offsets: Offsets, tokens: int) -> list[Chunk]:
     """Cut a document into chunks of at most ``tokens`` tokens each.
@@ -36,14 +42,36 @@ def cut(text: str, offsets: Offsets, tokens: int) -> list[Chunk]:
         offsets: of its tokens.
         tokens: the most tokens of a chunk, at least 1.
     """
-    total = len(offsets)
+    return cut_parts(text, offsets, tokens, [(0, len(offsets))])
+
+
+def cut_parts(
+    text: str, offsets: Offsets, tokens: int, parts: Iterable[tuple[int, int]]
+) -> list[Chunk]:
+    """Cut parts of a document, each by itself, as ``cut`` does.
+
+    Args:
+        text: the whole document.
+        offsets: of its tokens.
+        tokens: the most tokens of a chunk, at least 1.
+        parts: first token of each part, and one beyond its last.
+    """
     places, level = _places(text, offsets), levels(text)
-    chunks: list[Chunk] = []
-    start = 0
-    while start < total:
-        end = total
-        if total - start > tokens:
-            longest = min(start + tokens, total - tokens // 4)
+    return [chunk for part in parts for chunk in _cut_part(offsets, places, level, tokens, *part)]
+
+
+def _cut_part(
+    offsets: Offsets,
+    places: Sequence[int | None],
+    level: bytearray,
+    tokens: int,
+    start: int,
+    stop: int,
+) -> Iterator[Chunk]:
+    while start < stop:
+        end = stop
+        if stop - start > tokens:
+            longest = min(start + tokens, stop - tokens // 4)
             shortest = min(start + max(tokens // 2, 1), longest)
             ends = [
                 (level[place], at)
@@ -51,10 +79,8 @@ def cut(text: str, offsets: Offsets, tokens: int) -> list[Chunk]:
                 if (place := places[at]) is not None
             ]
             _, end = max(ends, default=(0, longest))
-        first, last = offsets[start][0], max(last for _, last in offsets[start:end])
-        chunks.append(Chunk(start=start, end=end, first=first, last=last))
+        yield Chunk.of(offsets, start, end)
         start = end
-    return chunks
 
 
 def _places(text: str, offsets: Offsets) -> list[int | None]:

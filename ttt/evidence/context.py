@@ -2,24 +2,33 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.candidates import Candidates, named_chunks, tokens_of
-from refine_server.ttt.evidence.chunks import Chunk, Offsets, cut
-from refine_server.ttt.evidence.lexical import score_by_words
-from refine_server.ttt.evidence.passages import join
+from refine_server.ttt.evidence.candidates import (
+    Candidates,
+    find_candidates,
+    named_chunks,
+    tokens_of,
+)
+from refine_server.ttt.evidence.chunks import Chunk
+from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS, join
+from refine_server.ttt.evidence.reading import PASSAGES, DocumentReader, Reading
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
     ContextStrategy,
     Evidence,
     EvidenceByWords,
     EvidenceSpans,
+    OnOverflow,
 )
+from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import Limits
 
 EncodeQuery = Callable[[str, str], list[int]]
 """Encodes what follows a document: given its tail, and passages that stand before the query."""
+
+REPEATED_SHARE = 4
+"""Evidence is repeated in one of so many parts of the room that a long document has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,120 +44,288 @@ class Context:
     aim: tuple[tuple[int, int], ...]
     """Tokens of the prompt's document that an adaptation is aimed at: first, and one beyond the
     last. Empty where nothing is adapted on evidence, or where the model is to choose it."""
+    overflow: Overflow | None
+    """How the document was shortened; None where all of it is read, or evidence alone."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """A query about a document."""
+
+    words: str
+    """What evidence and passages are searched by."""
+    encode: EncodeQuery
+    """Encodes it."""
+    max_tokens: int
+    """The longest answer."""
+    param: str = "query"
+    """The request's field."""
+    code: str = "query_too_long"
+    """The error if there is no room for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ContextEncoder:
-    """Encodes what is read of one document before any number of queries.
+    """Encodes what is read of one document before any number of queries."""
 
-    Args:
-        document: the text.
-        strategy: what is read of it.
-        evidence: how evidence is found; None: by words if the strategy or an adaptation needs it.
-        template: the prompt's text around document and query, and the tokenizer.
-        limits: the longest texts that are accepted, in tokens.
-        is_aimed: whether an adaptation is aimed at the evidence.
-    """
+    document: str
+    """The text."""
+    strategy: ContextStrategy
+    """What is read of it."""
+    evidence: Evidence | None
+    """How evidence is found; None: by words if the strategy or an adaptation needs it."""
+    on_overflow: OnOverflow
+    """What is done with a document that is too long."""
+    template: PromptTemplate
+    limits: Limits
+    is_aimed: bool = False
+    """Whether an adaptation is aimed at the evidence."""
+    room: int | None = None
+    """The most tokens that are read of the document, the same for all queries; None: as many as
+    there is room for beside each."""
 
-    def __init__(
-        self,
-        document: str,
-        strategy: ContextStrategy,
-        evidence: Evidence | None,
-        template: PromptTemplate,
-        limits: Limits,
-        *,
-        is_aimed: bool,
-    ) -> None:
-        if evidence is None and (strategy != "document" or is_aimed):
-            evidence = EvidenceByWords()
-        self._document, self._strategy, self._evidence = document, strategy, evidence
-        self._template, self._limits, self._is_aimed = template, limits, is_aimed
-
-    def encode(self, query: str, encode_query: EncodeQuery) -> Context:
+    def encode(self, query: Query) -> Context:
         """Encode what is read for a query.
-
-        Args:
-            query: the words to search by.
-            encode_query: encodes the query.
 
         Raises:
             RequestError: a text is empty or too long, or the evidence cannot be found as asked.
         """
-        evidence = self._evidence
-        if evidence is None:
-            ids = encode_query(self._prompt.tail, "")
-            return Context(prompt=self._prompt, query=ids, candidates=None, aim=())
-        candidates = self._candidates(query, evidence)
-        if self._strategy != "document" and evidence.by in ("attention", "utility"):
+        evidence = self._needed_evidence()
+        if self.strategy != "document" and evidence and evidence.by in ("attention", "utility"):
             message = f"evidence.by: {evidence.by} needs the context to be document"
             raise RequestError(message, "evidence.by", "invalid_value")
-        if self._strategy == "passages":
-            return self._encode_passages(candidates, encode_query)
-        return self._encode_document(candidates, encode_query)
-
-    @cached_property
-    def _prompt(self) -> DocumentPrompt:
-        return self._template.encode_document(self._document, self._limits)
-
-    @cached_property
-    def _own_tokens(self) -> tuple[list[int], Offsets]:
-        """The document's tokens by itself, as candidates count them, and their characters."""
-        return self._template.locate_tokens(self._document, self._limits)
-
-    @cached_property
-    def _chunks(self) -> tuple[Chunk, ...]:
-        """What can be evidence."""
-        evidence, (_, offsets) = self._evidence, self._own_tokens
-        assert evidence is not None
-        if isinstance(evidence, EvidenceSpans):
-            return tuple(named_chunks(evidence.spans, self._document, offsets))
-        return tuple(cut(self._document, offsets, evidence.tokens))
-
-    def _candidates(self, query: str, evidence: Evidence) -> Candidates:
-        document, chunks, scores = self._document, self._chunks, None
-        if isinstance(evidence, EvidenceByWords):
-            texts = [document[chunk.first : chunk.last] for chunk in chunks]
-            scores = tuple(score_by_words(texts, evidence.query or query))
-        count = len(chunks) if isinstance(evidence, EvidenceSpans) else evidence.count
-        return Candidates(document=document, chunks=chunks, scores=scores, count=count)
-
-    def _encode_passages(self, candidates: Candidates, encode_query: EncodeQuery) -> Context:
-        """Encode the evidence in place of the document."""
-        chosen = candidates.chosen()
-        text, places = join(self._document, [candidates.chunks[n] for n in chosen])
-        prompt = self._template.encode_document(text, self._limits)
-        query = encode_query(prompt.tail, "")
-        aim: list[tuple[int, int]] = []
-        if self._is_aimed:
-            ids, offsets = self._template.locate_tokens(text, self._limits)
-            to_prompt, best = align(ids, prompt.document), candidates.best()
-            spans = [tokens_of(places[chosen.index(n)], offsets) for n in best]
-            aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
-        return Context(prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim))
-
-    def _encode_document(self, candidates: Candidates, encode_query: EncodeQuery) -> Context:
-        """Encode the document, and its evidence before the query if that is to be repeated."""
-        own_ids, _ = self._own_tokens
-        chosen = candidates.chosen()
-        evidence = [candidates.chunks[n] for n in chosen]
-        is_part = sum(chunk.end - chunk.start for chunk in evidence) < len(own_ids)
-        repeated = ""
-        if self._strategy == "document+passages" and is_part:  # else it was just read
-            repeated, _ = join(self._document, evidence)
-        prompt = self._prompt
-        query = encode_query(prompt.tail, repeated)
-        to_prompt = align(own_ids, prompt.document)
-        chunks = tuple(
-            replace(chunk, start=to_prompt(chunk.start), end=to_prompt(chunk.end))
-            for chunk in candidates.chunks
+        header = self.template.header_tokens
+        one = _QueryContext(
+            work=self, query=query, evidence=evidence, free=self._count_free(query, header)
         )
-        aim = [(chunks[n].start, chunks[n].end) for n in chosen]
+        return one.passages() if self.strategy == "passages" else one.document()
+
+    def encode_behind(self, query: Query, tail: str, position: int) -> Context:
+        """Encode a query behind a document that was read before, with evidence of its text.
+
+        Args:
+            query: the query.
+            tail: the document's last characters, which were not read.
+            position: tokens that were read.
+
+        Raises:
+            RequestError: a text is empty or too long, or the evidence cannot be found as asked.
+        """
+        evidence = self._needed_evidence()
+        free = self._count_free(query, position)
+        one = _QueryContext(work=self, query=query, evidence=evidence, free=free)
+        return one.behind(tail)
+
+    def _needed_evidence(self) -> Evidence | None:
+        if self.evidence is None and (self.strategy != "document" or self.is_aimed):
+            return EvidenceByWords()
+        return self.evidence
+
+    def _count_free(self, query: Query, tokens: int) -> int | None:
+        """Return how many tokens fit beside others, the query and its answer; None: any number."""
+        if self.limits.context_length is None:
+            return None
+        return self.limits.beside(tokens + len(query.encode("", "")), query.max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _QueryContext:
+    """Encodes the context of one query."""
+
+    work: ContextEncoder
+    query: Query
+    evidence: Evidence | None
+    free: int | None
+    """Tokens that are left to the document and to evidence; None: any number."""
+
+    @property
+    def room(self) -> int:
+        """The most tokens that are read in place of the document."""
+        if self.work.room is not None:
+            return self.work.room
+        longest = self.work.limits.document_tokens
+        return longest if self.free is None else min(longest, self.free)
+
+    def passages(self) -> Context:
+        """Encode the evidence in place of the document."""
+        work, template, evidence = self.work, self.work.template, self.evidence
+        assert evidence is not None
+        document = work.document
+        _, offsets = template.locate_tokens(document, self.work.limits.sent_tokens)
+        whole, longest = Reading.whole(document, offsets), max(self.room - SEPARATOR_TOKENS, 1)
+        candidates = find_candidates(document, self.query.words, evidence, offsets, whole, longest)
+        candidates = self._fitting(candidates)
+        chosen = candidates.chosen()
+        text, places = join(document, [candidates.chunks[n] for n in chosen])
+        prompt = template.encode_document(text, work.limits)
+        query = self.query.encode(prompt.tail, "")
+        aim: list[tuple[int, int]] = []
+        if work.is_aimed:
+            ids, offsets = template.locate_tokens(text, self.work.limits.document_tokens)
+            to_prompt = align(ids, prompt.document)
+            aimed = (places[chosen.index(n)] for n in candidates.best())
+            spans = [tokens_of((place.first, place.last), offsets) for place in aimed]
+            aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
+        return Context(
+            prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim), overflow=None
+        )
+
+    def _fitting(self, candidates: Candidates) -> Candidates:
+        """Return the candidates with as much evidence as there is room for.
+
+        Raises:
+            RequestError: the client names more than that.
+        """
+        fitting = candidates.within(self.room)
+        if isinstance(self.evidence, EvidenceSpans) and fitting.count < candidates.count:
+            message = (
+                f"evidence.spans: {candidates.tokens} tokens; at most {self.room} are accepted"
+            )
+            raise RequestError(message, "evidence.spans", "document_too_long")
+        return fitting
+
+    def document(self) -> Context:
+        """Encode the document, and its evidence before the query if that is to be repeated."""
+        work, evidence = self.work, self.evidence
+        reader = DocumentReader(
+            template=work.template, limits=work.limits, on_overflow=work.on_overflow
+        )
+        if evidence is None and (whole := reader.read_whole(work.document, self.room)):
+            return self._without_evidence(whole, None)
+        own_ids, offsets = reader.locate(work.document, self.room)
+        named = named_chunks(evidence, work.document, offsets)
+        room, left = self._share(len(own_ids), named)
+        words = self.query.words
+        reading, prompt, overflow = reader.read(work.document, offsets, room, words, named)
+        if evidence is None:
+            return self._without_evidence(prompt, overflow)
+        longest = room if overflow is None else max(room // PASSAGES, 1)
+        found = find_candidates(work.document, words, evidence, offsets, reading, longest)
+        query = self.query.encode(prompt.tail, self._repeated(found, reading, left))
+        self._require_place(prompt, query)
+        candidates = self._in_prompt(found, reading, own_ids, prompt)
+        aimed = (candidates.chunks[n] for n in candidates.chosen())
         return Context(
             prompt=prompt,
             query=query,
-            candidates=replace(candidates, chunks=chunks),
-            aim=_nonempty(aim),
+            candidates=candidates,
+            aim=_nonempty([(chunk.start, chunk.end) for chunk in aimed]),
+            overflow=overflow,
         )
+
+    def _without_evidence(self, prompt: DocumentPrompt, overflow: Overflow | None) -> Context:
+        query = self.query.encode(prompt.tail, "")
+        self._require_place(prompt, query)
+        return Context(prompt=prompt, query=query, candidates=None, aim=(), overflow=overflow)
+
+    def _require_place(self, prompt: DocumentPrompt, query: Sequence[int]) -> None:
+        """Raise RequestError if a query does not fit behind a document of a fixed length."""
+        if self.work.room is None:
+            return
+        read = len(prompt.header) + len(prompt.document)
+        require_place(read, len(query), self.work.limits, self.query.param, self.query.code)
+
+    def behind(self, tail: str) -> Context:
+        """Encode the query behind a document that was read, with evidence of its text."""
+        work, evidence = self.work, self.evidence
+        candidates, repeated = None, ""
+        if evidence is not None:
+            _, offsets = work.template.locate_tokens(work.document, work.limits.sent_tokens)
+            whole, longest = Reading.whole(work.document, offsets), work.limits.document_tokens
+            candidates = find_candidates(
+                work.document, self.query.words, evidence, offsets, whole, longest
+            )
+            repeated = self._repeated(candidates, whole, self.free)
+        query = self.query.encode(tail, repeated)
+        prompt = DocumentPrompt(header=[], document=[], tail=tail)
+        return Context(prompt=prompt, query=query, candidates=candidates, aim=(), overflow=None)
+
+    def _share(self, tokens: int, named: Sequence[Chunk]) -> tuple[int, int | None]:
+        """Share the room between a document and its evidence that is repeated.
+
+        Args:
+            tokens: of the whole document.
+            named: the evidence, where the client names it.
+
+        Returns:
+            The most tokens that are read of the document, and that are repeated; None: any number.
+        """
+        if self.free is None or self.work.strategy != "document+passages":
+            return self.room, None
+        if tokens <= self.room or self.work.room is not None:
+            return self.room, max(self.free - min(tokens, self.room), 0)
+        if isinstance(self.evidence, EvidenceByWords):
+            wanted = self.evidence.count * (self.evidence.tokens + SEPARATOR_TOKENS)
+        else:
+            wanted = sum(chunk.end - chunk.start + SEPARATOR_TOKENS for chunk in named)
+        repeated = min(wanted, self.free // REPEATED_SHARE)
+        return min(self.work.limits.document_tokens, self.free - repeated), repeated
+
+    def _repeated(self, candidates: Candidates, reading: Reading, left: int | None) -> str:
+        """Return the text of the evidence that is read again before the query."""
+        if self.work.strategy != "document+passages":
+            return ""
+        fitting = candidates if left is None else candidates.within(left)
+        evidence = [candidates.chunks[n] for n in fitting.chosen()]
+        if _tokens(evidence) >= _tokens(reading.parts):  # it was just read
+            return ""
+        return join(self.work.document, evidence)[0]
+
+    def _in_prompt(
+        self,
+        candidates: Candidates,
+        reading: Reading,
+        own_ids: Sequence[int],
+        prompt: DocumentPrompt,
+    ) -> Candidates:
+        """Return the candidates with their places among the tokens of the prompt's document.
+
+        Args:
+            candidates: with their places among the document's own tokens.
+            reading: what is read of the document.
+            own_ids: the document's own tokens.
+            prompt: what is read, encoded.
+        """
+        if reading.text == self.work.document:
+            places = [(chunk.start, chunk.end) for chunk in candidates.chunks]
+            to_prompt = align(own_ids, prompt.document)
+        else:
+            ids, offsets = self.work.template.locate_tokens(
+                reading.text, self.work.limits.sent_tokens
+            )
+            ends = ((chunk.first, chunk.last) for chunk in candidates.chunks)
+            places = [tokens_of((reading.place(a), reading.place(b)), offsets) for a, b in ends]
+            to_prompt = align(ids, prompt.document)
+        chunks = tuple(
+            replace(chunk, start=to_prompt(start), end=to_prompt(end))
+            for chunk, (start, end) in zip(candidates.chunks, places, strict=True)
+        )
+        return replace(candidates, chunks=chunks)
+
+
+def require_place(read: int, tokens: int, limits: Limits, param: str, code: str) -> None:
+    """Raise RequestError if the model has no positions for a text behind a document.
+
+    Args:
+        read: tokens of the document and what is before it.
+        tokens: of the text.
+        limits: have the longest sequence that the model was trained for.
+        param: the text's field.
+        code: the error.
+    """
+    if limits.context_length is None:
+        return
+    left = limits.context_length - read - 1
+    if tokens > left:
+        message = (
+            f"{param}: {tokens} tokens; at most {left} follow this document in the model's "
+            f"{limits.context_length}, with one for the answer"
+        )
+        raise RequestError(message, param, code)
+
+
+def _tokens(chunks: Sequence[Chunk]) -> int:
+    return sum(chunk.end - chunk.start for chunk in chunks)
 
 
 def _nonempty(places: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

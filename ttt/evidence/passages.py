@@ -1,6 +1,7 @@
 """The chunks that fit into a number of tokens, and chunks as a text of their own."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from refine_server.ttt.evidence.chunks import Chunk
 
@@ -34,13 +35,24 @@ def fit(chunks: Sequence[Chunk], scores: Sequence[float], budget: int) -> list[C
     return [chunks[place] for place in sorted(chosen)]
 
 
-def join(document: str, chunks: Sequence[Chunk]) -> tuple[str, list[tuple[int, int]]]:
-    """Join chunks of a document, in its order, to a text; also return their characters in it.
+class Place(NamedTuple):
+    """Where a chunk stands in a text that was joined of chunks."""
+
+    first: int
+    """The chunk's first character in the text."""
+    last: int
+    """One beyond its last character there."""
+    source: int
+    """The same first character in the document."""
+
+
+def join(document: str, chunks: Sequence[Chunk]) -> tuple[str, list[Place]]:
+    """Join chunks of a document, in its order, to a text; also return their places in it.
 
     Chunks that follow one another stand as they do in the document; ``SEPARATOR`` stands between
     all others, in place of the white space around them.
     """
-    text, places = "", []
+    text, places = "", list[Place]()
     for n, chunk in enumerate(chunks):
         before = chunks[n - 1] if n else None
         behind = chunks[n + 1] if n + 1 < len(chunks) else None
@@ -52,7 +64,7 @@ def join(document: str, chunks: Sequence[Chunk]) -> tuple[str, list[tuple[int, i
             text += SEPARATOR if text else ""
         if behind is None or behind.start != chunk.end:
             last = first + len(document[first:last].rstrip())
-        places.append((len(text), len(text) + last - first))
+        places.append(Place(len(text), len(text) + last - first, first))
         text += document[first:last]
     return text, places
 

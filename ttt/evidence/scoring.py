@@ -35,7 +35,8 @@ def score_by_attention(
     mean = weights[0].mean(0)  # [P]
     mean[:SINK_TOKENS] = 0
     mean = mean[document.context_tokens :]  # [tokens of the document]
-    return [float(mean[chunk.start : chunk.end].mean()) for chunk in chunks]
+    places = [(chunk.start, chunk.end) for chunk in chunks]
+    return [float(mean[a:b].mean()) if a < b else 0.0 for a, b in places]
 
 
 @torch.no_grad()

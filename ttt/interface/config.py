@@ -23,7 +23,17 @@ MAX_BRANCHES = 512
 MAX_ANSWER_TOKENS = 4096
 """Longest answer, in tokens, that any server allows; a server's own limit may be lower."""
 
-Temperature = Annotated[float, Field(ge=0.0, le=4.0, description="0 decodes greedily.")]
+LOWEST_TEMPERATURE = 1e-5
+"""Below it the likeliest token is taken, as at 0: logits divided by less leave fp32's range."""
+
+Temperature = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=4.0,
+        description=f"0 decodes greedily, and so does anything below {LOWEST_TEMPERATURE}.",
+    ),
+]
 TopP = Annotated[
     float,
     Field(
@@ -108,8 +118,9 @@ class RolloutConfig(_Settings):
     """n: rollouts from each position."""
     tokens: int = Field(5, ge=1, le=64)
     """k: tokens of a rollout."""
-    temperature: float = Field(1.0, gt=0.0, le=4.0)
-    """tau: sampling temperature of the rollouts."""
+    temperature: float = Field(1.0, ge=0.01, le=4.0)
+    """tau: sampling temperature of the rollouts. The gradient of their log-probabilities grows with
+    1 / tau."""
     select: Selection = "entropy"
     """How a position is chosen in its chunk: sampled by entropy or by surprise, evenly
     (`uniform`), or where entropy is highest (`argmax`) or lowest (`argmin`)."""
@@ -325,3 +336,8 @@ class SamplingConfig(_Settings):
     """Whether to go on after a token that ends answers."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of the sampled tokens."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature < LOWEST_TEMPERATURE

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
+    Overflow,
     Quote,
     StepReport,
     Timings,
@@ -24,6 +25,8 @@ class DocumentRead:
     seconds: float
     is_cached: bool = False
     """Whether it had been read for an earlier request of the owner."""
+    overflow: Overflow | None = None
+    """How it was shortened, if it was."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class AnswerCompleted:
     """The evidence that the answer was aimed at, in the document's order."""
     quotes: tuple[Quote, ...] = ()
     """The answer's own words that the document has, where evidence was looked for."""
+    overflow: Overflow | None = None
+    """How the document was shortened, if it was."""
 
 
 @dataclass(frozen=True)

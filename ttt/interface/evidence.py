@@ -10,8 +10,11 @@ ContextStrategy = Literal["document", "passages", "document+passages"]
 """What the model reads before the query: the document, its evidence instead, or both."""
 
 
-MEASURES = ("bm25", "attention", "utility", "spans")
-"""Values of ``by`` of the evidence."""
+OnOverflow = Literal["error", "truncate_middle", "passages"]
+"""What is done with a document that is too long to be read as a whole: it is refused, its middle is
+cut out, or the passages are read that fit the query best."""
+OnDocumentOverflow = Literal["error", "truncate_middle"]
+"""The same for a document whose query is not known."""
 
 
 class _Evidence(StrictModel):
@@ -71,7 +74,7 @@ class EvidenceSpans(_Evidence):
     model_config = ConfigDict(json_schema_extra={"required": ["by", "spans"]})
 
     by: Literal["spans"] = "spans"
-    # Not strict, because JSON has arrays and no tuples.
+    # Not strict: a list is taken as well, which is what JSON has.
     spans: tuple[DocumentSpan, ...] = Field(min_length=1, max_length=64, strict=False)
 
 

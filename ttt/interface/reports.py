@@ -5,7 +5,7 @@ is declared here and nowhere else.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
@@ -120,10 +120,39 @@ class Quote(Report):
     text: str
 
 
+class LeftOut(Report):
+    """A part of the document that was not read."""
+
+    start: int
+    """Its first character in the document."""
+    end: int
+    """One beyond its last character."""
+
+
+class Overflow(Report):
+    """How a document that was too long to be read as a whole was shortened."""
+
+    handled: Literal["truncate_middle", "passages"]
+    """What was done: its middle was cut out, or the passages were read that fit the query best."""
+    document_tokens: int
+    """Tokens of the document that was sent."""
+    read_tokens: int
+    """Tokens of what was read of it."""
+    left_out: tuple[LeftOut, ...]
+    """The parts that were not read, in the document's order."""
+
+
+def overflow_of(description: dict[str, Any]) -> Overflow | None:
+    """Read how a stored document was shortened; None where it was not."""
+    overflow = description.get("overflow")  # documents of version 0.3 have none
+    return None if overflow is None else Overflow.model_validate(overflow)
+
+
 class Usage(Report):
     """Token counts of one answer."""
 
     document_tokens: int
+    """Tokens of what was read of the document."""
     query_tokens: int
     completion_tokens: int
     rollout_tokens: int

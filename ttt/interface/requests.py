@@ -9,6 +9,7 @@ from refine_server.ttt.interface.evidence import (
     Evidence,
     EvidenceByAttention,
     EvidenceByUtility,
+    OnOverflow,
 )
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
@@ -20,7 +21,11 @@ DEFAULT_CONTEXT: ContextStrategy = "document+passages"
 DEFAULT_ADAPTATION = AdaptConfig(objective="none")
 """How an answer of the server adapts where a request says nothing of it: not at all, because no
 adaptation was shown to answer better than evidence does (docs/quality.md)."""
-
+SENT_FACTOR = 4
+"""How many times longer than what is read of it a document may be."""
+DEFAULT_OVERFLOW: OnOverflow = "passages"
+"""What is done with a document that is too long, where its query is known: what the query asks
+about is read, wherever it stands."""
 LOCAL = "local"
 """The owner where there is only one, for example in a process without a server."""
 
@@ -38,15 +43,51 @@ def context_or_default(
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest document and the longest query that are accepted, in tokens."""
+    """The longest texts that are read, in tokens: the server's limits, and those of the model."""
 
     document_tokens: int = 32_768
     query_tokens: int = 4_096
+    context_length: int | None = None
+    """Longest sequence, document, query and answer together; None: any length."""
+
+    def within(self, context_length: int | None) -> "Limits":
+        """Return the limits for a model that was trained for sequences of this length."""
+        if context_length is None:
+            return self
+        query_tokens = min(self.query_tokens, max(context_length // 2, 1))
+        return Limits(self.document_tokens, query_tokens, context_length)
 
     @property
     def prompt_tokens(self) -> int:
-        """The longest prompt that contains its own document."""
-        return self.document_tokens + self.query_tokens
+        """The longest prompt that contains its own document; one token is left to answer."""
+        together = self.document_tokens + self.query_tokens
+        return together if self.context_length is None else min(together, self.context_length - 1)
+
+    @property
+    def sequence_tokens(self) -> int:
+        """The longest prompt and its answer together, as clients are told."""
+        together = self.document_tokens + self.query_tokens
+        return together if self.context_length is None else min(together, self.context_length)
+
+    @property
+    def sent_tokens(self) -> int:
+        """The longest document that is accepted, though it may be too long to be read as a whole.
+
+        To choose what is read of it, all of it is encoded, which takes time.
+        """
+        return SENT_FACTOR * self.document_tokens
+
+    def beside(self, tokens: int, max_tokens: int) -> int | None:
+        """Return how many tokens fit beside others and an answer; None: any number.
+
+        Args:
+            tokens: what is read in any case.
+            max_tokens: the longest answer. It gets half of what is left at most.
+        """
+        if self.context_length is None:
+            return None
+        left = self.context_length - tokens
+        return max(left - min(max_tokens, left // 2), 0)
 
 
 @dataclass(frozen=True)
@@ -84,6 +125,8 @@ class AdaptRequest:
     spans or on the prompt needs one; on the evidence, any number aims the adaptation."""
     evidence: Evidence | None = None
     """How evidence is found, where the adaptation is on evidence; None: by words."""
+    on_overflow: OnOverflow = "truncate_middle"
+    """What is done with a document that is too long; passages are chosen by the query."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +155,8 @@ class AnswerRequest:
     """What the model reads before the query."""
     evidence: Evidence | None = None
     """How evidence is found; None: by words where something needs it, and not at all otherwise."""
+    on_overflow: OnOverflow = DEFAULT_OVERFLOW
+    """What is done with a document that is too long."""
     kept: "QueryAdaptation | None" = None
     """The adaptation of queries to ``document`` that answers, instead of one of this request."""
 
@@ -136,6 +181,8 @@ class CompletionRequest:
     """What the model reads of ``document`` before each prompt."""
     evidence: Evidence | None = None
     """How evidence for a prompt is found in ``document``; None: as for an answer."""
+    on_overflow: OnOverflow = DEFAULT_OVERFLOW
+    """What is done with a ``document`` that is too long."""
     kept: "QueryAdaptation | None" = None
     """The adaptation of queries to ``document`` under which prompts are read and continued."""
     owner: str = LOCAL

@@ -77,6 +77,8 @@ class CausalLM(nn.Module, ABC):
     """Epsilon of the final norm."""
     attention_layers: tuple[int, ...] = ()
     """The layers with softmax attention to all earlier tokens, in ascending order."""
+    context_length: int | None = None
+    """Longest sequence, in tokens, whose positions the model was trained for; None: any length."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -38,7 +38,8 @@ async def adapt_on_evidence(
     """
     request, clock = work.request, Clock()
     document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
-    emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
+    seconds = clock.lap("prefill")
+    emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
 
     began = time.monotonic()
     aims: list[Aim] = []
@@ -62,6 +63,8 @@ async def adapt_on_evidence(
         fast_weights=rounded(fast),
         report=report,
         document_tokens=work.tokens,
+        room=work.room,
+        overflow=work.overflow,
         citations=_cited(found),
     )
     emit(DocumentAdapted(kept))

@@ -52,7 +52,7 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
         query = QueryContext(text=text, header=work.prompt.header, query=work.query)
     clock = Clock()
     fast, document = await _prefill(model, work.prompt, request)
-    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
     emit(DocumentAdapted(adapted))
 
@@ -89,6 +89,7 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
             adaptation=adapted.report,
             usage=usage,
             timings=clock.timings(),
+            overflow=adapted.overflow,
         )
     )
 
@@ -98,7 +99,7 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     request, clock = work.request, Clock()
     known = work.prompt.document
     fast, document = await _prefill(model, work.prompt, request)
-    emit(DocumentRead(work.tokens, clock.lap("prefill")))
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
 
     base_answer = None
     if request.compare_base:
@@ -191,7 +192,7 @@ async def _adapt(
         should_stop=should_stop,
     )
     emit(AdaptationEnded(adapted.report, time.monotonic() - began))
-    return replace(adapted, tail=work.prompt.tail)
+    return replace(adapted, tail=work.prompt.tail, overflow=work.overflow)
 
 
 def answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
@@ -245,5 +246,6 @@ async def emit_answer(
             timings=clock.timings(),
             citations=citations,
             quotes=quotes,
+            overflow=work.overflow,
         )
     )

@@ -48,7 +48,8 @@ async def answer_on_evidence(
     if request.kept is not None:
         request.kept.require_owner(request.owner)
     document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
-    emit(DocumentRead(work.tokens, clock.lap("prefill"), is_cached=is_cached))
+    seconds = clock.lap("prefill")
+    emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
     known = work.prompt.document
 
     base_answer = None

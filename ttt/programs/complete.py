@@ -16,6 +16,7 @@ from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.decoding.sampling import TopTokens, score
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.evidence.candidates import Candidates
+from refine_server.ttt.evidence.context import Context
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
@@ -137,20 +138,21 @@ class _Completer:
             return document, None if context is None else context.candidates
         if context is None:
             return None, None
-        frozen = await self._read_frozen(context.prompt)
+        frozen = await self._read_frozen(context)
         candidates, _ = await find_evidence(frozen, context, self.request.evidence)
         known = context.prompt.document
         return _Document(hidden=frozen.hidden, state=frozen.state, known=known), candidates
 
-    async def _read_frozen(self, prompt: DocumentPrompt) -> FrozenDocument:
+    async def _read_frozen(self, context: Context) -> FrozenDocument:
         """Read a document, unless the prompt before this one followed it, too."""
-        if self._frozen is not None and self._frozen[0] is prompt:
+        prompt = context.prompt
+        if self._frozen is not None and self._frozen[0] == prompt:
             return self._frozen[1]
         self._frozen = None  # so that two are never in memory for one request
         began, owner = time.monotonic(), self.request.owner
         document, is_cached = await read_frozen(self.model, prompt, owner, self.documents)
-        seconds = time.monotonic() - began
-        self.emit(DocumentRead(len(prompt.document), seconds, is_cached=is_cached))
+        seconds, tokens = time.monotonic() - began, len(prompt.document)
+        self.emit(DocumentRead(tokens, seconds, is_cached=is_cached, overflow=context.overflow))
         self._frozen = prompt, document
         return document
 

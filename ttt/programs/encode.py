@@ -3,10 +3,11 @@
 Encoding needs the tokenizer and no model, so that it runs beside the model's thread.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.context import Context, ContextEncoder
+from refine_server.ttt.evidence.context import Context, ContextEncoder, Query, require_place
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
@@ -14,11 +15,14 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByAttention,
     EvidenceByUtility,
 )
+from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import (
+    DEFAULT_ADAPTATION,
     AdaptRequest,
     AnswerRequest,
     AskRequest,
     CompletionRequest,
+    Conversation,
     Limits,
     Work,
 )
@@ -47,6 +51,11 @@ class EncodedAnswer:
     def query(self) -> list[int]:
         """What follows it."""
         return self.context.query
+
+    @property
+    def overflow(self) -> Overflow | None:
+        """How the document was shortened, if it was."""
+        return self.context.overflow
 
     @property
     def tokens(self) -> int:
@@ -98,9 +107,66 @@ def encode(
         has_attention: whether layers of the model have softmax attention to the whole document.
 
     Raises:
-        RequestError: a text is empty, too long or missing, or a token id is unknown; ``param``
-            names the field.
+        RequestError: a text is empty, too long or missing, or has a token that the model does not
+            know; ``param`` names the field.
     """
+    encoded = _encode_texts(work, template, limits, has_attention=has_attention)
+    for param, ids in _texts(encoded, template, limits):
+        require_known(ids, vocabulary, param, template)
+    return encoded
+
+
+def require_known(
+    ids: Sequence[int], vocabulary: int, param: str, template: PromptTemplate
+) -> None:
+    """Raise RequestError if there is a token that the model has no embedding for.
+
+    A tokenizer may have more tokens than the weights, such as those that were added to it later.
+    """
+    if not ids or 0 <= min(ids) <= max(ids) < vocabulary:
+        return
+    unknown = next(id for id in ids if not 0 <= id < vocabulary)
+    tokenizer = template.tokenizer
+    is_token = 0 <= unknown < len(tokenizer)
+    spelled = f", {tokenizer.convert_ids_to_tokens(unknown)!r}," if is_token else ""
+    message = (
+        f"{param}: token {unknown}{spelled} is not in the model's vocabulary, 0 to {vocabulary - 1}"
+    )
+    raise RequestError(message, param, "unknown_token")
+
+
+def _texts(
+    encoded: EncodedWork, template: PromptTemplate, limits: Limits
+) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield the tokens that the model is to read, with the field that they come from."""
+    match encoded:
+        case EncodedAnswer() | EncodedAdapt():
+            yield from _document_texts(encoded.prompt, template, limits)
+            yield "query", encoded.query or []
+        case EncodedQueryAdapt():
+            yield from _document_texts(encoded.prompt, template, limits)
+            for number, context in enumerate(encoded.contexts):
+                yield f"queries.{number}", context.query
+        case EncodedAsk():
+            yield "query", encoded.query
+        case EncodedCompletion():
+            for context in encoded.contexts:
+                yield from _document_texts(context.prompt, template, limits)
+            for text, ids in zip(encoded.request.prompts, encoded.prompts, strict=True):
+                yield "messages" if isinstance(text, Conversation) else "prompt", ids
+
+
+def _document_texts(
+    prompt: DocumentPrompt, template: PromptTemplate, limits: Limits
+) -> Iterator[tuple[str, Sequence[int]]]:
+    yield "document", prompt.header + prompt.document
+    if prompt.tail:
+        yield "document", template.encode_continuation("", limits, tail=prompt.tail)
+
+
+def _encode_texts(
+    work: Work, template: PromptTemplate, limits: Limits, *, has_attention: bool
+) -> EncodedWork:
     match work:
         case AnswerRequest():
             _refuse_model_evidence(work)
@@ -113,27 +179,32 @@ def encode(
             return encode_adaptation(work, template, limits)
         case AskRequest():
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
+            read = int(work.adapted.state.position[0])
+            require_place(read, len(query), limits, "query", "query_too_long")
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():
             if not has_attention:
-                _refuse_attention(work.evidence, AdaptConfig(objective="none"))
-            return encode_completion(work, template, limits, vocabulary)
+                _refuse_attention(work.evidence, DEFAULT_ADAPTATION)
+            return encode_completion(work, template, limits)
 
 
 def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
     encoder = ContextEncoder(
-        work.document,
-        work.context,
-        work.evidence,
-        template,
-        limits,
+        document=work.document,
+        strategy=work.context,
+        evidence=work.evidence,
+        on_overflow=work.on_overflow if work.kept is None else "truncate_middle",
+        template=template,
+        limits=limits,
         is_aimed=work.adapt.on.kind == "evidence",
+        room=None if work.kept is None or work.context == "passages" else work.kept.room,
     )
 
     def encode_query(tail: str, passages: str) -> list[int]:
         return template.encode_query(work.query, limits, tail=tail, passages=passages)
 
-    return encoder.encode(work.query, encode_query)
+    asked = Query(words=work.query, encode=encode_query, max_tokens=work.sampling.max_tokens)
+    return encoder.encode(asked)
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:

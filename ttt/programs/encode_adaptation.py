@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.context import Context, ContextEncoder
+from refine_server.ttt.evidence.context import Context, ContextEncoder, Query
+from refine_server.ttt.evidence.reading import DocumentReader
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
     EvidenceByAttention,
@@ -12,6 +13,7 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByWords,
     EvidenceSpans,
 )
+from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 
 MAX_SPANS = 64
@@ -25,10 +27,12 @@ class EncodedAdapt:
     request: AdaptRequest
     prompt: DocumentPrompt
     query: list[int] | None
+    overflow: Overflow | None = None
+    """How the document was shortened, if it was."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the document."""
+        """Tokens of what is read of the document."""
         return len(self.prompt.document)
 
 
@@ -39,6 +43,13 @@ class EncodedQueryAdapt:
     request: AdaptRequest
     contexts: tuple[Context, ...]
     """The evidence for each query; one without a query where only the evidence is known."""
+    room: int
+    """The most tokens that are read of the document, for this and all later queries."""
+
+    @property
+    def overflow(self) -> Overflow | None:
+        """How the document was shortened, if it was."""
+        return self.contexts[0].overflow
 
     @property
     def prompt(self) -> DocumentPrompt:
@@ -47,7 +58,7 @@ class EncodedQueryAdapt:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the document."""
+        """Tokens of what is read of the document."""
         return len(self.prompt.document)
 
 
@@ -63,35 +74,65 @@ def encode_adaptation(
     kind = work.adapt.on.kind
     if kind == "evidence":
         _check_aim(work)
-        return EncodedQueryAdapt(request=work, contexts=tuple(_contexts(work, template, limits)))
+        room = _count_room(work, template, limits)
+        contexts = tuple(_contexts(work, template, limits, room))
+        return EncodedQueryAdapt(request=work, contexts=contexts, room=room)
     if work.evidence is not None:
         raise _unfit("evidence", "needs adapt.on.kind to be evidence")
     if len(work.queries) != 1 and kind in ("query_spans", "prompt"):
         raise _unfit("adapt.on.kind", f"{kind} requires a query, and no more than one")
     if len(work.queries) > 1:
         raise _unfit("queries", "more than one needs adapt.on.kind to be evidence")
-    prompt = template.encode_document(work.document, limits)
+    return _encode_document(work, template, limits)
+
+
+def _count_room(work: AdaptRequest, template: PromptTemplate, limits: Limits) -> int:
+    """Return the room of a document beside the queries to come and their answers, in tokens."""
+    if limits.context_length is None:
+        return limits.document_tokens
+    known = max((len(template.encode_query(q, limits)) for q in work.queries), default=0)
+    kept_free = max(known, min(limits.query_tokens, limits.context_length // 4))
+    left = limits.context_length - template.header_tokens - kept_free
+    return min(limits.document_tokens, max(left, 0))
+
+
+def _encode_document(work: AdaptRequest, template: PromptTemplate, limits: Limits) -> EncodedAdapt:
+    """Encode a document that gets a state of its own, and the query if one is known."""
+    room, [asked] = _count_room(work, template, limits), work.queries or (None,)
+    reader = DocumentReader(template=template, limits=limits, on_overflow=work.on_overflow)
+    prompt, overflow = reader.read_whole(work.document, room), None
+    if prompt is None:
+        _, offsets = reader.locate(work.document, room)
+        _, prompt, overflow = reader.read(work.document, offsets, room, asked)
     query = None
-    for text in work.queries:
-        query = template.encode_query(text, limits, tail=prompt.tail)
-    return EncodedAdapt(request=work, prompt=prompt, query=query)
+    if asked is not None:
+        query = template.encode_query(asked, limits, tail=prompt.tail)
+    return EncodedAdapt(request=work, prompt=prompt, query=query, overflow=overflow)
 
 
-def _contexts(work: AdaptRequest, template: PromptTemplate, limits: Limits) -> Iterator[Context]:
+def _contexts(
+    work: AdaptRequest, template: PromptTemplate, limits: Limits, room: int
+) -> Iterator[Context]:
     """Encode the document with the evidence for each query."""
-    is_aimed = work.adapt.objective != "none"
     encoder = ContextEncoder(
-        work.document, "document", work.evidence, template, limits, is_aimed=is_aimed
+        document=work.document,
+        strategy="document",
+        evidence=work.evidence,
+        on_overflow=work.on_overflow,
+        template=template,
+        limits=limits,
+        is_aimed=work.adapt.objective != "none",
+        room=room,
     )
     if not work.queries:
-        yield encoder.encode("", lambda tail, passages: [])
-    for number, query in enumerate(work.queries):
+        yield encoder.encode(Query(words="", encode=lambda tail, passages: [], max_tokens=0))
+    for number, text in enumerate(work.queries):
 
-        def encode_query(tail: str, passages: str, query: str = query) -> list[int]:
-            return template.encode_query(query, limits, tail=tail, passages=passages)
+        def encode_query(tail: str, passages: str, text: str = text) -> list[int]:
+            return template.encode_query(text, limits, tail=tail, passages=passages)
 
         try:
-            yield encoder.encode(query, encode_query)
+            yield encoder.encode(Query(words=text, encode=encode_query, max_tokens=0))
         except RequestError as error:
             if error.param != "query":
                 raise
@@ -101,6 +142,8 @@ def _contexts(work: AdaptRequest, template: PromptTemplate, limits: Limits) -> I
 def _check_aim(work: AdaptRequest) -> None:
     """Raise RequestError if an adaptation on evidence does not know what it is aimed at."""
     evidence, adapt = work.evidence, work.adapt
+    if work.on_overflow == "passages":
+        raise _unfit("on_overflow", "passages are those of one query; this is for any number")
     if not work.queries:
         if isinstance(evidence, EvidenceByAttention | EvidenceByUtility):
             raise _unfit("queries", f"evidence by {evidence.by} requires at least one")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.evidence.context import Context, ContextEncoder
+from refine_server.ttt.evidence.context import Context, ContextEncoder, Query, require_place
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility
 from refine_server.ttt.interface.requests import CompletionRequest, Conversation, Limits, Prompt
@@ -31,11 +31,11 @@ class EncodedCompletion:
 
     @property
     def document_tokens(self) -> int:
-        """Tokens of what the request reads of its document."""
-        if self.request.adapted is not None:
-            return 0
-        read = {id(context.prompt): context.prompt for context in self.contexts}
-        return sum(len(prompt.document) for prompt in read.values())
+        """Tokens of what the request reads of its document, which it reads for all prompts."""
+        prompts = [context.prompt for context in self.contexts]
+        before = [None, *prompts]
+        read = (p for p, last in zip(prompts, before, strict=False) if p != last)
+        return sum(len(prompt.document) for prompt in read)
 
     @property
     def tokens(self) -> int:
@@ -44,19 +44,21 @@ class EncodedCompletion:
 
 
 def encode_completion(
-    work: CompletionRequest, template: PromptTemplate, limits: Limits, vocabulary: int
+    work: CompletionRequest, template: PromptTemplate, limits: Limits
 ) -> EncodedCompletion:
     """Encode the prompts of a completion, and what is read of its document.
 
     Raises:
-        RequestError: a text is empty or too long, a token id is unknown, or the evidence cannot be
-            found as asked.
+        RequestError: a text is empty or too long, or the evidence cannot be found as asked.
     """
     encode = _encode_alone if work.document is None else _encode_behind_document
     encoded = encode(work, template, limits)
-    may_be_empty = work.adapted is not None or work.document is not None
-    for prompt in encoded.prompts:
-        _check_prompt(prompt, vocabulary, may_be_empty=may_be_empty)
+    if work.adapted is None and work.document is None and not all(encoded.prompts):
+        raise RequestError("prompt is empty", "prompt", "empty")
+    if work.adapted is not None:
+        read = int(work.adapted.state.position[0])
+        for prompt in encoded.prompts:
+            require_place(read, len(prompt), limits, "prompt", TOO_LONG)
     _check_log_probs(encoded)
     return encoded
 
@@ -78,21 +80,35 @@ def _encode_behind_document(
 ) -> EncodedCompletion:
     """Encode prompts behind a document, or behind its evidence."""
     assert work.document is not None
+    adapted, kept = work.adapted, work.kept
     by_model = isinstance(work.evidence, EvidenceByAttention | EvidenceByUtility)
-    if by_model and work.adapted is not None:
+    if by_model and adapted is not None:
         message = "evidence.by: the model chooses evidence only in a document as it read it first"
         raise RequestError(message, "evidence.by", "invalid_value")
     encoder = ContextEncoder(
-        work.document, work.context, work.evidence, template, limits, is_aimed=False
+        document=work.document,
+        strategy=work.context,
+        evidence=work.evidence,
+        on_overflow=work.on_overflow if kept is None else "truncate_middle",
+        template=template,
+        limits=limits,
+        room=None if kept is None or work.context == "passages" else kept.room,
     )
 
     def encode(prompt: Prompt) -> Context:
         def encode_query(tail: str, passages: str) -> list[int]:
-            if work.adapted is not None:
-                tail = work.adapted.tail
             return list(_encode_prompt(prompt, template, limits, tail, passages))
 
-        return encoder.encode(_words(prompt, template), encode_query)
+        query = Query(
+            words=_words(prompt, template),
+            encode=encode_query,
+            max_tokens=work.sampling.max_tokens,
+            param="messages" if isinstance(prompt, Conversation) else "prompt",
+            code=TOO_LONG,
+        )
+        if adapted is None:
+            return encoder.encode(query)
+        return encoder.encode_behind(query, adapted.tail, int(adapted.state.position[0]))
 
     by_prompt = {prompt: encode(prompt) for prompt in _longest_first(work.prompts)}
     contexts = tuple(by_prompt[prompt] for prompt in work.prompts)
@@ -155,15 +171,6 @@ def _check_length(ids: tuple[int, ...], longest: int) -> None:
 def _size(prompt: Prompt) -> int:
     """Return the length of a prompt in characters, messages or tokens."""
     return len(prompt.messages) if isinstance(prompt, Conversation) else len(prompt)
-
-
-def _check_prompt(prompt: tuple[int, ...], vocabulary: int, *, may_be_empty: bool) -> None:
-    if not prompt and not may_be_empty:
-        raise RequestError("prompt is empty", "prompt", "empty")
-    unknown = next((id for id in prompt if not 0 <= id < vocabulary), None)
-    if unknown is not None:
-        message = f"prompt: token {unknown} is not in the vocabulary, 0 to {vocabulary - 1}"
-        raise RequestError(message, "prompt", "unknown_token")
 
 
 def _check_log_probs(encoded: EncodedCompletion) -> None:

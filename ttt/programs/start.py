@@ -75,7 +75,7 @@ def perform(
     encoded = encode(
         work,
         template,
-        limits or Limits(),
+        (limits or Limits()).within(model.context_length),
         model.embedding.num_embeddings,
         has_attention=bool(model.attention_layers),
     )

@@ -13,7 +13,12 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
-from refine_server.ttt.interface.reports import AdaptationReport, Citation
+from refine_server.ttt.interface.reports import (
+    AdaptationReport,
+    Citation,
+    Overflow,
+    overflow_of,
+)
 
 KEPT_DTYPE = torch.bfloat16
 """The precision of kept deltas: half the bytes of float32, and its range."""
@@ -34,9 +39,13 @@ class QueryAdaptation:
     report: AdaptationReport
     """How the adaptation went."""
     document_tokens: int
-    """Tokens of the document itself."""
+    """Tokens of what is read of the document."""
+    room: int
+    """The most tokens that are read of it, for every query alike."""
     citations: tuple[Citation, ...] = ()
     """The evidence that the adaptation was aimed at, in the document's order."""
+    overflow: Overflow | None = None
+    """How the document is shortened, if it is."""
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +72,8 @@ class QueryAdaptation:
             "kind": self.kind,
             "owner": self.owner,
             "document_tokens": self.document_tokens,
+            "room": self.room,
+            "overflow": self.overflow and self.overflow.model_dump(),
             "dtype": dtypes.pop() if dtypes else None,
             "citations": [citation.model_dump() for citation in self.citations],
             "report": self.report.model_dump(),
@@ -85,6 +96,8 @@ class QueryAdaptation:
             fast_weights=FastWeights(_widened(tensors, description["dtype"], device), owner),
             report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
+            room=description["room"],
+            overflow=overflow_of(description),
             citations=tuple(Citation.model_validate(c) for c in description["citations"]),
         )
 

@@ -23,7 +23,9 @@ class DocumentReport:
         match event:
             case DocumentRead():
                 tokens = report.document_tokens + event.document_tokens
-                self.whole = report.model_copy(update={"document_tokens": tokens})
+                overflow = report.overflow or event.overflow
+                update = {"document_tokens": tokens, "overflow": overflow}
+                self.whole = report.model_copy(update=update)
             case PromptRead():
                 own = [PromptCitation(**dict(c), prompt=event.prompt) for c in event.citations]
                 self.whole = report.model_copy(update={"citations": [*report.citations, *own]})

@@ -20,7 +20,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
-from refine_server.server.api.fields import AnswerTokens, StopStrings, Text, answer_tokens
+from refine_server.server.api.fields import (
+    AnswerTokens,
+    StopStrings,
+    Text,
+    answer_tokens,
+)
 from refine_server.ttt.interface.config import (
     DocumentAdaptConfig,
     SamplingConfig,
@@ -28,8 +33,8 @@ from refine_server.ttt.interface.config import (
     TopP,
 )
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
-from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, Message
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
+from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, DEFAULT_OVERFLOW, Message
 from refine_server.ttt.interface.strict import StrictModel
 
 MAX_PROMPTS = 128
@@ -110,6 +115,12 @@ class TttOptions(StrictModel):
         None,
         description="How evidence is found in the document, for the user's last message or for "
         "each prompt. Default: by words (`bm25`), where the context needs evidence.",
+    )
+    on_overflow: OnOverflow | None = Field(
+        None,
+        description="What is done with a document that is too long to be read as a whole, as in "
+        f"/v1/answers. Default: {DEFAULT_OVERFLOW}, and truncate_middle with `adapt`, which has no "
+        "query.",
     )
     adapt: DocumentAdaptConfig = Field(
         DocumentAdaptConfig(objective="none"),

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from refine_server.ttt.interface.reports import Citation, Quote
+from refine_server.ttt.interface.reports import Citation, Overflow, Quote
 
 
 class CompletionUsage(BaseModel):
@@ -39,6 +39,9 @@ class TttReport(BaseModel):
     adaptation: str | None = Field(description="Id of the kept adaptation; null if there is none.")
     adapted: bool
     document_tokens: int = Field(description="Tokens of what was read of the document.")
+    overflow: Overflow | None = Field(
+        description="How the document was shortened because it was too long; null if it was not."
+    )
     citations: list[PromptCitation] = Field(
         default=[],
         description="The evidence, in the document's order; empty where none was looked for.",
@@ -132,7 +135,7 @@ class Tokens(BaseModel):
     """A text's tokens (as vLLM)."""
 
     count: int
-    max_model_len: int = Field(description="The longest prompt that is accepted.")
+    max_model_len: int = Field(description="The longest prompt and its answer together.")
     tokens: list[int]
     token_strs: list[str] | None = None
 

@@ -21,10 +21,11 @@ from refine_server.server.api.openai.target import open_target, own_params
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
+from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import RunResponse, event_stream_docs
 from refine_server.ttt.interface.requests import CompletionRequest, Conversation
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from refine_server.server.api.openai.requests import GenerationBody, TttOptions
 from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
 from refine_server.ttt.interface.requests import (
+    DEFAULT_OVERFLOW,
     AdaptRequest,
     CompletionRequest,
     context_or_default,
@@ -34,6 +35,7 @@ class Target:
     """The text of the document, if it is known."""
     context: ContextStrategy = "document"
     evidence: Evidence | None = None
+    on_overflow: OnOverflow = DEFAULT_OVERFLOW
     report: TttReport | None = None
     """What the response says of it before anything is read; None for the base model alone."""
 
@@ -45,6 +47,7 @@ class Target:
             document=self.document,
             context=self.context,
             evidence=self.evidence,
+            on_overflow=self.on_overflow,
             owner=owner,
         )
         if kept is None:
@@ -87,13 +90,19 @@ async def open_target(
     context = ttt.context or body.default_context
     if ttt.evidence is not None:
         context = context_or_default(ttt.context, ttt.evidence)
-    read = Target(document=ttt.document, context=context, evidence=ttt.evidence)
+    on_overflow = ttt.on_overflow or DEFAULT_OVERFLOW
+    read = Target(
+        document=ttt.document, context=context, evidence=ttt.evidence, on_overflow=on_overflow
+    )
     if ttt.document is not None:
         if ttt.adapt.objective == "none":
-            report = TttReport(adaptation=None, adapted=False, document_tokens=0)
+            report = TttReport(adaptation=None, adapted=False, document_tokens=0, overflow=None)
             yield replace(read, report=report)
             return
-        work = AdaptRequest(ttt.document, ttt.adapt, owner)
+        on_overflow = ttt.on_overflow or "truncate_middle"
+        if on_overflow == "passages":
+            raise _unfit("on_overflow", "passages are chosen by a query, which adapt has none of")
+        work = AdaptRequest(ttt.document, ttt.adapt, owner, on_overflow=on_overflow)
         if ttt.adapt.on.kind == "evidence":
             work = replace(work, queries=body.expected_queries(), evidence=ttt.evidence)
         elif context == "passages":
@@ -111,6 +120,7 @@ async def open_target(
             adaptation=adaptation_id,
             adapted=kept.report.adapted,
             document_tokens=kept.document_tokens if kept.kind == "document" else 0,
+            overflow=kept.overflow,
         )
         if kept.kind == "document":
             read = _read_adapted(read, ttt)
@@ -156,7 +166,7 @@ def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str
     try:
         adaptations.get(owner, adaptation_id)
     except ApiError as error:
-        if error.status != HTTPStatus.NOT_FOUND:
+        if error.status_code != HTTPStatus.NOT_FOUND:
             raise
         message = f"This server has no model {adaptation_id!r}."
         raise ApiError(404, message, "model_not_found", param="model") from None

@@ -21,6 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 CHAT = "written by the tokenizer's chat template"
 PLAIN = "plain text, because the tokenizer has no chat template"
+ANY_LENGTH = "any length: the model was trained for no number of positions"
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -136,10 +137,12 @@ def _table(figures: "Figures") -> str:
     state += f"{_format_bytes(growth)} for each further token" if growth else "at any length"
     (_, step_short), (_, step_long) = sorted(figures.step_bytes.items())
     step = (step_long - step_short) / (long - short)
+    longest = figures.context_length
     rows = [
         ("model", figures.name),
         ("family", f"{figures.family} (model_type {figures.model_type})"),
         ("prompts", CHAT if figures.has_chat_template else PLAIN),
+        ("context", ANY_LENGTH if longest is None else f"{longest:,} tokens, answer included"),
         ("parameters", f"{figures.parameters:,}"),
         ("base weights", f"{_format_bytes(figures.weight_bytes)} in {figures.dtype}"),
         (
@@ -151,6 +154,6 @@ def _table(figures: "Figures") -> str:
         ("adaptation step", f"{_format_bytes(step)} for each token, until its backward pass"),
     ]
     if figures.memory_bytes is not None:
-        longest = f"{figures.longest_document:,} tokens can be adapted to in "
-        rows.append(("longest document", longest + _format_bytes(figures.memory_bytes)))
+        fitting = f"{figures.longest_document:,} tokens can be adapted to in "
+        rows.append(("longest document", fitting + _format_bytes(figures.memory_bytes)))
     return "\n".join(f"{name:<18}{value}" for name, value in rows)

@@ -35,8 +35,9 @@ class ModelBackend(Backend):
         self.parameters = model.num_parameters
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = str(model.device)
+        self.vocabulary = model.embedding.num_embeddings
         self.fingerprint = model.fingerprint()
-        self.limits = settings.limits
+        self.limits = settings.limits.within(model.context_length)
         try:
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
         except ValueError as error:
@@ -59,7 +60,7 @@ class ModelBackend(Backend):
                 work,
                 template,
                 self.limits,
-                self.model.embedding.num_embeddings,
+                self.vocabulary,
                 has_attention=bool(self.model.attention_layers),
             )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.ttt.batching import Program
 from refine_server.ttt.interface.events import Event
-from refine_server.ttt.interface.requests import PromptForm, Work
+from refine_server.ttt.interface.requests import Limits, PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -31,7 +31,11 @@ class Backend(Protocol):
     """How many the base model has."""
     dtype: str
     device: str
+    vocabulary: int
+    """Number of tokens that the model knows; ids are below it. The tokenizer may have more."""
     prompt_form: PromptForm
+    limits: Limits
+    """The longest texts that are read."""
     fingerprint: str
     """Hash of the base weights as they were loaded."""
     templates: TemplatePool

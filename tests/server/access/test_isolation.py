@@ -70,7 +70,7 @@ async def test_another_owners_document_is_never_used(fake: FakeBackend) -> None:
         assert isinstance(made, DocumentAdapted)
         with pytest.raises(ApiError) as error:
             await served.submit(AskRequest(made.document, "q", owner="b")).finish()
-        assert error.value.status == 500
+        assert error.value.status_code == 500
         assert "alpha" not in str(error.value)
         await until(lambda: served.engine.is_broken)
         with pytest.raises(ApiError, match="isolation check"):

@@ -67,7 +67,7 @@ def test_requests_per_minute() -> None:
             pass
     with pytest.raises(ApiError, match="requests_per_minute") as refused, quotas.request(alice):
         pass
-    assert (refused.value.status, refused.value.retry_after) == (429, 30)
+    assert (refused.value.status_code, refused.value.retry_after) == (429, 30)
     clock.now = 30.0
     with quotas.request(alice):
         pass
@@ -97,13 +97,13 @@ def test_document_tokens_per_hour_are_charged_for_admitted_requests_only() -> No
     with pytest.raises(ApiError) as refused, quotas.document("a", 700):
         pass
     assert refused.value.body.error.code == "quota_document_tokens_per_hour"
-    assert (refused.value.status, refused.value.retry_after) == (429, 100)
+    assert (refused.value.status_code, refused.value.retry_after) == (429, 100)
     clock.now = 100.0
     with quotas.document("a", 700):
         pass
     with pytest.raises(ApiError) as never, quotas.document("a", 3601):
         pass
-    assert never.value.status == 413
+    assert never.value.status_code == 413
 
 
 def write_keys(path: Path, **quotas: int) -> dict[str, str]:

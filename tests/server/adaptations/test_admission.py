@@ -97,7 +97,7 @@ async def test_a_refusal_reaches_all_clients_that_joined(
     registry: Open, encoding: threading.Event
 ) -> None:
     async with registry() as adaptations:
-        askers = [create(adaptations, "long " * 99) for _ in range(2)]
+        askers = [create(adaptations, "long " * 199) for _ in range(2)]
         await until(lambda: len(adaptations.list("local")) == 1)
         encoding.set()
         for refused in await asyncio.gather(*askers, return_exceptions=True):

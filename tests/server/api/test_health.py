@@ -113,6 +113,7 @@ def test_models_and_version(client: TestClient) -> None:
         "fingerprint": "as loaded",
         "prompt_form": "plain",
         "max_model_len": 36_864,
+        "context_length": None,
         "parent": None,
     }
     assert client.get("/version").json()["name"] == "refine-server"

@@ -109,7 +109,7 @@ async def test_a_full_queue_refuses_and_a_waiter_that_leaves_makes_room(
         waiting = await served.submit(request("b")).admitted()
         with pytest.raises(ApiError) as refused:
             await served.submit(request("c")).finish()
-        assert refused.value.status == 429
+        assert refused.value.status_code == 429
         assert refused.value.retry_after == 1  # the jobs ahead are short
         await waiting.leave()
         third = await served.submit(request("c")).admitted()
@@ -125,7 +125,7 @@ async def test_the_deadline_ends_running_and_waiting_jobs(start: Start, fake: Fa
         for job in jobs:
             with pytest.raises(ApiError, match="longer than") as late:
                 await job.finish()
-            assert late.value.status == 504
+            assert late.value.status_code == 504
         fake.gate.set()
         await until(lambda: fake.closed == ["a"])
         await until(lambda: served.wasted_seconds().get("timeout", 0.0) > 0)
@@ -138,7 +138,7 @@ async def test_one_job_may_crash_and_the_other_goes_on(start: Start, fake: FakeB
         fake.gate.set()
         with pytest.raises(ApiError) as crash:
             await bad.finish()
-        assert crash.value.status == 500
+        assert crash.value.status_code == 500
         assert isinstance((await good.finish())[-1], AnswerCompleted)
         served.engine.ready()
 

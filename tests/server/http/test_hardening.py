@@ -204,7 +204,7 @@ def repeated(item: str) -> str:
         ("/v1/chat/completions", f'{{"messages": {repeated("{}")}}}', "messages.0.role"),
         ("/v1/chat/completions",
          f'{{"messages": [{{"role": "user", "content": {repeated("{}")}}}]}}',
-         "messages.0.content.str"),
+         "messages.0.content.0.type"),
         ("/tokenize", f'{{"messages": [{{"role": "user", {UNKNOWN_FIELDS}}}]}}',
          "messages.0.content"),
         ("/detokenize", f'{{"tokens": {repeated("-1")}}}', "tokens.0"),

@@ -170,7 +170,7 @@ async def test_a_client_that_leaves_before_the_work_is_admitted_cancels_it(strea
     client, exchange = Client(leaves_after=0.02), Exchange("a", before=60.0)
     with anyio.fail_after(5), pytest.raises(ClientDisconnected) as left:
         await client.get(exchange, stream=stream)
-    assert left.value.status == 499
+    assert left.value.status_code == 499
     assert client.messages == []
     assert exchange.ended
 

@@ -35,9 +35,21 @@ def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text, cuts, stops) ->
         assert result == expected == text
 
 
-def test_greedy_takes_the_best_token() -> None:
-    logits = torch.tensor([0.0, 3.0, 1.0])
-    assert sample(logits, SamplingConfig(temperature=0.0), torch.Generator()) == 1
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "sampling",
+    [{"temperature": t} for t in (0.0, -0.0, 5e-324, 1e-320, 1e-45, 1e-40, 1e-30, 1e-6)]
+    + [{"temperature": 1.0, "top_p": p} for p in (5e-324, 1e-320, 1e-45, 1e-40, 1e-30)]
+    + [{"temperature": 1e-5, "top_p": 1e-50}],
+)
+def test_the_ends_of_both_ranges_take_the_best_token(
+    dtype: torch.dtype, sampling: dict[str, float]
+) -> None:
+    # The first of equals, as argmax takes it.
+    logits = torch.tensor([-3e4, 3e4, 1.0, 3e4], dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    config = SamplingConfig(**sampling)  # type: ignore[arg-type]
+    assert {sample(logits, config, generator) for _ in range(20)} == {1}
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.6, 1.0])

@@ -70,7 +70,8 @@ def test_places_are_those_of_the_chunks_but_for_white_space(
     chosen = data.draw(st.lists(st.sampled_from(chunks), unique=True))
     chosen.sort(key=lambda chunk: chunk.start)
     text, places = join(document, chosen)
-    for chunk, (first, last) in zip(chosen, places, strict=True):
+    for chunk, (first, last, source) in zip(chosen, places, strict=True):
+        assert text[first:last] == document[source : source + last - first]
         assert text[first:last].split() == document[chunk.first : chunk.last].split()
-    kept = "".join(text[first:last] for first, last in places)
+    kept = "".join(text[first:last] for first, last, _ in places)
     assert "".join(kept.split()) == "".join(text.split())

@@ -181,6 +181,6 @@ def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
 
 
 def test_limits_hold_before_anything_is_computed(tiny) -> None:
-    with pytest.raises(RequestError, match="at most 5") as error:
-        next(perform(tiny, request("word " * 10, "What?"), limits=Limits(document_tokens=5)))
+    with pytest.raises(RequestError, match="at most 20") as error:
+        next(perform(tiny, request("word " * 50, "What?"), limits=Limits(document_tokens=5)))
     assert error.value.code == "document_too_long"

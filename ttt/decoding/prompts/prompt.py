@@ -108,10 +108,17 @@ class PromptTemplate:
         ids, tail = self._encoder.encode_stable(text, around.between, shortest=before)
         return self._begin + ids, tail
 
-    def locate_tokens(
-        self, document: str, limits: Limits
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    @property
+    def header_tokens(self) -> int:
+        """Tokens of the prompt before the document."""
+        return len(self._header)
+
+    def locate_tokens(self, document: str, longest: int) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode a document by itself, to know where in it each token stands.
+
+        Args:
+            document: the document.
+            longest: the most tokens that it may have.
 
         Returns:
             The token ids, and the characters of each: first, and one beyond the last.
@@ -119,16 +126,16 @@ class PromptTemplate:
         Raises:
             RequestError: if the document is empty or too long.
         """
-        limit, code = limits.document_tokens, "document_too_long"
+        code = "document_too_long"
         self._require_text([document], "document")
-        self._require_below([document], limit, "document", code)
+        self._require_below([document], longest, "document", code)
         encoded = self.tokenizer(
             document,
             add_special_tokens=False,
             split_special_tokens=True,
             return_offsets_mapping=True,
         )
-        self._require_at_most(limit, len(encoded["input_ids"]), "document", code)
+        self._require_at_most(longest, len(encoded["input_ids"]), "document", code)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
     def encode_query(

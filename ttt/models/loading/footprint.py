@@ -42,6 +42,8 @@ class Figures:
     model_type: str
     has_chat_template: bool
     """Whether the server writes prompts by the tokenizer's chat template, unless --chat is set."""
+    context_length: int | None
+    """Longest sequence, in tokens, whose positions the model was trained for; None: any length."""
     dtype: str
     """Of the base weights."""
     parameters: int
@@ -93,6 +95,7 @@ def measure(
         family=model.family,
         model_type=model_type_of(config),
         has_chat_template=has_chat_template(directory),
+        context_length=model.context_length,
         dtype=str(model.dtype).removeprefix("torch."),
         parameters=model.num_parameters,
         weight_bytes=weight_bytes,

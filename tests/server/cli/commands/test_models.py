@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from refine_server.ttt.models import bundled, load
 from refine_server.ttt.models.loading.footprint import measure
 from support.command_line import run, run_failing
+from support.small_models import tiny_transformers
 
 DATA = Path(__file__).parents[3] / "data"
 
@@ -97,6 +98,29 @@ def test_inspect_equals_a_loaded_model(tmp_path: Path, name: str, targets: str) 
         state = model(torch.zeros(1, 4096, dtype=torch.int64)).state
     assert shown["state_bytes"]["4096"] == state.nbytes
     assert shown["longest_document"] > 0
+    assert shown["context_length"] == model.context_length
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("smollm2", "8,192 tokens, answer included"),
+        ("tiny", "any length"),
+        ("lact", "512 tokens, answer included"),
+        ("windows", "any length"),
+    ],
+)
+def test_inspect_tells_the_length_that_a_model_was_trained_for(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    if name == "lact":
+        fla_directory("lact_760m_style", tmp_path / name, lact_chunk_size=1024, window_size=1024)
+    elif name == "windows":
+        settings = {"vocab_size": 96, "sliding_window": 16, "max_position_embeddings": 64}
+        tiny_transformers("mistral", **settings).save_pretrained(tmp_path / name)
+    path = tmp_path / name if name in ("lact", "windows") else name
+    [line] = [line for line in models("inspect", path).splitlines() if line.startswith("context")]
+    assert told in line
 
 
 def test_inspect_reads_no_weights(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def test_an_adaptation_stops_early_when_asked_and_keeps_its_steps(backend: Backe
     [
         (AnswerRequest("", "q"), "document", "empty"),
         (AnswerRequest("x", ""), "query", "empty"),
-        (AdaptRequest("word " * 200), "document", "document_too_long"),
+        (AdaptRequest("word " * 200, on_overflow="error"), "document", "document_too_long"),
+        (AdaptRequest("word " * 800), "document", "document_too_long"),
         (AnswerRequest("x", "word " * 100), "query", "query_too_long"),
         (CompletionRequest(("",)), "prompt", "empty"),
         (CompletionRequest(((0,) * 300,)), "prompt", "context_length_exceeded"),

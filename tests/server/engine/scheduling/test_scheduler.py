@@ -54,7 +54,7 @@ def test_the_queue_is_bounded_by_count() -> None:
         scheduler.add(make_job())
     with pytest.raises(ApiError) as refused:
         scheduler.require_place(reuses_adaptation=False)
-    assert refused.value.status == 429
+    assert refused.value.status_code == 429
     scheduler.next()
     assert (len(scheduler.active), len(scheduler.waiting)) == (2, 3)
     with pytest.raises(ApiError):
@@ -68,7 +68,7 @@ def test_the_queue_is_bounded_by_seconds() -> None:
         scheduler.next()
     with pytest.raises(ApiError) as refused:
         scheduler.add(make_job(seconds=99.5))
-    assert refused.value.status == 429
+    assert refused.value.status_code == 429
     assert refused.value.retry_after == 2
     scheduler.add(make_job(ask=True, seconds=99.5))  # its adaptation was paid for
 

@@ -43,6 +43,8 @@ class Settings:
     """Tokens that layers with a window see; None where no layer has one."""
     rotary_types: frozenset[str]
     """Layer types that have rotary tables of their own; empty where all layers share one."""
+    context_length: int | None
+    """Longest sequence, in tokens, that full attention was trained for; None where not stated."""
 
     @classmethod
     def of(cls, config: Any) -> "Settings":
@@ -62,6 +64,7 @@ class Settings:
             layer_types=None if types is None else tuple(map(str, types)),
             sliding_window=int(window) if window else None,
             rotary_types=frozenset(by_type),
+            context_length=_context_length(_setting(config, "max_position_embeddings"), rope),
         )
 
     def layer_type(self, index: int) -> str | None:
@@ -71,6 +74,26 @@ class Settings:
 
 def _setting(config: Any, name: str, default: Any = None) -> Any:
     return getattr(config, name, default)
+
+
+def _context_length(positions: int | None, rope: dict[str, Any]) -> int | None:
+    """Return the longest sequence that a configuration is made for, in tokens.
+
+    Args:
+        positions: ``max_position_embeddings``. Scaling by ``linear`` and ``yarn`` adds to it, as
+            transformers' documentation says; ``llama3`` has it included.
+        rope: ``rope_parameters``. Where layer types have their own (Gemma 3), ``positions`` already
+            has the scaling included.
+    """
+    scale = rope.get("factor") or 1.0
+    match rope.get("rope_type"), positions:
+        case ("linear", int()):
+            return int(positions * scale)
+        case ("yarn", int()):
+            original = rope.get("original_max_position_embeddings") or positions
+            return max(positions, int(original * scale))
+        case _:
+            return positions
 
 
 def _require_static(model_type: str, rope_type: str) -> None:

@@ -78,6 +78,7 @@ class HFCausalLM(CausalLM):
         require_parts(causal_lm, (*everywhere, *self.required_parts()))
         self.generation_config = causal_lm.generation_config
         self.settings = Settings.of(self.config)
+        self.context_length = self.settings.context_length
         self.model = causal_lm.model
         self.lm_head = causal_lm.lm_head
         self.requires_grad_(False)

@@ -13,6 +13,7 @@ tokens of a decode step.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,6 +128,7 @@ class Overlay(HFCausalLM):
         )
         full = (index for index, window in enumerate(self.windows) if window is None)
         self.attention_layers = tuple(full)
+        self.context_length = self._longest_sequence()
         layers = [self._fast_layer(index) for index in range(self.num_layers)]
         self.fast_layers = layers if any(layer is not None for layer in layers) else None
 
@@ -137,6 +139,12 @@ class Overlay(HFCausalLM):
             raise ModelError(f"{self.config.model_type}: layer type {kind!r} is not supported")
         own = None if kind == "full_attention" else self.settings.sliding_window
         return min((w for w in (self.window_limit, own) if w is not None), default=None)
+
+    def _longest_sequence(self) -> int | None:
+        """Return the context length: any, where windows keep all tokens within known distances."""
+        trained = self.settings.context_length
+        widest = max((window or math.inf for window in self.windows), default=math.inf)
+        return trained if trained is None or widest > trained else None
 
     # -- fast decode ----------------------------------------------------------------------------
 

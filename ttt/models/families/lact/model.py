@@ -70,6 +70,7 @@ class LaCTConfig(FlaConfig):
     ttt_prenorm: bool = False
     ttt_nope: bool = False
     w0_w2_low_rank: int = -1
+    max_position_embeddings: int | None = None
     lr_parameterization: str = "mamba"
     ttt_loss_type: str = "dot_product"
 
@@ -91,6 +92,15 @@ class LaCTConfig(FlaConfig):
     def hidden_units(self) -> int:
         """Hidden units of a memory."""
         return int(self.head_size * self.inter_multi)
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence, in tokens, whose positions the model was trained for; None: any.
+
+        Where the memory is read without positions, only those within the window are compared.
+        """
+        is_relative = self.ttt_nope and self.window_size is not None
+        return None if is_relative else self.max_position_embeddings
 
     @property
     def rule(self) -> Rule:
@@ -164,6 +174,10 @@ class LaCT(FlaCausalLM):
     attention = LaCTAttention
     state_classes = frozenset({LaCTState})
     config: LaCTConfig
+
+    def __init__(self, config: LaCTConfig) -> None:
+        super().__init__(config)
+        self.context_length = config.context_length
 
     @override
     def context(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,115 @@
+"""Errors for bodies that pydantic refused: which field of the request is at fault, and why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refine_server.server.http.errors import ApiError
+from refine_server.server.http.moved import MOVED, REMOVED
+
+NO_OBJECT = ("model_type", "model_attributes_type")
+"""Pydantic's errors for a value that is no object, where it should be one."""
+NO_KIND = ("union_tag_invalid", "union_tag_not_found")
+"""Pydantic's errors for a field ``kind`` that is unknown or missing; they are located above it."""
+MAX_NAME = 64
+"""Characters of a field's name that an error repeats; a client may send any name."""
+MAX_PROBLEMS = 20
+"""Problems of a request that its error describes."""
+TAG_OF: dict[str | int, str] = {"on": "kind", "evidence": "by"}
+"""The field that tells which kind of object a field has; pydantic adds its value to locations."""
+
+
+def invalid_body(errors: Sequence[Any], body: object = None) -> ApiError:
+    """Return the error for what pydantic found wrong with a request.
+
+    The message names the first fields at fault, ``param`` and ``code`` the first one.
+
+    Args:
+        errors: pydantic's errors.
+        body: the body that they were found in.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        message = f"The body is not valid JSON: {reason} at character {first['loc'][-1]}."
+        return ApiError(400, message, "invalid_json")
+    located = _most_specific([(_path(error, body), error) for error in errors[:MAX_PROBLEMS]])
+    path, first = located[0]
+    param = field_path(path)
+    if not path and first["type"] != "value_error":
+        message = "The body must be a JSON object, sent with content-type: application/json."
+        return ApiError(422, message, "invalid_body", param=param)
+    problems = dict.fromkeys(f"{field_path(path)}: {_reason(error)}" for path, error in located)
+    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
+    return ApiError(422, "; ".join(problems), code, param=param)
+
+
+Path = tuple[str | int, ...]
+"""Where a value is in a body: names of fields and places in lists."""
+
+
+def _path(error: Any, body: object) -> Path:
+    """Return the path of the field at fault.
+
+    Pydantic's location also names the members of unions that it tried, which are no fields. They
+    are left out: what is not in the body is a field only where a field is missing.
+    """
+    kind, (place, *location) = error["type"], error["loc"]
+    if place != "body":
+        return tuple(location)
+    path: list[str | int] = []
+    tag_of = None
+    for at, part in enumerate(location):
+        is_tag = isinstance(body, Mapping) and tag_of in body and body[tag_of] == part
+        is_missing = at == len(location) - 1 and kind in ("missing", *NO_KIND)
+        tag_of = None
+        if is_tag:
+            continue
+        if _has(body, part):
+            body = body[part]  # type: ignore[index]
+        elif path and not is_missing:
+            continue
+        path.append(part)
+        tag_of = TAG_OF.get(part)
+    if kind in NO_KIND:
+        path.append(error["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _has(value: object, part: str | int) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+
+
+def _most_specific(located: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Leave out errors of a field of which a part is at fault as well.
+
+    They are those of the other members of a union.
+    """
+    paths = {path[:n] for path, _ in located for n in range(len(path))}
+    return [(path, error) for path, error in located if path not in paths]
+
+
+def field_path(path: Sequence[str | int]) -> str:
+    """Return the dotted path of a field in the body; ``body`` for the body itself."""
+    return ".".join(str(part)[:MAX_NAME] for part in path) or "body"
+
+
+def _reason(error: Any) -> str:
+    *above, name = error["loc"]
+    is_unfit = error["type"] in ("extra_forbidden", *NO_OBJECT)
+    if is_unfit and above[-1:] == ["adapt"]:
+        if name in MOVED:
+            return f"moved to {field_path(above[1:])}.{MOVED[name]}"
+        if name in REMOVED:
+            return REMOVED[name]
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such field"
+        case kind if kind in NO_OBJECT:
+            return "must be an object"
+        case "union_tag_invalid":
+            return f"must be one of {error['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return "required"
+    return str(error["msg"]).removeprefix("Value error, ")  # of our own validators
