@@ -115,6 +115,9 @@ class Adaptation:
         """The evidence that it was aimed at."""
         self.document_tokens: int | None = None
         self.overflow: Overflow | None = None
+        self.document_key: str | None = None
+        """Tells its document from the owner's others that are kept as the base model reads them;
+        None for one that has a state of its own, and until it is read."""
         self.document: Kept | None = None
         """None while it is not in memory."""
         self.nbytes = 0

@@ -15,6 +15,7 @@ from refine_server.server.adaptations.adaptation import Adaptation, Status, new_
 from refine_server.server.adaptations.budget import MemoryBudget, require_place
 from refine_server.server.adaptations.storage import Storage
 from refine_server.server.adaptations.store import StoreError
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.engine.run import Run
 from refine_server.server.http import errors
@@ -57,6 +58,7 @@ class Adaptations:
         self._by_id: dict[str, Adaptation] = {}
         self._by_key: dict[str, Adaptation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._backend: Backend | None = None
         self.is_open = False
         """Whether it is known what the store has."""
 
@@ -64,7 +66,7 @@ class Adaptations:
 
     async def run(self) -> None:
         """Bring back what is stored, then sweep what expires; runs until cancelled."""
-        backend = await asyncio.wrap_future(self._engine.opened)
+        self._backend = backend = await asyncio.wrap_future(self._engine.opened)
         for manifest in await self._storage.open(backend):
             adaptation = self._storage.revive(manifest)
             if adaptation is not None and adaptation.id not in self._by_id:
@@ -93,6 +95,8 @@ class Adaptations:
 
     async def sweep(self) -> None:
         """Forget and delete what has expired."""
+        if self._backend is not None:
+            self._backend.drop_expired_documents()
         for adaptation in [a for a in self._by_id.values() if a.is_expired]:
             self._forget(adaptation)
             await self._storage.delete(adaptation)
@@ -227,7 +231,7 @@ class Adaptations:
     async def _handle(self, adaptation: Adaptation, event: Event) -> None:
         match event:
             case DocumentRead():
-                adaptation.overflow = event.overflow
+                adaptation.overflow, adaptation.document_key = event.overflow, event.key
                 adaptation.set_status(Status.ADAPTING)
             case AdaptationStep(report):
                 adaptation.add_step(report)
@@ -282,6 +286,14 @@ class Adaptations:
     def _forget(self, adaptation: Adaptation) -> None:
         self._by_id.pop(adaptation.id, None)
         self._forget_key(adaptation)
+        self._forget_document(adaptation)
+
+    def _forget_document(self, adaptation: Adaptation) -> None:
+        """Drop the document as the base model read it, unless another adaptation uses it."""
+        owner, key = adaptation.owner, adaptation.document_key
+        used = {a.document_key for a in self._by_id.values() if a.owner == owner}
+        if self._backend is not None and key is not None and key not in used:
+            self._backend.forget_document(owner, key)
 
     def _forget_key(self, adaptation: Adaptation) -> None:
         """Let no other request join the adaptation."""

@@ -152,6 +152,7 @@ class Storage:
         adaptation.document_tokens, adaptation.nbytes = tokens, manifest.nbytes
         adaptation.citations = tuple(cited)
         adaptation.overflow = overflow
+        adaptation.document_key = manifest.description.get("document_key")
         adaptation.stored = True
         adaptation.admitted.set_result(None)
         adaptation.set_status(Status.READY)

@@ -142,6 +142,14 @@ class FakeBackend(Backend):
         return 0
 
     @override
+    def forget_document(self, owner: str, key: str) -> None:
+        pass
+
+    @override
+    def drop_expired_documents(self) -> None:
+        pass
+
+    @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:
             return encode(work, template, LIMITS, self.vocabulary)
@@ -367,6 +375,7 @@ def query_adaptation(work: EncodedQueryAdapt, report: AdaptationReport) -> Query
         report=report,
         document_tokens=work.tokens,
         room=work.room,
+        document_key="as read",
         citations=() if candidates is None else candidates.citations(),
     )
 

@@ -27,6 +27,8 @@ class DocumentRead:
     """Whether it had been read for an earlier request of the owner."""
     overflow: Overflow | None = None
     """How it was shortened, if it was."""
+    key: str | None = None
+    """Tells the owner's documents apart that are kept as the base model reads them."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode_adaptation import EncodedQueryAdapt
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
-from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.query_side.document_cache import DocumentCache, document_key
 from refine_server.ttt.query_side.query_adaptation import QueryAdaptation, rounded
 
 
@@ -38,8 +38,8 @@ async def adapt_on_evidence(
     """
     request, clock = work.request, Clock()
     document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
-    seconds = clock.lap("prefill")
-    emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
+    key, seconds = document_key(document.input_ids), clock.lap("prefill")
+    emit(DocumentRead(work.tokens, seconds, is_cached, work.overflow, key))
 
     began = time.monotonic()
     aims: list[Aim] = []
@@ -65,6 +65,7 @@ async def adapt_on_evidence(
         document_tokens=work.tokens,
         room=work.room,
         overflow=work.overflow,
+        document_key=key,
         citations=_cited(found),
     )
     emit(DocumentAdapted(kept))

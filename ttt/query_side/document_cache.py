@@ -1,5 +1,7 @@
 """Documents that were read by the base model, kept so that one reading serves many questions."""
 
+import hashlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,8 +11,13 @@ from torch import Tensor
 
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 
-Key = tuple[str, bytes]
-"""The owner, and the token ids of the prompt up to the document's end."""
+Key = tuple[str, str]
+"""The owner, and the document's key."""
+
+
+def document_key(input_ids: Tensor) -> str:
+    """Return what tells documents apart: a hash of the prompt up to the document's end [1, T]."""
+    return hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest()
 
 
 @dataclass(slots=True)
@@ -24,7 +31,7 @@ class DocumentCache:
     """Frozen documents by owner and text, the least recently used dropped first.
 
     A document is only ever given to the owner who had it read. It stays in memory while a request
-    uses it, even if it was dropped here. All methods belong to the model's thread.
+    uses it, even if it was dropped here. Any thread may call any method.
 
     Args:
         budget_bytes: the most bytes of all documents; 0 keeps none.
@@ -40,30 +47,44 @@ class DocumentCache:
     ) -> None:
         self._budget, self._ttl, self._clock = budget_bytes, ttl_seconds, clock
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
         self.nbytes = 0
         """Bytes of the documents that are kept."""
 
     def get(self, owner: str, input_ids: Tensor) -> FrozenDocument | None:
         """Return the owner's document of these token ids [1, T], or None."""
-        self._drop_expired()
-        key = _key(owner, input_ids)
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        entry.used = self._clock()
-        self._entries.move_to_end(key)
-        return entry.document
+        key = owner, document_key(input_ids)
+        with self._lock:
+            self._drop_expired()
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            entry.used = self._clock()
+            self._entries.move_to_end(key)
+            return entry.document
 
     def put(self, owner: str, document: FrozenDocument) -> None:
         """Keep a document for its owner, and drop others where the budget requires it."""
-        self._drop_expired()
-        size, key = document.nbytes, _key(owner, document.input_ids)
-        if size > self._budget or key in self._entries:
-            return
-        while self.nbytes + size > self._budget:
-            self._drop(next(iter(self._entries)))
-        self._entries[key] = _Entry(document, self._clock())
-        self.nbytes += size
+        size, key = document.nbytes, (owner, document_key(document.input_ids))
+        with self._lock:
+            self._drop_expired()
+            if size > self._budget or key in self._entries:
+                return
+            while self.nbytes + size > self._budget:
+                self._drop(next(iter(self._entries)))
+            self._entries[key] = _Entry(document, self._clock())
+            self.nbytes += size
+
+    def forget(self, owner: str, key: str) -> None:
+        """Drop the owner's document of this key, if it is kept."""
+        with self._lock:
+            if (owner, key) in self._entries:
+                self._drop((owner, key))
+
+    def drop_expired(self) -> None:
+        """Drop what was not used for too long."""
+        with self._lock:
+            self._drop_expired()
 
     def _drop_expired(self) -> None:
         before = self._clock() - self._ttl
@@ -72,7 +93,3 @@ class DocumentCache:
 
     def _drop(self, key: Key) -> None:
         self.nbytes -= self._entries.pop(key).document.nbytes
-
-
-def _key(owner: str, input_ids: Tensor) -> Key:
-    return owner, input_ids.cpu().numpy().tobytes()

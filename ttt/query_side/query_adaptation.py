@@ -42,6 +42,8 @@ class QueryAdaptation:
     """Tokens of what is read of the document."""
     room: int
     """The most tokens that are read of it, for every query alike."""
+    document_key: str
+    """Tells what is read from the owner's other documents (``DocumentCache``)."""
     citations: tuple[Citation, ...] = ()
     """The evidence that the adaptation was aimed at, in the document's order."""
     overflow: Overflow | None = None
@@ -73,6 +75,7 @@ class QueryAdaptation:
             "owner": self.owner,
             "document_tokens": self.document_tokens,
             "room": self.room,
+            "document_key": self.document_key,
             "overflow": self.overflow and self.overflow.model_dump(),
             "dtype": dtypes.pop() if dtypes else None,
             "citations": [citation.model_dump() for citation in self.citations],
@@ -97,6 +100,7 @@ class QueryAdaptation:
             report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
             room=description["room"],
+            document_key=description["document_key"],
             overflow=overflow_of(description),
             citations=tuple(Citation.model_validate(c) for c in description["citations"]),
         )

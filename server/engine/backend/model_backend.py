@@ -54,6 +54,14 @@ class ModelBackend(Backend):
         return self._documents.nbytes
 
     @override
+    def forget_document(self, owner: str, key: str) -> None:
+        self._documents.forget(owner, key)
+
+    @override
+    def drop_expired_documents(self) -> None:
+        self._documents.drop_expired()
+
+    @override
     def encode(self, work: Work) -> EncodedWork:
         with self.templates.take() as template:
             return encode(

@@ -45,6 +45,12 @@ class Backend(Protocol):
     def cached_document_bytes(self) -> int:
         """Bytes of documents that are kept as the base model read them."""
 
+    def forget_document(self, owner: str, key: str) -> None:
+        """Drop an owner's document that is kept as the base model read it, by its key."""
+
+    def drop_expired_documents(self) -> None:
+        """Drop the kept documents that were not used for too long."""
+
     def encode(self, work: Work) -> EncodedWork:
         """Return a request with its texts as token ids.
 

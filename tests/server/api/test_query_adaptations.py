@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from refine_server.server.adaptations import registry
 from refine_server.server.app import create_app
 from refine_server.server.settings import Settings
 
@@ -165,3 +166,56 @@ def test_without_room_for_the_state_every_question_reads_the_document(serve: Mak
     assert metric(client, "refine_document_cache_misses_total") == 1
     assert metric(small, "refine_document_cache_misses_total") == 2
     assert metric(small, "refine_document_cache_bytes") == 0
+
+
+def test_what_is_stored_is_small_and_has_no_state(serve: MakeServer, tmp_path: Path) -> None:
+    client = serve(store=tmp_path.as_uri())
+    sizes = []
+    for times in (1, 20):
+        document = DOCUMENT * times
+        made = ready(client, document=document)
+        [data] = tmp_path.rglob(f"{made['id']}/document.safetensors")
+        sizes.append(data.stat().st_size - len(document))
+        assert made["bytes"] < 10**6
+    assert abs(sizes[0] - sizes[1]) < 16  # of the header
+    assert metric(client, "refine_document_cache_bytes") > 0
+
+
+def test_deleting_the_last_adaptation_forgets_the_documents_state(serve: MakeServer) -> None:
+    client = serve()
+    first, second = ready(client), ready(client, queries=QUERIES[:1])
+    assert client.delete(f"/v1/adaptations/{first['id']}").is_success
+    assert metric(client, "refine_document_cache_bytes") > 0  # the second one uses it
+    assert client.delete(f"/v1/adaptations/{second['id']}").is_success
+    assert metric(client, "refine_document_cache_bytes") == 0
+    gone = client.post("/v1/answers", json={"query": "Who?", "adaptation": second["id"]})
+    assert gone.status_code == 404
+
+
+def test_an_adaptation_that_expires_takes_the_documents_state_along(
+    serve: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    client = serve()
+    made = ready(client, ttl_seconds=0.3)
+    end = time.monotonic() + 10
+    while metric(client, "refine_document_cache_bytes"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert client.get(f"/v1/adaptations/{made['id']}").status_code == 404
+
+
+def test_two_owners_share_neither_adaptation_nor_state(serve: MakeServer) -> None:
+    client = serve(api_keys="ada:ada-ada-ada-ada-1,bob:bob-bob-bob-bob-1")
+    made = {}
+    for owner in ("ada", "bob"):
+        client.headers["x-api-key"] = "-".join([owner] * 4 + ["1"])
+        made[owner] = ready(client)["id"]
+    assert made["ada"] != made["bob"]
+    assert metric(client, "refine_document_cache_misses_total") == 2
+    assert metric(client, "refine_document_cache_hits_total") == 0
+    foreign = client.post("/v1/answers", json={"query": "Who?", "adaptation": made["ada"]})
+    assert foreign.status_code == 404
+    both = metric(client, "refine_document_cache_bytes")
+    assert client.delete(f"/v1/adaptations/{made['bob']}").is_success
+    assert metric(client, "refine_document_cache_bytes") == both / 2

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.query_side.document_cache import DocumentCache, document_key
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from support.small_models import Families, Tokens
 
@@ -70,6 +70,27 @@ def test_a_document_expires_after_its_last_use(small: CausalLM, tokens: Tokens) 
     clock.now = 170.0
     assert cache.get("ada", document.input_ids) is None
     assert cache.nbytes == 0
+
+
+def test_what_nobody_asks_for_expires_as_well(small: CausalLM, tokens: Tokens) -> None:
+    clock = Clock()
+    cache = DocumentCache(10**9, 60.0, clock)
+    cache.put("ada", read(small, tokens(1, 40)))
+    clock.now = 61.0
+    cache.drop_expired()
+    assert cache.nbytes == 0
+
+
+def test_a_document_is_forgotten_for_one_owner(small: CausalLM, tokens: Tokens) -> None:
+    cache, document = DocumentCache(10**9, 60.0), read(small, tokens(1, 40))
+    for owner in ("ada", "bob"):
+        cache.put(owner, document)
+    key = document_key(document.input_ids)
+    for _ in range(2):
+        cache.forget("ada", key)
+        assert cache.get("ada", document.input_ids) is None
+        assert cache.get("bob", document.input_ids) is document
+        assert cache.nbytes == document.nbytes
 
 
 def test_the_same_document_counts_once(small: CausalLM, tokens: Tokens) -> None:
