@@ -29,7 +29,7 @@ from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries, supervised_layers
 from refine_server.ttt.query_side.document_cache import DocumentCache
-from refine_server.ttt.query_side.frozen_document import FrozenDocument
+from refine_server.ttt.query_side.frozen_document import DocumentReader, FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Span
 
 
@@ -54,9 +54,7 @@ async def answer_on_evidence(
     document = None if documents is None else documents.get(request.owner, ids)
     is_cached = document is not None
     if document is None:
-        header = len(work.prompt.header)
-        call = Call(lambda: FrozenDocument.read(model, ids, header), model.threads)
-        document = await call
+        document = await _read(DocumentReader(model, ids, len(work.prompt.header)), model.threads)
         if documents is not None:
             documents.put(request.owner, document)
     seconds = clock.lap("prefill")
@@ -97,6 +95,12 @@ async def answer_on_evidence(
     )
     clock.lap("decode")
     await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
+
+
+async def _read(reader: DocumentReader, threads: int) -> FrozenDocument:
+    while not reader.is_done:
+        await Call(reader.read_piece, threads)
+    return reader.document()
 
 
 async def _find_evidence(

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import Timings
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.reader import Reader
 from refine_server.ttt.programs.encode import EncodedCompletion
 
 SCORED_AT_ONCE = 128
@@ -45,8 +45,7 @@ async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Eve
     read_seconds, decode_seconds = 0.0, 0.0
     for number, prompt in enumerate(work.prompts):
         began = time.monotonic()
-        prefill = Call(partial(completer.prefill, prompt))
-        prediction, echo = await prefill
+        prediction, echo = await completer.prefill(prompt)
         read_seconds += (seconds := time.monotonic() - began)
         emit(PromptRead(number, len(prompt), seconds, echo))
         began = time.monotonic()
@@ -78,23 +77,27 @@ class _Completer:
         """Seconds until the first token; 0 before it."""
         self.tokens = 0
 
-    @torch.no_grad()
-    def prefill(self, prompt: tuple[int, ...]) -> tuple[Prediction, tuple[ScoredToken, ...]]:
+    async def prefill(self, prompt: tuple[int, ...]) -> tuple[Prediction, tuple[ScoredToken, ...]]:
         """Read a prompt; return the prediction after it, and its own tokens if they are echoed."""
         adapted, echo = self.request.adapted, tuple[ScoredToken, ...]()
         if not prompt:
             assert adapted is not None  # an empty prompt is refused without a document
-            logits = self.model.head_logits(adapted.hidden, self.fast)
-            return Prediction(logits, adapted.state), echo
+            return Prediction(self._logits(adapted.hidden), adapted.state), echo
         ids = torch.tensor([prompt], device=self.model.device)
-        output = self.model(ids, None if adapted is None else adapted.state, self.fast)
+        reader = Reader(self.model, ids, None if adapted is None else adapted.state, self.fast)
+        predicting = [] if adapted is None else [adapted.hidden]
+        while not reader.is_done:
+            hidden = (await Call(reader.read_piece))[0]  # [n, D]
+            predicting.append(hidden if self.request.echo else hidden[-1:])
         if self.request.echo:
-            predicting = output.hidden[0, :-1]  # [T - 1, D]
-            if adapted is not None:
-                predicting = torch.cat([adapted.hidden, predicting])
-            echo = tuple(self._echo(prompt, predicting))
-        logits = self.model.head_logits(output.hidden[:, -1], self.fast)
-        return Prediction(logits, output.state), echo
+            before = torch.cat(predicting)[:-1]  # the last predicts what is decoded
+            scored = Call(lambda: tuple(self._echo(prompt, before)))
+            echo = await scored
+        return Prediction(self._logits(hidden[-1:]), reader.state), echo
+
+    @torch.no_grad()
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.model.head_logits(hidden, self.fast)
 
     def _echo(self, prompt: tuple[int, ...], predicting: Tensor) -> Iterator[ScoredToken]:
         """Yield the prompt's tokens; the last N were predicted from hidden states [N, D]."""
@@ -107,7 +110,7 @@ class _Completer:
         targets = torch.tensor(prompt[unscored:], device=self.model.device)
         for at in range(0, len(targets), SCORED_AT_ONCE):
             hidden, ids = (x[at : at + SCORED_AT_ONCE] for x in (predicting, targets))
-            logits = self.model.head_logits(hidden, self.fast)
+            logits = self._logits(hidden)
             for id, scores in zip(ids.tolist(), score(logits, ids, top), strict=True):
                 yield self._scored(id, *scores)
 
