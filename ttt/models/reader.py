@@ -1,5 +1,7 @@
 """Reading a text piece by piece, so that nobody else's work waits for the end of a long one."""
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,8 @@ class Reader:
         self._state = state
         self.tokens = 0
         """Tokens that have been read."""
+        self.seconds = 0.0
+        """Seconds of reading, without what others did between two pieces."""
 
     @property
     def is_done(self) -> bool:
@@ -48,9 +52,11 @@ class Reader:
     @torch.no_grad()
     def read_piece(self) -> Tensor:
         """Read the next tokens and return their hidden states [1, n, D], n <= READ_TOKENS."""
+        began = time.monotonic()
         ids = self._input_ids[:, self.tokens : self.tokens + READ_TOKENS]
         output = self._model(ids, self._state, self._fast)
         # A state that others share is not copied to be one with what follows it.
         self._state = output.state.joined() if self._is_start else output.state
         self.tokens += ids.shape[1]
+        self.seconds += time.monotonic() - began
         return output.hidden

@@ -46,18 +46,21 @@ async def answer_on_evidence(
         model: the base model.
         work: a request that adapts on evidence, or not at all.
         emit: receives the events.
-        should_stop: asked after every step.
+        should_stop: asked before every step.
         documents: documents that were read before; None keeps none.
     """
     request, clock = work.request, Clock()
     ids = torch.tensor([work.prompt.header + work.prompt.document], device=model.device)  # [1, T]
     document = None if documents is None else documents.get(request.owner, ids)
-    is_cached = document is not None
+    is_cached, seconds = document is not None, 0.0
     if document is None:
-        document = await _read(DocumentReader(model, ids, len(work.prompt.header)), model.threads)
+        reader = DocumentReader(model, ids, len(work.prompt.header))
+        while not reader.is_done:
+            await Call(reader.read_piece, model.threads)
+        document, seconds = reader.document(), reader.seconds
         if documents is not None:
             documents.put(request.owner, document)
-    seconds = clock.lap("prefill")
+    clock.lap("prefill")
     emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
     known = work.prompt.document
 
@@ -95,12 +98,6 @@ async def answer_on_evidence(
     )
     clock.lap("decode")
     await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
-
-
-async def _read(reader: DocumentReader, threads: int) -> FrozenDocument:
-    while not reader.is_done:
-        await Call(reader.read_piece, threads)
-    return reader.document()
 
 
 async def _find_evidence(

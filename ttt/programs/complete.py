@@ -45,9 +45,8 @@ async def complete(model: CausalLM, work: EncodedCompletion, emit: Callable[[Eve
     read_seconds, decode_seconds = 0.0, 0.0
     for number, prompt in enumerate(work.prompts):
         began = time.monotonic()
-        prediction, echo = await completer.prefill(prompt)
-        read_seconds += (seconds := time.monotonic() - began)
-        emit(PromptRead(number, len(prompt), seconds, echo))
+        prediction = await completer.prefill(number, prompt)
+        read_seconds += time.monotonic() - began
         began = time.monotonic()
         await completer.decode_choices(number, prediction)
         decode_seconds += time.monotonic() - began
@@ -77,12 +76,13 @@ class _Completer:
         """Seconds until the first token; 0 before it."""
         self.tokens = 0
 
-    async def prefill(self, prompt: tuple[int, ...]) -> tuple[Prediction, tuple[ScoredToken, ...]]:
-        """Read a prompt; return the prediction after it, and its own tokens if they are echoed."""
+    async def prefill(self, number: int, prompt: tuple[int, ...]) -> Prediction:
+        """Read a prompt, emit its own tokens if they are echoed, and return the prediction."""
         adapted, echo = self.request.adapted, tuple[ScoredToken, ...]()
         if not prompt:
             assert adapted is not None  # an empty prompt is refused without a document
-            return Prediction(self._logits(adapted.hidden), adapted.state), echo
+            self.emit(PromptRead(number, 0, 0.0, echo))
+            return Prediction(self._logits(adapted.hidden), adapted.state)
         ids = torch.tensor([prompt], device=self.model.device)
         reader = Reader(self.model, ids, None if adapted is None else adapted.state, self.fast)
         predicting = [] if adapted is None else [adapted.hidden]
@@ -93,7 +93,8 @@ class _Completer:
             before = torch.cat(predicting)[:-1]  # the last predicts what is decoded
             scored = Call(lambda: tuple(self._echo(prompt, before)))
             echo = await scored
-        return Prediction(self._logits(hidden[-1:]), reader.state), echo
+        self.emit(PromptRead(number, len(prompt), reader.seconds, echo))
+        return Prediction(self._logits(hidden[-1:]), reader.state)
 
     @torch.no_grad()
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -113,6 +113,11 @@ class DocumentReader:
         return max(self._reader.tokens - self._context_tokens, 0)
 
     @property
+    def seconds(self) -> float:
+        """Seconds of reading."""
+        return self._reader.seconds
+
+    @property
     def is_done(self) -> bool:
         """Whether all tokens have been read."""
         return self._reader.is_done
