@@ -59,4 +59,5 @@ class Reader:
         self._state = output.state.joined() if self._is_start else output.state
         self.tokens += ids.shape[1]
         self.seconds += time.monotonic() - began
-        return output.hidden
+        hidden: Tensor = output.hidden
+        return hidden

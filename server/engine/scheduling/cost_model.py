@@ -1,5 +1,7 @@
 """Estimates of what work will cost, in seconds, from what recent work cost."""
 
+from collections.abc import Iterator
+
 from typing_extensions import override
 
 from refine_server.server.engine.backend.protocol import Backend
@@ -108,7 +110,8 @@ class CostModel(EngineObserver):
             work = backend.encode(WARM_UP)
         except RequestError:
             return
-        for event in stream(lambda emit: backend.start(work, emit, lambda: None)):
+        events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
+        for event in events:
             self.observe(WARM_UP, work.tokens, event)
         self.answer_tokens = Rate(TYPICAL_TOKENS)
 
