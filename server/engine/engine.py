@@ -120,6 +120,7 @@ class Engine:
         try:
             async with asyncio.timeout_at(deadline):
                 job = await self._encode(work, deliver, request_id=request_id, priority=priority)
+                job.deadline = job.submitted + timeout_seconds
         except TimeoutError:
             raise errors.timed_out(timeout_seconds) from None
         charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)

@@ -12,6 +12,7 @@ from refine_server.server.engine.backend.self_check import self_check
 from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.engine.scheduling.job_queue import JobQueue, Turn, Verification
+from refine_server.server.engine.scheduling.step_deadline import StepDeadline
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Operation, Program, resume, run_batch
@@ -169,7 +170,8 @@ class Worker:
         self._queue.start(job)
         for observer in self._observers:
             observer.on_started(job)
-        program = self._backend.start(job.work, partial(self._emit, job), lambda: job.stop_reason)
+        should_stop = StepDeadline(job, lambda: self._queue.active_jobs)
+        program = self._backend.start(job.work, partial(self._emit, job), should_stop)
         self._programs[job] = program
         return program
 

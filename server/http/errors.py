@@ -96,8 +96,23 @@ def unauthorized() -> ApiError:
 
 
 def queue_full(retry_after: int) -> ApiError:
-    """429: the queue is full."""
-    message = f"The queue is full. Try again in {retry_after} s."
+    """429: as many requests wait as may."""
+    message = f"The queue is full (--max-queue). Try again in {retry_after} s."
+    return ApiError(429, message, "queue_full", retry_after=retry_after)
+
+
+def too_much_work(retry_after: int) -> ApiError:
+    """429: as many seconds of work wait as may."""
+    message = f"The queue is full (--max-queue-seconds). Try again in {retry_after} s."
+    return ApiError(429, message, "queue_full", retry_after=retry_after)
+
+
+def too_late(retry_after: int) -> ApiError:
+    """429: by the present estimate, the request would not end within its time limit."""
+    message = (
+        "The server is too busy to end this request within its time limit (timeout_seconds, at "
+        f"most --request-timeout-seconds). Try again in {retry_after} s."
+    )
     return ApiError(429, message, "queue_full", retry_after=retry_after)
 
 

@@ -292,11 +292,10 @@ class FakeBackend(Backend):
             emit(BaseAnswered("base says no"))
         steps: list[StepReport] = []
         stopped = None
-        while len(steps) < request.adapt.optimizer.steps and stopped is None:
+        while len(steps) < request.adapt.optimizer.steps and (stopped := should_stop()) is None:
             await self._turn(name, script)
             steps.append(step_report(len(steps) + 1, loss=script.loss))
             emit(AdaptationStep(steps[-1]))
-            stopped = should_stop()
         report = AdaptationReport(
             objective="refine",
             steps=tuple(steps),

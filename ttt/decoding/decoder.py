@@ -16,6 +16,7 @@ from refine_server.ttt.decoding.stop_strings import StopStrings
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.reader import Reader
 from refine_server.ttt.models.state import State
 
 FinishReason = Literal["stop", "length"]
@@ -154,12 +155,10 @@ async def decode(
     """
     fast = fast.detach()  # what is derived from it for this answer ends with the answer
 
-    @torch.no_grad()
-    def prefill() -> Prediction:
-        output = model(torch.tensor([list(query)], device=model.device), state, fast)
-        return Prediction(model.head_logits(output.hidden[:, -1], fast), output.state)
-
-    prediction = await Call(prefill)
+    reader = Reader(model, torch.tensor([list(query)], device=model.device), state, fast)
+    while not reader.is_done:
+        hidden = await Call(reader.read_piece)  # [1, n, D]
+    prediction = Prediction(model.head_logits(hidden[:, -1], fast), reader.state)
     decoder = Decoder(model, prediction, fast, sampling, known=(*document, *query))
     while (token := await decoder.next_token()) is not None:
         on_token(token)

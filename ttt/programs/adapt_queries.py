@@ -12,7 +12,6 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.reports import Citation
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.answer import Emit, ShouldStop, new_fast_weights
-from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode_adaptation import EncodedQueryAdapt
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
@@ -36,9 +35,10 @@ async def adapt_on_evidence(
         should_stop: asked after every step.
         documents: documents that were read before; None keeps none.
     """
-    request, clock = work.request, Clock()
-    document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
-    key, seconds = document_key(document.input_ids), clock.lap("prefill")
+    request = work.request
+    frozen = await read_frozen(model, work.prompt, request.owner, documents)
+    document, seconds, is_cached = frozen
+    key = document_key(document.input_ids)
     emit(DocumentRead(work.tokens, seconds, is_cached, work.overflow, key))
 
     began = time.monotonic()

@@ -40,7 +40,7 @@ from refine_server.ttt.refine.loop import adapt as refine
 Emit = Callable[[Event], None]
 """Receives a program's events while it runs."""
 ShouldStop = Callable[[], str | None]
-"""Asked after every step; returns the reason to make no more steps, or None to go on."""
+"""Asked before every step; returns the reason to make no more steps, or None to go on."""
 
 
 async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:

@@ -38,7 +38,7 @@ async def answer_on_evidence(
         model: the base model.
         work: a request that adapts on evidence or not at all, or has an adaptation that was kept.
         emit: receives the events.
-        should_stop: asked after every step.
+        should_stop: asked before every step.
         documents: documents that were read before; None keeps none.
 
     Raises:
@@ -47,8 +47,9 @@ async def answer_on_evidence(
     request, clock = work.request, Clock()
     if request.kept is not None:
         request.kept.require_owner(request.owner)
-    document, is_cached = await read_frozen(model, work.prompt, request.owner, documents)
-    seconds = clock.lap("prefill")
+    frozen = await read_frozen(model, work.prompt, request.owner, documents)
+    document, seconds, is_cached = frozen
+    clock.lap("prefill")
     emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
     known = work.prompt.document
 

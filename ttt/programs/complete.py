@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import Citation, Timings
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.reader import Reader
 from refine_server.ttt.models.state import State
 from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.programs.frozen import find_evidence, quote, read_frozen
@@ -117,11 +117,7 @@ class _Completer:
         document, candidates = await self._open_document(number)
         citations = () if candidates is None else candidates.citations()
         prompt = self.work.prompts[number]
-        began = time.monotonic()
-        prefill = Call(partial(self._prefill, prompt, document))
-        prediction, echo = await prefill
-        seconds = time.monotonic() - began
-        self.emit(PromptRead(number, len(prompt), seconds, echo, citations))
+        prediction = await self._prefill(number, prompt, document, citations)
         began = time.monotonic()
         n = self.request.n
         known = () if document is None else document.known
@@ -149,32 +145,43 @@ class _Completer:
         if self._frozen is not None and self._frozen[0] == prompt:
             return self._frozen[1]
         self._frozen = None  # so that two are never in memory for one request
-        began, owner = time.monotonic(), self.request.owner
-        document, is_cached = await read_frozen(self.model, prompt, owner, self.documents)
-        seconds, tokens = time.monotonic() - began, len(prompt.document)
+        owner = self.request.owner
+        frozen = await read_frozen(self.model, prompt, owner, self.documents)
+        document, seconds, is_cached = frozen
+        tokens = len(prompt.document)
         self.emit(DocumentRead(tokens, seconds, is_cached=is_cached, overflow=context.overflow))
         self._frozen = prompt, document
         return document
 
-    @torch.no_grad()
-    def _prefill(
-        self, prompt: tuple[int, ...], document: _Document | None
-    ) -> tuple[Prediction, tuple[ScoredToken, ...]]:
-        """Read a prompt; return the prediction after it, and its own tokens if they are echoed."""
+    async def _prefill(
+        self,
+        number: int,
+        prompt: tuple[int, ...],
+        document: _Document | None,
+        citations: tuple[Citation, ...],
+    ) -> Prediction:
+        """Read a prompt, emit its own tokens if they are echoed, and return the prediction."""
         echo = tuple[ScoredToken, ...]()
         if not prompt:
             assert document is not None  # an empty prompt is refused without a document
-            logits = self.model.head_logits(document.hidden, self.fast)
-            return Prediction(logits, document.state), echo
+            self.emit(PromptRead(number, 0, 0.0, echo, citations))
+            return Prediction(self._logits(document.hidden), document.state)
         ids = torch.tensor([prompt], device=self.model.device)
-        output = self.model(ids, None if document is None else document.state, self.fast)
+        reader = Reader(self.model, ids, None if document is None else document.state, self.fast)
+        predicting = [] if document is None else [document.hidden]
+        while not reader.is_done:
+            hidden = (await Call(reader.read_piece))[0]  # [n, D]
+            predicting.append(hidden if self.request.echo else hidden[-1:])
         if self.request.echo:
-            predicting = output.hidden[0, :-1]  # [T - 1, D]
-            if document is not None:
-                predicting = torch.cat([document.hidden, predicting])
-            echo = tuple(self._echo(prompt, predicting))
-        logits = self.model.head_logits(output.hidden[:, -1], self.fast)
-        return Prediction(logits, output.state), echo
+            before = torch.cat(predicting)[:-1]  # the last predicts what is decoded
+            scored = Call(lambda: tuple(self._echo(prompt, before)))
+            echo = await scored
+        self.emit(PromptRead(number, len(prompt), reader.seconds, echo, citations))
+        return Prediction(self._logits(hidden[-1:]), reader.state)
+
+    @torch.no_grad()
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.model.head_logits(hidden, self.fast)
 
     def _echo(self, prompt: tuple[int, ...], predicting: Tensor) -> Iterator[ScoredToken]:
         """Yield the prompt's tokens; the last N were predicted from hidden states [N, D]."""
@@ -187,7 +194,7 @@ class _Completer:
         targets = torch.tensor(prompt[unscored:], device=self.model.device)
         for at in range(0, len(targets), SCORED_AT_ONCE):
             hidden, ids = (x[at : at + SCORED_AT_ONCE] for x in (predicting, targets))
-            logits = self.model.head_logits(hidden, self.fast)
+            logits = self._logits(hidden)
             for id, scores in zip(ids.tolist(), score(logits, ids, top), strict=True):
                 yield self._scored(id, *scores)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -21,14 +22,24 @@ from refine_server.ttt.interface.reports import Citation, Quote
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.query_side.adapt import supervised_layers
 from refine_server.ttt.query_side.document_cache import DocumentCache
-from refine_server.ttt.query_side.frozen_document import FrozenDocument
+from refine_server.ttt.query_side.frozen_document import DocumentReader, FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Span
+
+
+class Frozen(NamedTuple):
+    """A document as the base model reads it."""
+
+    document: FrozenDocument
+    seconds: float
+    """Time that reading it took; 0 if it had been read before."""
+    is_cached: bool
+    """Whether it had been read before."""
 
 
 async def read_frozen(
     model: CausalLM, prompt: DocumentPrompt, owner: str, documents: DocumentCache | None
-) -> tuple[FrozenDocument, bool]:
-    """Return a document as the base model reads it, and whether it had been read before.
+) -> Frozen:
+    """Read a document with the base model, unless its owner has had it read before.
 
     Args:
         model: the base model.
@@ -39,13 +50,14 @@ async def read_frozen(
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     document = None if documents is None else documents.get(owner, ids)
     if document is not None:
-        return document, True
-    header = len(prompt.header)
-    call = Call(lambda: FrozenDocument.read(model, ids, header), model.threads)
-    document = await call
+        return Frozen(document, 0.0, True)
+    reader = DocumentReader(model, ids, len(prompt.header))
+    while not reader.is_done:
+        await Call(reader.read_piece, model.threads)
+    document = reader.document()
     if documents is not None:
         documents.put(owner, document)
-    return document, False
+    return Frozen(document, reader.seconds, False)
 
 
 async def find_evidence(

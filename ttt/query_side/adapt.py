@@ -60,7 +60,7 @@ async def adapt_queries(
         config: the settings of the adaptation.
         aims: the evidence for each question. Steps read the evidence of all.
         on_step: called with the report of every step that was made.
-        should_stop: called after every step; returns the reason to make no more steps, or None.
+        should_stop: called before every step; returns the reason to make no more steps, or None.
 
     Returns:
         The weights to answer with, ``fast`` or the base weights, and the report.
@@ -80,7 +80,7 @@ async def adapt_queries(
     if isinstance(stopped, StepRejected):
         return BASE, _report(config, [*steps, stopped.report], BASE, stopped.reason, None)
     reason = guard.check_weights(fast)
-    chosen = fast.detach() if reason is None else BASE
+    chosen = fast.detach() if steps and reason is None else BASE
     return chosen, _report(config, steps, chosen, reason, stopped)
 
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.state import KVState, LayerState, State
+from refine_server.ttt.models.reader import Reader
+from refine_server.ttt.models.state import LayerState, State
 
 SNAPSHOT_TOKENS = 1024
 """Tokens between two kept states of a layer whose state does not hold those of its prefixes. The
-state before any other token is read again from the last one kept before it."""
+state before any other token is read again from the last one kept before it. A multiple of
+``READ_TOKENS``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,33 +35,17 @@ class FrozenDocument:
     """[1, D], the final hidden state of the last token."""
     state: State
     """The state after the last token, of one row."""
-    snapshots: tuple[State, ...]
-    """The states after every ``SNAPSHOT_TOKENS`` tokens; none where ``state`` holds them all."""
+    snapshots: tuple[tuple[LayerState | None, ...], ...]
+    """The layers' states after every ``SNAPSHOT_TOKENS`` tokens; None for a layer whose state holds
+    those of its prefixes, and empty where all layers' do."""
 
     @classmethod
-    @torch.no_grad()
     def read(cls, model: CausalLM, input_ids: Tensor, context_tokens: int = 0) -> "FrozenDocument":
         """Read input_ids [1, T] under the base weights."""
-        T = input_ids.shape[1]
-        state: State | None = None
-        snapshots: list[State] = []
-        # A model that views prefixes needs no snapshots, so that it is read in its own chunks.
-        piece = (model.prefill_chunk or T) if model.views_prefixes else SNAPSHOT_TOKENS
-        for ids in input_ids.split(piece, dim=1):
-            output = model(ids, state, BASE)
-            state = output.state
-            snapshots.append(state)
-        assert state is not None
-        joined = (s.joined() if isinstance(s, KVState) else s for s in state.layers)
-        state = State(tuple(joined), state.position)
-        return cls(
-            model=model,
-            input_ids=input_ids,
-            context_tokens=context_tokens,
-            hidden=output.hidden[:, -1],
-            state=state,
-            snapshots=() if model.views_prefixes else tuple(snapshots),
-        )
+        reader = DocumentReader(model, input_ids, context_tokens)
+        while not reader.is_done:
+            reader.read_piece()
+        return reader.document()
 
     @property
     def tokens(self) -> int:
@@ -68,10 +54,9 @@ class FrozenDocument:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the states take; snapshots share the keys and values of ``state``."""
-        layers = (layer for snapshot in self.snapshots[:-1] for layer in snapshot.layers)
-        own = sum(layer.nbytes for layer in layers if not layer.views_prefixes)
-        return self.state.nbytes + own
+        """Bytes that the states take."""
+        layers = (layer for snapshot in self.snapshots for layer in snapshot)
+        return self.state.nbytes + sum(layer.nbytes for layer in layers if layer is not None)
 
     @torch.no_grad()
     def states_before(self, positions: Tensor) -> State:
@@ -90,8 +75,67 @@ class FrozenDocument:
     def _read_up_to(self, position: int) -> State:
         """Read the tokens before a position, from the last snapshot before it on."""
         kept = position // SNAPSHOT_TOKENS
-        state = self.snapshots[kept - 1] if kept else None
-        if (missing := self.input_ids[:, kept * SNAPSHOT_TOKENS : position]).numel():
+        at = kept * SNAPSHOT_TOKENS
+        state = self._snapshot(kept - 1, at) if kept else None
+        if (missing := self.input_ids[:, at:position]).numel():
             state = self.model(missing, state, BASE).state
         assert state is not None, "position 0 has no state before it"
         return state
+
+    def _snapshot(self, number: int, tokens: int) -> State:
+        """Return the state after the first ``tokens`` tokens, from the snapshot of them."""
+        position = self.input_ids.new_tensor([tokens])
+        layers = (
+            whole.prefixes(position) if kept is None else kept
+            for whole, kept in zip(self.state.layers, self.snapshots[number], strict=True)
+        )
+        return State(tuple(layers), position)
+
+
+class DocumentReader:
+    """Reads a document under the base weights, piece by piece.
+
+    Args:
+        model: the base model.
+        input_ids: [1, T], the prompt up to the end of the document.
+        context_tokens: tokens of the prompt before the document itself.
+    """
+
+    def __init__(self, model: CausalLM, input_ids: Tensor, context_tokens: int = 0) -> None:
+        self._model, self._input_ids, self._context_tokens = model, input_ids, context_tokens
+        self._reader = Reader(model, input_ids)
+        self._hidden: Tensor  # [1, D]
+        self._snapshots: list[tuple[LayerState | None, ...]] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the document that have been read."""
+        return max(self._reader.tokens - self._context_tokens, 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of reading."""
+        return self._reader.seconds
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all tokens have been read."""
+        return self._reader.is_done
+
+    def read_piece(self) -> None:
+        """Read the next tokens."""
+        self._hidden = self._reader.read_piece()[:, -1].clone()
+        if not self._model.views_prefixes and self._reader.tokens % SNAPSHOT_TOKENS == 0:
+            layers = self._reader.state.layers
+            self._snapshots.append(tuple(None if x.views_prefixes else x for x in layers))
+
+    def document(self) -> FrozenDocument:
+        """Return the document, all of whose tokens have been read."""
+        return FrozenDocument(
+            model=self._model,
+            input_ids=self._input_ids,
+            context_tokens=self._context_tokens,
+            hidden=self._hidden,
+            state=self._reader.state,
+            snapshots=tuple(self._snapshots),
+        )

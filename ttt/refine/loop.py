@@ -4,6 +4,7 @@ Each step is a REFINE step (``loss``, arXiv 2602.16704). The program makes steps
 all of them, until the held-out guard sees no improvement, or until the caller stops it.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,14 +64,16 @@ async def adapt(
         owner: who alone may use the adapted document.
         query: the query that is adapted on, or by which spans are chosen; None if there is none.
         on_step: called with the report of every step that was made.
-        should_stop: called after every step; returns the reason to make no more steps, or None.
+        should_stop: called before every step; returns the reason to make no more steps, or None.
     """
     threads = document.model.threads
 
     async def unadapted(
-        reason: str | None = None, steps: Sequence[StepReport] = ()
+        reason: str | None = None,
+        steps: Sequence[StepReport] = (),
+        stopped: str | None = None,
     ) -> AdaptedDocument:
-        call = Call(lambda: _unadapted(document, config, owner, reason, steps), threads)
+        call = Call(lambda: _unadapted(document, config, owner, reason, steps, stopped), threads)
         return await call
 
     if config.objective == "none":
@@ -84,6 +87,8 @@ async def adapt(
     steps, stopped = await make_steps(run, on_step, should_stop)
     if isinstance(stopped, StepRejected):
         return await unadapted(stopped.reason, [*steps, stopped.report])
+    if not steps:
+        return await unadapted(stopped=stopped)
     call = Call(lambda: finish(run, owner, steps, stopped), threads)
     return await call
 
@@ -98,29 +103,54 @@ async def make_steps(
     Args:
         run: the adaptation.
         on_step: called with the report of every step that was made.
-        should_stop: called after every step; returns the reason to make no more steps, or None.
+        should_stop: called before every step; returns the reason to make no more steps, or None.
 
     Returns:
         The reports of the steps that were made, and why there are no more: the rejected step, a
         reason, or None if all were made.
     """
-    started, settings = time.monotonic(), run.config.optimizer
+    settings = run.config.optimizer
+    longest = StepLimit(settings.max_seconds)
     steps: list[StepReport] = []
-    stopped: str | None = None
-    while len(steps) < settings.steps and stopped is None:
+    while len(steps) < settings.steps:
+        if (stopped := longest() or should_stop()) is not None:
+            return steps, stopped
         match await AdaptStep(run, len(steps) + 1):
             case NoImprovement():
-                stopped = guard.NO_IMPROVEMENT
+                return steps, guard.NO_IMPROVEMENT
             case StepRejected() as rejected:
                 return steps, rejected
             case StepDone(report):
                 steps.append(report)
                 on_step(report)
-                if len(steps) < settings.steps:
-                    longest = settings.max_seconds
-                    late = longest is not None and time.monotonic() - started >= longest
-                    stopped = guard.MAX_SECONDS if late else should_stop()
-    return steps, stopped
+    return steps, None
+
+
+class StepLimit:
+    """Says whether another step fits into the seconds that an adaptation may take.
+
+    A step is expected to take as long as the longest one before it, and the reading and evaluation
+    after the last step as long as a step. The first step is always made.
+
+    Args:
+        seconds: from now; None for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = math.inf if seconds is None else seconds
+        self._began = self._asked = time.monotonic()
+        self._longest: float | None = None
+
+    def __call__(self) -> str | None:
+        """Return the reason to make no more steps, or None."""
+        now = time.monotonic()
+        step, self._asked = now - self._asked, now
+        if self._longest is None:
+            self._longest = 0.0  # nothing was done yet
+            return None
+        self._longest = max(self._longest, step)
+        is_late = now - self._began + 2 * self._longest > self._seconds
+        return guard.MAX_SECONDS if is_late else None
 
 
 def prepare(
@@ -256,6 +286,7 @@ def _unadapted(
     owner: str,
     reason: str | None,
     steps: Sequence[StepReport],
+    stopped: str | None,
 ) -> AdaptedDocument:
     """Read the document under the base weights, whatever steps were made."""
     report = AdaptationReport(
@@ -263,7 +294,7 @@ def _unadapted(
         steps=tuple(steps),
         accepted_step=0,
         guard=reason,
-        stopped=None,
+        stopped=stopped,
         first_ntp_loss=steps[0].ntp_loss if steps else None,
         final_ntp_loss=None,
         fast_weight_bytes=0,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
 Emit = Callable[[Event], None]
 """Receives a program's events while it runs."""
 ShouldStop = Callable[[], str | None]
-"""Asked after every step; returns the reason to make no more steps, or None to go on."""
+"""Asked before every step; returns the reason to make no more steps, or None to go on."""
 
 
 class Backend(Protocol):

@@ -1,10 +1,22 @@
 """Estimates of what work will cost, in seconds, from what recent work cost."""
 
+from collections.abc import Iterator
+
 from typing_extensions import override
 
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.observer import EngineObserver
-from refine_server.server.engine.scheduling.job import Job
-from refine_server.ttt.interface.config import AdaptConfig, OnEvidence, OnQuerySpans, OnSpans
+from refine_server.server.engine.scheduling.job import Estimate, Job
+from refine_server.ttt.batching import stream
+from refine_server.ttt.interface.config import (
+    AdaptConfig,
+    OnEvidence,
+    OnQuerySpans,
+    OnSpans,
+    OptimizerConfig,
+    SamplingConfig,
+)
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (
     AdaptationStep,
     AnswerCompleted,
@@ -20,6 +32,8 @@ from refine_server.ttt.interface.requests import (
     Work,
 )
 
+TYPICAL_TOKENS = 64.0
+"""Tokens of an answer, as long as none was seen."""
 EMA_WEIGHT = 0.2
 """Weight of the newest observation in a rate's moving average."""
 EVIDENCE_TOKENS = 512
@@ -27,6 +41,14 @@ EVIDENCE_TOKENS = 512
 asked."""
 MIN_PROMPT_TOKENS = 128
 """Reading a shorter prompt shows what any forward pass costs, not what a token costs."""
+WARM_UP = AnswerRequest(
+    document="The harbour master wrote down which boats came in, and which did not. " * 16,
+    query="What did he write down?",
+    adapt=AdaptConfig(optimizer=OptimizerConfig(steps=1), guard="none"),
+    sampling=SamplingConfig(max_tokens=16, ignore_eos=True),
+)
+"""Work by which the first rates are measured: some 250 tokens are read, stepped on once, and read
+again, and 16 are decoded."""
 
 
 class Rate:
@@ -48,26 +70,50 @@ class Rate:
 class CostModel(EngineObserver):
     """Estimates work as tokens read + tokens stepped on + tokens decoded, each at its own rate.
 
-    The worker's thread observes while the event loop estimates; a rate is one float.
+    The worker's thread observes while the event loop estimates; a rate is one float. The first
+    rates are measured when the model is opened, so that a cold server knows what it can do.
     """
 
     def __init__(self) -> None:
         self.read = Rate(1 / 1000)
         self.step = Rate(1 / 300)
         self.decode = Rate(1 / 30)
+        self.answer_tokens = Rate(TYPICAL_TOKENS)
+        """Tokens of a continuation: most end long before the length that they may have."""
 
-    def estimate(self, work: Work, tokens: int) -> float:
-        """Return the seconds of work whose document, query or prompts have ``tokens`` tokens."""
-        seconds = tokens * self.read.seconds
-        if isinstance(work, AdaptRequest | AnswerRequest):
-            optimizer = work.adapt.optimizer
-            seconds += optimizer.steps * step_tokens(work.adapt, tokens) * self.step.seconds
-            if optimizer.max_seconds is not None:
-                seconds = min(seconds, optimizer.max_seconds)
+    def estimate(self, work: Work, tokens: int) -> Estimate:
+        """Estimate work whose document, query or prompts have ``tokens`` tokens."""
+        read = tokens * self.read.seconds
+        adapt, again, continuations = 0.0, 0.0, 1
+        match work:
+            case AdaptRequest() | AnswerRequest():
+                optimizer = work.adapt.optimizer
+                step = step_tokens(work.adapt, tokens) * self.step.seconds
+                adapt = optimizer.steps * step
+                if optimizer.max_seconds is not None:
+                    adapt = min(adapt, max(optimizer.max_seconds, step))
+                # A document is read once more under weights that its state depends on.
+                again = read if adapt and work.adapt.on.kind != "evidence" else 0.0
+                continuations = int(isinstance(work, AnswerRequest))
+            case CompletionRequest():
+                continuations = len(work.prompts) * work.n
+        decode = 0.0
         if not isinstance(work, AdaptRequest):
-            choices = len(work.prompts) * work.n if isinstance(work, CompletionRequest) else 1
-            seconds += choices * work.sampling.max_tokens * self.decode.seconds
-        return seconds
+            length = min(work.sampling.max_tokens, 2 * self.answer_tokens.seconds)
+            decode = continuations * length * self.decode.seconds
+        return Estimate(read=read, adapt=adapt, finish=again + decode)
+
+    @override
+    def on_opened(self, backend: Backend) -> None:
+        """Measure the first rates; what the settings do not let be measured stays guessed."""
+        try:
+            work = backend.encode(WARM_UP)
+        except RequestError:
+            return
+        events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
+        for event in events:
+            self.observe(WARM_UP, work.tokens, event)
+        self.answer_tokens = Rate(TYPICAL_TOKENS)
 
     @override
     def on_event(self, job: Job, event: Event) -> None:
@@ -83,10 +129,12 @@ class CostModel(EngineObserver):
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
             case AnswerCompleted():
-                seconds = event.timings.decode_seconds
-                self.decode.observe(seconds, event.usage.completion_tokens)
-            case CompletionEnded():
+                seconds, length = event.timings.decode_seconds, event.usage.completion_tokens
+                self.decode.observe(seconds, length)
+                self.answer_tokens.observe(length, 1)
+            case CompletionEnded() if isinstance(work, CompletionRequest):
                 self.decode.observe(event.timings.decode_seconds, event.completion_tokens)
+                self.answer_tokens.observe(event.completion_tokens, len(work.prompts) * work.n)
 
 
 def step_tokens(config: AdaptConfig, tokens: int) -> int:

@@ -1,5 +1,6 @@
 """A job: one piece of work on its way through the engine."""
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -41,6 +42,28 @@ class JobStatus(StrEnum):
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Seconds of work by phase, as the cost model predicts them."""
+
+    read: float = 0.0
+    """To read the document or the prompts."""
+    adapt: float = 0.0
+    """To make all steps; fewer are made where time runs out."""
+    finish: float = 0.0
+    """From the last step to the end of the answer."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of everything that was asked for."""
+        return self.read + self.adapt + self.finish
+
+    @property
+    def least(self) -> float:
+        """Seconds without any step."""
+        return self.read + self.finish
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Job:
     """Encoded work with an identity and a status.
@@ -59,10 +82,11 @@ class Job:
     """Hands an event, or what ended the job early, to the event loop; callable from any thread."""
     priority: int = 0
     """From -10 to 10; lower is more urgent."""
-    estimate: float = 0.0
-    """Seconds of work, as the cost model predicts them."""
+    estimate: Estimate = Estimate()
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     submitted: float = field(default_factory=time.monotonic)
+    deadline: float = math.inf
+    """When its last event must have come, in monotonic seconds."""
 
     # -- progress --
 

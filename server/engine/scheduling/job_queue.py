@@ -60,6 +60,12 @@ class JobQueue:
             return list(self._scheduler.waiting)
 
     @property
+    def active_jobs(self) -> int:
+        """How many jobs take turns."""
+        with self._changed:
+            return len(self._scheduler.active)
+
+    @property
     def refusal(self) -> ApiError | None:
         """Why no job is accepted any more; None while jobs are accepted."""
         with self._changed:
@@ -84,13 +90,14 @@ class JobQueue:
         """Put a job into the queue, inside the context that charges its owner for it.
 
         Raises:
-            ApiError: no job is accepted any more, too much waits, or the owner's quota is used up.
+            ApiError: no job is accepted any more, too much waits, the job would not end in time,
+                or the owner's quota is used up.
         """
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal
             with charge:
-                self._scheduler.add(job)
+                self._scheduler.add(job, time.monotonic())
             self._changed.notify()
 
     def request_verification(self) -> Verification:

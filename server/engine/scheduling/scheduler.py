@@ -77,14 +77,25 @@ class Scheduler:
         if waiting >= self.limits.jobs + free:
             raise errors.queue_full(self.retry_after(0.0))
 
-    def add(self, job: Job) -> None:
-        """Put a job into the queue; raise 429 if too much waits already."""
+    def add(self, job: Job, now: float) -> None:
+        """Put a job into the queue.
+
+        Args:
+            job: is new.
+            now: the time, in monotonic seconds.
+
+        Raises:
+            ApiError: 429, too much waits already, or the job would not end in time.
+        """
         self.require_place(reuses_adaptation=job.reuses_adaptation)
         costly = [other for other in self.waiting if not other.reuses_adaptation]
         if costly and not job.reuses_adaptation:
-            seconds = sum(other.estimate for other in costly) + job.estimate
+            seconds = sum(other.estimate.total for other in costly) + job.estimate.total
             if seconds > self.limits.seconds:
-                raise errors.queue_full(self.retry_after(seconds - self.limits.seconds))
+                raise errors.too_much_work(self.retry_after(seconds - self.limits.seconds))
+        late = now + self._seconds_to_end(job) - job.deadline
+        if self.jobs and late > 0:  # a job that is alone may try
+            raise errors.too_late(self.retry_after(late))
         if all(other.owner != job.owner for other in self.jobs):
             # An owner who comes (back) starts level with those who are being served.
             self._served[job.owner] = max(self._served[job.owner], self._virtual_time)
@@ -99,11 +110,22 @@ class Scheduler:
 
     def retry_after(self, excess: float) -> int:
         """Estimate the seconds until a place is free and ``excess`` seconds of work are done."""
-        remaining = (
-            max(job.estimate - slot.worked_seconds, 0.0) for job, slot in self.active.items()
-        )
-        first = min(remaining, default=0.0) * len(self.active)
+        first = min(map(self._remaining, self.active), default=0.0) * len(self.active)
         return min(max(math.ceil(max(first, excess)), 1), MAX_RETRY_SECONDS)
+
+    def _remaining(self, job: Job) -> float:
+        """Estimate the seconds of work that are left to do for a job."""
+        slot = self.active.get(job)
+        return max(job.estimate.total - (slot.worked_seconds if slot else 0.0), 0.0)
+
+    def _seconds_to_end(self, job: Job) -> float:
+        """Estimate when a new job would end at the earliest, without any step of its own.
+
+        All take turns, so each of the others takes as much time as the job itself, or what it
+        needs to end.
+        """
+        own = job.estimate.least
+        return own + sum(min(self._remaining(other), own) for other in self.jobs)
 
     @property
     def _virtual_time(self) -> float:
@@ -116,10 +138,10 @@ class Scheduler:
         attained = min((slot.attained for slot in self.active.values()), default=0.0)
         self.active[job] = Slot(attained=attained, start_tag=self._served[job.owner])
 
-    def _admission_order(self, job: Job) -> tuple[int, float, int]:
-        """Priority first, then the owner served least; ``min`` keeps the order of arrival."""
+    def _admission_order(self, job: Job) -> tuple[int, float, int, float]:
+        """Priority first, then the owner served least, then the earliest deadline."""
         own = sum(other.owner == job.owner for other in self.active)
-        return job.priority, self._served[job.owner], own
+        return job.priority, self._served[job.owner], own, job.deadline
 
     # -- turns --------------------------------------------------------------------------------
 

@@ -60,7 +60,8 @@ def locked(make_client: Callable[..., TestClient]) -> TestClient:
         ("GET", "/openapi.json"),
         ("POST", "/health/verify"),
         ("GET", "/no/such/path"),
-        ("GET", "/health/live/"),
+        ("POST", "/health/verify/"),
+        ("GET", "/v1/models/"),
         ("GET", "//health/live"),
     ],
 )
@@ -75,6 +76,10 @@ def test_without_a_valid_key_nothing_is_answered(
     assert response.json()["error"]["type"] == "authentication_error"
     assert response.json()["error"]["code"] == "invalid_api_key"
     assert fake.turns == []
+
+
+def test_a_slash_at_the_end_does_not_lock_a_probe(locked: TestClient) -> None:
+    assert locked.get("/health/live/").status_code == 200
 
 
 def test_every_route_but_the_probes_needs_a_key(locked: TestClient) -> None:

@@ -59,9 +59,9 @@ def last(turns: list[str], name: str) -> int:
 
 async def test_active_jobs_take_turns(start: Start, fake: FakeBackend) -> None:
     async with start() as served:
-        first = served.submit(request("1", fake.hold("held"), steps=4))
+        first = served.submit(request("1", fake.hold("held"), steps=20))
         await until(lambda: fake.turns == ["1"])
-        second = await served.submit(request("2", steps=4)).admitted()
+        second = await served.submit(request("2", steps=20)).admitted()
         fake.gate.set()
         await asyncio.gather(first.finish(), second.finish())
         assert fake.turns.index("2") < last(fake.turns, "1")
@@ -121,7 +121,7 @@ async def test_a_full_queue_refuses_and_a_waiter_that_leaves_makes_room(
 async def test_the_deadline_ends_running_and_waiting_jobs(start: Start, fake: FakeBackend) -> None:
     async with start(max_active=1) as served:
         held = fake.hold("held")
-        jobs = [await served.submit(request(name, held), 0.1).admitted() for name in "ab"]
+        jobs = [await served.submit(request(name, held), 0.5).admitted() for name in "ab"]
         for job in jobs:
             with pytest.raises(ApiError, match="longer than") as late:
                 await job.finish()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models import CausalLM, reader
 from refine_server.ttt.query_side import frozen_document
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.query_side.frozen_spans import FrozenSpans
@@ -18,7 +18,8 @@ LENGTH = 131
 
 
 @pytest.fixture(autouse=True)
-def _short_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "READ_TOKENS", 24)
     monkeypatch.setattr(frozen_document, "SNAPSHOT_TOKENS", 48)
 
 

@@ -60,6 +60,10 @@ class LayerState(ABC):
         """Return the states of one row after its first lengths [G] tokens: G rows, no copies."""
         raise TypeError(f"states of {type(self).__name__} do not hold those of their prefixes")
 
+    def joined(self) -> Self:
+        """Return the state of one row with all that it has read in one prefix (``prefixes``)."""
+        raise TypeError(f"states of {type(self).__name__} do not hold those of their prefixes")
+
 
 class Trace(ABC):
     """What a layer's forward left behind: enough to know its state after any prefix."""
@@ -117,6 +121,14 @@ class State:
     def detach(self) -> "State":
         """Return the same values outside any graph."""
         return State(tuple(layer.detach() for layer in self.layers), self.position)
+
+    def joined(self) -> "State":
+        """Make one prefix of the keys and values that attention to all tokens has read so far.
+
+        The state is of one row; what continues from it then attends to one long prefix.
+        """
+        layers = (layer.joined() if layer.views_prefixes else layer for layer in self.layers)
+        return State(tuple(layers), self.position)
 
     def truncate(self, n: int) -> "State":
         """Return the state as it was n tokens ago.

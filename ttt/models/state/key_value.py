@@ -92,8 +92,8 @@ class KVState(LayerState):
         joined = self.joined()
         return self.of_prefix(joined.prefix_k, joined.prefix_v, lengths)
 
+    @override
     def joined(self) -> Self:
-        """Join the tail of a state of one row to its prefix."""
         if not self.k.shape[2]:
             return self
         k, v = torch.cat([self.prefix_k, self.k], dim=2), torch.cat([self.prefix_v, self.v], dim=2)

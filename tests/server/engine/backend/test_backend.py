@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refine_server.server.engine.backend.opening import open_backend
-from refine_server.server.engine.backend.protocol import Backend
+from refine_server.server.engine.backend.protocol import Backend, ShouldStop
 from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import resume, stream
@@ -59,9 +59,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return open_backend(Settings(model="tiny", max_document_tokens=160, max_query_tokens=60))
 
 
-def perform(backend: Backend, work: Work, stop: str | None = None) -> list[Event]:
+def perform(backend: Backend, work: Work, should_stop: ShouldStop = lambda: None) -> list[Event]:
     encoded = backend.encode(work)
-    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: stop))
+    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, should_stop))
     return list(events)
 
 
@@ -123,10 +123,17 @@ def test_each_prompt_is_read_and_each_choice_ends(backend: Backend) -> None:
     assert ended.completion_tokens == sum(isinstance(e, CompletionDelta) for e in events)
 
 
-def test_an_adaptation_stops_early_when_asked_and_keeps_its_steps(backend: Backend) -> None:
-    *_, last = perform(backend, AdaptRequest(DOCUMENT, ADAPT), stop="shutdown")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_an_adaptation_stops_early_when_asked_and_keeps_its_steps(
+    backend: Backend, steps: int
+) -> None:
+    """It is asked before every step, before the first one too."""
+    reasons = iter([None] * steps + ["shutdown"])
+    *_, last = perform(backend, AdaptRequest(DOCUMENT, ADAPT), lambda: next(reasons))
     assert isinstance(last, DocumentAdapted)
-    assert (last.document.report.stopped, len(last.document.report.steps)) == ("shutdown", 1)
+    report = last.document.report
+    assert (report.stopped, len(report.steps)) == ("shutdown", steps)
+    assert report.guard is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""When an adaptation must make no more steps, so that its answer comes in time."""
+
+import time
+from collections.abc import Callable
+
+from refine_server.server.engine.scheduling.job import Job
+
+DEADLINE = "deadline"
+"""Another step would have left too little time for the answer."""
+
+
+class StepDeadline:
+    """Is asked before every step of a job's adaptation whether there is time for it.
+
+    Args:
+        job: adapts; its estimate says how long its end takes when it is alone.
+        active_jobs: counts the jobs that take turns, it among them.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        active_jobs: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._job, self._active_jobs, self._clock = job, active_jobs, clock
+        self._asked: float | None = None
+        """When it was asked last; a step has been made since, in turns with others."""
+
+    def __call__(self) -> str | None:
+        """Return the reason to make no more steps, or None."""
+        if self._job.stop_reason is not None:
+            return self._job.stop_reason
+        now = self._clock()
+        step = 0.0 if self._asked is None else now - self._asked
+        self._asked = now
+        finish = self._job.estimate.finish * self._active_jobs()
+        return DEADLINE if now + step + finish > self._job.deadline else None
