@@ -19,6 +19,7 @@ OUTPUTS = (
     ("event: adaptation.step", "event: answer.completed"),
     ('"answer":',),
     ("event: adaptation.ready", '"answer":', '"deleted":true'),
+    ("event: adaptation.ready", '"citations":[{"start":0', '"answer":', '"deleted":true'),
     ('"param": "adapt.optimizer.steps"',),
 )
 """Parts of each recipe's output."""
