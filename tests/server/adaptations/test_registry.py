@@ -162,7 +162,7 @@ BY_QUERY = {"on": {"kind": "query_spans"}}
         ({"document": "x", "priority": 11}, 422, "priority"),
         ({"document": "x", "colour": "red"}, 422, "colour"),
         ({"document": "x", "model": "other"}, 404, "model"),
-        ({"document": "w " * 90}, 413, "document"),
+        ({"document": "w " * 400}, 413, "document"),
     ],
 )
 def test_bad_input_names_the_field_and_leaves_nothing(

@@ -35,6 +35,7 @@ from refine_server.ttt.interface.requests import (
     AnswerRequest,
     CompletionRequest,
     Conversation,
+    Limits,
     Message,
 )
 from refine_server.ttt.kept import dump, question, restore
@@ -213,6 +214,38 @@ def test_questions_find_the_document_as_it_was_read(tiny: CausalLM) -> None:
     cached, answer = ask(cache)
     assert cached
     assert ask(DocumentCache(10**9, 60.0)) == (False, answer)  # as after a new start
+
+
+@pytest.mark.parametrize("context", ["document", "document+passages"])
+@pytest.mark.parametrize("length", [None, 300])
+def test_all_queries_read_the_same_parts_of_a_long_document(
+    tiny: CausalLM, context: Any, length: int | None
+) -> None:
+    """Whatever their own length, so that its state serves all of them."""
+    limits = Limits(document_tokens=120, query_tokens=200, context_length=length)
+    cache = DocumentCache(10**9, 60.0)
+    events, kept = adapted(tiny, documents=cache, limits=limits)
+    assert isinstance(events[0], DocumentRead)
+    assert kept.overflow == events[0].overflow is not None
+    assert kept.overflow.handled == "truncate_middle"
+    for query in ("Who?", f"{'So many words, and then: ' * 6}{QUERIES[0]}"):
+        asked = question(kept, query, SAMPLING, context=context, evidence=FINE)
+        first, *_, last = perform(tiny, asked, documents=cache, limits=limits)
+        assert isinstance(first, DocumentRead)
+        assert first.is_cached
+        assert first.overflow == kept.overflow
+        assert isinstance(last, AnswerCompleted)
+        [cited] = last.citations
+        assert DOCUMENT[cited.start : cited.end] == cited.text
+
+
+def test_a_query_without_a_place_behind_the_document_is_refused(tiny: CausalLM) -> None:
+    limits = Limits(query_tokens=200, context_length=300)
+    _, kept = adapted(tiny, limits=limits)
+    asked = question(kept, "Who? " * 90, SAMPLING, context="document")
+    with pytest.raises(RequestError, match="follow this document") as error:
+        next(perform(tiny, asked, limits=limits))
+    assert error.value.param == "query"
 
 
 def test_a_stored_adaptation_answers_alike(tiny: CausalLM) -> None:
