@@ -11,7 +11,11 @@ from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemp
 from refine_server.ttt.evidence.context import Context, encode_context
 from refine_server.ttt.evidence.reading import DocumentReader
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
-from refine_server.ttt.interface.evidence import EvidenceByAttention, EvidenceByUtility
+from refine_server.ttt.interface.evidence import (
+    EvidenceByAttention,
+    EvidenceByUtility,
+    EvidenceByWords,
+)
 from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
@@ -192,6 +196,7 @@ def _encode_texts(
             _refuse_model_evidence(work)
             if not has_attention:
                 _refuse_attention(work)
+            _require_queries(work, template, limits)
             return EncodedAnswer(request=work, context=encode_context(work, template, limits))
         case AdaptRequest():
             kind = work.adapt.on.kind
@@ -241,6 +246,13 @@ def _require_place(
             f"{limits.context_length}, with one for the answer"
         )
         raise RequestError(message, param, code)
+
+
+def _require_queries(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> None:
+    """Raise RequestError if the words to search a document by are oversized, before the search."""
+    template.require_query(work.query, limits, "query")
+    if isinstance(work.evidence, EvidenceByWords) and work.evidence.query is not None:
+        template.require_query(work.evidence.query, limits, "evidence.query")
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:
