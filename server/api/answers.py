@@ -78,7 +78,12 @@ class AnswerEncoder(ResponseEncoder):
 
     @property
     def _origin(self) -> Origin:
-        return Origin(self._run.id, self._model, self._run.queue_seconds, self._adaptation_id)
+        return Origin(
+            job_id=self._run.id,
+            model=self._model,
+            queue_seconds=self._run.queue_seconds,
+            adaptation_id=self._adaptation_id,
+        )
 
 
 @router.post(
