@@ -26,7 +26,7 @@ def similar_spans(
     """Rank the spans of a document by how similar their beginnings are to a query.
 
     Of spans with equal scores the last one comes first, because it begins closest to the words in
-    common. Words are those of ``evidence.lexical``.
+    common. Words are those of evidence (``evidence.words``), in any script.
 
     Args:
         ids: the document's tokens, at least ``length`` of them.

@@ -81,7 +81,7 @@ def test_text_about_something_else_is_left_out(tokenizer: Any) -> None:
     assert len(spans(tokenizer, text, "the garden and harbour codes", count=1)) == 1
 
 
-@pytest.mark.parametrize("query", ["zebra", "?", "who"])
+@pytest.mark.parametrize("query", ["zebra", "?", "the zebra"])
 def test_nothing_is_chosen_when_no_word_occurs(tokenizer: Any, query: str) -> None:
     assert spans(tokenizer, FILLER * 4, query) == []
 
