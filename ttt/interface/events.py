@@ -1,5 +1,6 @@
 """Events of one piece of work, in the order in which they happen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,3 +162,8 @@ Event = (
 
 Last = AnswerCompleted | DocumentAdapted | CompletionEnded
 """One of these ends every piece of work."""
+
+Emit = Callable[[Event], None]
+"""Receives a program's events while it runs."""
+ShouldStop = Callable[[], str | None]
+"""Asked before every step; returns the reason to make no more steps, or None to go on."""

@@ -25,7 +25,8 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     DocumentAdapted,
     DocumentRead,
-    Event,
+    Emit,
+    ShouldStop,
 )
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
@@ -35,11 +36,6 @@ from refine_server.ttt.programs.encode import EncodedAdapt, EncodedAnswer, Encod
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
-
-Emit = Callable[[Event], None]
-"""Receives a program's events while it runs."""
-ShouldStop = Callable[[], str | None]
-"""Asked before every step; returns the reason to make no more steps, or None to go on."""
 
 
 async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:
