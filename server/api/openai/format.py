@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import anyio.to_thread
 from pydantic import BaseModel
-from sse_starlette import ServerSentEvent
 from typing_extensions import override
 
 from refine_server.server.api.openai.responses import (
@@ -27,7 +26,7 @@ from refine_server.server.api.openai.responses import (
     TopLogprob,
     TttReport,
 )
-from refine_server.server.http.respond import ResponseEncoder
+from refine_server.server.http.respond import ResponseEncoder, StreamEvent
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
@@ -159,15 +158,15 @@ class GenerationEncoder(ResponseEncoder, ABC):
                 choice.tokens += choice.new_tokens
 
     @override
-    def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
+    def chunks(self, event: Event) -> Iterator[StreamEvent]:
         for index, delta in self._deltas(event):
             yield self._chunk([self._choice_chunk(index, delta)])
 
     @override
-    def last_chunks(self) -> Iterator[ServerSentEvent]:
+    def last_chunks(self) -> Iterator[StreamEvent]:
         if self.usage_in in ("last_chunk", "every_chunk"):
             yield self._chunk([], usage=self.usage)
-        yield ServerSentEvent(data="[DONE]")
+        yield StreamEvent(data="[DONE]")
 
     @override
     async def response(self) -> str:
@@ -196,7 +195,7 @@ class GenerationEncoder(ResponseEncoder, ABC):
 
     def _chunk(
         self, choices: list[ChoiceChunk], usage: CompletionUsage | None = None
-    ) -> ServerSentEvent:
+    ) -> StreamEvent:
         chunk = {**self._head, "object": self.chunk_object, "choices": choices}
         if self.usage_in == "every_chunk":
             usage = self.usage
@@ -204,7 +203,7 @@ class GenerationEncoder(ResponseEncoder, ABC):
             chunk["usage"] = usage and usage.model_dump()
         if self.ttt is not None:
             chunk["ttt"] = self.ttt.model_dump()
-        return ServerSentEvent(data=json.dumps(chunk))
+        return StreamEvent(data=json.dumps(chunk))
 
     @abstractmethod
     def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
