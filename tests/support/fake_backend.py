@@ -244,11 +244,11 @@ class FakeBackend(Backend):
                 echo = tuple(ScoredToken(bytes([id])) for id in prompt if request.echo and id < 256)
                 emit(PromptRead(prompt=number, tokens=len(prompt), seconds=0.01, echo=echo))
                 for choice in range(number * request.n, (number + 1) * request.n):
-                    for letter in name[: request.sampling.max_tokens]:
+                    for place, letter in enumerate(name[: request.sampling.max_tokens]):
                         await self._turn(name, script)
                         tokens += 1
                         token = ScoredToken(letter.encode(errors="replace"), score)
-                        emit(CompletionDelta(choice=choice, text=letter, token=token, ends=False))
+                        emit(CompletionDelta(choice, letter, token, ends=False, start=place))
                     emit(ChoiceEnded(choice=choice, finish_reason="stop"))
             emit(
                 CompletionEnded(

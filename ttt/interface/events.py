@@ -126,6 +126,9 @@ class CompletionDelta:
     text: str
     token: ScoredToken
     ends: bool
+    start: int
+    """Characters of the choice's tokens before this one. The token is part of a stop string if the
+    choice ends with no more text than that."""
 
 
 @dataclass(frozen=True)
