@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from refine_server.benchmarks.adaptation.cli import adaptation as regimes
+from refine_server.benchmarks.adaptation.cli import regimes
 from refine_server.benchmarks.answers.cli import adaptation
 from refine_server.benchmarks.console import (
     Adapt,
@@ -41,8 +41,8 @@ app.command("report")(replay.report)
 app.command("load")(load)
 app.command("overhead")(overhead)
 app.command("reliability")(reliability)
-app.command("adaptation")(adaptation)
-app.command("regimes")(regimes)
+app.command()(adaptation)
+app.command()(regimes)
 app.command("paper")(paper)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -49,6 +49,16 @@ TokenizerName = Annotated[
     ),
 ]
 Examples = Annotated[Path, typer.Option(help="Directory with example files (JSON).")]
+Part = Literal["dev", "heldout"]
+PartOfDocuments = Annotated[
+    Part,
+    typer.Option(help="Part of the documents: dev to choose settings, heldout for results."),
+]
+Seed = Annotated[int, typer.Option(help="Random seed of all that the benchmark draws.")]
+OutFolder = Annotated[Path, typer.Option(help="Folder to write the results to.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out, with the same settings.")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object in the last line.")
 ]

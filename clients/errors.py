@@ -16,6 +16,10 @@
     + ProtocolError
 """
 
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -186,12 +190,25 @@ def _head_of(response: httpx.Response) -> dict[str, Any]:
     return {
         "status": response.status_code if response.is_error else None,
         "request_id": response.headers.get("x-request-id"),
-        "retry_after": _seconds(response.headers.get("retry-after")) if may_retry else None,
+        "retry_after": _retry_after(response.headers) if may_retry else None,
     }
 
 
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(float(header), 0.0) if header is not None else None
-    except ValueError:  # a date, which no refine-server sends
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of ``Retry-After``, a number or a date (RFC 9110, section 10.2.3)."""
+    given = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", given):
+        return float(given)
+    until = _date(given)
+    if until is None:
         return None
+    now = _date(headers.get("date", "")) or datetime.now(UTC)  # clocks of two machines differ
+    return max((until - now).total_seconds(), 0.0)
+
+
+def _date(header: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)

@@ -25,6 +25,7 @@ from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
+from refine_server.server.http.middleware.content_encoding import ContentEncoding
 from refine_server.server.http.middleware.head_requests import HeadRequests
 from refine_server.server.http.middleware.request_context import RequestContext
 from refine_server.server.http.middleware.security_headers import SecurityHeaders
@@ -90,6 +91,7 @@ def create_app(
             Middleware(SendTimeout, seconds=settings.client_timeout_seconds),
             Middleware(HeadRequests),
             Middleware(Authentication, keyring=keyring, quotas=quotas),
+            Middleware(ContentEncoding),
             Middleware(
                 BodyLimit,
                 max_bytes=settings.max_body_bytes,

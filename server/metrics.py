@@ -12,6 +12,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from typing_extensions import override
 
@@ -31,6 +32,9 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import Timings
 from refine_server.ttt.interface.requests import CompletionRequest, Work
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+"""Without it every counter and histogram has one more series, the time when it was created."""
 
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

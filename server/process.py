@@ -20,7 +20,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.app import create_app
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
-from refine_server.server.http.connections import MAX_HEAD_BYTES, head_timeout_protocol
+from refine_server.server.http.connections import MAX_HEAD_BYTES, http_protocol
 from refine_server.server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
             app,
-            http=head_timeout_protocol(settings.client_timeout_seconds),
+            http=http_protocol(settings.client_timeout_seconds),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             log_config=None,
             access_log=False,  # RequestContext logs a line with the request's id

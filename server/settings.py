@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
 
 from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.requests import Limits
@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         cli_prog_name="refine-server serve",
         cli_kebab_case=True,
         cli_hide_none_type=True,
+        cli_parse_none_str="unset",
     )
 
     model: str = Field(
@@ -58,13 +59,13 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None,
         description="TOML or JSON file with the API keys, one entry each as `refine-server keys "
-        "new` prints it. Without API keys, every client may use the server.",
+        "new` prints it. The variable REFINE_API_KEYS may have further keys, as name:key,name:key. "
+        "Without API keys, every client may use the server.",
     )
-    api_keys: SecretStr | None = Field(
-        None,
-        description="API keys as name:key,name:key. Only the environment variable is accepted, "
-        "because every user of the machine can read a command line.",
+    api_keys: CliSuppress[SecretStr | None] = Field(
+        None, description="API keys as name:key,name:key; only as an environment variable."
     )
+    """No flag, because every user of the machine can read a command line."""
     cors_origins: str = Field(
         "",
         description="Web origins whose pages may call the server, separated by commas, e.g. "
@@ -81,12 +82,12 @@ class Settings(BaseSettings):
         ge=16,
         description="Attention window in tokens, e.g. 512 (overlay family only). It bounds the "
         "memory of a document's state; tokens outside the window can only be recalled from the "
-        "fast weights. Default: no window.",
+        "fast weights. Unset: no window.",
     )
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads for one operation. Default: 1 for a model of less than 10 million "
+        description="CPU threads for one operation. Unset: 1 for a model of less than 10 million "
         "parameters, whose requests then share the cores; otherwise torch's choice.",
     )
     activation_memory_bytes: int = Field(
@@ -98,7 +99,7 @@ class Settings(BaseSettings):
     )
     prompt: str | None = Field(
         None,
-        description="Prompt template: text with {document} and, after it, {query}. Default: the "
+        description="Prompt template: text with {document} and, after it, {query}. Unset: the "
         "document, an empty line and the query, which a base model gets after 'Question:'.",
     )
     chat: Literal["auto", "always", "never"] = Field(

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,11 @@ from refine_server.benchmarks.console import (
     Adapt,
     AsJson,
     ModelName,
+    OutFolder,
+    Part,
+    PartOfDocuments,
+    Resume,
+    Seed,
     Threads,
     adapt_config_of,
     names_of,
@@ -20,12 +25,12 @@ from refine_server.benchmarks.console import (
 
 if TYPE_CHECKING:
     from refine_server.benchmarks.adaptation.bench import AdaptationBench
-    from refine_server.benchmarks.adaptation.items import Item, Part
+    from refine_server.benchmarks.adaptation.items import Item
 
 QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 4
 
 
-def adaptation(
+def regimes(
     model: ModelName = "tiny",
     lengths: Annotated[
         str, typer.Option(help="Approximate document lengths in tokens, separated by commas.")
@@ -39,11 +44,8 @@ def adaptation(
             help="RULER or LongBench rows (.jsonl or .parquet) to use instead of generated needles."
         ),
     ] = None,
-    part: Annotated[
-        Literal["dev", "heldout"],
-        typer.Option(help="Part of the documents: dev to choose settings, heldout for results."),
-    ] = "heldout",
-    seed: Annotated[int, typer.Option(help="Random seed for documents and questions.")] = 0,
+    part: PartOfDocuments = "heldout",
+    seed: Seed = 0,
     regimes: Annotated[
         str,
         typer.Option(
@@ -61,12 +63,8 @@ def adaptation(
     ] = False,
     adapt: Adapt = "{}",
     threads: Threads = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder to write results.jsonl, report.md and scores.png to.")
-    ] = Path("adaptation"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run whose results are in --out.")
-    ] = False,
+    out: OutFolder = Path("adaptation"),
+    resume: Resume = False,
     quick: Annotated[
         bool,
         typer.Option(
@@ -114,7 +112,7 @@ def _items(
     lengths: list[int],
     count: int,
     seed: int,
-    part: "Part",
+    part: Part,
 ) -> "list[Item]":
     from refine_server.benchmarks.adaptation import items
 

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
 from zlib import crc32
 
 from typing_extensions import override
 
+from refine_server.benchmarks.console import Part
 from refine_server.benchmarks.rows import DataError, read_rows
 from refine_server.benchmarks.ruler.generate import Sources, generate
 from refine_server.benchmarks.ruler.samples import Sample
 from refine_server.benchmarks.tokens import Tokenizer
 from refine_server.ttt.training import corpus
-
-Part = Literal["dev", "heldout"]
 
 TINY_TASKS = ("niah_single", "niah_multikey")
 PROSE_TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery")

@@ -3,13 +3,18 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from refine_server.benchmarks.console import (
     AsJson,
     ModelName,
+    OutFolder,
+    Part,
+    PartOfDocuments,
+    Resume,
+    Seed,
     Threads,
     names_of,
     numbers_of,
@@ -17,7 +22,7 @@ from refine_server.benchmarks.console import (
 )
 
 if TYPE_CHECKING:
-    from refine_server.benchmarks.adaptation.items import Item, Part
+    from refine_server.benchmarks.adaptation.items import Item
     from refine_server.ttt.models import CausalLM
 
 QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 2
@@ -49,18 +54,11 @@ def adaptation(
     max_tokens: Annotated[
         int, typer.Option(min=64, help="Leave out documents with more tokens than this.")
     ] = 4096,
-    part: Annotated[
-        Literal["dev", "heldout"],
-        typer.Option(help="Part of the documents: dev to choose settings, heldout for results."),
-    ] = "heldout",
-    seed: Annotated[int, typer.Option(help="Random seed of generated documents.")] = 0,
+    part: PartOfDocuments = "heldout",
+    seed: Seed = 0,
     threads: Threads = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder to write results.jsonl, report.md and scores.png to.")
-    ] = Path("adaptation"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run whose results are in --out.")
-    ] = False,
+    out: OutFolder = Path("adaptation"),
+    resume: Resume = False,
     quick: Annotated[
         bool,
         typer.Option(
@@ -108,7 +106,7 @@ def _items(
     count: int,
     max_tokens: int,
     seed: int,
-    part: "Part",
+    part: Part,
 ) -> "list[Item]":
     """Return the documents, of every file, task and length in turn."""
     from refine_server.benchmarks.adaptation import items

@@ -9,6 +9,7 @@ from refine_server.benchmarks.console import (
     Adapt,
     AsJson,
     ModelName,
+    OutFolder,
     Threads,
     adapt_config_of,
     objectives_of,
@@ -61,7 +62,7 @@ def paper(
         ),
     ] = None,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Folder to write results.jsonl to.")] = Path("paper"),
+    out: OutFolder = Path("paper"),
     as_json: AsJson = False,
 ) -> None:
     """Score test-time training as the paper does, on its own rows and with its own settings."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from refine_server.benchmarks.console import AsJson, ModelName
+from refine_server.benchmarks.console import AsJson, ModelName, Seed
 
 
 def reliability(
@@ -21,7 +21,7 @@ def reliability(
     documents: Annotated[
         int, typer.Option(min=1, help="Number of different documents in the traffic.")
     ] = 8,
-    seed: Annotated[int, typer.Option(help="Random seed for the traffic.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Test a server under load and faults; the exit status is 1 if a check fails.

@@ -16,23 +16,20 @@ from refine_server.clients.options import AdaptOptions
 
 @dataclass(frozen=True)
 class ReplayBench:
-    """Asks a benchmark's questions under several objectives and writes a report.
-
-    Attributes:
-        kind: name of the benchmark, a key of ``replayed.TITLES``.
-        url: URL of the server.
-        out: folder for predictions and reports.
-        objectives: objectives to ask under.
-        adapt: adaptation settings that all objectives share.
-        settings: everything else that the results depend on; a resumed run must have the same.
-    """
+    """Asks a benchmark's questions under several objectives and writes a report."""
 
     kind: str
+    """Name of the benchmark, a key of ``replayed.TITLES``."""
     url: str
+    """URL of the server."""
     out: Path
+    """Folder for predictions and reports."""
     objectives: Sequence[str]
+    """Objectives to ask under."""
     adapt: AdaptOptions
+    """Adaptation settings that all objectives share."""
     settings: dict[str, Any]
+    """Everything else that the results depend on; a resumed run must have the same."""
     concurrency: int = 1
     resume: bool = False
 

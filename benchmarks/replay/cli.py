@@ -11,6 +11,9 @@ from refine_server.benchmarks.console import (
     LOCAL,
     Adapt,
     AsJson,
+    OutFolder,
+    Resume,
+    Seed,
     TokenizerName,
     Url,
     adapt_of,
@@ -24,14 +27,10 @@ if TYPE_CHECKING:
     from refine_server.benchmarks.tokens import Tokenizer
     from refine_server.clients import RefineClient
 
-Out = Annotated[Path, typer.Option(help="Folder to write predictions and the report to.")]
 Objectives = Annotated[
     str, typer.Option(help="Objectives to compare (none, ntp, refine), separated by commas.")
 ]
 Concurrency = Annotated[int, typer.Option(min=1, help="Number of concurrent requests.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --out; its settings must be the same.")
-]
 
 ALL = "none,ntp,refine"
 
@@ -40,7 +39,7 @@ def longbench(
     data: Annotated[
         Path, typer.Option(help="Folder with one file for each task: TASK.jsonl or TASK.parquet.")
     ],
-    out: Out = Path("longbench-run"),
+    out: OutFolder = Path("longbench-run"),
     url: Url = LOCAL,
     tasks: Annotated[
         str | None,
@@ -101,7 +100,7 @@ def ruler_make(
     samples: Annotated[
         int, typer.Option(min=1, help="Number of samples for each task and length.")
     ] = 20,
-    seed: Annotated[int, typer.Option(help="Random seed for the samples.")] = 0,
+    seed: Seed = 0,
     url: Url = LOCAL,
     tokenizer: TokenizerName = None,
     essay: Annotated[
@@ -133,7 +132,7 @@ def ruler(
     data: Annotated[
         list[Path], typer.Option(help="File of samples, as written by ruler-make; repeatable.")
     ],
-    out: Out = Path("ruler-run"),
+    out: OutFolder = Path("ruler-run"),
     url: Url = LOCAL,
     objectives: Objectives = ALL,
     adapt: Adapt = "{}",

@@ -11,22 +11,19 @@ CURVE_FIELDS = ("loss", "ntp_loss", "grpo_loss", "reward_mean", "seconds")
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one document, with its scorer.
-
-    Attributes:
-        task: name of the task.
-        id: id of the question within the task.
-        score: returns the score of an answer's text, 0 to 100.
-        kept: fields that are added to the question's line in the predictions file.
-    """
+    """One question about one document, with its scorer."""
 
     task: str
+    """Name of the task."""
     id: str
+    """Id of the question within the task."""
     document: str
     query: str
     max_tokens: int
     score: Callable[[str], float]
+    """Returns the score of an answer's text, 0 to 100."""
     kept: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are added to the question's line in the predictions file."""
 
 
 Key = tuple[str, str, str]

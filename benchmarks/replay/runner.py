@@ -30,21 +30,18 @@ LINES = 20
 
 @dataclass(frozen=True)
 class Replay:
-    """One pass over questions.
-
-    Attributes:
-        url: URL of the server.
-        objectives: each question is asked under all of them in sequence, so that the answers of an
-            interrupted run can still be compared.
-        adapt: adaptation settings; the objective is added for each request.
-        concurrency: maximum number of concurrent requests.
-    """
+    """One pass over questions."""
 
     url: str
+    """URL of the server."""
     questions: Sequence[Question]
     objectives: Sequence[str]
+    """Each question is asked under all of them in sequence, so that the answers of an
+    interrupted run can still be compared."""
     adapt: AdaptOptions
+    """Adaptation settings; the objective is added for each request."""
     concurrency: int = 1
+    """Maximum number of concurrent requests."""
 
     def run(self, folder: RunFolder) -> None:
         """Ask the questions that the folder has no answer to.

@@ -16,18 +16,14 @@ NOISE_WORD = "..."
 
 @dataclass(frozen=True)
 class CommonWords:
-    """Makes samples of the task cwe; a haystack's size is its number of distinct words.
-
-    Attributes:
-        common: how often each common word is listed.
-        uncommon: how often each other word is listed.
-        example: for the solved example, its distinct words, and the repeats of common and other
-            words.
-    """
+    """Makes samples of the task cwe; a haystack's size is its number of distinct words."""
 
     common: int
+    """How often each common word is listed."""
     uncommon: int
+    """How often each other word is listed."""
     example: tuple[int, int, int]
+    """For the solved example, its distinct words, and the repeats of common and other words."""
 
     least = COMMON + 1
 
@@ -63,14 +59,12 @@ class CodedWords:
     """Makes samples of the task fwe: words drawn by Zipf's law with exponent 2.
 
     A haystack's size is its number of drawn words.
-
-    Attributes:
-        vocabulary: number of distinct words; officially a fiftieth of the length in tokens.
-        letters: number of letters in a word.
     """
 
     vocabulary: int
+    """Number of distinct words; officially a fiftieth of the length in tokens."""
     letters: int = 6
+    """Number of letters in a word."""
 
     least = 80
     """With fewer words, the fourth word is as frequent as the third."""

@@ -23,21 +23,22 @@ class Needles:
     """Makes samples of the NIAH family.
 
     A haystack's size is its number of words for an essay, of sentences otherwise.
-
-    Attributes:
-        haystack: kind of text that the needles are hidden in; ``essay`` uses the words of
-            ``essay``. keys: kind of a needle's key. values: kind of a needle's value. keys_hidden:
-            number of keys in the haystack. values_each: number of values for each key. asked:
-            number of keys in the question. essay: the words of a long text.
     """
 
     haystack: Literal["noise", "essay", "needle"]
+    """Kind of text that the needles are hidden in; ``essay`` uses the words of ``essay``."""
     keys: Kind = "words"
+    """Kind of a needle's key."""
     values: Kind = "numbers"
+    """Kind of a needle's value."""
     keys_hidden: int = 1
+    """Number of keys in the haystack."""
     values_each: int = 1
+    """Number of values for each key."""
     asked: int = 1
+    """Number of keys in the question."""
     essay: tuple[str, ...] = ()
+    """The words of a long text."""
 
     @property
     def least(self) -> int:

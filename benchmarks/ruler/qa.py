@@ -104,7 +104,7 @@ def _numbered(documents: Iterable[str]) -> dict[str, int]:
 
 def _read(path: Path, parse: Callable[[Any], Documents]) -> Documents:
     try:
-        found = parse(json.loads(path.read_text("utf-8")))
+        found = parse(json.loads(path.read_text("utf-8-sig")))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -43,27 +43,24 @@ def family_of(task: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context.
-
-    Attributes:
-        task: name of the task.
-        index: id of the sample within its task.
-        before: the prompt before the context.
-        context: the text that is searched.
-        after: the prompt after the context, with the question.
-        answer_prefix: beginning of the answer, at the end of the prompt.
-        outputs: strings that the answer must contain.
-        length: tokens of the prompt and the longest answer.
-    """
+    """One question about one context."""
 
     task: str
+    """Name of the task."""
     index: str
+    """Id of the sample within its task."""
     before: str
+    """The prompt before the context."""
     context: str
+    """The text that is searched."""
     after: str
+    """The prompt after the context, with the question."""
     answer_prefix: str
+    """Beginning of the answer, at the end of the prompt."""
     outputs: tuple[str, ...]
+    """Strings that the answer must contain."""
     length: int = 0
+    """Tokens of the prompt and the longest answer."""
 
     @property
     def prompt(self) -> str:

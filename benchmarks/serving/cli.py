@@ -11,7 +11,9 @@ from refine_server.benchmarks.console import (
     AnswerTokens,
     AsJson,
     DocumentLengths,
+    OutFolder,
     Repeats,
+    Seed,
     TokenizerName,
     Url,
     adapt_of,
@@ -54,9 +56,9 @@ def load(
     dollars_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Price of the server per hour, to report costs.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed for documents and arrival times.")] = 0,
+    seed: Seed = 0,
     tokenizer: TokenizerName = None,
-    out: Annotated[Path, typer.Option(help="Folder to write the report to.")] = Path("load-run"),
+    out: OutFolder = Path("load-run"),
     as_json: AsJson = False,
 ) -> None:
     """Measure a server under load, and write a report.

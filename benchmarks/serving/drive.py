@@ -26,24 +26,21 @@ Arrivals = Literal["poisson", "closed"]
 
 @dataclass
 class Observed:
-    """One request as its client saw it. Times are in seconds from when it was due.
-
-    Attributes:
-        due: when it was to be sent, from the start of the level.
-        first: time to the first piece of the answer; None if there was none.
-        total: time to the end of the answer.
-        gaps: times between the answer's pieces.
-        answer: the answer; None after an error.
-        error: type of the error, if any.
-    """
+    """One request as its client saw it. Times are in seconds from when it was due."""
 
     due: float
+    """When it was to be sent, from the start of the level."""
     repeated: bool
     total: float = 0.0
+    """Time to the end of the answer."""
     first: float | None = None
+    """Time to the first piece of the answer; None if there was none."""
     gaps: list[float] = field(default_factory=list)
+    """Times between the answer's pieces."""
     answer: Answer | None = None
+    """The answer; None after an error."""
     error: str | None = None
+    """Type of the error, if any."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +55,20 @@ class Level:
 
 @dataclass(frozen=True)
 class Driver:
-    """Sends requests to a server at one level of load after another.
-
-    Attributes:
-        url: URL of the server.
-        arrivals: ``poisson``: requests are sent when they are due, ``load`` of them per second,
-            whether or not others have been answered (open loop); ``closed``: each of ``load``
-            clients sends its next request when it has its answer.
-        adapt: adaptation settings.
-        max_tokens: maximum length of an answer in tokens.
-        seed: random seed for the arrival times.
-    """
+    """Sends requests to a server at one level of load after another."""
 
     url: str
+    """URL of the server."""
     arrivals: Arrivals
+    """``poisson``: requests are sent when they are due, ``load`` of them per second, whether or
+    not others have been answered (open loop); ``closed``: each of ``load`` clients sends its
+    next request when it has its answer."""
     adapt: AdaptOptions
+    """Adaptation settings."""
     max_tokens: int
+    """Maximum length of an answer in tokens."""
     seed: int = 0
+    """Random seed for the arrival times."""
 
     def run(self, load: float, requests: Sequence[Request]) -> Level:
         """Send all requests at one level of load.

@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
-from refine_server.server.engine.backend.protocol import Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.process import Server, listen, tune_interpreter
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
-from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
+from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta, Emit, ShouldStop
 from refine_server.ttt.interface.reports import AdaptationReport, Timings, Usage
 from refine_server.ttt.programs.encode import EncodedWork
 

@@ -24,17 +24,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Mix:
-    """Distribution of the requests.
-
-    Attributes:
-        lengths: sample lengths in tokens, with the weight of each.
-        repeats: probability that a request reuses the document of an earlier request.
-        seed: random seed.
-    """
+    """Distribution of the requests."""
 
     lengths: dict[int, float]
+    """Sample lengths in tokens, with the weight of each."""
     repeats: float = 0.0
+    """Probability that a request reuses the document of an earlier request."""
     seed: int = 0
+    """Random seed."""
 
     @classmethod
     def parse(cls, lengths: str, repeats: float, seed: int) -> "Mix":

@@ -168,7 +168,7 @@ def _check_name(name: str, where: str) -> None:
 def _read_file(path: Path) -> list[KeyEntry]:
     where = f"--api-keys-file {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         parsed: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise SettingsError(f"{where} cannot be read: {error.strerror}") from None

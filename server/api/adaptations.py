@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from refine_server.server.adaptations.adaptation import Adaptation
@@ -20,7 +19,7 @@ from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
-from refine_server.server.http.respond import event_stream, event_stream_docs
+from refine_server.server.http.respond import StreamEvent, event_stream, event_stream_docs
 
 router = APIRouter(prefix="/v1/adaptations", tags=["adaptations"], route_class=JsonRoute)
 
@@ -126,9 +125,9 @@ async def delete_adaptation(
     return AdaptationDeleted(id=adaptation_id)
 
 
-async def _chunks(adaptation: Adaptation, model: str) -> AsyncIterator[ServerSentEvent]:
+async def _chunks(adaptation: Adaptation, model: str) -> AsyncIterator[StreamEvent]:
     async for step in adaptation.follow():
-        yield ServerSentEvent(event="adaptation.step", data=step.model_dump_json())
+        yield StreamEvent(event="adaptation.step", data=step.model_dump_json())
     resource = AdaptationResource.of(adaptation, model)
     name = f"adaptation.{adaptation.status.value}"
-    yield ServerSentEvent(event=name, data=resource.model_dump_json())
+    yield StreamEvent(event=name, data=resource.model_dump_json())

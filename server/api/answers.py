@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
-from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from typing_extensions import override
 
@@ -22,7 +21,12 @@ from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
-from refine_server.server.http.respond import ResponseEncoder, RunResponse, event_stream_docs
+from refine_server.server.http.respond import (
+    ResponseEncoder,
+    RunResponse,
+    StreamEvent,
+    event_stream_docs,
+)
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import Work
@@ -61,14 +65,14 @@ class AnswerEncoder(ResponseEncoder):
             self._completed = event
 
     @override
-    def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
+    def chunks(self, event: Event) -> Iterator[StreamEvent]:
         encoded = wire_event(event, self._origin)
         if encoded is not None:
             name, data = encoded
-            yield ServerSentEvent(event=name, data=data.model_dump_json())
+            yield StreamEvent(event=name, data=data.model_dump_json())
 
     @override
-    def last_chunks(self) -> Iterator[ServerSentEvent]:
+    def last_chunks(self) -> Iterator[StreamEvent]:
         return iter(())
 
     @override
@@ -78,7 +82,12 @@ class AnswerEncoder(ResponseEncoder):
 
     @property
     def _origin(self) -> Origin:
-        return Origin(self._run.id, self._model, self._run.queue_seconds, self._adaptation_id)
+        return Origin(
+            job_id=self._run.id,
+            model=self._model,
+            queue_seconds=self._run.queue_seconds,
+            adaptation_id=self._adaptation_id,
+        )
 
 
 @router.post(

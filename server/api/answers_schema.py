@@ -208,14 +208,16 @@ class AnswerTimings(Timings):
     """Time in the queue, until the request's first turn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where events come from: the job, the model, and the adaptation if one was used again."""
+    """Where the events of an answer come from."""
 
     job_id: str
     model: str
     queue_seconds: float = 0.0
+    """Seconds that the job waited for its first turn."""
     adaptation_id: str | None = None
+    """The kept adaptation that answers, if one does."""
 
 
 class AnswerResponse(BaseModel):

@@ -3,8 +3,12 @@
 from importlib.metadata import version
 from typing import Literal
 
-from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import APIRouter, Request
+from prometheus_client.exposition import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    choose_encoder,
+    generate_latest,
+)
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -12,6 +16,8 @@ from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, Me
 from refine_server.server.http.errors import documented, unavailable
 
 router = APIRouter(tags=["operations"])
+
+TEXT = {"schema": {"type": "string"}}
 
 
 class Health(BaseModel):
@@ -55,13 +61,15 @@ async def verify(engine: EngineDep) -> Health:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/plain": TEXT, "application/openmetrics-text": TEXT}}},
 )
-async def metrics(metrics: MetricsDep) -> Response:
-    """Export metrics in Prometheus' text format."""
-    return Response(
-        generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
-    )
+async def metrics(metrics: MetricsDep, request: Request) -> Response:
+    """Export metrics in Prometheus' text format, or as OpenMetrics to those who accept that."""
+    try:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # of a version that is none
+        encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+    return Response(encode(metrics.registry), headers={"content-type": content_type})
 
 
 @router.get("/version")

@@ -45,7 +45,7 @@ def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEven
         RequestError: the request cannot be served as written.
     """
     backend = open_backend(settings)
-    origin = Origin(secrets.token_hex(16), backend.name)
+    origin = Origin(job_id=secrets.token_hex(16), model=backend.name)
     encoded = backend.encode(body.to_work(body.sampling(settings.max_tokens)))
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in events:

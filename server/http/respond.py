@@ -10,14 +10,29 @@ import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+from typing_extensions import override
 
 from refine_server.server.http import errors
-from refine_server.server.http.connections import ClientDisconnected, cancel_on_disconnect
+from refine_server.server.http.connections import (
+    FILLER,
+    ClientDisconnected,
+    cancel_on_disconnect,
+)
 from refine_server.server.http.errors import ApiError, as_api_error
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import Event
 
 logger = logging.getLogger(__name__)
+
+LINE_END = "\n"
+COMMENT = b":\n\n"
+"""An empty comment, which clients skip."""
+
+
+class StreamEvent(ServerSentEvent):
+    """An event of a stream. Its lines end in LF, because some clients split streams at that."""
+
+    DEFAULT_SEPARATOR = LINE_END
 
 
 class ResponseEncoder(Protocol):
@@ -26,10 +41,10 @@ class ResponseEncoder(Protocol):
     def add(self, event: Event) -> None:
         """Take the next event."""
 
-    def chunks(self, event: Event) -> Iterable[ServerSentEvent]:
+    def chunks(self, event: Event) -> Iterable[StreamEvent]:
         """Encode an event, which was added before, for a stream."""
 
-    def last_chunks(self) -> Iterable[ServerSentEvent]:
+    def last_chunks(self) -> Iterable[StreamEvent]:
         """Encode what a stream ends with after the last event."""
 
     async def response(self) -> str:
@@ -79,8 +94,15 @@ class RunResponse(Response):
         await Response(content, media_type="application/json")(scope, receive, send)
 
 
+class _EventStream(EventSourceResponse):
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[FILLER] = COMMENT
+        await super().__call__(scope, receive, send)
+
+
 def event_stream(
-    chunks: AsyncIterable[ServerSentEvent], shutdown_seconds: float
+    chunks: AsyncIterable[StreamEvent], shutdown_seconds: float
 ) -> EventSourceResponse:
     """Respond with server-sent events, of which an ``error`` is the last if something fails.
 
@@ -89,8 +111,9 @@ def event_stream(
         shutdown_seconds: how long the engine lets running work go on at shutdown.
     """
     # At shutdown the engine ends the work itself, so the stream can still report how it ended.
-    return EventSourceResponse(
+    return _EventStream(
         _until_error(chunks),
+        sep=LINE_END,
         shutdown_event=anyio.Event(),
         shutdown_grace_period=shutdown_seconds + 1.0,
     )
@@ -98,7 +121,7 @@ def event_stream(
 
 async def _chunks(
     events: AsyncIterable[Event], encoder: ResponseEncoder
-) -> AsyncIterator[ServerSentEvent]:
+) -> AsyncIterator[StreamEvent]:
     async for event in events:
         encoder.add(event)
         for chunk in encoder.chunks(event):
@@ -107,15 +130,15 @@ async def _chunks(
         yield chunk
 
 
-async def _until_error(chunks: AsyncIterable[ServerSentEvent]) -> AsyncIterator[ServerSentEvent]:
+async def _until_error(chunks: AsyncIterable[StreamEvent]) -> AsyncIterator[StreamEvent]:
     try:
         async for chunk in chunks:
             yield chunk
     except (ApiError, RequestError) as error:
-        yield ServerSentEvent(event="error", data=as_api_error(error).json)
+        yield StreamEvent(event="error", data=as_api_error(error).json)
     except Exception:
         logger.exception("a stream failed")
-        yield ServerSentEvent(event="error", data=errors.internal().json)
+        yield StreamEvent(event="error", data=errors.internal().json)
 
 
 async def _receive_nothing() -> Message:

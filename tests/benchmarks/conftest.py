@@ -83,19 +83,16 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
 
 
 class Scripted:
-    """The server's state. ``say`` answers a request's body, or raises for an error response.
-
-    Attributes:
-        bodies: the bodies of all requests, in order of arrival.
-        overflow: how the document of each answer was shortened.
-        seconds: duration of each answer.
-    """
+    """The server's state. ``say`` answers a request's body, or raises for an error response."""
 
     def __init__(self) -> None:
         self.say: Callable[[dict[str, Any]], str] = lambda body: "yes"
         self.bodies: list[dict[str, Any]] = []
+        """The bodies of all requests, in order of arrival."""
         self.overflow: dict[str, Any] | None = None
+        """How the document of each answer was shortened."""
         self.seconds = 0.0
+        """Duration of each answer."""
         self.active = 0
         self.most_active = 0
         self.lock = threading.Lock()

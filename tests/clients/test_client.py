@@ -224,7 +224,7 @@ def test_errors_are_typed_and_not_retried(
     with pytest.raises(error, match="no") as raised:
         kind(script).stream()
     assert type(raised.value) is error
-    assert (raised.value.status_code, raised.value.param, raised.value.code) == (
+    assert (raised.value.status, raised.value.param, raised.value.code) == (
         status,
         "adapt.optimizer.steps",
         "c",
@@ -238,7 +238,7 @@ def test_an_error_within_a_stream_is_typed_too(kind: type[Sync]) -> None:
     script = Script(stream([STREAM[0], ("error", body)]))
     with pytest.raises(errors.RequestTimeoutError, match="late") as raised:
         kind(script).stream()
-    assert (raised.value.status_code, raised.value.request_id) == (None, "req-7")
+    assert (raised.value.status, raised.value.request_id) == (None, "req-7")
     assert len(script.requests) == 1
     with pytest.raises(errors.RequestTimeoutError, match="late"):
         kind(Script(stream([("error", body)]))).call("wait_for_adaptation", "adapt-1")
@@ -255,12 +255,41 @@ def test_a_refused_request_is_sent_again_after_retry_after(
 
 
 @pytest.mark.parametrize(
+    ("until", "now", "seconds"),
+    [
+        ("Wed, 21 Oct 2026 07:28:09 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", 9.0),
+        ("Wednesday, 21-Oct-26 07:28:09 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", 9.0),
+        ("Wed Oct 21 07:28:09 2026", "Wed, 21 Oct 2026 07:28:00 GMT", 9.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2020 07:28:00 GMT", "", 0.0),
+    ],
+)
+def test_retry_after_may_be_a_date_by_the_servers_clock(
+    kind: type[Sync], pauses: list[float], until: str, now: str, seconds: float
+) -> None:
+    headers = {"retry-after": until, **({"date": now} if now else {})}
+    script = Script(refused(503, "unavailable_error", **headers), stream(STREAM))
+    kind(script).stream()
+    assert pauses == [seconds]
+
+
+@pytest.mark.parametrize(
     ("headers", "retry_after"),
     [
         ({}, None),
         ({"retry-after": "1", "x-should-retry": "false"}, None),
         ({"retry-after": "31"}, 31.0),
-        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "Wed, 41 Oct 2026 07:28:00 GMT"}, None),
+        (
+            {
+                "retry-after": "Wed, 21 Oct 2026 07:29:00 GMT",
+                "date": "Wed, 21 Oct 2026 07:28:00 GMT",
+            },
+            60.0,
+        ),
     ],
 )
 def test_a_refusal_is_final_when_work_may_be_lost_or_the_wait_is_long(

@@ -36,3 +36,12 @@ def test_unrelated_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("REFINE_CACHE_DIR", "/tmp")
     monkeypatch.setenv("REFINE_SERVER_SERVICE_HOST", "10.0.0.1")
     assert read_settings() == Settings()
+
+
+def test_help_shows_no_secret_and_no_type_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--help"])
+    shown = capsys.readouterr().out
+    assert "--window" in shown
+    assert "(default: unset)" in shown
+    assert not any(word in shown for word in ("SecretStr", "--api-keys ", "null", "None"))

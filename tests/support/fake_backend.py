@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import override
 
-from refine_server.server.engine.backend.protocol import Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
@@ -31,8 +31,10 @@ from refine_server.ttt.interface.events import (
     CompletionEnded,
     DocumentAdapted,
     DocumentRead,
+    Emit,
     PromptRead,
     ScoredToken,
+    ShouldStop,
 )
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport, Timings, Usage
 from refine_server.ttt.interface.requests import Limits, PromptForm, Work
@@ -265,11 +267,11 @@ class FakeBackend(Backend):
                 read = PromptRead(number, len(prompt), 0.01, echo, citations)
                 emit(read)
                 for choice in range(number * request.n, (number + 1) * request.n):
-                    for letter in name[: request.sampling.max_tokens]:
+                    for place, letter in enumerate(name[: request.sampling.max_tokens]):
                         await self._turn(name, script)
                         tokens += 1
                         token = ScoredToken(letter.encode(errors="replace"), score)
-                        emit(CompletionDelta(choice=choice, text=letter, token=token, ends=False))
+                        emit(CompletionDelta(choice, letter, token, ends=False, start=place))
                     emit(ChoiceEnded(choice=choice, finish_reason="stop"))
             emit(
                 CompletionEnded(

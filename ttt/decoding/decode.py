@@ -45,9 +45,12 @@ class DecodeStep(Operation[Prediction]):
     name: ClassVar[str] = "decode"
     model: CausalLM
     token: int
+    """The token to read."""
     state: State
+    """One row, after the token before it."""
     fast: FastWeights
     draft: tuple[int, ...] = ()
+    """Tokens that may follow."""
 
     @property
     @override

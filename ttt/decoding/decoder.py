@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,8 @@ class DecodedToken:
     """Text that became certain with this token; empty within a character or a stop string."""
     is_end: bool
     """Whether this is a token that ends answers."""
+    start: int
+    """Characters of the tokens before it, those of a stop string included."""
     log_prob: float | None = None
     """The model's own log-probability in nats, before temperature and top_p; None if not asked."""
     top: TopTokens = ()
@@ -85,6 +87,8 @@ class Decoder:
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stops = StopStrings(sampling.stop)
         self._spelling = _spelling(model.tokenizer, context)
+        self._spelled = 0
+        """Characters of all tokens so far, those of a stop string included."""
         drafts = sampling.is_greedy and model.truncates_states
         self._lookup = Lookup(known) if drafts else None
         self._last = 0
@@ -100,14 +104,15 @@ class Decoder:
         self.tokens += 1
         if self._lookup is not None:
             self._lookup.append(token)
-        is_end = token in self._stop_ids
+        is_end, start = token in self._stop_ids, self._spelled
         text = self._spell(token, is_end)
         self.text += text
+        decoded = DecodedToken(id=token, text=text, is_end=is_end, start=start)
         if self._top is None:
-            return DecodedToken(id=token, text=text, is_end=is_end)
+            return decoded
         ids = torch.tensor([token], device=self._model.device)
         [(log_prob, top)] = score(logits, ids, self._top)
-        return DecodedToken(id=token, text=text, is_end=is_end, log_prob=log_prob, top=top)
+        return replace(decoded, log_prob=log_prob, top=top)
 
     async def _predict(self) -> None:
         left = self._longest - self.tokens - 1
@@ -121,8 +126,9 @@ class Decoder:
         """Return the text that the token adds, and set the finish reason if it is the last."""
         text = ""
         if not is_end:
-            piece = self._spelling.step(self._model.tokenizer.backend_tokenizer, token)
-            text = self._stops.feed(piece or "")
+            piece = self._spelling.step(self._model.tokenizer.backend_tokenizer, token) or ""
+            self._spelled += len(piece)
+            text = self._stops.feed(piece)
         if is_end or self._stops.hit:
             self.finish_reason = "stop"
         elif self.tokens == self._longest:

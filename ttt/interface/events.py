@@ -1,5 +1,6 @@
 """Events of one piece of work, in the order in which they happen."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,9 @@ class CompletionDelta:
     text: str
     token: ScoredToken
     ends: bool
+    start: int
+    """Characters of the choice's tokens before this one. The token is part of a stop string if the
+    choice ends with no more text than that."""
 
 
 @dataclass(frozen=True)
@@ -167,3 +171,8 @@ Event = (
 
 Last = AnswerCompleted | DocumentAdapted | CompletionEnded
 """One of these ends every piece of work."""
+
+Emit = Callable[[Event], None]
+"""Receives a program's events while it runs."""
+ShouldStop = Callable[[], str | None]
+"""Asked before every step; returns the reason to make no more steps, or None to go on."""

@@ -27,7 +27,7 @@ from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
-from refine_server.ttt.models.layers.low_rank import new_low_rank_deltas
+from refine_server.ttt.models.layers.low_rank import new_low_rank_updates
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.trunk import Frozen, Trunk
 
@@ -325,7 +325,7 @@ class CausalLM(nn.Module, ABC):
         """Make LoRA for the named projections: A [1, in, r] random, B [1, r, out] zero."""
         weights = {name: self.get_parameter(f"{name}.weight") for name in modules}
         widths = {name: (w.shape[1], w.shape[0]) for name, w in weights.items()}
-        return new_low_rank_deltas(widths, rank, seed, self.lm_head.weight)
+        return new_low_rank_updates(widths, rank, seed, self.lm_head.weight)
 
     def initial_memories(
         self, modules: Sequence[str], shape: tuple[int, int, int]

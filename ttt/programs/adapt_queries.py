@@ -8,10 +8,12 @@ from refine_server.ttt.interface.events import (
     AdaptationStep,
     DocumentAdapted,
     DocumentRead,
+    Emit,
+    ShouldStop,
 )
 from refine_server.ttt.interface.reports import Citation
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.programs.answer import Emit, ShouldStop, new_fast_weights
+from refine_server.ttt.programs.answer import new_fast_weights
 from refine_server.ttt.programs.encode_adaptation import EncodedQueryAdapt
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries

@@ -24,7 +24,8 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     DocumentAdapted,
     DocumentRead,
-    Event,
+    Emit,
+    ShouldStop,
 )
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
@@ -36,11 +37,6 @@ from refine_server.ttt.programs.frozen import quote
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
-
-Emit = Callable[[Event], None]
-"""Receives a program's events while it runs."""
-ShouldStop = Callable[[], str | None]
-"""Asked before every step; returns the reason to make no more steps, or None to go on."""
 
 
 async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:

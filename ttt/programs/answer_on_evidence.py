@@ -9,11 +9,11 @@ from refine_server.ttt.interface.events import (
     AdaptationStep,
     BaseAnswered,
     DocumentRead,
+    Emit,
+    ShouldStop,
 )
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.answer import (
-    Emit,
-    ShouldStop,
     answer_deltas,
     emit_answer,
     new_fast_weights,

@@ -217,7 +217,8 @@ class _Completer:
                 continue
             self.tokens += 1
             self.first_token = self.first_token or time.monotonic() - self.started
-            self.emit(CompletionDelta(choice, token.text, self._reported(token), token.is_end))
+            scored = self._reported(token)
+            self.emit(CompletionDelta(choice, token.text, scored, token.is_end, token.start))
             waiting.append((choice, decoder))
 
     def _decoder(

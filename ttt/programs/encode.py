@@ -14,6 +14,7 @@ from refine_server.ttt.interface.evidence import (
     Evidence,
     EvidenceByAttention,
     EvidenceByUtility,
+    EvidenceByWords,
 )
 from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import (
@@ -172,10 +173,15 @@ def _encode_texts(
             _refuse_model_evidence(work)
             if not has_attention:
                 _refuse_attention(work.evidence, work.adapt)
+            template.require_query(work.query, limits, "query")
+            _require_words(work.evidence, template, limits)
             return EncodedAnswer(request=work, context=_encode_context(work, template, limits))
         case AdaptRequest():
             if not has_attention:
                 _refuse_attention(work.evidence, work.adapt)
+            for number, text in enumerate(work.queries):
+                template.require_query(text, limits, f"queries.{number}")
+            _require_words(work.evidence, template, limits)
             return encode_adaptation(work, template, limits)
         case AskRequest():
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
@@ -185,6 +191,7 @@ def _encode_texts(
         case CompletionRequest():
             if not has_attention:
                 _refuse_attention(work.evidence, DEFAULT_ADAPTATION)
+            _require_words(work.evidence, template, limits)
             return encode_completion(work, template, limits)
 
 
@@ -205,6 +212,12 @@ def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limit
 
     asked = Query(words=work.query, encode=encode_query, max_tokens=work.sampling.max_tokens)
     return encoder.encode(asked)
+
+
+def _require_words(evidence: Evidence | None, template: PromptTemplate, limits: Limits) -> None:
+    """Raise RequestError if the words to search a document by are oversized, before the search."""
+    if isinstance(evidence, EvidenceByWords) and evidence.query is not None:
+        template.require_query(evidence.query, limits, "evidence.query")
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:

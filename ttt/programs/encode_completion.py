@@ -99,6 +99,8 @@ def _encode_behind_document(
         def encode_query(tail: str, passages: str) -> list[int]:
             return list(_encode_prompt(prompt, template, limits, tail, passages))
 
+        # An oversized prompt is refused before the document is searched by it.
+        _encode_prompt(prompt, template, limits, "")
         query = Query(
             words=_words(prompt, template),
             encode=encode_query,

@@ -5,11 +5,11 @@ from functools import partial
 
 from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.events import Emit, Event, ShouldStop
 from refine_server.ttt.interface.requests import Limits, Work
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.adapt_queries import adapt_on_evidence
-from refine_server.ttt.programs.answer import Emit, ShouldStop, adapt, answer, ask
+from refine_server.ttt.programs.answer import adapt, answer, ask
 from refine_server.ttt.programs.answer_on_evidence import answer_on_evidence
 from refine_server.ttt.programs.complete import complete
 from refine_server.ttt.programs.encode import (

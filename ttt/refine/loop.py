@@ -176,9 +176,9 @@ def prepare(
             return guard.DOCUMENT_TOO_SHORT
         evaluator = HeldOutEvaluator(document, fast, config.optimizer.steps)
     rows = _adapted_rows(document, spans, fast, config, query)
-    reads_document = isinstance(on, OnSpans | OnQuerySpans) and on.ntp_on == "document"
+    ntp_on_document = isinstance(on, OnSpans | OnQuerySpans) and on.ntp_on == "document"
     inputs = StepInputs(
-        ntp_rows=document if reads_document else rows,
+        ntp_rows=document if ntp_on_document else rows,
         rollout_rows=rows,
         fast=fast,
         config=config,

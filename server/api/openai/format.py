@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import anyio.to_thread
 from pydantic import BaseModel
-from sse_starlette import ServerSentEvent
 from typing_extensions import override
 
 from refine_server.server.api.openai.document_report import DocumentReport
@@ -28,7 +27,7 @@ from refine_server.server.api.openai.responses import (
     TopLogprob,
     TttReport,
 )
-from refine_server.server.http.respond import ResponseEncoder
+from refine_server.server.http.respond import ResponseEncoder, StreamEvent
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
@@ -65,6 +64,12 @@ class Choice:
     text: str = ""
     tokens: list[ScoredToken] = field(default_factory=list)
     """Tokens that ``logprobs`` reports."""
+    new_tokens: Sequence[ScoredToken] = ()
+    """Those of ``tokens`` that the last event added."""
+    held_tokens: list[CompletionDelta] = field(default_factory=list)
+    """Tokens that may turn out to be part of a stop string."""
+    has_end_token: bool = False
+    """Whether the last token is one that ends answers."""
     finish_reason: str = "length"
     text_offset: TextOffset = field(default_factory=TextOffset)
     """Where the next token of its stream starts."""
@@ -144,23 +149,30 @@ class GenerationEncoder(ResponseEncoder, ABC):
                     self._choices[index].tokens += event.echo
             case CompletionDelta():
                 self._completion_tokens += 1
-                self._choices[event.choice].text += event.text
-                self._choices[event.choice].tokens += self._logprob_tokens(event)
+                choice = self._choices[event.choice]
+                choice.text += event.text
+                choice.new_tokens = self._logprob_tokens(choice, event)
+                choice.tokens += choice.new_tokens
+                choice.has_end_token = event.ends
             case ChoiceEnded():
-                self._choices[event.choice].finish_reason = event.finish_reason
+                choice = self._choices[event.choice]
+                choice.finish_reason = event.finish_reason
+                is_cut = event.finish_reason == "stop" and not choice.has_end_token
+                choice.new_tokens = () if is_cut else [d.token for d in choice.held_tokens]
+                choice.tokens += choice.new_tokens
 
     @override
-    def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
+    def chunks(self, event: Event) -> Iterator[StreamEvent]:
         for index, delta in self._deltas(event):
             is_end = delta.finish_reason is not None
             ended = index if is_end else None
             yield self._chunk([self._choice_chunk(index, delta)], ended=ended)
 
     @override
-    def last_chunks(self) -> Iterator[ServerSentEvent]:
+    def last_chunks(self) -> Iterator[StreamEvent]:
         if self.usage_in in ("last_chunk", "every_chunk"):
             yield self._chunk([], usage=self.usage)
-        yield ServerSentEvent(data="[DONE]")
+        yield StreamEvent(data="[DONE]")
 
     @override
     async def response(self) -> str:
@@ -184,11 +196,12 @@ class GenerationEncoder(ResponseEncoder, ABC):
                 for index in self._choices_of(event):
                     yield index, Delta(self._choices[index].text, event.echo, is_first=True)
             case CompletionDelta():
-                tokens = self._logprob_tokens(event) if self.logprobs else ()
+                tokens = self._choices[event.choice].new_tokens if self.logprobs else ()
                 if event.text or tokens:
                     yield event.choice, Delta(event.text, tokens)
             case ChoiceEnded():
-                yield event.choice, Delta(finish_reason=event.finish_reason)
+                tokens = self._choices[event.choice].new_tokens if self.logprobs else ()
+                yield event.choice, Delta(tokens=tokens, finish_reason=event.finish_reason)
 
     def _chunk(
         self,
@@ -196,7 +209,7 @@ class GenerationEncoder(ResponseEncoder, ABC):
         *,
         ended: int | None = None,
         usage: CompletionUsage | None = None,
-    ) -> ServerSentEvent:
+    ) -> StreamEvent:
         """Encode a chunk; ``ended`` is the choice that ends with it, if one does."""
         chunk = {**self._head, "object": self.chunk_object, "choices": choices}
         if self.usage_in == "every_chunk":
@@ -205,11 +218,11 @@ class GenerationEncoder(ResponseEncoder, ABC):
             chunk["usage"] = usage and usage.model_dump()
         if self._ttt is not None:
             chunk["ttt"] = self._ttt.chunk(ended, self.n)
-        return ServerSentEvent(data=json.dumps(chunk))
+        return StreamEvent(data=json.dumps(chunk))
 
     @abstractmethod
-    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
-        """Return the event's token, if ``logprobs`` reports it."""
+    def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
+        """Return the tokens that ``logprobs`` reports, now that the choice has the event's."""
 
     @abstractmethod
     def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
@@ -228,7 +241,7 @@ class CompletionEncoder(GenerationEncoder):
     begins_with_role = False
 
     @override
-    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
+    def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
         return (event.token,)
 
     @override
@@ -281,15 +294,21 @@ def _top_logprobs(token: ScoredToken) -> dict[str, float] | None:
 
 
 class ChatEncoder(GenerationEncoder):
-    """Encodes ``/v1/chat/completions``. A token that ends an answer is in no part of it."""
+    """Encodes ``/v1/chat/completions``.
+
+    ``logprobs`` has the tokens of the content: neither a token that ends an answer, nor tokens of a
+    stop string, unless the content ends within them.
+    """
 
     id_prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
     begins_with_role = True
 
     @override
-    def _logprob_tokens(self, event: CompletionDelta) -> Sequence[ScoredToken]:
-        return () if event.ends else (event.token,)
+    def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
+        held = choice.held_tokens if event.ends else [*choice.held_tokens, event]
+        choice.held_tokens = [delta for delta in held if delta.start >= len(choice.text)]
+        return [delta.token for delta in held if delta.start < len(choice.text)]
 
     @override
     def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:

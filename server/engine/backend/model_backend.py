@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from refine_server.server.engine.backend.protocol import Backend, Emit, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
+from refine_server.ttt.interface.events import Emit, ShouldStop
 from refine_server.ttt.interface.requests import Work
 from refine_server.ttt.kept import Kept, dump, restore
 from refine_server.ttt.models import CausalLM, ModelError, load

@@ -1,21 +1,15 @@
 """The interface between the engine and a model."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.ttt.batching import Program
-from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.events import Emit, ShouldStop
 from refine_server.ttt.interface.requests import Limits, PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
-
-Emit = Callable[[Event], None]
-"""Receives a program's events while it runs."""
-ShouldStop = Callable[[], str | None]
-"""Asked before every step; returns the reason to make no more steps, or None to go on."""
 
 
 class Backend(Protocol):

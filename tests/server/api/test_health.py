@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -44,6 +45,46 @@ def test_metrics_are_all_there_and_labels_hold_no_paths(client: TestClient, fake
         assert series in response.text
     assert "12345" not in response.text
     assert list(text_string_to_metric_families(response.text))
+
+
+OPENMETRICS = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+"""What Prometheus 2 sends."""
+
+
+@pytest.mark.parametrize("accept", [OPENMETRICS, "application/openmetrics-text"])
+def test_metrics_are_openmetrics_for_those_who_accept_it(client: TestClient, accept: str) -> None:
+    response = client.get("/metrics", headers={"accept": accept})
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0")
+    assert response.text.endswith("# EOF\n")
+    # The parser demands the sums of all histograms. OpenMetrics forbids those of values below 0.
+    below_zero = ("refine_reward", "refine_ntp_loss_delta")
+    lines = [
+        line
+        for line in response.text.splitlines(keepends=True)
+        if not line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(below_zero)
+    ]
+    assert list(openmetrics.text_string_to_metric_families("".join(lines)))
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["", "*/*", "text/plain", "text/html", "application/openmetrics-text;version=x", "x;" * 900,
+     "application/openmetrics-text;version=0.0.1", "text/plain;version=1.x;escaping=none"],
+)  # fmt: skip
+def test_metrics_are_plain_text_for_others(client: TestClient, accept: str) -> None:
+    response = client.get("/metrics", headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert list(text_string_to_metric_families(response.text))
+
+
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
+def test_no_series_says_when_another_was_created(client: TestClient, accept: str) -> None:
+    client.post("/v1/answers", json=BODY)
+    assert "_created" not in client.get("/metrics", headers={"accept": accept}).text
 
 
 def test_nan_does_not_poison_the_metrics(client: TestClient, fake: Any) -> None:

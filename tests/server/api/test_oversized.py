@@ -11,6 +11,7 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from refine_server.ttt.evidence import lexical
 from refine_server.ttt.interface.requests import Limits
 
 BYTES = 3_900_000
@@ -44,6 +45,12 @@ def turns(text: str) -> list[dict[str, str]]:
 ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
     "document": ("/v1/answers", lambda t: {"document": t, "query": "who?"}, 413, "document"),
     "query": ("/v1/answers", lambda t: {"document": "a log", "query": t}, 413, "query"),
+    "evidence": (
+        "/v1/answers",
+        lambda t: {"document": "a log", "query": "who?", "evidence": {"by": "bm25", "query": t}},
+        413,
+        "evidence.query",
+    ),
     "adaptation": ("/v1/adaptations", lambda t: {"document": t}, 413, "document"),
     "prompt": ("/v1/completions", lambda t: {"prompt": t}, 400, "prompt"),
     "prompts": ("/v1/completions", lambda t: {"prompt": prompts(t)}, 400, "prompt"),
@@ -61,15 +68,20 @@ ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths, in characters, of all texts that tokenizers encode."""
+    """Lengths, in characters, of all texts that are encoded or split into words."""
     lengths: list[int] = []
-    encode = PreTrainedTokenizerBase.__call__
+    encode, terms = PreTrainedTokenizerBase.__call__, lexical.terms
 
     def recording(tokenizer: Any, text: str, **options: Any) -> Any:
         lengths.append(len(text))
         return encode(tokenizer, text, **options)
 
+    def recording_terms(text: str) -> list[str]:
+        lengths.append(len(text))
+        return terms(text)
+
     monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", recording)
+    monkeypatch.setattr(lexical, "terms", recording_terms)
     return lengths
 
 

@@ -14,7 +14,7 @@ BATCHED = ["delta_net", "gated_delta_net", "overlay", "window", "gemma3", "qwen3
 
 
 def decode_steps(model: CausalLM, tokens: Tokens, perturbed: Perturbed) -> list[DecodeStep]:
-    """With deltas of rank 8 and 4, of all projections, of queries alone, and none."""
+    """With low-rank updates of rank 8 and 4, of all projections, of queries alone, and none."""
     thin = model.new_fast_weights("fast_weights", 4, 3)
     thin = FastWeights({n: t + 0.05 for n, t in thin.tensors.items()})
     own = [perturbed(model), thin, perturbed(model, "low_rank", 2)]

@@ -20,6 +20,8 @@ Chat = Literal["auto", "always", "never"]
 
 CHAT_PROMPT = "{document}\n\n{query}"
 PLAIN_PROMPT = "{document}\n\nQuestion: {query}\nAnswer:"
+DOCUMENT_TOO_LONG = "document_too_long"
+QUERY_TOO_LONG = "query_too_long"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class PromptTemplate:
         Raises:
             RequestError: if the document is empty or too long.
         """
-        limit, code = limits.document_tokens, "document_too_long"
+        limit, code = limits.document_tokens, DOCUMENT_TOO_LONG
         self._require_text([document], "document")
         self._require_below([document], limit, "document", code)
         text = self._text.up_to_document(document)
@@ -126,7 +128,7 @@ class PromptTemplate:
         Raises:
             RequestError: if the document is empty or too long.
         """
-        code = "document_too_long"
+        code = DOCUMENT_TOO_LONG
         self._require_text([document], "document")
         self._require_below([document], longest, "document", code)
         encoded = self.tokenizer(
@@ -152,13 +154,22 @@ class PromptTemplate:
         Raises:
             RequestError: if the query is empty or too long.
         """
-        limit, code = limits.query_tokens, "query_too_long"
-        self._require_text([query], "query")
-        self._require_below([query], limit, "query", code)
+        self.require_query(query, limits, "query")
         text = self._text.after_document(query)
         if passages:
             tail += self._text.passages(passages)
-        return self._encode_after_document(text, tail, limit, "query", code)
+        return self._encode_after_document(text, tail, limits.query_tokens, "query", QUERY_TOO_LONG)
+
+    def require_query(self, query: str, limits: Limits, param: str) -> None:
+        """Raise RequestError if a query is empty or, for certain, too long.
+
+        Args:
+            query: the query. It is encoded up to the limit at most.
+            limits: the longest texts that are accepted, in tokens.
+            param: the field that has the query.
+        """
+        self._require_text([query], param)
+        self._require_below([query], limits.query_tokens, param, QUERY_TOO_LONG)
 
     def _encode_after_document(
         self, text: str, tail: str, limit: int, param: str, code: str

@@ -1,4 +1,4 @@
-"""Low-rank deltas (LoRA, arXiv 2106.09685): how a request's are made, and one beside a module."""
+"""Low-rank updates of projections (LoRA, arXiv 2106.09685): made, and added to an output."""
 
 from collections.abc import Mapping
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 
 
-def new_low_rank_deltas(
+def new_low_rank_updates(
     widths: Mapping[str, tuple[int, int]], rank: int, seed: int, like: Tensor
 ) -> dict[str, Tensor]:
-    """Make one request's LoRA, which changes nothing yet.
+    """Make one request's low-rank updates, which change nothing yet.
 
     Args:
-        widths: by name, how many channels a delta reads and how many it is added to.
-        rank: of the deltas, or the smaller width where that is less.
-        seed: of A.
-        like: a tensor of the type and on the device of the model; a delta is at least fp32.
+        widths: by name, how many channels an update reads and how many it is added to.
+        rank: rank of the updates, or the smaller width where that is less.
+        seed: random seed of A.
+        like: a tensor of the type and on the device of the model; an update is at least fp32.
 
     Returns:
         ``<name>.lora_a`` [1, in, rank], random, and ``<name>.lora_b`` [1, rank, out], zero.
@@ -34,13 +34,13 @@ def new_low_rank_deltas(
 
 
 def add_low_rank(y: Tensor, x: Tensor, fast: FastWeights, name: str) -> Tensor:
-    """Add the requests' delta ``name`` of x [N, T, in], if they own one, to y [N, T, out].
+    """Add the requests' update ``name`` of x [N, T, in], if they own one, to y [N, T, out].
 
-    It changes a part of what a projection computes, where a delta of the module would change all.
+    It changes a part of what a projection computes; an update of its weight would change all.
     """
     a = fast.get(f"{name}.lora_a")
     if a is None:
         return y
     a, b = a.to(x.dtype), fast[f"{name}.lora_b"].to(x.dtype)
-    delta = x.reshape(a.shape[0], -1, x.shape[-1]) @ a @ b  # [R, N / R T, out]
-    return y + delta.view(y.shape)
+    update = x.reshape(a.shape[0], -1, x.shape[-1]) @ a @ b  # [R, N / R T, out]
+    return y + update.view(y.shape)

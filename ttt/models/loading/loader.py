@@ -19,6 +19,14 @@ from refine_server.ttt.models.loading.host_memory import require_memory
 CONFIGURATION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 """Files of a checkpoint that describe the model, its tokenizer and its chat template."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+
 
 def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     """Build a model of a native family from its configuration and its state dict.
@@ -157,30 +165,42 @@ def find(name: str, *, weights: bool = True) -> Path:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Read config.json."""
-    path = directory / "config.json"
+    return _read_json(directory / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise ModelError, which names the file, for anything else."""
     try:
-        config = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise ModelError(f"{directory} has no config.json") from None
-    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ModelError(f"{path} is not a JSON object")
-    return config
+    return found
 
 
 def _weight_files(directory: Path) -> list[Path]:
     """List the safetensors of a model; raise ModelError if one is missing."""
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [directory / name for name in names]
-    else:
-        files = [directory / "model.safetensors"]
+    files = _files_of(index) if index.is_file() else [directory / "model.safetensors"]
     for file in files:
         if not file.is_file():
             raise ModelError(f"{directory} has no {file.name} (only safetensors are supported)")
     return files
+
+
+def _files_of(index: Path) -> list[Path]:
+    """List the files in which the index of a sharded checkpoint says that tensors are."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ModelError(f"{index} has no weight_map from tensors to files")
+    names = sorted(set(places.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ModelError(f"{index} names {outside[0]!r}, which is no file beside it")
+    return [index.parent / name for name in names]
 
 
 def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -208,7 +228,12 @@ def read_tokenizer(directory: Path) -> Any:
         native = native_family(model_type_of(read_config(directory))) is not None
         config = PreTrainedConfig() if native else None
         return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:
+        for name in TOKENIZER_FILES:  # says which one is damaged, if one is
+            if (directory / name).is_file():
+                _read_json(directory / name)
         raise ModelError(f"cannot load a tokenizer from {directory}: {error}") from error
 
 
@@ -217,7 +242,7 @@ def has_chat_template(directory: Path) -> bool:
     if (directory / "chat_template.jinja").is_file():
         return True
     path = directory / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
+    return path.is_file() and bool(_read_json(path).get("chat_template"))
 
 
 def _plain_tokenizer(directory: Path) -> bool:
@@ -225,7 +250,7 @@ def _plain_tokenizer(directory: Path) -> bool:
     path = directory / "tokenizer_config.json"
     if not path.is_file() or not (directory / "tokenizer.json").is_file():
         return False
-    config = json.loads(path.read_text())
+    config = _read_json(path)
     plain = ("TokenizersBackend", "PreTrainedTokenizerFast")
     return config.get("tokenizer_class") in plain and "auto_map" not in config
 

@@ -1,14 +1,11 @@
-"""Which spans of a document a query asks about, by BM25 over its windows.
+"""Which spans of a document a query asks about, by BM25 over its windows."""
 
-Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009; the library is bm25s.
-"""
-
-import logging
 import re
 from typing import Any
 
-import bm25s
 import numpy as np
+
+from refine_server.ttt.evidence.lexical import score_by_words
 
 WINDOWS_PER_LENGTH = 6
 """How many windows begin within one window's length."""
@@ -22,8 +19,6 @@ RELEVANT_SHARE = 0.7
 SENTENCE_END = re.compile(r"[.!?;:]\s*$|\n\s*$")
 """Text after which a sentence may begin."""
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index
-
 
 def similar_spans(
     ids: list[int], query: str, tokenizer: Any, *, count: int, length: int
@@ -31,8 +26,7 @@ def similar_spans(
     """Rank the spans of a document by how similar their beginnings are to a query.
 
     Of spans with equal scores the last one comes first, because it begins closest to the words in
-    common. English stop words do not count, and a word is what stands between spaces and
-    punctuation, so scripts without spaces are not served.
+    common. Words are those of evidence (``evidence.words``), in any script.
 
     Args:
         ids: the document's tokens, at least ``length`` of them.
@@ -50,14 +44,10 @@ def similar_spans(
     last, scored = len(ids) - length, length * SCORED_SHARE[0] // SCORED_SHARE[1]
     step = max(1, scored // WINDOWS_PER_LENGTH)
     starts = sorted({*range(0, last, step), last, *sentences}, reverse=True)
-    query_words = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]
     windows = [tokenizer.decode(ids[start : start + scored]) for start in starts]
-    words = bm25s.tokenize(windows, show_progress=False)
-    if not set(query_words) & words.vocab.keys():
+    scores = np.array(score_by_words(windows, query))
+    if not scores.any():
         return []
-    index = bm25s.BM25()
-    index.index(words, show_progress=False)
-    scores = index.get_scores(query_words)
     scores *= np.where([start in sentences for start in starts], SENTENCE_BONUS, 1.0)
     chosen: list[int] = []
     for window in np.argsort(-scores, kind="stable").tolist():
@@ -72,8 +62,8 @@ def whole_sentences(ids: list[int], start: int, end: int, tokenizer: Any) -> tup
     """Cut the parts of other sentences off both edges of a span.
 
     A model learns text that is cut off as text that is cut off, and continues it in context the way
-    the document does. At either edge only the third that is not scored by itself may be cut; a span
-    within one sentence stays as it is.
+    the document does. At most a third is cut at either edge, and no sentence that the span begins
+    with; a span within one sentence stays as it is.
 
     Args:
         ids: the document's tokens.
@@ -84,10 +74,11 @@ def whole_sentences(ids: list[int], start: int, end: int, tokenizer: Any) -> tup
         First and last token (exclusive) of what is left.
     """
     edge = (end - start) - (end - start) * SCORED_SHARE[0] // SCORED_SHARE[1]
-    begins = {start + at for at in _sentence_starts(ids[start : end + 1], 1, tokenizer)}
+    before = max(start - 1, 0)  # whether a sentence begins with the span, the token before it says
+    begins = {before + at for at in _sentence_starts(ids[before : end + 1], 1, tokenizer)}
     if end == len(ids):
         begins.add(end)
-    first = max(at for at in begins if at <= start + edge)
+    first = min((at for at in begins if start <= at <= start + edge), default=start)
     last = max((at for at in begins if at >= end - edge), default=end)
     return first, last
 

@@ -42,30 +42,41 @@ class TrunkBatch:
     """The forward over a ``RowBatch``: hidden [R S, T, D] in the graph, and states in its middle.
 
     Args:
-        batch: the rows.
+        row_batch: the rows.
         trunk: the forward over them.
         fast: [R, ...], the fast weights that it was computed under.
     """
 
-    def __init__(self, batch: RowBatch, trunk: Trunk, fast: FastWeights) -> None:
-        self.batch, self.trunk, self.fast = batch, trunk, fast
+    def __init__(self, row_batch: RowBatch, trunk: Trunk, fast: FastWeights) -> None:
+        self.row_batch, self.trunk, self.fast = row_batch, trunk, fast
         self.hidden = trunk.hidden
 
     def requests(self) -> list["RequestTrunk"]:
         """Return each request's own part."""
-        return [RequestTrunk(self, r) for r in range(len(self.batch.requests))]
+        return [
+            RequestTrunk(
+                batch=self,
+                request=r,
+                rows=rows,
+                hidden=self.hidden[self.row_batch.rows_of(r), : rows.input_ids.shape[1]],
+            )
+            for r, rows in enumerate(self.row_batch.requests)
+        ]
 
     @cached_property
     def token_stats(self) -> list[TokenStats]:
         """The statistics of each request's own tokens, padding left out: R of [S, T - first]."""
-        requests, ids = self.batch.requests, self.batch.frozen.input_ids
+        requests, ids = self.row_batch.requests, self.row_batch.frozen.input_ids
         first = min(rows.first for rows in requests)
-        log_prob, entropy = self.batch.model.token_stats(
+        log_prob, entropy = self.row_batch.model.token_stats(
             self.hidden[:, first - 1 : -1], ids[:, first:], self.fast
         )
         stats = []
         for r, rows in enumerate(requests):
-            own = self.batch.rows_of(r), slice(rows.first - first, rows.input_ids.shape[1] - first)
+            own = (
+                self.row_batch.rows_of(r),
+                slice(rows.first - first, rows.input_ids.shape[1] - first),
+            )
             stats.append(
                 TokenStats(log_prob=log_prob[own], entropy=entropy[own], loss_mask=rows.loss_mask)
             )
@@ -73,11 +84,11 @@ class TrunkBatch:
 
     def prefixes(self, starts: Tensor) -> Prefix:
         """Take the prefixes that end before starts [R S, G] out of the forward, in its graph."""
-        return self.batch.requests[0].prefixes(self.trunk, starts, self.fast)
+        return self.row_batch.requests[0].prefixes(self.trunk, starts, self.fast)
 
     def continuations(self, starts: Tensor, tokens: int) -> Tensor:
         """Gather the documents' own next tokens from starts [R S, G] on: [R S G, tokens]."""
-        return continuations(self.batch.frozen.input_ids, starts, tokens)
+        return continuations(self.row_batch.frozen.input_ids, starts, tokens)
 
     @cached_property
     def ends(self) -> State:
@@ -85,12 +96,14 @@ class TrunkBatch:
 
         The trunk's own state is the one after the longest row; the others stand before the padding.
         """
-        if len(self.batch.requests) == 1:
+        if len(self.row_batch.requests) == 1:
             return self.trunk.state
-        lengths = [rows.input_ids.shape[1] for rows in self.batch.requests]
+        lengths = [rows.input_ids.shape[1] for rows in self.row_batch.requests]
         ends = torch.tensor(lengths, device=self.hidden.device)
         with torch.no_grad():
-            return self.trunk.state_at(ends.repeat_interleave(self.batch.rows_per_request)[:, None])
+            return self.trunk.state_at(
+                ends.repeat_interleave(self.row_batch.rows_per_request)[:, None]
+            )
 
     @cached_property
     def ends_by_row(self) -> list[State]:
@@ -98,23 +111,17 @@ class TrunkBatch:
         return self.ends.split()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestTrunk:
     """One request's part of the forward over a batch, padding left out."""
 
     batch: TrunkBatch
     request: int
-
-    @property
-    def rows(self) -> Rows:
-        """The request's rows."""
-        return self.batch.batch.requests[self.request]
-
-    @property
-    def hidden(self) -> Tensor:
-        """[S, T, D], the hidden states of the request's own tokens."""
-        own = self.batch.batch.rows_of(self.request)
-        return self.batch.hidden[own, : self.rows.input_ids.shape[1]]
+    """The number of the request in the batch."""
+    rows: Rows
+    """The request's rows."""
+    hidden: Tensor
+    """[S, T, D], the hidden states of the request's own tokens."""
 
     @property
     def token_stats(self) -> TokenStats:
@@ -127,6 +134,7 @@ class RequestTrunk:
 
     def end_state(self) -> State:
         """Return the state after the last token of each of the S rows."""
-        if len(self.batch.batch.requests) == 1:
+        row_batch = self.batch.row_batch
+        if len(row_batch.requests) == 1:
             return self.batch.ends
-        return State.stack(self.batch.ends_by_row[self.batch.batch.rows_of(self.request)])
+        return State.stack(self.batch.ends_by_row[row_batch.rows_of(self.request)])

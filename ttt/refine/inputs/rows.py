@@ -72,10 +72,6 @@ class Rows:
             row's first token is context in any case, because nothing predicts it.
         positions: how many rollout positions each row has.
         min_prefix: the fewest tokens before a rollout.
-
-    Attributes:
-        first: the first token of a row that the loss reads.
-        held_out: spans that are read like all others, but are in no loss and in no rollout.
     """
 
     state: State | None = None
@@ -96,8 +92,10 @@ class Rows:
         self.fast = fast
         self.context_tokens = context_tokens
         self.first = max(context_tokens, 1)
+        """The first token of a row that the loss reads."""
         self.min_prefix = min_prefix
         self.held_out: Sequence[Span] = ()
+        """Spans that are read like all others, but are in no loss and in no rollout."""
         self.positions = min(positions, self.num_targets)
         if model.prefill_chunk is None:
             _ = self.frozen  # computed with the prefill, not with the first step

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refine_server.server.engine.backend.opening import open_backend
-from refine_server.server.engine.backend.protocol import Backend, ShouldStop
+from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import resume, stream
@@ -32,6 +32,7 @@ from refine_server.ttt.interface.events import (
     DocumentRead,
     Event,
     PromptRead,
+    ShouldStop,
 )
 from refine_server.ttt.interface.requests import (
     AdaptRequest,

@@ -1,6 +1,7 @@
 """Loading: a directory in fla's layout, the bundled models, and clear refusals."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +156,50 @@ def test_pickled_weights_are_never_read(
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="only safetensors"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors.index.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "a.safetensors",
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_file_that_was_cut_is_named(checkpoint: Path, file: str, share: float) -> None:
+    """As an interrupted download leaves it."""
+    shard(checkpoint)
+    path = checkpoint / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ModelError, match=re.escape(f"cannot read {path}: ")):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": ["a.safetensors"]}, "has no weight_map"),
+        ({"weight_map": {"a": 1}}, "has no weight_map"),
+        ([], "is not a JSON object"),
+        ({"weight_map": {"a": "../a.safetensors"}}, "names '../a.safetensors'"),
+        ({"weight_map": {"a": "c.safetensors"}}, "has no c.safetensors"),
+    ],
+)
+def test_an_index_that_makes_no_sense_is_named(
+    checkpoint: Path, index: object, message: str
+) -> None:
+    shard(checkpoint)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=message):
+        load(checkpoint)
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(checkpoint).family == "delta_net"

@@ -42,7 +42,7 @@ def test_a_span_reaches_beyond_the_words_in_common(tokenizer: Any) -> None:
     ("before", "text", "after", "kept"),
     [
         (
-            "It rained.",
+            "It rained until",
             " late. The harbour code is amber. The",
             " dogs barked.",
             "The harbour code is amber.",
@@ -52,6 +52,12 @@ def test_a_span_reaches_beyond_the_words_in_common(tokenizer: Any) -> None:
             " The harbour code is amber.",
             " The dogs barked.",
             "The harbour code is amber.",
+        ),
+        (
+            "It rained.",
+            " The harbour code is amber. The old man walked along the path. The dogs",
+            " barked.",
+            "The harbour code is amber. The old man walked along the path.",
         ),
         ("The harbour", " code is amber and the garden code is", " coral.", None),
         ("It rained.", " The harbour code is amber", "", "The harbour code is amber"),
@@ -75,7 +81,7 @@ def test_text_about_something_else_is_left_out(tokenizer: Any) -> None:
     assert len(spans(tokenizer, text, "the garden and harbour codes", count=1)) == 1
 
 
-@pytest.mark.parametrize("query", ["zebra", "?", "the"])
+@pytest.mark.parametrize("query", ["zebra", "?", "the zebra"])
 def test_nothing_is_chosen_when_no_word_occurs(tokenizer: Any, query: str) -> None:
     assert spans(tokenizer, FILLER * 4, query) == []
 

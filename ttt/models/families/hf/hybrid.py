@@ -39,7 +39,7 @@ from refine_server.ttt.models.families.hf.delta import (
 )
 from refine_server.ttt.models.families.registry import register_transformers
 from refine_server.ttt.models.layers.attention import AttentionInputs
-from refine_server.ttt.models.layers.low_rank import new_low_rank_deltas
+from refine_server.ttt.models.layers.low_rank import new_low_rank_updates
 from refine_server.ttt.models.state import DeltaState, KVState, Trace
 
 KINDS: dict[str, DeltaKind] = {
@@ -103,7 +103,7 @@ class Hybrid(HFCausalLM):
             return self.full_copy()
         if targets == "queries":
             deltas = dict(self._query_delta(index) for index in range(self.num_layers))
-            return FastWeights(new_low_rank_deltas(deltas, rank, seed, self.lm_head.weight))
+            return FastWeights(new_low_rank_updates(deltas, rank, seed, self.lm_head.weight))
         names, memories = [], []
         for index, layer in enumerate(self.model.layers):
             under = f"model.layers.{index}"

@@ -41,7 +41,7 @@ from refine_server.ttt.models.families.lact.swiglu_memory import Memory, Rule, W
 from refine_server.ttt.models.families.registry import register_native
 from refine_server.ttt.models.layers.attention import attend, rotary_tables, rotate
 from refine_server.ttt.models.layers.functional import linear, own_parameter, rms_norm
-from refine_server.ttt.models.layers.low_rank import add_low_rank, new_low_rank_deltas
+from refine_server.ttt.models.layers.low_rank import add_low_rank, new_low_rank_updates
 
 HEAD_NORM_EPS = 1e-5  # of the norms of q, k and the memory's output, whatever norm_eps is
 BASE_RATE = 0.001  # learning rate where lr_proj gives 0
@@ -304,7 +304,7 @@ class LaCT(FlaCausalLM):
         if targets == "queries":
             width = self.config.hidden_size
             widths = {f"{layer}.attn.query": (width, width) for layer in layers}
-            return FastWeights(new_low_rank_deltas(widths, rank, seed, self.lm_head.weight))
+            return FastWeights(new_low_rank_updates(widths, rank, seed, self.lm_head.weight))
         if targets == "low_rank":
             projections = ("attn.qkv", "attn.o_proj", *MLP_PROJECTIONS)
             names = [f"{layer}.{p}" for layer in layers for p in projections]
