@@ -150,7 +150,7 @@ class AnswerOptions(TypedDict, total=False):
 
     document: str | None
     adaptation: str | None
-    context: Literal["document", "passages", "document+passages"] | None
+    context: Literal["document", "passages", "document+passages", "best"] | None
     evidence: (
         EvidenceByWordsOptions
         | EvidenceByAttentionOptions

@@ -133,6 +133,7 @@ class Answer(Event):
     base_answer: str | None
     finish_reason: str
     adapted: bool
+    context: Literal["document", "passages", "document+passages"]
     citations: list[Citation]
     quotes: list[Quote]
     overflow: Overflow | None

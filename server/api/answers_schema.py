@@ -22,7 +22,7 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     Event,
 )
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
@@ -61,7 +61,9 @@ class AnswerBody(StrictModel):
         None,
         description="What the model reads before the query: the `document`, its `passages` (the "
         "evidence instead of the document), or `document+passages` (the evidence again between "
-        f"document and query). Default: {DEFAULT_CONTEXT}.",
+        "document and query). `best` answers in these three ways and gives the answer "
+        "that the model finds likeliest behind the evidence alone. "
+        f"Default: {DEFAULT_CONTEXT}.",
     )
     evidence: Evidence | None = Field(
         None,
@@ -210,6 +212,7 @@ class AnswerResponse(BaseModel):
     base_answer: str | None = Field(description="With compare_base: the unadapted answer.")
     finish_reason: str
     adapted: bool
+    context: ReadContext = Field(description="What the model had read before the query.")
     citations: tuple[Citation, ...] = Field(
         description="The evidence that the answer was aimed at, in the document's order; empty "
         "where none was looked for."
@@ -234,6 +237,7 @@ class AnswerResponse(BaseModel):
             base_answer=done.base_answer,
             finish_reason=done.finish_reason,
             adapted=done.adaptation.adapted,
+            context=done.context,
             citations=done.citations,
             quotes=done.quotes,
             overflow=done.overflow,

@@ -14,12 +14,29 @@ from refine_server.ttt.evidence.chunks import Chunk
 from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS, join
 from refine_server.ttt.evidence.reading import PASSAGES, DocumentReader, Reading
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import Evidence, EvidenceByWords, EvidenceSpans
+from refine_server.ttt.interface.evidence import (
+    Evidence,
+    EvidenceByWords,
+    EvidenceSpans,
+    ReadContext,
+)
 from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import AnswerRequest, Limits
 
 REPEATED_SHARE = 4
 """Evidence is repeated in one of so many parts of the room that a long document has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvidenceCheck:
+    """The evidence alone, behind which the best of several answers is the likeliest."""
+
+    query: list[int]
+    """The query without evidence before it; it follows the document as the other one does."""
+    prompt: DocumentPrompt
+    """The evidence in place of the document."""
+    query_after_evidence: list[int]
+    """What follows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +54,10 @@ class Context:
     last. Empty where nothing is adapted on evidence, or where the model is to choose it."""
     overflow: Overflow | None
     """How the document was shortened; None where all of it is read, or evidence alone."""
+    check: EvidenceCheck | None = None
+    """By which the best of three answers is found; None where there is one."""
+    read: ReadContext = "document"
+    """What of the document stands before the query."""
 
 
 def encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
@@ -108,7 +129,12 @@ class _ContextEncoder:
             spans = [tokens_of((place.first, place.last), offsets) for place in aimed]
             aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
         return Context(
-            prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim), overflow=None
+            prompt=prompt,
+            query=query,
+            candidates=candidates,
+            aim=_nonempty(aim),
+            overflow=None,
+            read="passages",
         )
 
     def _fitting(self, candidates: Candidates) -> Candidates:
@@ -143,6 +169,9 @@ class _ContextEncoder:
         found = find_candidates(work.document, work.query, evidence, offsets, reading, longest)
         repeated = self._repeated(found, reading, left)
         query = template.encode_query(work.query, self.limits, tail=prompt.tail, passages=repeated)
+        check = None
+        if work.context == "best" and repeated:
+            check = self._check(prompt, repeated)
         candidates = self._in_prompt(found, reading, own_ids, prompt)
         aimed = (candidates.chunks[n] for n in candidates.chosen())
         return Context(
@@ -151,7 +180,23 @@ class _ContextEncoder:
             candidates=candidates,
             aim=_nonempty([(chunk.start, chunk.end) for chunk in aimed]),
             overflow=overflow,
+            check=check,
+            read="document+passages" if repeated else "document",
         )
+
+    def _check(self, prompt: DocumentPrompt, evidence: str) -> EvidenceCheck:
+        template, query, limits = self.template, self.work.query, self.limits
+        alone = template.encode_document(evidence, limits)
+        return EvidenceCheck(
+            query=template.encode_query(query, limits, tail=prompt.tail),
+            prompt=alone,
+            query_after_evidence=template.encode_query(query, limits, tail=alone.tail),
+        )
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether evidence is read again before the query."""
+        return self.work.context in ("document+passages", "best")
 
     def _share(self, tokens: int, named: Sequence[Chunk]) -> tuple[int, int | None]:
         """Share the room between a document and its evidence that is repeated.
@@ -163,7 +208,7 @@ class _ContextEncoder:
         Returns:
             The most tokens that are read of the document, and that are repeated; None: any number.
         """
-        if self.free is None or self.work.context != "document+passages":
+        if self.free is None or not self._repeats:
             return self.room, None
         if tokens <= self.room:
             return self.room, self.free - tokens
@@ -176,7 +221,7 @@ class _ContextEncoder:
 
     def _repeated(self, candidates: Candidates, reading: Reading, left: int | None) -> str:
         """Return the text of the evidence that is read again before the query."""
-        if self.work.context != "document+passages":
+        if not self._repeats:
             return ""
         fitting = candidates if left is None else candidates.within(left)
         evidence = [candidates.chunks[n] for n in fitting.chosen()]
