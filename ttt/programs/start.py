@@ -58,8 +58,11 @@ def perform(
     template: PromptTemplate | None = None,
     limits: Limits | None = None,
     should_stop: ShouldStop = never_stop,
+    documents: DocumentCache | None = None,
 ) -> Iterator[Event]:
     """Do a piece of work in this thread and yield its events as they happen.
+
+    Documents that the base model reads are looked up and kept in ``documents``, if it is there.
 
     Raises:
         RequestError: the request cannot be served as written; nothing was computed.
@@ -73,4 +76,4 @@ def perform(
         model.embedding.num_embeddings,
         has_attention=bool(model.attention_layers),
     )
-    yield from stream(partial(start, model, encoded, should_stop=should_stop))
+    yield from stream(partial(start, model, encoded, should_stop=should_stop, documents=documents))
