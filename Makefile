@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup harness demo test lint types typescript clean
+.PHONY: setup harness demo test lint types typescript openai-clients clean
 
 setup: $(VENV)/.ready
 
@@ -42,9 +42,22 @@ typescript: setup
 	cd clients/typescript && npm ci && npm run build
 	$(BIN)/pytest tests/clients/test_typescript.py
 
+# Other clients of OpenAI's API, in an environment of their own, against a server of this one.
+OTHER := .venv-openai-clients
+
+$(OTHER)/.ready: tests/openai_clients/requirements.txt
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet --upgrade pip
+	$(OTHER)/bin/pip install --quiet -r tests/openai_clients/requirements.txt
+	touch $@
+
+openai-clients: setup $(OTHER)/.ready
+	SERVER_COMMAND=$(abspath $(BIN)/refine-server) OMP_NUM_THREADS=1 \
+	    $(OTHER)/bin/python -m pytest --confcutdir=tests/openai_clients tests/openai_clients
+
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: lint types harness
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(OTHER) build *.egg-info

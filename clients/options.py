@@ -152,8 +152,10 @@ EvidenceOptions = (
     | EvidenceSpansOptions
 )
 """How evidence is found in a document."""
-ContextStrategy = Literal["document", "passages", "document+passages"]
+ReadContext = Literal["document", "passages", "document+passages"]
 """What the model reads of a document."""
+ContextStrategy = Literal["document", "passages", "document+passages", "best"]
+"""The same, or the best of the answers in these three ways."""
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -199,7 +201,7 @@ class TttOptions(TypedDict, total=False):
     """
 
     document: str | None
-    context: ContextStrategy | None
+    context: ReadContext | None
     evidence: EvidenceOptions | None
     on_overflow: Literal["error", "truncate_middle", "passages"] | None
     adapt: DocumentAdaptOptions

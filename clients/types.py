@@ -162,6 +162,7 @@ class Answer(Event):
     base_answer: str | None
     finish_reason: str
     adapted: bool
+    context: Literal["document", "passages", "document+passages"]
     citations: list[Citation]
     quotes: list[Quote]
     overflow: Overflow | None

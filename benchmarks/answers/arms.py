@@ -68,6 +68,7 @@ REFINE_ATTENTION = on_evidence("refine", 8, 3e-4, 1.0)
 
 PASSAGES = {"context": "passages", "adapt": NO_ADAPTATION}
 BOTH = {"context": "document+passages", "adapt": NO_ADAPTATION}
+BEST = {"context": "best", "adapt": NO_ADAPTATION}
 
 ARMS = {
     arm.name: arm
@@ -77,7 +78,9 @@ ARMS = {
         Arm(name="passages-8", options=PASSAGES, count=8),
         Arm(name="document+passages", options=BOTH),
         Arm(name="document+passages-8", options=BOTH, count=8),
+        Arm(name="best", options=BEST),
         Arm(name="random-passages", options=PASSAGES, is_random=True),
+        Arm(name="random-best", options=BEST, is_random=True),
         Arm(name="attention", options={"context": "document", "adapt": ATTENTION}),
         Arm(name="ntp", options={"context": "document", "adapt": NEXT_TOKEN}),
         Arm(name="refine", options={"context": "document", "adapt": REFINE}),

@@ -1,6 +1,7 @@
 """Asks every question in every arm; a line for each answer, so that a run can be continued."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +13,14 @@ from refine_server.benchmarks.answers.arms import Arm
 from refine_server.benchmarks.rows import read_rows
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.evidence.chunks import Offsets
-from refine_server.ttt.interface.events import AnswerCompleted
+from refine_server.ttt.interface.events import AnswerCompleted, DocumentRead
 from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.start import perform
+from refine_server.ttt.query_side.document_cache import DocumentCache
+
+KEPT_BYTES = 2**30
+"""Bytes of documents that are kept from one arm to the next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +39,8 @@ class Result:
     """0 to 100, by the task's own rule."""
     answer: str
     seconds: float
-    """From the request to the whole answer."""
+    """From the request to the whole answer, the reading of the document with it where that had been
+    read for an earlier answer."""
     adapt_seconds: float
     tokens: int
     """Tokens of the document that were read."""
@@ -52,11 +58,16 @@ class Result:
 
 
 class AnswerBench:
-    """Answers the questions of documents in several arms, one request at a time."""
+    """Answers the questions of documents in several arms, one request at a time.
+
+    A document is read once for all arms that read it as it is.
+    """
 
     def __init__(self, model: CausalLM, arms: Sequence[Arm]) -> None:
         self.model, self.arms = model, arms
         self.template = PromptTemplate(model.tokenizer)
+        self._documents = DocumentCache(KEPT_BYTES, math.inf)
+        self._reading_seconds: dict[tuple[str, int, str, int], float] = {}
 
     def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
         """Yield the results of all items; those of an interrupted run are not measured again."""
@@ -78,10 +89,19 @@ class AnswerBench:
         """Answer one question in one arm."""
         question = item.questions[number]
         began = time.perf_counter()
-        *_, last = perform(
-            self.model, arm.request(item, question, self._locate), template=self.template
+        *events, last = perform(
+            self.model,
+            arm.request(item, question, self._locate),
+            template=self.template,
+            documents=self._documents,
         )
+        seconds = time.perf_counter() - began
         assert isinstance(last, AnswerCompleted)
+        [read] = (event for event in events if isinstance(event, DocumentRead))
+        text = item.task, item.length, item.id, read.document_tokens
+        if read.is_cached:
+            seconds += self._reading_seconds[text]
+        self._reading_seconds.setdefault(text, read.seconds)
         return Result(
             task=item.task,
             length=item.length,
@@ -90,7 +110,7 @@ class AnswerBench:
             arm=arm.name,
             score=question.score(last.answer),
             answer=last.answer,
-            seconds=round(time.perf_counter() - began, 3),
+            seconds=round(seconds, 3),
             adapt_seconds=round(last.timings.adapt_seconds, 3),
             tokens=last.usage.document_tokens,
             accepted_step=last.adaptation.accepted_step,

@@ -22,7 +22,7 @@ from refine_server.ttt.interface.events import (
     BaseAnswered,
     Event,
 )
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
+from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
@@ -38,7 +38,7 @@ from refine_server.ttt.interface.requests import (
     LOCAL,
     AnswerRequest,
     AskRequest,
-    context_or_default,
+    default_context,
 )
 from refine_server.ttt.interface.strict import StrictModel
 
@@ -62,8 +62,9 @@ class AnswerBody(StrictModel):
         None,
         description="What the model reads before the query: the `document`, its `passages` (the "
         "evidence instead of the document), or `document+passages` (the evidence again between "
-        f"document and query). Default: {DEFAULT_CONTEXT}, or the document where the model chooses "
-        "the evidence.",
+        "document and query). `best` answers in these three ways and gives the answer "
+        "that the model finds likeliest behind the evidence alone. "
+        f"Default: {DEFAULT_CONTEXT}, or the document where the model chooses the evidence.",
     )
     evidence: Evidence | None = Field(
         None,
@@ -113,7 +114,7 @@ class AnswerBody(StrictModel):
             sampling=sampling,
             compare_base=self.compare_base,
             owner=owner,
-            context=context_or_default(self.context, self.evidence),
+            context=self.context or default_context(self.evidence),
             evidence=self.evidence,
             on_overflow=self.on_overflow or DEFAULT_OVERFLOW,
         )
@@ -138,7 +139,7 @@ class AnswerBody(StrictModel):
             sampling=sampling,
             compare_base=self.compare_base,
             owner=kept.owner,
-            context=context_or_default(self.context, self.evidence),
+            context=self.context or default_context(self.evidence),
             evidence=self.evidence,
             kept=kept,
         )
@@ -230,6 +231,7 @@ class AnswerResponse(BaseModel):
     base_answer: str | None = Field(description="With compare_base: the unadapted answer.")
     finish_reason: str
     adapted: bool
+    context: ReadContext = Field(description="What the model had read before the query.")
     citations: tuple[Citation, ...] = Field(
         description="The evidence that the answer was aimed at, in the document's order; empty "
         "where none was looked for."
@@ -254,6 +256,7 @@ class AnswerResponse(BaseModel):
             base_answer=done.base_answer,
             finish_reason=done.finish_reason,
             adapted=done.adaptation.adapted,
+            context=done.context,
             citations=done.citations,
             quotes=done.quotes,
             overflow=done.overflow,

@@ -63,12 +63,13 @@ AnswerTokens = Annotated[int, Field(ge=0, le=MAX_ANSWER_TOKENS)]
 """A limit on an answer's tokens; 0 only reads."""
 
 
-def answer_tokens(asked: int | None, default: int, longest: int) -> int:
+def answer_tokens(asked: int | None, default: int, longest: int, field: str = "max_tokens") -> int:
     """Return how many tokens an answer may have.
 
     Args:
         asked: what the request says; None: the default, or the server's limit if that is lower.
         longest: the server's limit.
+        field: the field that says it.
 
     Raises:
         RequestError: the request asks for more than the server allows.
@@ -76,8 +77,8 @@ def answer_tokens(asked: int | None, default: int, longest: int) -> int:
     if asked is None:
         return min(default, longest)
     if asked > longest:
-        message = f"max_tokens: this server allows at most {longest}"
-        raise RequestError(message, "max_tokens", "invalid_value")
+        message = f"{field}: this server allows at most {longest}"
+        raise RequestError(message, field, "invalid_value")
     return asked
 
 

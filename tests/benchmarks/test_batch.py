@@ -1,6 +1,5 @@
 """``bench batch``: the same requests in both ways, and the comparison of the answers."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -20,19 +19,21 @@ def bench(**options: Any) -> BatchBench:
     return BatchBench("tiny", len(REQUESTS), "600", **asked)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_concurrency_is_limited(scripted: Any, at_once: int) -> None:
+async def test_concurrency_is_limited(scripted: Any, at_once: int) -> None:
     scripted.seconds = 0.05
     scripted.say = lambda body: f"to {body['query']}"
-    seconds, answers = asyncio.run(bench()._ask_all(scripted.url, REQUESTS, at_once))
+    seconds, answers = await bench()._ask_all(scripted.url, REQUESTS, at_once)
     assert scripted.most_active == at_once
     assert seconds >= 0.05 * len(REQUESTS) / at_once
     assert [a.answer for a in answers] == [f"to question {n}" for n in range(4)]
 
 
-def test_every_request_has_its_own_seed_whichever_way(scripted: Any) -> None:
+@pytest.mark.anyio
+async def test_every_request_has_its_own_seed_whichever_way(scripted: Any) -> None:
     for at_once in (1, 4):
-        asyncio.run(bench(max_tokens=7)._ask_all(scripted.url, REQUESTS, at_once))
+        await bench(max_tokens=7)._ask_all(scripted.url, REQUESTS, at_once)
     asked = [
         (b["document"], b["adapt"]["seed"], b["adapt"]["optimizer"]["steps"])
         for b in scripted.bodies
@@ -41,22 +42,24 @@ def test_every_request_has_its_own_seed_whichever_way(scripted: Any) -> None:
     assert {body["max_tokens"] for body in scripted.bodies} == {7}
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("changed", [None, 2])
-def test_answers_that_depend_on_batching_are_detected(scripted: Any, changed: int | None) -> None:
-    def ask() -> list[Any]:
-        return asyncio.run(bench()._ask_all(scripted.url, REQUESTS, 4))[1]
-
-    alone = ask()
+async def test_answers_that_depend_on_batching_are_detected(
+    scripted: Any, changed: int | None
+) -> None:
+    _, alone = await bench()._ask_all(scripted.url, REQUESTS, 4)
     if changed is not None:
         question = REQUESTS[changed].query
         scripted.say = lambda body: "no" if body["query"] == question else "yes"
-    result = bench()._result(REQUESTS, [[(6.0, alone), (2.0, ask())]], {})
+    _, together = await bench()._ask_all(scripted.url, REQUESTS, 4)
+    result = bench()._result(REQUESTS, [[(6.0, alone), (2.0, together)]], {})
     assert result["outputs_equal"] == (changed is None)
     assert result["throughput_ratio"] == 3.0
 
 
-def test_the_ratio_is_the_median_of_the_rounds(scripted: Any) -> None:
-    _, answers = asyncio.run(bench()._ask_all(scripted.url, REQUESTS, 4))
+@pytest.mark.anyio
+async def test_the_ratio_is_the_median_of_the_rounds(scripted: Any) -> None:
+    _, answers = await bench()._ask_all(scripted.url, REQUESTS, 4)
     times = [(8.0, 4.0), (9.0, 3.0), (2.0, 2.0)]
     rounds = [[(one, answers), (at_once, answers)] for one, at_once in times]
     result = bench()._result(REQUESTS, rounds, {"adapt": 2.5})

@@ -47,7 +47,13 @@ class DecodedText:
 
     text: str
     finish_reason: FinishReason
-    tokens: int
+    ids: tuple[int, ...]
+    """Its tokens, with the one that ended it if it ended by itself."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids)
 
 
 class Decoder:
@@ -166,12 +172,12 @@ async def decode(
         hidden = await Call(reader.read_piece)  # [1, n, D]
     prediction = Prediction(model.head_logits(hidden[:, -1], fast), reader.state)
     decoder = Decoder(model, prediction, fast, sampling, known=(*document, *query))
+    ids: list[int] = []
     while (token := await decoder.next_token()) is not None:
+        ids.append(token.id)
         on_token(token)
     assert decoder.finish_reason is not None
-    return DecodedText(
-        text=decoder.text, finish_reason=decoder.finish_reason, tokens=decoder.tokens
-    )
+    return DecodedText(text=decoder.text, finish_reason=decoder.finish_reason, ids=tuple(ids))
 
 
 def _longest_text(model: CausalLM, state: State, sampling: SamplingConfig) -> int:

@@ -20,6 +20,7 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByWords,
     EvidenceSpans,
     OnOverflow,
+    ReadContext,
 )
 from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import Limits
@@ -29,6 +30,18 @@ EncodeQuery = Callable[[str, str], list[int]]
 
 REPEATED_SHARE = 4
 """Evidence is repeated in one of so many parts of the room that a long document has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvidenceCheck:
+    """The evidence alone, behind which the best of several answers is the likeliest."""
+
+    query: list[int]
+    """The query without evidence before it; it follows the document as the other one does."""
+    prompt: DocumentPrompt
+    """The evidence in place of the document."""
+    query_after_evidence: list[int]
+    """What follows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +59,10 @@ class Context:
     last. Empty where nothing is adapted on evidence, or where the model is to choose it."""
     overflow: Overflow | None
     """How the document was shortened; None where all of it is read, or evidence alone."""
+    check: EvidenceCheck | None = None
+    """By which the best of three answers is found; None where there is one."""
+    read: ReadContext = "document"
+    """What of the document stands before the query."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +184,12 @@ class _QueryContext:
             spans = [tokens_of((place.first, place.last), offsets) for place in aimed]
             aim = [(to_prompt(start), to_prompt(end)) for start, end in spans]
         return Context(
-            prompt=prompt, query=query, candidates=candidates, aim=_nonempty(aim), overflow=None
+            prompt=prompt,
+            query=query,
+            candidates=candidates,
+            aim=_nonempty(aim),
+            overflow=None,
+            read="passages",
         )
 
     def _fitting(self, candidates: Candidates) -> Candidates:
@@ -201,8 +223,12 @@ class _QueryContext:
             return self._without_evidence(prompt, overflow)
         longest = room if overflow is None else max(room // PASSAGES, 1)
         found = find_candidates(work.document, words, evidence, offsets, reading, longest)
-        query = self.query.encode(prompt.tail, self._repeated(found, reading, left))
+        repeated = self._repeated(found, reading, left)
+        query = self.query.encode(prompt.tail, repeated)
         self._require_place(prompt, query)
+        check = None
+        if work.strategy == "best" and repeated:
+            check = self._check(prompt, repeated)
         candidates = self._in_prompt(found, reading, own_ids, prompt)
         aimed = (candidates.chunks[n] for n in candidates.chosen())
         return Context(
@@ -211,6 +237,8 @@ class _QueryContext:
             candidates=candidates,
             aim=_nonempty([(chunk.start, chunk.end) for chunk in aimed]),
             overflow=overflow,
+            check=check,
+            read="document+passages" if repeated else "document",
         )
 
     def _without_evidence(self, prompt: DocumentPrompt, overflow: Overflow | None) -> Context:
@@ -240,6 +268,19 @@ class _QueryContext:
         prompt = DocumentPrompt(header=[], document=[], tail=tail)
         return Context(prompt=prompt, query=query, candidates=candidates, aim=(), overflow=None)
 
+    def _check(self, prompt: DocumentPrompt, evidence: str) -> EvidenceCheck:
+        alone = self.work.template.encode_document(evidence, self.work.limits)
+        return EvidenceCheck(
+            query=self.query.encode(prompt.tail, ""),
+            prompt=alone,
+            query_after_evidence=self.query.encode(alone.tail, ""),
+        )
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether evidence is read again before the query."""
+        return self.work.strategy in ("document+passages", "best")
+
     def _share(self, tokens: int, named: Sequence[Chunk]) -> tuple[int, int | None]:
         """Share the room between a document and its evidence that is repeated.
 
@@ -250,7 +291,7 @@ class _QueryContext:
         Returns:
             The most tokens that are read of the document, and that are repeated; None: any number.
         """
-        if self.free is None or self.work.strategy != "document+passages":
+        if self.free is None or not self._repeats:
             return self.room, None
         if tokens <= self.room or self.work.room is not None:
             return self.room, max(self.free - min(tokens, self.room), 0)
@@ -263,7 +304,7 @@ class _QueryContext:
 
     def _repeated(self, candidates: Candidates, reading: Reading, left: int | None) -> str:
         """Return the text of the evidence that is read again before the query."""
-        if self.work.strategy != "document+passages":
+        if not self._repeats:
             return ""
         fitting = candidates if left is None else candidates.within(left)
         evidence = [candidates.chunks[n] for n in fitting.chosen()]

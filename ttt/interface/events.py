@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from refine_server.ttt.interface.evidence import ReadContext
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
@@ -75,6 +76,8 @@ class AnswerCompleted:
     """The evidence that the answer was aimed at, in the document's order."""
     quotes: tuple[Quote, ...] = ()
     """The answer's own words that the document has, where evidence was looked for."""
+    context: ReadContext = "document"
+    """What was read before the query."""
     overflow: Overflow | None = None
     """How the document was shortened, if it was."""
 

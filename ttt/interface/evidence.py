@@ -6,8 +6,11 @@ from pydantic import ConfigDict, Field
 
 from refine_server.ttt.interface.strict import StrictModel
 
-ContextStrategy = Literal["document", "passages", "document+passages"]
+ReadContext = Literal["document", "passages", "document+passages"]
 """What the model reads before the query: the document, its evidence instead, or both."""
+ContextStrategy = Literal["document", "passages", "document+passages", "best"]
+"""The same, or ``best``: of the answers in these three ways, the one that is likeliest behind the
+evidence alone."""
 
 
 OnOverflow = Literal["error", "truncate_middle", "passages"]

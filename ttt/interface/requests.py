@@ -10,13 +10,14 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByAttention,
     EvidenceByUtility,
     OnOverflow,
+    ReadContext,
 )
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
     from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
-DEFAULT_CONTEXT: ContextStrategy = "document+passages"
+DEFAULT_CONTEXT: ReadContext = "document+passages"
 """What an answer of the server reads where a request says nothing of it."""
 DEFAULT_ADAPTATION = AdaptConfig(objective="none")
 """How an answer of the server adapts where a request says nothing of it: not at all, because no
@@ -30,15 +31,13 @@ LOCAL = "local"
 """The owner where there is only one, for example in a process without a server."""
 
 
-def context_or_default(
-    context: ContextStrategy | None, evidence: Evidence | None
-) -> ContextStrategy:
-    """Return what an answer of the server reads, where a request may say nothing of it.
+def default_context(evidence: Evidence | None) -> ReadContext:
+    """Return what an answer of the server reads where a request says nothing of it.
 
     Evidence that the model chooses is chosen in the document as it was read.
     """
     by_model = isinstance(evidence, EvidenceByAttention | EvidenceByUtility)
-    return context or ("document" if by_model else DEFAULT_CONTEXT)
+    return "document" if by_model else DEFAULT_CONTEXT
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class CompletionRequest:
     document: str | None = None
     """The text of a document that every prompt follows: of ``adapted``, or else of one that the
     base model reads. Without either, prompts follow nothing."""
-    context: ContextStrategy = "document"
+    context: ReadContext = "document"
     """What the model reads of ``document`` before each prompt."""
     evidence: Evidence | None = None
     """How evidence for a prompt is found in ``document``; None: as for an answer."""

@@ -27,9 +27,11 @@ from refine_server.ttt.interface.events import (
     Emit,
     ShouldStop,
 )
+from refine_server.ttt.interface.evidence import ReadContext
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.best_answer import decode_answer
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
@@ -111,18 +113,12 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     del document  # its trunk and frozen layers are not needed to answer
 
     adapted.require_owner(request.owner)
-    decoded = await decode(
-        model,
-        work.query,
-        adapted.state,
-        adapted.fast_weights,
-        request.sampling,
-        document=known,
-        on_token=answer_deltas(emit, clock),
+    decoded, read = await decode_answer(
+        model, work, adapted.state, adapted.fast_weights, answer_deltas(emit, clock)
     )
     clock.lap("decode")
     candidates = work.context.candidates
-    await emit_answer(emit, decoded, adapted.report, work, clock, base_answer, candidates)
+    await emit_answer(emit, decoded, adapted.report, work, clock, base_answer, candidates, read)
 
 
 async def _prefill(
@@ -209,6 +205,7 @@ async def emit_answer(
     clock: Clock,
     base_answer: str | None,
     candidates: Candidates | None,
+    read: ReadContext,
 ) -> None:
     """Emit the last event of an answer, with what the document says of it.
 
@@ -220,6 +217,7 @@ async def emit_answer(
         clock: of all phases.
         base_answer: the unadapted model's answer, if it was asked for.
         candidates: the evidence; None where none was looked for.
+        read: what was read before the query.
     """
     citations: tuple[Citation, ...] = ()
     quotes: tuple[Quote, ...] = ()
@@ -243,5 +241,6 @@ async def emit_answer(
             citations=citations,
             quotes=quotes,
             overflow=work.overflow,
+            context=read,
         )
     )

@@ -18,6 +18,7 @@ from refine_server.ttt.programs.answer import (
     emit_answer,
     new_fast_weights,
 )
+from refine_server.ttt.programs.best_answer import decode_answer
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
@@ -80,14 +81,7 @@ async def answer_on_evidence(
     clock.lap("adapt")
 
     fast.require_owner(request.owner)
-    decoded = await decode(
-        model,
-        work.query,
-        document.state,
-        fast,
-        request.sampling,
-        document=known,
-        on_token=answer_deltas(emit, clock),
-    )
+    deltas = answer_deltas(emit, clock)
+    decoded, read = await decode_answer(model, work, document.state, fast, deltas)
     clock.lap("decode")
-    await emit_answer(emit, decoded, report, work, clock, base_answer, candidates)
+    await emit_answer(emit, decoded, report, work, clock, base_answer, candidates, read)

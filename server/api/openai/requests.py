@@ -1,20 +1,18 @@
 """What requests to the OpenAI-compatible routes may say.
 
-Every field of OpenAI's is known here. One that changes nothing is taken and left alone, one that
-asks for something that this server does not do is refused by name, and so is an unknown one.
+Every field of OpenAI's is known here; ``compatibility`` says what becomes of those that this server
+does not act on. An unknown field is refused by name.
 """
 
 import secrets
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -26,6 +24,8 @@ from refine_server.server.api.fields import (
     Text,
     answer_tokens,
 )
+from refine_server.server.api.openai.compatibility import Ignored, Unsupported
+from refine_server.server.api.openai.messages import ChatMessage, Messages
 from refine_server.ttt.interface.config import (
     DocumentAdaptConfig,
     SamplingConfig,
@@ -33,56 +33,16 @@ from refine_server.ttt.interface.config import (
     TopP,
 )
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
-from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, DEFAULT_OVERFLOW, Message
+from refine_server.ttt.interface.evidence import Evidence, OnOverflow, ReadContext
+from refine_server.ttt.interface.requests import DEFAULT_CONTEXT, DEFAULT_OVERFLOW
 from refine_server.ttt.interface.strict import StrictModel
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
-MAX_MESSAGES = 1024
 COMPLETION_TOKENS = 16
 CHAT_TOKENS = 512
 """Longest completion and chat answer when a request does not say; the former is OpenAI's."""
-
-Ignored = Annotated[Any, WithJsonSchema({"description": "Accepted and ignored."})]
-
-
-NEUTRAL: dict[str | None, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-}
-"""What a field that is not supported may say, beside null."""
-
-
-def _changes_nothing(value: object, info: ValidationInfo) -> object:
-    if value is not None and value not in NEUTRAL.get(info.field_name, ()):
-        raise PydanticCustomError("unsupported", "is not supported by this server")
-    return value
-
-
-Unsupported = Annotated[
-    Any,
-    AfterValidator(_changes_nothing),
-    WithJsonSchema(
-        {
-            "type": "null",
-            "description": "Not supported; only the neutral value is accepted.",
-        }
-    ),
-]
 
 
 class StreamOptions(StrictModel):
@@ -103,7 +63,7 @@ class TttOptions(StrictModel):
         None,
         description="The text to answer from; the request's prompts or messages follow it.",
     )
-    context: ContextStrategy | None = Field(
+    context: ReadContext | None = Field(
         None,
         description="What the model reads before the prompt or the messages: the `document`, its "
         "`passages` (the evidence instead of the document), or `document+passages` (the evidence "
@@ -141,7 +101,7 @@ class TttOptions(StrictModel):
 class GenerationBody(StrictModel, ABC):
     """What completions and chat completions have in common."""
 
-    default_context: ClassVar[ContextStrategy]
+    default_context: ClassVar[ReadContext]
     """What is read of a document where a request says nothing of context and evidence."""
     prompt_field: ClassVar[str]
     """The field with what follows the document."""
@@ -168,12 +128,32 @@ class GenerationBody(StrictModel, ABC):
     ignore_eos: bool = Field(False, description="Continue after the end-of-text token (as vLLM).")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
     frequency_penalty: Unsupported = None
-    presence_penalty: Unsupported = None
-    repetition_penalty: Unsupported = None
+    include_stop_str_in_output: Unsupported = None
+    length_penalty: Unsupported = None
     logit_bias: Unsupported = None
+    min_p: Unsupported = None
+    min_tokens: Unsupported = None
+    no_repeat_ngram_size: Unsupported = None
+    presence_penalty: Unsupported = None
+    prompt_logprobs: Unsupported = None
+    repetition_penalty: Unsupported = None
+    response_format: Unsupported = None
+    skip_special_tokens: Unsupported = None
+    spaces_between_special_tokens: Unsupported = None
+    stop_token_ids: Unsupported = None
+    top_k: Unsupported = None
+    truncate_prompt_tokens: Unsupported = None
+    typical_p: Unsupported = None
+    use_beam_search: Unsupported = None
     metadata: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
     service_tier: Ignored = None
+    store: Ignored = None
     user: Ignored = None
 
     @field_validator("stream_options")
@@ -198,15 +178,23 @@ class GenerationBody(StrictModel, ABC):
             RequestError: they are not there as text.
         """
 
-    def sampling(self, max_tokens: int | None, default: int, longest: int) -> SamplingConfig:
-        """Return how to decode; ``longest`` is the server's limit on ``max_tokens``.
+    def sampling(
+        self, max_tokens: int | None, default: int, longest: int, *, field: str = "max_tokens"
+    ) -> SamplingConfig:
+        """Return how to decode.
+
+        Args:
+            max_tokens: what the request says.
+            default: what holds if it says nothing.
+            longest: the server's limit.
+            field: the field that says it.
 
         Raises:
             RequestError: more tokens are asked for than the server allows.
         """
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
         return SamplingConfig(
-            max_tokens=answer_tokens(max_tokens, default, longest),
+            max_tokens=answer_tokens(max_tokens, default, longest, field),
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(self.stop or ()),
@@ -275,49 +263,6 @@ class CompletionBody(GenerationBody):
         return self.sampling(self.max_tokens, COMPLETION_TOKENS, longest)
 
 
-class TextPart(StrictModel):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _supported_parts(value: object) -> object:
-    if isinstance(value, list):
-        for part in value:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind != "text":
-                raise PydanticCustomError("unsupported", "only parts of type text are supported")
-    return value
-
-
-class ChatMessage(StrictModel):
-    """A turn of a conversation. Fields of an assistant's turn other than its text must be empty."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        str | Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_supported_parts)
-    ]
-    name: Ignored = None
-    refusal: Ignored = None
-    annotations: Unsupported = None
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    tool_calls: Unsupported = None
-
-    def to_message(self) -> Message:
-        """The turn as a prompt has it."""
-        parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return Message("system" if self.role == "developer" else self.role, text)
-
-
-Messages = Annotated[
-    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
-]
-"""A conversation. Only the first message that is unfit is reported."""
-
-
 class ChatBody(GenerationBody):
     """A conversation to answer."""
 
@@ -329,27 +274,27 @@ class ChatBody(GenerationBody):
     max_completion_tokens: AnswerTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    add_generation_prompt: Unsupported = None
     audio: Unsupported = None
+    chat_template: Unsupported = None
+    chat_template_kwargs: Unsupported = None
+    continue_final_message: Unsupported = None
+    echo: Unsupported = None
     function_call: Unsupported = None
     functions: Unsupported = None
     modalities: Unsupported = None
     prediction: Unsupported = None
-    response_format: Unsupported = None
     tool_choice: Unsupported = None
     tools: Unsupported = None
     web_search_options: Unsupported = None
     parallel_tool_calls: Ignored = None
-    prompt_cache_key: Ignored = None
-    prompt_cache_retention: Ignored = None
     reasoning_effort: Ignored = None
-    safety_identifier: Ignored = None
-    store: Ignored = None
     verbosity: Ignored = None
 
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and not info.data.get("logprobs"):
+        if value and not info.data.get("logprobs"):
             raise ValueError("requires logprobs to be true")
         return value
 
@@ -360,8 +305,10 @@ class ChatBody(GenerationBody):
 
     def to_sampling(self, longest: int) -> SamplingConfig:
         """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
-        asked = self.max_completion_tokens
-        return self.sampling(self.max_tokens if asked is None else asked, CHAT_TOKENS, longest)
+        asked, field = self.max_completion_tokens, "max_completion_tokens"
+        if asked is None:
+            asked, field = self.max_tokens, "max_tokens"
+        return self.sampling(asked, CHAT_TOKENS, longest, field=field)
 
 
 class TokenizeBody(StrictModel):
@@ -371,6 +318,11 @@ class TokenizeBody(StrictModel):
     prompt: str | None = None
     messages: Messages | None = Field(None, validate_default=True)
     add_special_tokens: bool | None = Field(None, description="Default: true.")
+    add_generation_prompt: Unsupported = None
+    chat_template: Unsupported = None
+    chat_template_kwargs: Unsupported = None
+    continue_final_message: Unsupported = None
+    tools: Unsupported = None
     return_token_strs: bool | None = None
 
     @field_validator("messages")

@@ -13,12 +13,12 @@ from refine_server.server.api.openai.requests import GenerationBody, TttOptions
 from refine_server.server.api.openai.responses import TttReport
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow
+from refine_server.ttt.interface.evidence import Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.requests import (
     DEFAULT_OVERFLOW,
     AdaptRequest,
     CompletionRequest,
-    context_or_default,
+    default_context,
 )
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -33,7 +33,7 @@ class Target:
     """The adaptation that answers, if one does."""
     document: str | None = None
     """The text of the document, if it is known."""
-    context: ContextStrategy = "document"
+    context: ReadContext = "document"
     evidence: Evidence | None = None
     on_overflow: OnOverflow = DEFAULT_OVERFLOW
     report: TttReport | None = None
@@ -88,8 +88,8 @@ async def open_target(
     elif ttt.document is not None:
         raise _unfit("document", "cannot be combined with a model that is an adaptation")
     context = ttt.context or body.default_context
-    if ttt.evidence is not None:
-        context = context_or_default(ttt.context, ttt.evidence)
+    if ttt.context is None and ttt.evidence is not None:
+        context = default_context(ttt.evidence)
     on_overflow = ttt.on_overflow or DEFAULT_OVERFLOW
     read = Target(
         document=ttt.document, context=context, evidence=ttt.evidence, on_overflow=on_overflow

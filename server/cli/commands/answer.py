@@ -79,7 +79,8 @@ def answer(
         str | None,
         typer.Option(
             help="What the model reads before the question: document, passages (the parts of the "
-            "document with most words of the question) or document+passages."
+            "document with most words of the question), document+passages, or best (of the answers "
+            "in these three ways, the one that the passages make likeliest)."
         ),
     ] = None,
     evidence: EvidenceBy = None,

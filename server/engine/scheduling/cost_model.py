@@ -94,7 +94,10 @@ class CostModel(EngineObserver):
                     adapt = min(adapt, max(optimizer.max_seconds, step))
                 # A document is read once more under weights that its state depends on.
                 again = read if adapt and work.adapt.on.kind != "evidence" else 0.0
-                continuations = int(isinstance(work, AnswerRequest))
+                if isinstance(work, AnswerRequest):
+                    continuations = 3 if work.context == "best" else 1
+                else:
+                    continuations = 0
             case CompletionRequest():
                 continuations = len(work.prompts) * work.n
         decode = 0.0

@@ -83,7 +83,7 @@ def test_queries_are_aimed_once_and_asked_many_times(serve: MakeServer) -> None:
     cited = [citation["text"].strip()[:15] for citation in made["citations"]]
     assert cited == ["The castle anim", "The market spic"]
     assert made["config"]["fast_weights"]["targets"] == "queries"
-    for context in (None, "document", "passages", "document+passages"):
+    for context in (None, "document", "passages", "document+passages", "best"):
         answer = ask(client, made["id"], context=context, evidence=FINE, compare_base=True)
         assert answer["adaptation"]["id"] == made["id"]
         assert [c["text"][:15] for c in answer["citations"]] == ["The castle anim"]

@@ -131,7 +131,8 @@ def test_a_slow_answer_is_not_a_slow_client(
             assert client.post(f"{url}/v1/answers", json=body).json()["answer"] == "who"
 
 
-def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.anyio
+async def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     closed = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -147,7 +148,7 @@ def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     limited = RequestContext(SendTimeout(app, seconds=0.05), Metrics())
-    asyncio.run(limited(scope, send, send))  # type: ignore[arg-type]
+    await limited(scope, send, send)  # type: ignore[arg-type]
     assert closed
     assert "its client does not read" in caplog.text
     assert "Traceback" not in caplog.text

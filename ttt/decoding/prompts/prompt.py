@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from refine_server.ttt.decoding.prompts.prompt_text import PromptText
 from refine_server.ttt.decoding.prompts.text_encoder import TextEncoder
-from refine_server.ttt.decoding.prompts.token_limit import TokenLimit
+from refine_server.ttt.decoding.prompts.token_limit import TokenLimit, most_characters
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
 from refine_server.ttt.interface.requests import Limits, Message, PromptForm
 
@@ -280,7 +280,14 @@ class PromptTemplate:
         *,
         split_special_tokens: bool = True,
     ) -> None:
-        """Raise RequestError if texts have, for certain, more than ``limit`` tokens together."""
+        """Raise RequestError if texts have, for certain, more than ``limit`` tokens together.
+
+        Texts with more characters than ``most_characters`` are refused, too.
+        """
+        characters, most = sum(map(len, texts)), most_characters(limit)
+        if characters > most:
+            message = f"{param}: {characters} characters; at most {most} are accepted"
+            raise RequestError(message, param, code)
 
         def count_tokens(piece: str) -> int:
             options = {"split_special_tokens": split_special_tokens}

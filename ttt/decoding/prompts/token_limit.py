@@ -9,10 +9,25 @@ from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
 
 KEEPING_PRE_TOKENIZERS = {b"Sequence", b"Split", b"Digits", b"Punctuation", b"ByteLevel"}
 """Kinds of pre-tokenizers that only cut texts, as long as nothing cut out is removed."""
+SPANS_WORDS = re.compile("[^ \u0120][ \u0120]+[^ \u0120]")
+"""A token with parts of two words; byte-level vocabularies spell the space as U+0120."""
+CHARACTERS_PER_TOKEN = 8
+"""The most characters for each token of a limit. Prose has four or five for each of its tokens."""
+MIN_CHARACTERS = 2**18
+"""So many characters are accepted whatever the limit is."""
+
+
+def most_characters(limit: int) -> int:
+    """Return how many characters a text of at most ``limit`` tokens may have.
+
+    A run of white space of any length may be a few tokens; all the work on a text takes time for
+    each of its characters.
+    """
+    return max(limit * CHARACTERS_PER_TOKEN, MIN_CHARACTERS)
 
 
 class TokenLimit:
-    """Recognises oversized texts by their characters, or else by encoding them in pieces.
+    """Recognises oversized texts by their characters and words, or by encoding them in pieces.
 
     A text within the limit is never called oversized. One that is a little over it may be missed,
     so that the tokens of the whole are still to be counted.
@@ -34,6 +49,11 @@ class TokenLimit:
         return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     @cached_property
+    def _parts_words(self) -> bool:
+        """Whether no token has parts of two words, which spaces part."""
+        return self._keeps_bytes and not any(map(SPANS_WORDS.search, self._tokenizer.get_vocab()))
+
+    @cached_property
     def _keeps_bytes(self) -> bool:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return backend is not None and _keeps_bytes(backend, self._tokenizer.get_vocab())
@@ -52,6 +72,8 @@ class TokenLimit:
         if characters <= limit:
             return False
         if self._keeps_bytes and characters > limit * self.longest_token:
+            return True
+        if self._parts_words and sum(sum(map(bool, t.split(" "))) for t in texts) > limit:
             return True
         # So many characters have at least twice as many tokens as a cut is allowed for.
         length = max(limit, 2 * self.longest_token**2)

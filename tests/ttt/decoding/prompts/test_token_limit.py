@@ -111,13 +111,31 @@ def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
     template = PromptTemplate(counting)
     limits = Limits(document_tokens=16_384)
     counting.characters = 0
-    with pytest.raises(RequestError, match=r"more than \d+ tokens") as refused:
+    with pytest.raises(RequestError, match=r"at most \d+ are accepted") as refused:
         ROUTES[route](template, OVERSIZED[kind], limits)
     assert refused.value.code in ("document_too_long", "query_too_long", "context_length_exceeded")
     # The limit's tokens at this text's density, and one piece more.
     longest = template._token_limit.longest_token
     per_token = {"spaces": longest, "English": 4}.get(kind, 1)
     assert counting.characters <= 2 * max(limits.prompt_tokens, 2 * longest**2) * per_token
+
+
+def test_words_alone_show_that_a_text_is_oversized(tokenizer: Any) -> None:
+    counting = CountingTokenizer(tokenizer)
+    template, limits = PromptTemplate(counting), Limits(document_tokens=20_000)
+    counting.characters = 0
+    with pytest.raises(RequestError, match="more than 20000 tokens"):
+        template.encode_document("no " * 20_001, limits)
+    assert counting.characters <= 2 * limits.document_tokens
+
+
+def test_a_text_has_at_most_so_many_characters_for_each_token_of_its_limit(tokenizer: Any) -> None:
+    counting = CountingTokenizer(tokenizer)
+    template = PromptTemplate(counting)
+    counting.characters = 0
+    with pytest.raises(RequestError, match="400001 characters; at most 400000 are accepted"):
+        template.encode_document("a" + " " * 400_000, Limits(document_tokens=50_000))
+    assert counting.characters == 0
 
 
 def test_a_text_of_fewer_characters_than_the_limit_does_not_copy_the_vocabulary(
@@ -184,5 +202,5 @@ def test_tokenizers_that_drop_characters_are_not_judged_by_characters(repeats: i
     template = PromptTemplate(PreTrainedTokenizerFast(tokenizer_object=backend))
     text = " " * repeats + "a" + " " * repeats
     assert template.encode_document(text, Limits(document_tokens=1)).document == [0]
-    with pytest.raises(RequestError, match="more than 10 tokens"):
+    with pytest.raises(RequestError, match=r"at most (10|262144) are accepted"):
         template.encode_document("a " * 1000 * repeats, Limits(document_tokens=10))

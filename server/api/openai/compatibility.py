@@ -1,0 +1,90 @@
+"""Fields of OpenAI's API, and of servers like it, that this server does not act on.
+
+A field that changes nothing is taken and left alone. One that would change the answer is refused by
+name, with the reason, unless it has its neutral value. docs/openai.md has the table.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+Ignored = Annotated[Any, WithJsonSchema({"description": "Accepted and ignored."})]
+"""A field that changes nothing."""
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """What may be said of a field that is not supported, and why nothing else may."""
+
+    values: tuple[Any, ...]
+    reason: str
+
+
+NO_PENALTY = "tokens are sampled from the model's own probabilities"
+NO_FILTER = "tokens are sampled by temperature and top_p alone"
+NO_TOOLS = "the model answers with text and calls no tools"
+NO_SEARCH = "each choice is sampled once; ask for more with n"
+ONLY_TEXT = "the model reads and writes text"
+END_BY_STOP = "an answer ends at a stop string or at the model's own end token"
+OWN_TEMPLATE = "prompts are written by the model's own chat template"
+NEXT_TURN = "the assistant answers with a turn of its own"
+
+NEUTRAL: dict[str | None, Neutral] = {
+    "add_generation_prompt": Neutral((True,), NEXT_TURN),
+    "allowed_token_ids": Neutral(([],), NO_FILTER),
+    "annotations": Neutral(([],), ONLY_TEXT),
+    "audio": Neutral((), ONLY_TEXT),
+    "bad_words": Neutral(([],), NO_FILTER),
+    "best_of": Neutral((1,), NO_SEARCH),
+    "chat_template": Neutral((), OWN_TEMPLATE),
+    "chat_template_kwargs": Neutral(({},), OWN_TEMPLATE),
+    "continue_final_message": Neutral((False,), NEXT_TURN),
+    "echo": Neutral((False,), "only completions return their prompt"),
+    "frequency_penalty": Neutral((0,), NO_PENALTY),
+    "function_call": Neutral(("none", "auto"), NO_TOOLS),
+    "functions": Neutral(([],), NO_TOOLS),
+    "include_stop_str_in_output": Neutral((False,), "an answer ends before the stop string"),
+    "length_penalty": Neutral((1,), NO_SEARCH),
+    "logit_bias": Neutral(({},), NO_PENALTY),
+    "min_p": Neutral((0,), NO_FILTER),
+    "min_tokens": Neutral((0,), "a lower limit on tokens is not kept; see ignore_eos"),
+    "modalities": Neutral((["text"],), ONLY_TEXT),
+    "no_repeat_ngram_size": Neutral((0,), NO_PENALTY),
+    "prediction": Neutral((), "drafts are found in the prompt by the server itself"),
+    "prefix": Neutral((False,), NEXT_TURN),
+    "presence_penalty": Neutral((0,), NO_PENALTY),
+    "prompt_logprobs": Neutral((), "log-probabilities of a prompt come with echo and logprobs"),
+    "repetition_penalty": Neutral((1,), NO_PENALTY),
+    "response_format": Neutral(({"type": "text"},), "answers are plain text"),
+    "skip_special_tokens": Neutral((True,), "an answer has no control tokens"),
+    "spaces_between_special_tokens": Neutral((True,), "an answer has no control tokens"),
+    "stop_token_ids": Neutral(([],), END_BY_STOP),
+    "suffix": Neutral(("",), "a text is continued at its end"),
+    "tool_calls": Neutral(([],), NO_TOOLS),
+    "tool_choice": Neutral(("none", "auto"), NO_TOOLS),
+    "tools": Neutral(([],), NO_TOOLS),
+    "top_k": Neutral((-1, 0), NO_FILTER),
+    "truncate_prompt_tokens": Neutral((), "only documents are shortened; see on_overflow"),
+    "typical_p": Neutral((1,), NO_FILTER),
+    "use_beam_search": Neutral((False,), NO_SEARCH),
+    "web_search_options": Neutral((), NO_TOOLS),
+}
+"""Fields that are not supported, with what they may say beside null."""
+
+
+def _changes_nothing(value: object, info: ValidationInfo) -> object:
+    neutral = NEUTRAL[info.field_name]
+    if value is not None and value not in neutral.values:
+        message = "is not supported by this server: {reason}"
+        raise PydanticCustomError("unsupported", message, {"reason": neutral.reason})
+    return value
+
+
+Unsupported = Annotated[
+    Any,
+    AfterValidator(_changes_nothing),
+    WithJsonSchema({"description": "Not supported; only null and the neutral value are accepted."}),
+]
+"""A field that would change the answer; ``NEUTRAL`` has its name."""
