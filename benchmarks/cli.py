@@ -25,7 +25,7 @@ from refine_server.benchmarks.console import (
 from refine_server.benchmarks.paper.cli import paper
 from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
-from refine_server.benchmarks.serving.cli import load, overhead
+from refine_server.benchmarks.serving.cli import beside, load, overhead
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,7 @@ app.command("ruler")(replay.ruler)
 app.command("report")(replay.report)
 app.command("load")(load)
 app.command("overhead")(overhead)
+app.command("beside")(beside)
 app.command("reliability")(reliability)
 app.command()(adaptation)
 app.command()(regimes)

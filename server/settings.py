@@ -120,7 +120,10 @@ class Settings(BaseSettings):
         "send its body, and to receive each part of the response.",
     )
     max_document_tokens: int = Field(
-        Limits().document_tokens, ge=1, description="Maximum length of a document in tokens."
+        Limits().document_tokens,
+        ge=1,
+        description="Maximum length of a document in tokens. It may have eight times as many "
+        "characters, and 262144 in any case.",
     )
     max_query_tokens: int = Field(
         Limits().query_tokens, ge=1, description="Maximum length of a query in tokens."

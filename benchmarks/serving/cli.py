@@ -112,6 +112,32 @@ def overhead(
     print_result(run(clients, rate, requests, repeats), as_json)
 
 
+def beside(
+    url: Url = LOCAL,
+    lengths: DocumentLengths = "6000",
+    chats: Annotated[
+        int, typer.Option(min=2, help="Number of chats alone, and beside the documents.")
+    ] = 20,
+    adapt: Annotated[
+        str | None,
+        typer.Option(help="adapt object of the requests about documents."),
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time short chats alone, and beside another client's answers about long documents.
+
+    The first token of a chat waits for the other client's work, piece by piece.
+    """
+    from refine_server.benchmarks.serving.beside import run
+    from refine_server.benchmarks.serving.workload import Mix
+
+    fields: dict[str, Any] = {} if adapt is None else {"adapt": adapt_of(adapt)}
+    with tokenizer_of(url, None) as (_, tokens):
+        documents = Mix.parse(lengths, 0.0, seed).requests(4, tokens)
+    print_result(run(url, documents, chats, fields), as_json)
+
+
 def _levels(rates: str | None, clients: str | None) -> tuple[Any, list[float]]:
     if (rates is None) == (clients is None):
         raise typer.BadParameter("give either --rates or --clients")

@@ -1,19 +1,17 @@
 """Apps and live servers around the scripted backend, and around the tiny model."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.app import create_app
-from refine_server.server.process import Server, listen
 from refine_server.server.settings import Settings
 from refine_server.ttt.models import CausalLM, load
 from support.fake_backend import FakeBackend
+from support.live_server import serving, wait_for, wait_until_open
 
 
 @pytest.fixture
@@ -31,18 +29,6 @@ def make_app(fake: FakeBackend) -> Callable[..., FastAPI]:
         return create_app(Settings(**{**defaults, **options}), fake.open)  # type: ignore[arg-type]
 
     return make
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.005)
-
-
-def wait_until_open(app: FastAPI) -> None:
-    if app.state.engine.opened.exception(10) is None:
-        wait_for(lambda: app.state.adaptations.is_open)
 
 
 @pytest.fixture(name="wait_until_open", scope="session")
@@ -72,22 +58,6 @@ def make_client(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., Test
 @pytest.fixture
 def client(make_client: Callable[..., TestClient]) -> TestClient:
     return make_client()
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """Run a server on a loopback port; yield its URL."""
-    listener = listen("127.0.0.1", 0)
-    server = Server(app, app.state.settings)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        wait_until_open(app)
-        wait_for(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture(scope="session", name="serving")

@@ -1,7 +1,8 @@
 """Whether a text exceeds a limit of tokens, found out without encoding all of it."""
 
 import re
-from collections.abc import Callable, Sequence
+import string
+from collections.abc import Callable, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -9,8 +10,10 @@ from refine_server.ttt.decoding.token_bytes import BYTE_ALPHABET
 
 KEEPING_PRE_TOKENIZERS = {b"Sequence", b"Split", b"Digits", b"Punctuation", b"ByteLevel"}
 """Kinds of pre-tokenizers that only cut texts, as long as nothing cut out is removed."""
-SPANS_WORDS = re.compile("[^ \u0120][ \u0120]+[^ \u0120]")
-"""A token with parts of two words; byte-level vocabularies spell the space as U+0120."""
+WORD_CHARACTERS = frozenset(string.ascii_letters + string.digits)
+WORD_START = re.compile("(?<= )[A-Za-z0-9]")
+SPANS_WORDS = re.compile("[A-Za-z0-9].*[ \u0120][A-Za-z0-9]")
+"""A token with the starts of two words; byte-level vocabularies spell the space as U+0120."""
 CHARACTERS_PER_TOKEN = 8
 """The most characters for each token of a limit. Prose has four or five for each of its tokens."""
 MIN_CHARACTERS = 2**18
@@ -49,14 +52,23 @@ class TokenLimit:
         return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     @cached_property
-    def _parts_words(self) -> bool:
-        """Whether no token has parts of two words, which spaces part."""
-        return self._keeps_bytes and not any(map(SPANS_WORDS.search, self._tokenizer.get_vocab()))
+    def _keeps_bytes(self) -> bool:
+        """Whether every byte of a text is part of one of its tokens."""
+        return self._keeps(BYTE_ALPHABET.keys())
 
     @cached_property
-    def _keeps_bytes(self) -> bool:
+    def _parts_words(self) -> bool:
+        """Whether every start of a word is part of a token of its own."""
+        vocabulary = self._tokenizer.get_vocab()
+        return self._keeps(WORD_CHARACTERS) and not any(map(SPANS_WORDS.search, vocabulary))
+
+    def _keeps(self, alphabet: Set[str]) -> bool:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        return backend is not None and _keeps_bytes(backend, self._tokenizer.get_vocab())
+        return (
+            backend is not None
+            and alphabet <= self._tokenizer.get_vocab().keys()
+            and _is_lossless(backend)
+        )
 
     def is_exceeded(
         self, texts: Sequence[str], limit: int, count_tokens: Callable[[str], int]
@@ -73,7 +85,7 @@ class TokenLimit:
             return False
         if self._keeps_bytes and characters > limit * self.longest_token:
             return True
-        if self._parts_words and sum(sum(map(bool, t.split(" "))) for t in texts) > limit:
+        if self._parts_words and sum(len(WORD_START.findall(text)) for text in texts) > limit:
             return True
         # So many characters have at least twice as many tokens as a cut is allowed for.
         length = max(limit, 2 * self.longest_token**2)
@@ -90,8 +102,8 @@ class TokenLimit:
         return False
 
 
-def _keeps_bytes(backend: Any, vocabulary: dict[str, int]) -> bool:
-    """Return whether every byte of a text is part of one of its tokens.
+def _is_lossless(backend: Any) -> bool:
+    """Return whether every byte of a text is part of one of its tokens, if the vocabulary has it.
 
     That holds for byte-level BPE without a normalizer. Other tokenizers may drop or merge
     characters: a run of spaces, or characters that are not in the vocabulary.
@@ -107,5 +119,4 @@ def _keeps_bytes(backend: Any, vocabulary: dict[str, int]) -> bool:
         and kinds <= KEEPING_PRE_TOKENIZERS
         and b'"Removed"' not in pre_tokenizer
         and not any(token.lstrip or token.rstrip for token in added)
-        and BYTE_ALPHABET.keys() <= vocabulary.keys()
     )

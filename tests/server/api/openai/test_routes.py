@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.clients.sse import parse
+from support.fake_backend import Script
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -232,11 +234,13 @@ def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient, fake: Any)
 def test_an_answer_that_fails_after_adapting_is_not_to_be_retried(
     live: Callable[..., str], fake: Any
 ) -> None:
-    url = live(request_timeout_seconds=0.3)
+    url = live(request_timeout_seconds=0.5)
+    seconds = iter([0.0, 1.0])  # the second step takes longer than the first one promised
     body = {
-        "document": fake.slow_down("slow"),
+        "document": fake.script("slow", Script(step=lambda: time.sleep(next(seconds)))),
         "query": "late",
-        "adapt": {"optimizer": {"steps": 100}},
+        "adapt": {"optimizer": {"steps": 2}},
+        "max_tokens": 1,
     }
     late = httpx.post(f"{url}/v1/answers", json=body)
     assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")

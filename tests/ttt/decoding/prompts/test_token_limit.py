@@ -125,7 +125,7 @@ def test_words_alone_show_that_a_text_is_oversized(tokenizer: Any) -> None:
     template, limits = PromptTemplate(counting), Limits(document_tokens=20_000)
     counting.characters = 0
     with pytest.raises(RequestError, match="more than 20000 tokens"):
-        template.encode_document("no " * 20_001, limits)
+        template.encode_document("no " * 20_002, limits)
     assert counting.characters <= 2 * limits.document_tokens
 
 
