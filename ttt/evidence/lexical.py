@@ -16,6 +16,9 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index
 STOP_WORDS = frozenset(STOPWORDS_EN_PLUS)
 """English words that say nothing of what a text is about, those of questions among them."""
 
+_LETTERS = frozenset("dmosty")
+"""Stop words for their use behind an apostrophe, where they are no terms; a row may be named so."""
+
 
 def score_by_words(texts: Sequence[str], query: str) -> list[float]:
     """Score texts by the words that they have in common with a query; 0 where there are none.
@@ -23,7 +26,8 @@ def score_by_words(texts: Sequence[str], query: str) -> list[float]:
     English stop words do not count, unless the query has no others.
     """
     asked = terms(query)
-    asked = [term for term in asked if term not in STOP_WORDS] or asked
+    ignored = STOP_WORDS - _LETTERS
+    asked = [term for term in asked if term not in ignored] or asked
     corpus = [terms(text) for text in texts]
     known = {term for document in corpus for term in document}
     asked = [term for term in asked if term in known]

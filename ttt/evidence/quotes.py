@@ -1,7 +1,6 @@
 """Where a document says what an answer says: the answer's own words, found in the document."""
 
 import heapq
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -58,14 +57,15 @@ def find_quotes(
     Returns:
         The quotes in the order of the answer.
     """
-    said = _keys(answer)
-    places, told = list(units(document)), _keys(document)
+    said = [unit.key for unit in units(answer)]
+    places = list(units(document))
+    told = [unit.key for unit in places]
     runs = _Runs(said, Counter(told))
 
     def candidates(start: int, end: int, shift: int) -> Iterator[_Candidate]:
         """Yield a run of the answer that stands ``shift`` words later in the document, if apt."""
         if start < end and runs.is_specific(start, end):
-            first, last = places[start + shift][0], places[end + shift - 1][1]
+            first, last = places[start + shift].start, places[end + shift - 1].end
             inside = any(a <= first and last <= b for a, b in preferred)
             weight = runs.weight(start, end)
             yield _Candidate(-weight, not inside, start - end, start + shift, start, end)
@@ -87,7 +87,7 @@ def find_quotes(
         for rest in (*candidates(start, end, shift), *candidates(end, best.end, shift)):
             heapq.heappush(heap, rest)
     chosen.sort(key=lambda candidate: candidate.start)
-    spans = [(places[c.place][0], places[c.place + c.end - c.start - 1][1]) for c in chosen]
+    spans = [(places[c.place].start, places[c.place + c.end - c.start - 1].end) for c in chosen]
     return [Quote(start=first, end=last, text=document[first:last]) for first, last in spans]
 
 
@@ -117,12 +117,6 @@ class _Runs:
         if self._rare[end] > self._rare[start]:
             return True
         return content > 0 and end - start == self._words
-
-
-def _keys(text: str) -> list[str]:
-    """Return what is compared of a text's words."""
-    found = (text[start:end] for start, end in units(text))
-    return [unicodedata.normalize("NFKC", word).casefold() for word in found]
 
 
 def _weight(word: str) -> int:

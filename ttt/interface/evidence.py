@@ -34,7 +34,12 @@ class _ChosenEvidence(_Evidence):
 
 
 class EvidenceByWords(_ChosenEvidence):
-    """The chunks that have most words in common with the query (BM25)."""
+    """The chunks that have most words in common with the query (BM25).
+
+    Words are compared in Unicode's form NFKC and without case, those of one character included. Of
+    scripts without spaces between words (Chinese, Japanese, Thai, …) and of Korean every pair of
+    neighbouring characters is compared, and every ideograph.
+    """
 
     by: Literal["bm25"] = "bm25"
     query: str | None = None

@@ -132,7 +132,7 @@ def test_the_words_of_a_quote_stand_together_in_the_answer(
 
     def words(text: str) -> str:
         return "".join(
-            f"<{unicodedata.normalize('NFKC', text[a:b]).casefold()}>" for a, b in units(text)
+            f"<{unicodedata.normalize('NFKC', text[a:b]).casefold()}>" for a, b, _ in units(text)
         )
 
     for text in quoted(answer, document):

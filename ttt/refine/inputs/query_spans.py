@@ -17,7 +17,9 @@ words follows them, and a window that is scored whole may end before it."""
 RELEVANT_SHARE = 0.7
 """A span with less than this share of the best span's score is about something else."""
 SENTENCE_END = re.compile(r"[.!?;:]\s*$|\n\s*$")
-"""Text after which a sentence may begin."""
+"""Text after which a sentence may begin, if white space is between."""
+WIDE_SENTENCE_END = re.compile(r"[\u3002\uff01\uff1f\uff61\u0964\u0965\u17d4]\s*$")
+"""Text after which a sentence may begin at once: full stops of Chinese, Japanese, Hindi, Khmer."""
 
 
 def similar_spans(
@@ -89,6 +91,7 @@ def _sentence_starts(ids: list[int], length: int, tokenizer: Any) -> set[int]:
     begins = {0}
     for at in range(1, len(ids) - length + 1):
         before, here = pieces[at - 1], pieces[at]
-        if SENTENCE_END.search(before) and (here[:1].isspace() or before[-1:].isspace()):
+        is_apart = here[:1].isspace() or before[-1:].isspace()
+        if WIDE_SENTENCE_END.search(before) or (SENTENCE_END.search(before) and is_apart):
             begins.add(at)
     return begins

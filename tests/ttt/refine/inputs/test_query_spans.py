@@ -81,6 +81,77 @@ def test_text_about_something_else_is_left_out(tokenizer: Any) -> None:
     assert len(spans(tokenizer, text, "the garden and harbour codes", count=1)) == 1
 
 
+@pytest.mark.parametrize(
+    ("fact", "others", "query", "length"),
+    [
+        pytest.param(
+            "Room 4 holds the amber key. ",
+            [f"Room {n} holds a box of bread. " for n in (1, 2, 3, 5, 6, 7)],
+            "What does room 4 hold?",
+            12,
+            id="a digit",
+        ),
+        pytest.param(
+            "Row T has a cat. ",
+            [f"Row {letter} has a dog. " for letter in "BCEFGH"],
+            "What does row t have?",
+            12,
+            id="a letter",
+        ),
+        pytest.param(
+            "Cafe\u0301 sells rye bread. ",
+            [FILLER] * 6,
+            "What does the caf\u00e9 sell?",
+            12,
+            id="NFD",
+        ),
+        pytest.param(
+            "\uff32\uff4f\uff4f\uff4d \uff14 is red. ",
+            [FILLER] * 6,
+            "Which colour has room 4?",
+            24,
+            id="full width",
+        ),
+        pytest.param(
+            "STRASSE DER FREUNDE. ", [FILLER] * 6, "Wo ist die Straße?", 12, id="folded case"
+        ),
+        pytest.param(
+            "琥珀钥匙在蓝色的书里。",
+            ["灯塔的看守写天气。"] * 9,
+            "琥珀钥匙在哪里",
+            60,
+            id="Chinese",
+        ),
+        pytest.param(
+            "琥珀の鍵は青い本の中。",
+            ["灯台守は天気を書く。"] * 9,
+            "琥珀の鍵はどこ",
+            60,
+            id="Japanese",
+        ),
+        pytest.param(
+            "กุญแจอำพันอยู่ในหนังสือ ", ["ผู้เฝ้าประภาคารเขียนเรื่องอากาศ "] * 9, "กุญแจอยู่ที่ไหน", 120, id="Thai"
+        ),
+        pytest.param(
+            "호박 열쇠는 파란 책에 있다. ",
+            ["등대지기는 날씨를 쓴다. "] * 9,
+            "열쇠가 어디에 있나",
+            60,
+            id="Korean",
+        ),
+    ],
+)
+def test_words_of_any_script_and_length_are_found(
+    tokenizer: Any, fact: str, others: list[str], query: str, length: int
+) -> None:
+    half = len(others) // 2
+    text = "".join([*others[:half], fact, *others[half:]])
+    [found, *_] = spans(tokenizer, text, query, length=length)
+    key = fact.split()[0][:3]
+    assert key in found
+    assert found.index(key) < len(found) // 2
+
+
 @pytest.mark.parametrize("query", ["zebra", "?", "the zebra"])
 def test_nothing_is_chosen_when_no_word_occurs(tokenizer: Any, query: str) -> None:
     assert spans(tokenizer, FILLER * 4, query) == []
