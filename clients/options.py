@@ -1,6 +1,6 @@
 """Options of requests, as types: what is left out keeps the server's default."""
 
-from typing import Literal, Required, TypedDict
+from typing import Any, Literal, Required, TypedDict
 
 
 class OnDocumentOptions(TypedDict):
@@ -158,6 +158,34 @@ ContextStrategy = Literal["document", "passages", "document+passages", "best"]
 """The same, or the best of the answers in these three ways."""
 
 
+class TextFormatOptions(TypedDict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormatOptions(TypedDict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaOptions(TypedDict, total=False):
+    """A JSON schema, with a name if you like."""
+
+    name: str | None
+    description: str | None
+    schema: Required[dict[str, Any]]
+    strict: bool | None
+
+
+class JsonSchemaFormatOptions(TypedDict):
+    """A JSON value that a schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaOptions
+
+
 class AnswerOptions(TypedDict, total=False):
     """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
 
@@ -171,6 +199,8 @@ class AnswerOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     stop: str | list[str]
+    response_format: TextFormatOptions | JsonObjectFormatOptions | JsonSchemaFormatOptions | None
+    guided_choice: list[str] | None
     seed: int
     compare_base: bool
     model: str | None

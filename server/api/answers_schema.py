@@ -13,6 +13,11 @@ from refine_server.server.api.fields import (
     Timeout,
     answer_tokens,
 )
+from refine_server.server.api.response_format import (
+    GuidedChoice,
+    ResponseFormat,
+    output_format,
+)
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig, Temperature, TopP
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (
@@ -91,6 +96,8 @@ class AnswerBody(StrictModel):
     temperature: Temperature = DEFAULTS.temperature
     top_p: TopP = DEFAULTS.top_p
     stop: StopStrings = Field(default=[], description="Strings before which the answer ends.")
+    response_format: ResponseFormat | None = None
+    guided_choice: GuidedChoice | None = None
     seed: int = Field(DEFAULTS.seed, ge=0, lt=2**63, description="Random seed of sampling.")
     stream: bool = Field(False, description="Answer with server-sent events.")
     compare_base: bool = Field(False, description="Also answer from the base weights.")
@@ -156,7 +163,7 @@ class AnswerBody(StrictModel):
         """Return how to decode; ``longest`` is the server's limit on ``max_tokens``.
 
         Raises:
-            RequestError: more tokens are asked for than the server allows.
+            RequestError: more tokens are asked for than the server allows, or two forms.
         """
         return SamplingConfig(
             max_tokens=answer_tokens(self.max_tokens, DEFAULTS.max_tokens, longest),
@@ -164,6 +171,7 @@ class AnswerBody(StrictModel):
             top_p=self.top_p,
             stop=tuple(self.stop),
             seed=self.seed,
+            form=output_format(self.response_format, self.guided_choice),
         )
 
 

@@ -125,7 +125,7 @@ def described_form(
         return alternatives([f"={value}" for value in schema["enum"]])
     if schema["type"] == "array":
         return ["array", described_form(openapi, schema["items"])]
-    if schema["type"] != "object":
+    if schema["type"] != "object" or "properties" not in schema:
         return schema["type"]
     described = {
         name: described_form(openapi, field)

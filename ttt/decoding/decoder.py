@@ -10,6 +10,7 @@ from tokenizers.decoders import DecodeStream
 
 from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decode import DecodeStep, Prediction
+from refine_server.ttt.decoding.grammar import Grammar
 from refine_server.ttt.decoding.prompt_lookup import Lookup
 from refine_server.ttt.decoding.sampling import TopTokens, sample, score
 from refine_server.ttt.decoding.stop_strings import StopStrings
@@ -67,6 +68,7 @@ class Decoder:
         context: the tokens that were read; some tokenizers spell the first token differently (for
             example without its space) when they do not know them.
         known: tokens from which drafts may be copied (``Lookup``).
+        grammar: the form that the text is held to; None: any. White space before it is dropped.
         top: number of most likely tokens to report beside each token; None reports no
             log-probabilities.
     """
@@ -80,6 +82,7 @@ class Decoder:
         *,
         context: Sequence[int] = (),
         known: Sequence[int] = (),
+        grammar: Grammar | None = None,
         top: int | None = None,
     ) -> None:
         self.text = ""
@@ -95,7 +98,10 @@ class Decoder:
         self._spelling = _spelling(model.tokenizer, context)
         self._spelled = 0
         """Characters of all tokens so far, those of a stop string included."""
-        drafts = sampling.is_greedy and model.truncates_states
+        self._matcher = None if grammar is None else grammar.start()
+        self._drops_space = grammar is not None
+        # A draft is what the model itself would write, which the grammar may forbid.
+        drafts = sampling.is_greedy and model.truncates_states and grammar is None
         self._lookup = Lookup(known) if drafts else None
         self._last = 0
 
@@ -106,8 +112,11 @@ class Decoder:
         if not self._logits:
             await self._predict()
         logits = self._logits.popleft()  # [1, V]
-        token = self._last = sample(logits[0], self._sampling, self._generator)
+        allowed = logits if self._matcher is None else self._matcher.mask(logits)
+        token = self._last = sample(allowed[0], self._sampling, self._generator)
         self.tokens += 1
+        if self._matcher is not None:
+            self._matcher.advance(token)
         if self._lookup is not None:
             self._lookup.append(token)
         is_end, start = token in self._stop_ids, self._spelled
@@ -133,9 +142,12 @@ class Decoder:
         text = ""
         if not is_end:
             piece = self._spelling.step(self._model.tokenizer.backend_tokenizer, token) or ""
+            if self._drops_space:
+                piece = piece.lstrip(" ")
+                self._drops_space = not piece
             self._spelled += len(piece)
             text = self._stops.feed(piece)
-        if is_end or self._stops.hit:
+        if is_end or self._stops.hit or (self._matcher is not None and self._matcher.is_complete):
             self.finish_reason = "stop"
         elif self.tokens == self._longest:
             self.finish_reason = "length"
@@ -150,6 +162,7 @@ async def decode(
     sampling: SamplingConfig,
     *,
     document: Sequence[int] = (),
+    grammar: Grammar | None = None,
     on_token: Callable[[DecodedToken], None] = lambda token: None,
 ) -> DecodedText:
     """Read a query from the document's state, then write the answer.
@@ -163,6 +176,7 @@ async def decode(
         sampling: how to choose tokens.
         document: the document's token ids if they are known; drafts are copied from them and from
             the query.
+        grammar: the form that the answer is held to; None: any.
         on_token: called with each token as soon as it is decoded.
     """
     fast = fast.detach()  # what is derived from it for this answer ends with the answer
@@ -171,7 +185,8 @@ async def decode(
     while not reader.is_done:
         hidden = await Call(reader.read_piece)  # [1, n, D]
     prediction = Prediction(model.head_logits(hidden[:, -1], fast), reader.state)
-    decoder = Decoder(model, prediction, fast, sampling, known=(*document, *query))
+    known = (*document, *query)
+    decoder = Decoder(model, prediction, fast, sampling, known=known, grammar=grammar)
     ids: list[int] = []
     while (token := await decoder.next_token()) is not None:
         ids.append(token.id)

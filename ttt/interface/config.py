@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from refine_server.ttt.interface.output_format import OutputFormat
 from refine_server.ttt.interface.presets import PRESETS, Preset
 from refine_server.ttt.interface.strict import StrictModel
 
@@ -334,6 +335,8 @@ class SamplingConfig(_Settings):
     """The answer ends before any of these."""
     ignore_eos: bool = False
     """Whether to go on after a token that ends answers."""
+    form: OutputFormat | None = None
+    """The form that the answer is held to; None: any."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of the sampled tokens."""
 

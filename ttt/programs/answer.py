@@ -70,6 +70,7 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
         adapted.state,
         adapted.fast_weights,
         request.sampling,
+        grammar=work.grammar,
         on_token=answer_deltas(emit, clock),
     )
     clock.lap("decode")
@@ -102,7 +103,15 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     base_answer = None
     if request.compare_base:
         state = document.base_end.state
-        base = await decode(model, work.query, state, BASE, request.sampling, document=known)
+        base = await decode(
+            model,
+            work.query,
+            state,
+            BASE,
+            request.sampling,
+            document=known,
+            grammar=work.grammar,
+        )
         base_answer = base.text
         clock.lap("base")
         emit(BaseAnswered(base_answer))

@@ -57,7 +57,13 @@ async def answer_on_evidence(
     base_answer = None
     if request.compare_base:
         base = await decode(
-            model, work.query, document.state, BASE, request.sampling, document=known
+            model,
+            work.query,
+            document.state,
+            BASE,
+            request.sampling,
+            document=known,
+            grammar=work.grammar,
         )
         base_answer = base.text
         clock.lap("base")

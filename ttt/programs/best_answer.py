@@ -54,7 +54,14 @@ async def decode_answer(
     context, sampling, known = work.context, work.request.sampling, work.prompt.document
     if (check := context.check) is None:
         decoded = await decode(
-            model, work.query, state, fast, sampling, document=known, on_token=on_token
+            model,
+            work.query,
+            state,
+            fast,
+            sampling,
+            document=known,
+            grammar=work.grammar,
+            on_token=on_token,
         )
         return decoded, context.read
     evidence = await _read(model, check.prompt, BASE)
@@ -68,7 +75,14 @@ async def decode_answer(
     for read, (after, query) in ways.items():
         tokens: list[DecodedToken] = []
         decoded = await decode(
-            model, query, after, fast, sampling, document=known, on_token=tokens.append
+            model,
+            query,
+            after,
+            fast,
+            sampling,
+            document=known,
+            grammar=work.grammar,
+            on_token=tokens.append,
         )
         answers.append(_Answer(read=read, decoded=decoded, tokens=tokens))
 

@@ -232,6 +232,7 @@ class _Completer:
             sampling.model_copy(update={"seed": (sampling.seed + j) % 2**63}),
             context=prompt,
             known=(*known, *prompt),
+            grammar=self.work.grammar,
             top=self.request.logprobs,
         )
 

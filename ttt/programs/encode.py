@@ -4,8 +4,9 @@ Encoding needs the tokenizer and no model, so that it runs beside the model's th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from refine_server.ttt.decoding.grammar import Grammar, GrammarCompiler
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.context import Context, ContextEncoder, Query, require_place
 from refine_server.ttt.interface.config import AdaptConfig
@@ -42,6 +43,8 @@ class EncodedAnswer:
     request: AnswerRequest
     context: Context
     """What is read of the document, and the query."""
+    grammar: Grammar | None = None
+    """The form that the answer is held to."""
 
     @property
     def prompt(self) -> DocumentPrompt:
@@ -79,6 +82,8 @@ class EncodedAsk:
 
     request: AskRequest
     query: list[int]
+    grammar: Grammar | None = None
+    """The form that the answer is held to."""
 
     @property
     def tokens(self) -> int:
@@ -97,6 +102,7 @@ def encode(
     vocabulary: int,
     *,
     has_attention: bool = True,
+    grammars: GrammarCompiler | None = None,
 ) -> EncodedWork:
     """Encode the texts of a request.
 
@@ -106,15 +112,21 @@ def encode(
         limits: the longest texts that are accepted, in tokens.
         vocabulary: number of tokens that the model knows; ids are below it.
         has_attention: whether layers of the model have softmax attention to the whole document.
+        grammars: compiles the forms that answers are held to; needed where a request has one.
 
     Raises:
         RequestError: a text is empty, too long or missing, or has a token that the model does not
-            know; ``param`` names the field.
+            know, or nothing has the form that is asked for; ``param`` names the field.
     """
     encoded = _encode_texts(work, template, limits, has_attention=has_attention)
     for param, ids in _texts(encoded, template, limits):
         require_known(ids, vocabulary, param, template)
-    return encoded
+    form = None if isinstance(work, AdaptRequest) else work.sampling.form
+    if form is None or isinstance(encoded, EncodedAdapt | EncodedQueryAdapt):
+        return encoded
+    if grammars is None:
+        raise RequestError(f"{form.param}: not supported here", form.param, "invalid_value")
+    return replace(encoded, grammar=grammars.compile(form))
 
 
 def require_known(

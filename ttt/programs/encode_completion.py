@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from refine_server.ttt.decoding.grammar import Grammar
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.evidence.context import Context, ContextEncoder, Query, require_place
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
@@ -23,6 +24,8 @@ class EncodedCompletion:
     contexts: tuple[Context, ...] = ()
     """What is read of the document before each prompt, and its evidence; empty where the request
     has no document's text. An adapted document was read before."""
+    grammar: Grammar | None = None
+    """The form that every choice is held to."""
 
     @property
     def prompt_tokens(self) -> int:

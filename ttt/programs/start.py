@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from refine_server.ttt.batching import Program, stream
+from refine_server.ttt.decoding.grammar import GrammarCompiler
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.events import Emit, Event, ShouldStop
 from refine_server.ttt.interface.requests import Limits, Work
@@ -78,5 +79,6 @@ def perform(
         (limits or Limits()).within(model.context_length),
         model.embedding.num_embeddings,
         has_attention=bool(model.attention_layers),
+        grammars=GrammarCompiler(model),
     )
     yield from stream(partial(start, model, encoded, should_stop=should_stop, documents=documents))

@@ -57,7 +57,6 @@ NEUTRAL: dict[str | None, Neutral] = {
     "presence_penalty": Neutral((0,), NO_PENALTY),
     "prompt_logprobs": Neutral((), "log-probabilities of a prompt come with echo and logprobs"),
     "repetition_penalty": Neutral((1,), NO_PENALTY),
-    "response_format": Neutral(({"type": "text"},), "answers are plain text"),
     "skip_special_tokens": Neutral((True,), "an answer has no control tokens"),
     "spaces_between_special_tokens": Neutral((True,), "an answer has no control tokens"),
     "stop_token_ids": Neutral(([],), END_BY_STOP),

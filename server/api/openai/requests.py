@@ -26,6 +26,11 @@ from refine_server.server.api.fields import (
 )
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
 from refine_server.server.api.openai.messages import ChatMessage, Messages
+from refine_server.server.api.response_format import (
+    GuidedChoice,
+    ResponseFormat,
+    output_format,
+)
 from refine_server.ttt.interface.config import (
     DocumentAdaptConfig,
     SamplingConfig,
@@ -126,6 +131,8 @@ class GenerationBody(StrictModel, ABC):
     )
     stop: StopStrings | None = Field(None, description="Strings before which a choice ends.")
     ignore_eos: bool = Field(False, description="Continue after the end-of-text token (as vLLM).")
+    response_format: ResponseFormat | None = None
+    guided_choice: GuidedChoice | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     allowed_token_ids: Unsupported = None
@@ -140,7 +147,6 @@ class GenerationBody(StrictModel, ABC):
     presence_penalty: Unsupported = None
     prompt_logprobs: Unsupported = None
     repetition_penalty: Unsupported = None
-    response_format: Unsupported = None
     skip_special_tokens: Unsupported = None
     spaces_between_special_tokens: Unsupported = None
     stop_token_ids: Unsupported = None
@@ -190,7 +196,7 @@ class GenerationBody(StrictModel, ABC):
             field: the field that says it.
 
         Raises:
-            RequestError: more tokens are asked for than the server allows.
+            RequestError: more tokens are asked for than the server allows, or two forms.
         """
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
         return SamplingConfig(
@@ -199,6 +205,7 @@ class GenerationBody(StrictModel, ABC):
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(self.stop or ()),
             ignore_eos=self.ignore_eos,
+            form=output_format(self.response_format, self.guided_choice),
             seed=seed,
         )
 

@@ -9,6 +9,7 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.encoder import TemplatePool
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program
+from refine_server.ttt.decoding.grammar import GrammarCompiler
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.events import Emit, ShouldStop
 from refine_server.ttt.interface.requests import Work
@@ -45,6 +46,7 @@ class ModelBackend(Backend):
             raise ModelError(f"--prompt and --chat: {error}") from None
         self.prompt_form = template.form
         self.templates = TemplatePool(template)
+        self._grammars = GrammarCompiler(model)
         self._documents = DocumentCache(
             settings.document_cache_bytes, settings.adaptation_ttl_seconds
         )
@@ -71,6 +73,7 @@ class ModelBackend(Backend):
                 self.limits,
                 self.vocabulary,
                 has_attention=bool(self.model.attention_layers),
+                grammars=self._grammars,
             )
 
     @override

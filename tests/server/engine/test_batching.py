@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from refine_server.ttt.interface.config import (
     SamplingConfig,
 )
 from refine_server.ttt.interface.events import AdaptationStep, AnswerCompleted
+from refine_server.ttt.interface.output_format import ChoiceFormat, JsonFormat
 from refine_server.ttt.interface.requests import AnswerRequest, CompletionRequest
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.start import perform
@@ -100,6 +102,25 @@ async def test_answers_in_batches_are_those_given_alone(
         )
         assert served.mean_batch_size("adapt") > 1.5
         assert served.mean_batch_size("decode") > 1
+
+
+async def test_answers_of_different_forms_in_one_batch_are_those_given_alone(
+    tiny: CausalLM,
+) -> None:
+    schema = '{"type": "object", "properties": {"who": {"type": "string", "maxLength": 9}}}'
+    forms = [JsonFormat(schema, "f"), ChoiceFormat(("the keeper", "nobody"), "f"), None]
+    works = []
+    for number, form in enumerate([*forms, *forms]):
+        work = request(number, objective="none")
+        sampling = SamplingConfig(max_tokens=12, form=form, temperature=0.7, seed=number)
+        works.append(replace(work, sampling=sampling))
+    async with serving_tiny() as served:
+        submitted = [served.submit(work) for work in works]
+        answers = [await work.answer() for work in submitted]
+        assert served.mean_batch_size("decode") > 1
+    for work, answer in zip(works, answers, strict=True):
+        expected = alone(tiny, work)
+        assert (answer.answer, answer.finish_reason) == (expected.answer, expected.finish_reason)
 
 
 async def test_one_at_a_time_when_asked() -> None:

@@ -142,7 +142,7 @@ def test_neutral_values_are_accepted(client: TestClient, body: dict[str, Any]) -
         ({"prompt": [999]}, "prompt", "token 999"),
         ({}, "prompt", "required"),
         ({**CHAT, "tools": [{"type": "function"}]}, "tools", "not support"),
-        ({**CHAT, "response_format": {"type": "json_object"}}, "response_format", "not support"),
+        ({**CHAT, "response_format": {"type": "grammar"}}, "response_format.type", "json_schema"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "requires logprobs"),
         ({**CHAT, "stream_options": {}}, "stream_options", "requires stream"),
         ({**CHAT, "ttt": {"adapt": {"optimizer": {"steps": 1}}}}, "ttt.adapt", "requires document"),
