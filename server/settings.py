@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         Limits().query_tokens, ge=1, description="Maximum length of a query in tokens."
     )
     max_tokens: int = Field(
-        MAX_ANSWER_TOKENS,
+        4096,
         ge=1,
         le=MAX_ANSWER_TOKENS,
         description="Maximum length of an answer, in tokens, that a request may ask for.",

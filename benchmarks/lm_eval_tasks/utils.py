@@ -4,6 +4,8 @@
 arguments, together with the model's arguments.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +20,50 @@ from refine_server.benchmarks.ruler.samples import Sample, family_of
 from refine_server.benchmarks.tokens import FileTokenizer, ServerTokenizer, Tokenizer
 from refine_server.clients import RefineClient
 
+TEMPLATE = 64
+"""Tokens that are left to the chat template around a prompt."""
+
 
 def longbench(
     dataset: str,
     longbench_data: str | None = None,
-    max_length: int = 16_000,
+    max_length: int | str | None = None,
     tokenizer: str | None = None,
     base_url: str = "",
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
     """Return the rows of one task as prompts, cut in the middle to ``max_length`` tokens.
 
-    The tokenizer is read from a file or, by default, used over HTTP from the server at
-    ``base_url``.
+    By default a prompt is as long as the server at ``base_url`` reads, less its answer and what a
+    chat template adds. The tokenizer is read from a file or, by default, used over HTTP from that
+    server.
     """
     folder = _given("longbench_data", longbench_data)
-    tokens: Tokenizer
-    if tokenizer is None:
-        tokens = ServerTokenizer(RefineClient(base_url.removesuffix("/v1/completions")))
-    else:
-        tokens = FileTokenizer(tokenizer)
+    if tokenizer is not None and max_length is not None:
+        return _dataset(folder, dataset, int(max_length), FileTokenizer(tokenizer))
+    if not base_url:
+        raise DataError("--metadata needs max_length and tokenizer where a model has no base_url")
+    server = server_of(base_url)
+    with RefineClient(server, api_key=os.environ.get("OPENAI_API_KEY")) as client:
+        tokens: Tokenizer = ServerTokenizer(client)
+        if tokenizer is not None:
+            tokens = FileTokenizer(tokenizer)
+        if max_length is None:
+            max_length = client.models()[0].max_model_len - task_of(dataset).max_tokens - TEMPLATE
+        return _dataset(folder, dataset, int(max_length), tokens)
+
+
+def server_of(base_url: str) -> str:
+    """Return the server's address from that of a route, as models of lm_eval take it."""
+    return re.sub(r"/v1(/chat)?(/completions)?/*$", "", base_url)
+
+
+def _dataset(
+    folder: Path, dataset: str, max_length: int, tokens: Tokenizer
+) -> dict[str, datasets.Dataset]:
     docs = []
     for row in load(folder, [dataset]):
-        asked = split_prompt(row, int(max_length), tokens)
+        asked = split_prompt(row, max_length, tokens)
         docs.append(
             {
                 "id": row.id,

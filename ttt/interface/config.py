@@ -21,8 +21,8 @@ Targets = Literal["fast_weights", "low_rank", "queries", "all"]
 
 MAX_BRANCHES = 512
 """Most continuations in one step: they are read as one batch, in memory that requests share."""
-MAX_ANSWER_TOKENS = 4096
-"""Longest answer, in tokens, that any server allows; a server's own limit may be lower."""
+MAX_ANSWER_TOKENS = 2**20
+"""Longest answer, in tokens, that any server allows; a server's own limit is mostly lower."""
 
 LOWEST_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken, as at 0: logits divided by less leave fp32's range."""

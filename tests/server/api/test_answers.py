@@ -11,6 +11,7 @@ from refine_server.clients import sse
 from refine_server.ttt.interface.errors import RequestError
 from support.fake_backend import Script
 
+ASKED = [{"role": "user", "content": "who"}]
 BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 2}}}
 
 
@@ -190,6 +191,25 @@ def test_an_unknown_model_is_404(client: TestClient) -> None:
     assert response.status_code == 404
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert post(client, model="fake").status_code == 200
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/answers", {**BODY, "max_tokens": 8192}),
+        ("/v1/completions", {"prompt": "who", "max_tokens": 8192}),
+        ("/v1/chat/completions", {"messages": ASKED, "max_tokens": 8192}),
+        ("/v1/chat/completions", {"messages": ASKED, "max_completion_tokens": 8192}),
+    ],
+)
+def test_answers_of_more_than_4096_tokens_are_allowed_by_a_setting(
+    make_client: Callable[..., TestClient], path: str, body: dict[str, Any], allowed: bool
+) -> None:
+    response = make_client(max_tokens=10_000 if allowed else 4096).post(path, json=body)
+    assert response.status_code == (200 if allowed else 422), response.text
+    if not allowed:
+        assert "at most 4096" in response.json()["error"]["message"]
 
 
 def test_max_tokens_is_bounded_by_the_server(make_client: Callable[..., TestClient]) -> None:

@@ -138,3 +138,62 @@ def test_the_harness_scores_and_generates(tiny_url: str, tiny: CausalLM, tmp_pat
         answers = [sample["filtered_resps"] for sample in samples[task]]
         assert answers == [[" amber"], [" copper"]]
         assert [sample["exact_match"] for sample in samples[task]] == [1.0, 1.0]
+
+
+TASKS = Path(__file__).parents[4] / "benchmarks" / "lm_eval_tasks"
+OWN_TASKS = """
+import json, sys
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+runs, results = json.loads(sys.argv[1]), []
+for run in runs:
+    metadata = run.pop("metadata")
+    tasks = TaskManager(include_path=sys.argv[2], include_defaults=False, metadata=metadata)
+    told = simple_evaluate(task_manager=tasks, bootstrap_iters=0, log_samples=True, **run)
+    [samples] = told["samples"].values()
+    results.append([told["results"]["refine_longbench_trec"]["score,none"], samples[0]["doc"]])
+print(json.dumps(results))
+"""
+
+
+def test_the_projects_tasks_run_in_chats_and_with_slashes_at_the_end(
+    tiny_url: str, tmp_path: Path
+) -> None:
+    row = {
+        "input": "Question: Who?\nType:",
+        "context": "Question: What is it?\nType: Food\n" * 90,
+        "answers": ["Food"],
+        "length": 9,
+        "dataset": "trec",
+        "language": "en",
+        "all_classes": ["Food", "Human"],
+        "_id": "1",
+    }
+    (tmp_path / "trec.jsonl").write_text(json.dumps(row) + "\n")
+    runs = []
+    for kind, path in {
+        "local-completions": "/v1/completions/",
+        "local-chat-completions": "/v1/chat/completions",
+        "local-chat-completions ": "/v1/chat/completions/",
+    }.items():
+        address = {"base_url": f"{tiny_url}{path}", "model": "tiny"}
+        # What the command line hands to tasks: the metadata, with the model's arguments.
+        metadata = {"longbench_data": str(tmp_path), **address}
+        runs.append(
+            {
+                "model": kind.strip(),
+                "model_args": ",".join(f"{name}={value}" for name, value in address.items()),
+                "apply_chat_template": "chat" in kind,
+                "tasks": ["refine_longbench_trec"],
+                "metadata": metadata,
+            }
+        )
+    arguments = [sys.executable, "-c", OWN_TASKS, json.dumps(runs), str(TASKS)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=offline, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == 3
+    for score, doc in results:
+        assert 0 <= score <= 100
+        assert "Who?" in doc["prompt"]
