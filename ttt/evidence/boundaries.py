@@ -69,6 +69,8 @@ _GAPS = [
 ]
 _PATTERNS = [(level, regex.compile(gap, regex.V1 | regex.MULTILINE)) for level, gap in _GAPS]
 _CHARACTER = regex.compile(r"\X")
+_LINE_BREAK = regex.compile(r"\r\n")
+"""The only character of ASCII that has two parts."""
 
 
 def levels(text: str) -> bytearray:
@@ -81,8 +83,9 @@ def levels(text: str) -> bytearray:
         for gap in pattern.finditer(text):
             start, end = gap.span()
             found[start : end + 1] = bytes([level]) * (end + 1 - start)
-    for character in _CHARACTER.finditer(text):
+    for character in (_LINE_BREAK if text.isascii() else _CHARACTER).finditer(text):
         start, end = character.span()
-        found[start + 1 : end] = bytes(end - start - 1)
+        if end > start + 1:
+            found[start + 1 : end] = bytes(end - start - 1)
     found[0] = found[-1] = Level.PARAGRAPH
     return found

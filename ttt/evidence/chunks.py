@@ -56,6 +56,9 @@ def cut_parts(
         tokens: the most tokens of a chunk, at least 1.
         parts: first token of each part, and one beyond its last.
     """
+    parts = list(parts)
+    if all(end - start <= tokens for start, end in parts):  # nothing is to be cut
+        return [Chunk.of(offsets, start, end) for start, end in parts if start < end]
     places, level = _places(text, offsets), levels(text)
     return [chunk for part in parts for chunk in _cut_part(offsets, places, level, tokens, *part)]
 
