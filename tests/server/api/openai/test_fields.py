@@ -155,7 +155,6 @@ OTHER = {
     "repetition_penalty": 1.1,
     "skip_special_tokens": False,
     "stop_token_ids": [2],
-    "response_format": {"type": "json_object"},
     "frequency_penalty": 0.5,
     "logit_bias": {"5": 1},
     "use_beam_search": True,
