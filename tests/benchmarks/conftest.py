@@ -54,6 +54,7 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
         "citations": [],
         "quotes": [],
         "overflow": None,
+        "context": "document",
         "adaptation": {
             "id": "adapt-1",
             "objective": objective,
