@@ -1,6 +1,6 @@
 """Strategies for single values of a request, and for changes of a whole body."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -56,7 +56,7 @@ def paths(body: object, above: Path = ()) -> Iterator[Path]:
     inner: Iterator[tuple[Any, object]] = iter(())
     if isinstance(body, Mapping):
         inner = iter(body.items())
-    elif isinstance(body, Sequence) and not isinstance(body, str):
+    elif isinstance(body, list):
         inner = iter(enumerate(body))
     for name, value in inner:
         yield (*above, name)
