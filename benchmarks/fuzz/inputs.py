@@ -18,7 +18,7 @@ MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "hello"}]},
     {"role": "assistant", "content": None},
-    {"role": "user", "content": "What is the harbour code?"},
+    {"role": "user", "content": "Which code?"},
 ]
 ADAPT = {"optimizer": {"steps": 1}, "rollouts": {"positions": 2, "tokens": 2}}
 KINDS = ("document", "prompt", "spans", "query_spans", "evidence")
