@@ -22,6 +22,7 @@ from refine_server.benchmarks.console import (
     numbers_of,
     print_result,
 )
+from refine_server.benchmarks.fuzz.cli import fuzz
 from refine_server.benchmarks.paper.cli import paper
 from refine_server.benchmarks.reliability.cli import reliability
 from refine_server.benchmarks.replay import cli as replay
@@ -42,6 +43,7 @@ app.command("load")(load)
 app.command("overhead")(overhead)
 app.command("beside")(beside)
 app.command("reliability")(reliability)
+app.command("fuzz")(fuzz)
 app.command()(adaptation)
 app.command()(regimes)
 app.command("paper")(paper)

@@ -1,8 +1,10 @@
 """Requests generated from the schema, valid and invalid, against an app on a scripted model."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from refine_server.benchmarks.fuzz.values import changed
 
 KEY = "alice-alice-alice-1"
 
@@ -55,5 +59,41 @@ def _call(operation: Any, mode: GenerationMode, headers: dict[str, str]) -> None
         case.validate_response(
             response, checks=[not_a_server_error, response_schema_conformance], headers=headers
         )
+
+    check()
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_change_of_a_generated_body_causes_a_server_error(
+    live: Callable[..., str], mode: GenerationMode
+) -> None:
+    """With invalid Unicode, extreme numbers, unknown tokens, huge texts and nulls in any place."""
+    url = live(max_tokens=16)
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    with httpx.Client(base_url=url, headers={"content-type": "application/json"}) as client:
+        for operation in operations:
+            if operation.body:
+                _send_changed(client, operation, mode)
+
+
+def _send_changed(client: httpx.Client, operation: Any, mode: GenerationMode) -> None:
+    @settings(
+        max_examples=30,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(st.data())
+    def check(data: Any) -> None:
+        generated = data.draw(operation.as_strategy(generation_mode=mode)).body
+        if isinstance(generated, bytes):
+            return  # no JSON
+        body = data.draw(changed(generated))
+        response = client.post(operation.path, content=json.dumps(body))
+        if response.status_code == 504 and "timeout_seconds" in body:
+            return  # it got what it asked for
+        assert response.status_code < 500, (body, response.text)
 
     check()
