@@ -115,6 +115,8 @@ class Scheduler:
 
     def _remaining(self, job: Job) -> float:
         """Estimate the seconds of work that are left to do for a job."""
+        if job.status is JobStatus.CANCELLING:
+            return 0.0
         slot = self.active.get(job)
         return max(job.estimate.total - (slot.worked_seconds if slot else 0.0), 0.0)
 

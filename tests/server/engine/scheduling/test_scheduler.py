@@ -104,6 +104,15 @@ def test_others_take_no_more_of_a_short_jobs_time_than_it_needs_itself() -> None
         scheduler.add(make_job(seconds=2, deadline=5.0), now=0.0)
 
 
+def test_a_job_that_is_about_to_end_takes_no_time() -> None:
+    scheduler = Scheduler(limits(active=4))
+    leaving = make_job(seconds=1000)
+    scheduler.add(leaving, now=0.0)
+    scheduler.next()
+    leaving.status = JobStatus.CANCELLING
+    scheduler.add(make_job(seconds=3, deadline=5.0), now=0.0)
+
+
 def test_steps_that_can_be_left_out_refuse_nothing() -> None:
     scheduler = Scheduler(limits(active=4))
     for _ in range(3):
