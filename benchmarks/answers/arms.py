@@ -80,6 +80,7 @@ ARMS = {
         Arm(name="document+passages-8", options=BOTH, count=8),
         Arm(name="best", options=BEST),
         Arm(name="random-passages", options=PASSAGES, is_random=True),
+        Arm(name="random-document+passages", options=BOTH, is_random=True),
         Arm(name="random-best", options=BEST, is_random=True),
         Arm(name="attention", options={"context": "document", "adapt": ATTENTION}),
         Arm(name="ntp", options={"context": "document", "adapt": NEXT_TOKEN}),

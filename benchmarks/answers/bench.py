@@ -67,7 +67,8 @@ class AnswerBench:
         self.model, self.arms = model, arms
         self.template = PromptTemplate(model.tokenizer)
         self._documents = DocumentCache(KEPT_BYTES, math.inf)
-        self._reading_seconds: dict[tuple[str, int, str, int], float] = {}
+        self.reading_seconds: dict[tuple[str, int, str, int], float] = {}
+        """By task, length, id and tokens of what was read."""
 
     def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
         """Yield the results of all items; those of an interrupted run are not measured again."""
@@ -100,8 +101,8 @@ class AnswerBench:
         [read] = (event for event in events if isinstance(event, DocumentRead))
         text = item.task, item.length, item.id, read.document_tokens
         if read.is_cached:
-            seconds += self._reading_seconds[text]
-        self._reading_seconds.setdefault(text, read.seconds)
+            seconds += self.reading_seconds[text]
+        self.reading_seconds.setdefault(text, read.seconds)
         return Result(
             task=item.task,
             length=item.length,

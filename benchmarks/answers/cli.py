@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from refine_server.benchmarks.adaptation.items import Item
     from refine_server.ttt.models import CausalLM
 
+DEFAULT_LENGTHS = "1024,2048"
 QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 2
 
 
@@ -41,13 +42,17 @@ def adaptation(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="RULER or LongBench rows (.jsonl or .parquet), instead of generated needles. "
-            "Can be given several times."
+            help="RULER or LongBench rows (.jsonl or .parquet), instead of generated needles "
+            "unless --lengths is given too. Can be given several times."
         ),
     ] = None,
     lengths: Annotated[
-        str, typer.Option(help="Lengths of generated documents in tokens, separated by commas.")
-    ] = "1024,2048",
+        str | None,
+        typer.Option(
+            help="Lengths of generated documents in tokens, separated by commas. Default: "
+            f"{DEFAULT_LENGTHS}, or no such documents where --data is given."
+        ),
+    ] = None,
     documents: Annotated[
         int, typer.Option(min=1, help="Number of documents of each task and length, or file.")
     ] = 20,
@@ -84,7 +89,9 @@ def adaptation(
     if quick:
         lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
     loaded = load(model)
-    sizes = numbers_of(lengths, "--lengths")
+    if lengths is None:
+        lengths = "" if data else DEFAULT_LENGTHS
+    sizes = numbers_of(lengths, "--lengths") if lengths else []
     items = _items(loaded, data or [], sizes, documents, max_tokens, seed, part)
     bench, results = AnswerBench(loaded, chosen), []
     for result in bench.run(items, out / "results.jsonl", resume=resume):
@@ -113,13 +120,13 @@ def _items(
     from refine_server.benchmarks.adaptation.bench import ModelTokenizer
 
     tokenizer = ModelTokenizer(model.tokenizer)
-    if data:
-        found = (item for path in data for item in items.file_items(path, sys.maxsize, part))
-        short = [item for item in found if len(tokenizer.encode(item.context)) <= max_tokens]
-        return items.in_turns(_first(short, count))
+    found = (item for path in data for item in items.file_items(path, sys.maxsize, part))
+    short = [item for item in found if len(tokenizer.encode(item.context)) <= max_tokens]
     if model.name in ("tiny", "tiny-nested"):
-        return items.in_turns(items.tiny_items(lengths, count, seed, part))
-    return items.in_turns(items.prose_items(lengths, count, tokenizer, seed, part))
+        generated = items.tiny_items(lengths, count, seed, part)
+    else:
+        generated = items.prose_items(lengths, count, tokenizer, seed, part)
+    return items.in_turns([*_first(short, count), *generated])
 
 
 def _first(found: "list[Item]", count: int) -> "list[Item]":

@@ -54,7 +54,7 @@ def test_random_evidence_depends_on_the_document_alone(tiny: CausalLM, item: Ite
     arm = ARMS["random-passages"]
 
     def locate(text: str) -> list[tuple[int, int]]:
-        return bench.template.locate_tokens(text, Limits())[1]
+        return bench.template.locate_tokens(text, Limits().document_tokens)[1]
 
     one, again = (arm.request(item, item.questions[0], locate).evidence for _ in range(2))
     other = arm.request(replace(item, id="other"), item.questions[0], locate).evidence
@@ -108,3 +108,32 @@ def test_the_command_prints_scores_by_arm(tmp_path: Path) -> None:
     assert figures["n"] == 2
     assert (tmp_path / "report.md").read_text().startswith("## tiny, heldout")
     assert (tmp_path / "scores.png").stat().st_size > 1000
+
+
+def test_rows_and_generated_documents_are_one_run(tmp_path: Path) -> None:
+    row = {
+        "index": 3,
+        "context": "The harbour code is amber.",
+        "query": "harbour code",
+        "outputs": ["amber"],
+        "length": 9,
+    }
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({**row, "index": n}) + "\n" for n in range(9)))
+    command = "bench adaptation --model tiny --arms none --documents 1 --json"
+    tasks = {}
+    for lengths in ([], ["--lengths", "512"]):
+        out = tmp_path / f"run{len(lengths)}"
+        shown = run(*command.split(), "--data", data, *lengths, "--out", out)
+        assert shown.exit_code == 0, shown.output
+        lines = (out / "results.jsonl").read_text().splitlines()
+        tasks[len(lengths)] = {json.loads(line)["task"] for line in lines}
+    assert tasks[0] == {"qa_1"}
+    assert tasks[2] == {"qa_1", "niah_single", "niah_multikey"}
+
+
+def test_a_reading_that_arms_share_counts_for_each(tiny: CausalLM, item: Item) -> None:
+    bench = AnswerBench(tiny, [])
+    first, second = (bench.measure(item, 0, ARMS["none"]) for _ in range(2))
+    [reading] = bench.reading_seconds.values()
+    assert 0 < reading < min(first.seconds, second.seconds)
