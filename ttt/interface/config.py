@@ -218,14 +218,15 @@ class AdaptConfig(_Settings):
     """`held_out`: spans of the document are kept out of the loss; the answer comes from the step
     that did best on them, from the base weights if no step did better, and steps end early
     when several in a row bring no improvement. `none`: all steps are made and the answer comes from
-    the last. Non-finite values always fall back to the base weights."""
+    the last. Non-finite values always fall back to the base weights. Where `on` is the evidence it
+    is `none`: nothing is held out of the evidence."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
 
     @model_validator(mode="before")
     @classmethod
     def _evidence_adapts_queries(cls, settings: Any) -> Any:
-        """Fill in ``targets`` where the evidence is adapted on, unless they are given."""
+        """Fill in ``targets`` and ``guard`` where the evidence is adapted on, unless given."""
         if not isinstance(settings, Mapping) or _kind_of(settings.get("on")) != "evidence":
             return settings
         weights = settings.get("fast_weights", {})
@@ -233,7 +234,7 @@ class AdaptConfig(_Settings):
             weights = weights.model_dump(exclude_unset=True)
         if not isinstance(weights, Mapping):
             return settings
-        return {**settings, "fast_weights": {"targets": "queries", **weights}}
+        return {"guard": "none", **settings, "fast_weights": {"targets": "queries", **weights}}
 
     @model_validator(mode="before")
     @classmethod
@@ -261,6 +262,10 @@ class AdaptConfig(_Settings):
             raise ValueError("fast_weights.targets must be queries where on.kind is evidence")
         if queries and not on_evidence:
             raise ValueError("fast_weights.targets can be queries only where on.kind is evidence")
+        if on_evidence and self.guard != "none":
+            raise ValueError(
+                "guard must be none where on.kind is evidence: nothing is held out of the evidence"
+            )
         if not on_evidence and (self.objective == "attention" or self.loss.attention):
             raise ValueError("attention needs on.kind evidence, which it is aimed at")
         if self.objective == "attention" and not self.loss.attention:
@@ -309,7 +314,8 @@ def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         weights = settings.get("fast_weights")
         if isinstance(weights, Mapping):  # what is adapted on evidence is not adapted elsewhere
             own = {name: value for name, value in weights.items() if name != "targets"}
-            settings = result = {**settings, "fast_weights": own}
+            rest = {name: value for name, value in settings.items() if name != "guard"}
+            settings = result = {**rest, "fast_weights": own}
     for name, change in changes.items():
         group = settings.get(name)
         if isinstance(group, Mapping) and isinstance(change, Mapping):

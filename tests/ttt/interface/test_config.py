@@ -1,6 +1,7 @@
 """Settings of an adaptation: bounds of each field, and changes of some fields."""
 
 import pytest
+from pydantic import ValidationError
 
 from refine_server.ttt.interface.config import (
     AdaptConfig,
@@ -53,3 +54,14 @@ def test_a_change_of_kind_starts_from_the_defaults_of_the_new_kind() -> None:
 def test_an_adaptation_without_a_query_has_no_query_spans() -> None:
     with pytest.raises(ValueError, match="query_spans"):
         DocumentAdaptConfig.model_validate({"on": {"kind": "query_spans"}})
+
+
+def test_nothing_is_held_out_of_evidence() -> None:
+    """So that no guard is promised that judges nothing."""
+    on = {"kind": "evidence"}
+    assert AdaptConfig.model_validate({"on": on}).guard == "none"
+    assert AdaptConfig().updated(on=on).guard == "none"
+    back = AdaptConfig().updated(on=on).updated(on={"kind": "document"})
+    assert back.guard == "held_out"
+    with pytest.raises(ValidationError, match="guard must be none where"):
+        AdaptConfig.model_validate({"on": on, "guard": "held_out"})
