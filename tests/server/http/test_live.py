@@ -123,11 +123,12 @@ def test_a_full_queue_is_429_with_retry_after(
 
 def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str], fake: Any) -> None:
     fake.hold("held")
-    url = live(request_timeout_seconds=0.1)
-    response = httpx.post(f"{url}/v1/answers", json=HELD)
+    url = live(request_timeout_seconds=0.3)
+    held = {**HELD, "max_tokens": 1}  # so that there seems to be time for a step
+    response = httpx.post(f"{url}/v1/answers", json=held)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
     with pytest.raises(ClientError, match="longer than") as late:
-        ask(url, HELD)
+        ask(url, held)
     assert late.value.code == "timeout"
 
 
@@ -207,7 +208,7 @@ def test_other_requests_are_answered_while_the_model_works(
     wait_for(lambda: fake.turns == ["gone"])
     assert httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
     assert "refine_queue_depth 0.0" in httpx.get(f"{url}/metrics", timeout=5).text
-    long = json.dumps({"document": "word " * 60, "query": "x"})
+    long = json.dumps({"document": "word " * 60, "query": "x", "on_overflow": "error"})
     headers = {"content-type": "application/json"}
     refused = httpx.post(f"{url}/v1/answers", content=long, headers=headers, timeout=5)
     assert refused.status_code == 413
