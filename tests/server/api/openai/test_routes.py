@@ -232,7 +232,7 @@ def test_a_failed_adaptation_is_not_to_be_retried(client: TestClient, fake: Any)
 
 
 def test_an_answer_that_fails_after_adapting_is_not_to_be_retried(
-    live: Callable[..., str], fake: Any
+    live: Callable[..., str], fake: Any, wait_for: Callable[..., None]
 ) -> None:
     url = live(request_timeout_seconds=0.5)
     seconds = iter([0.0, 1.0])  # the second step takes longer than the first one promised
@@ -244,6 +244,7 @@ def test_an_answer_that_fails_after_adapting_is_not_to_be_retried(
     }
     late = httpx.post(f"{url}/v1/answers", json=body)
     assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
+    wait_for(lambda: fake.closed == ["late"])
     waited = httpx.post(f"{url}/v1/answers", json={**body, "document": fake.hold("held")})
     assert waited.status_code == 504
     assert "x-should-retry" not in waited.headers
