@@ -337,7 +337,7 @@ def test_running_adaptations_are_kept_as_they_are_at_shutdown(
 def test_a_request_may_have_a_shorter_timeout_than_the_server(
     client: TestClient, fake: FakeBackend
 ) -> None:
-    body = {"document": fake.hold("held"), "query": "q", "timeout_seconds": 0.1, "max_tokens": 1}
+    body = {"document": fake.hold("held"), "query": "q", "timeout_seconds": 0.5, "max_tokens": 1}
     late = client.post("/v1/answers", json=body)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
     made = create(client, "held y", timeout_seconds=0.1).json()

@@ -123,7 +123,7 @@ def test_a_full_queue_is_429_with_retry_after(
 
 def test_a_timeout_is_504_or_a_final_error_event(live: Callable[..., str], fake: Any) -> None:
     fake.hold("held")
-    url = live(request_timeout_seconds=0.3)
+    url = live(request_timeout_seconds=0.5)
     held = {**HELD, "max_tokens": 1}  # so that there seems to be time for a step
     response = httpx.post(f"{url}/v1/answers", json=held)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
