@@ -131,7 +131,9 @@ class CostModel(EngineObserver):
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
-            case AnswerCompleted():
+            case AnswerCompleted() if not (
+                isinstance(work, AnswerRequest) and work.context == "best"
+            ):
                 seconds, length = event.timings.decode_seconds, event.usage.completion_tokens
                 self.decode.observe(seconds, length)
                 self.answer_tokens.observe(length, 1)

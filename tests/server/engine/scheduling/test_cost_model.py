@@ -121,6 +121,14 @@ def test_answers_are_expected_to_end_before_their_longest_length() -> None:
     assert costs.estimate(asked, 0).finish == pytest.approx(2 * 10 * 0.1, rel=1e-3)
 
 
+def test_the_best_of_three_answers_says_nothing_of_one() -> None:
+    """Its seconds are those of all three, and its tokens those of one."""
+    costs = CostModel()
+    costs.observe(AnswerRequest("text", "?", context="best"), 9, answered(tokens=1, seconds=99.0))
+    assert costs.decode.seconds == CostModel().decode.seconds
+    assert costs.answer_tokens.seconds == TYPICAL_TOKENS
+
+
 def test_the_first_rates_are_measured_when_the_model_is_opened() -> None:
     backend = ModelBackend(Settings(model="tiny"))
     costs = CostModel()
