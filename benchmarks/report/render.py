@@ -11,7 +11,7 @@ import matplotlib
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from refine_server.benchmarks.replay.folder import Manifest
+from refine_server.benchmarks.report.manifest import Manifest
 
 matplotlib.use("agg")
 

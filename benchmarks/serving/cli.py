@@ -1,26 +1,28 @@
-"""``refine-server bench load`` and ``refine-server bench overhead``."""
+"""The commands that measure a server: load, overhead, beside and batch."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from refine_server.benchmarks.console import (
+from refine_server.benchmarks.common.console import (
     LOCAL,
     Adapt,
     AnswerTokens,
     AsJson,
     DocumentLengths,
+    ModelName,
     OutFolder,
     Repeats,
     Seed,
+    Threads,
     TokenizerName,
     Url,
     adapt_of,
     names_of,
     print_result,
 )
-from refine_server.benchmarks.replay.cli import tokenizer_of
+from refine_server.benchmarks.quality.replay.cli import tokenizer_of
 
 
 def load(
@@ -66,9 +68,9 @@ def load(
     Requests arrive at random times (--rates, a Poisson process), or each client sends its next
     request when it has its answer (--clients).
     """
-    from refine_server.benchmarks.replay.folder import Manifest, effective
-    from refine_server.benchmarks.report.loaded import load_report
+    from refine_server.benchmarks.report.manifest import Manifest, effective
     from refine_server.benchmarks.serving.drive import Driver
+    from refine_server.benchmarks.serving.report import load_report
     from refine_server.benchmarks.serving.workload import Mix
 
     arrivals, loads = _levels(rates, clients)
@@ -110,6 +112,23 @@ def overhead(
     from refine_server.benchmarks.serving.overhead import run
 
     print_result(run(clients, rate, requests, repeats), as_json)
+
+
+def batch(
+    model: ModelName = "tiny",
+    concurrency: Annotated[int, typer.Option(min=2, help="Number of concurrent requests.")] = 8,
+    lengths: DocumentLengths = "512",
+    adapt: Adapt = "{}",
+    max_tokens: AnswerTokens = 64,
+    repeats: Repeats = 2,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time concurrent adaptations and answers against the same ones in sequence, over HTTP."""
+    from refine_server.benchmarks.serving.batch import BatchBench
+
+    bench = BatchBench(model, concurrency, lengths, adapt_of(adapt), max_tokens, threads)
+    print_result(bench.run(repeats), as_json)
 
 
 def beside(

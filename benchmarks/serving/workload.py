@@ -4,9 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refine_server.benchmarks.rows import DataError
-from refine_server.benchmarks.ruler.generate import Sources, generate
-from refine_server.benchmarks.tokens import Tokenizer
+from refine_server.benchmarks.common.rows import DataError
+from refine_server.benchmarks.common.tokens import Tokenizer
+from refine_server.benchmarks.quality.ruler.generate import Sources, generate
 
 TASK = "niah_multikey_2"
 """Task of the documents; it has documents of any length, all different."""

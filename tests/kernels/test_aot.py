@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from refine_server.benchmarks.kernel_cases import CASES, Case
-from refine_server.benchmarks.kernels import in_process
+from refine_server.benchmarks.speed.kernels.bench import in_process
+from refine_server.benchmarks.speed.kernels.cases import CASES, Case
 from refine_server.kernels.aot import SHARED_LIMIT, compiled
 
 SHARED_LIMIT_80 = 166_912  # of an A100

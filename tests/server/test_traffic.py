@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 
-from refine_server.benchmarks.reliability.ledger import OWNERS, Kept, Subject, Tally, make_subjects
-from refine_server.benchmarks.reliability.store import damaged_entries, entries
-from refine_server.benchmarks.reliability.traffic import Traffic
+from refine_server.benchmarks.robustness.reliability.ledger import (
+    OWNERS,
+    Kept,
+    Subject,
+    Tally,
+    make_subjects,
+)
+from refine_server.benchmarks.robustness.reliability.store import damaged_entries, entries
+from refine_server.benchmarks.robustness.reliability.traffic import Traffic
 
 KEYS = {owner: f"{owner}-0123456789abcdef" for owner in OWNERS}
 SECONDS = 2.0

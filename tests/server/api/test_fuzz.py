@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from refine_server.benchmarks.fuzz.bench import Fuzzer
-from refine_server.benchmarks.fuzz.inputs import BODIES, REQUESTS
+from refine_server.benchmarks.robustness.fuzz.bench import Fuzzer
+from refine_server.benchmarks.robustness.fuzz.inputs import BODIES, REQUESTS
 
 KEY = "alice-alice-alice-1"
 

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from refine_server.benchmarks.fuzz.values import changed
+from refine_server.benchmarks.robustness.fuzz.values import changed
 
 KEY = "alice-alice-alice-1"
 

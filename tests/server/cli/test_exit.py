@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from refine_server.benchmarks.rows import DataError
+from refine_server.benchmarks.common.rows import DataError
 from refine_server.clients.errors import ConnectionFailedError, InvalidArgumentError
 from refine_server.server.cli.exit import INSTALL, STATUS, InputError, exit_on_error
 from refine_server.server.process import StartError

@@ -140,7 +140,7 @@ def test_the_harness_scores_and_generates(tiny_url: str, tiny: CausalLM, tmp_pat
         assert [sample["exact_match"] for sample in samples[task]] == [1.0, 1.0]
 
 
-TASKS = Path(__file__).parents[4] / "benchmarks" / "lm_eval_tasks"
+TASKS = Path(__file__).parents[4] / "benchmarks" / "quality" / "lm_eval_tasks"
 OWN_TASKS = """
 import json, sys
 from lm_eval import simple_evaluate

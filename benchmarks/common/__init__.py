@@ -1,0 +1,1 @@
+"""What the benchmarks share: command-line options, rows of files, timing and tokenizers."""

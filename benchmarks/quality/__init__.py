@@ -1,0 +1,1 @@
+"""Benchmarks of answers: data sets, generated questions, and their scores."""

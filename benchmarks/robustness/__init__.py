@@ -1,0 +1,1 @@
+"""Benchmarks that try to break a server: long traffic, faults, and bad input."""

@@ -1,0 +1,28 @@
+"""``refine-server bench fuzz``."""
+
+import logging
+from typing import Annotated
+
+import typer
+
+from refine_server.benchmarks.common.console import AsJson, ModelName, print_result
+
+
+def fuzz(
+    model: ModelName = "tiny",
+    seconds: Annotated[float, typer.Option(min=1, help="Duration in seconds.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the first inputs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Send inputs that nobody should send; the exit status is 1 if one causes a server error.
+
+    Bodies of the contract with invalid Unicode, extreme numbers, unknown tokens, huge texts and
+    nulls in any place, bodies that are no JSON or were damaged, and any heads of requests.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    from refine_server.benchmarks.robustness.fuzz.bench import fuzz as run
+
+    result = run(model, seconds, seed)
+    print_result(result, as_json)
+    if result["errors_5xx"] or result["exit_status"]:
+        raise typer.Exit(1)

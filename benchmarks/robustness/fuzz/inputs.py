@@ -1,0 +1,196 @@
+"""Strategies for whole requests, as the bytes that go over a connection."""
+
+import gzip
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from refine_server.benchmarks.robustness.fuzz.values import changed
+from refine_server.server.api.adaptations_schema import AdaptationBody
+from refine_server.server.api.answers_schema import AnswerBody
+from refine_server.server.api.openai.requests import ChatBody, CompletionBody
+from refine_server.ttt.interface.config import AdaptConfig
+
+DOCUMENT = "The harbour code is amber. The bakery owner is Tobias Hartley. Ask the captain at noon."
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+    {"role": "assistant", "content": None},
+    {"role": "user", "content": "Which code?"},
+]
+ADAPT = {"optimizer": {"steps": 1}, "rollouts": {"positions": 2, "tokens": 2}}
+KINDS = ("document", "prompt", "spans", "query_spans", "evidence")
+EVIDENCE: tuple[dict[str, Any], ...] = (
+    {"by": "bm25", "query": "harbour"},
+    {"by": "attention", "count": 1},
+    {"by": "utility", "tokens": 16},
+    {"by": "spans", "spans": [{"start": 0, "end": 10}]},
+)
+
+
+def _whole(model: Any, **fields: Any) -> dict[str, Any]:
+    """Return a valid body that has every field of its contract."""
+    body: dict[str, Any] = model.model_validate(fields).model_dump(mode="json")
+    return body | fields
+
+
+def _bodies() -> list[tuple[str, dict[str, Any]]]:
+    adapts = [
+        AdaptConfig.model_validate({**ADAPT, "on": {"kind": kind}}).model_dump(mode="json")
+        for kind in KINDS
+    ]
+    answers = [
+        _whole(AnswerBody, document=DOCUMENT, query="Which code?", adapt=adapt, max_tokens=4)
+        for adapt in adapts
+    ]
+    answers += [{**answers[0], "adapt": {}, "evidence": evidence} for evidence in EVIDENCE]
+    answers.append({"adaptation": "adapt-0", "query": "Which code?", "stream": True})
+    short = {"max_tokens": 4, "stop": ["~", "\n\n"], "stream": True, "stream_options": {}}
+    ttt = {"document": DOCUMENT, "adapt": ADAPT}
+    completion = _whole(CompletionBody, prompt=["a", "b"], **short, logprobs=2, echo=True, n=2)
+    chat = _whole(ChatBody, messages=MESSAGES, **short, logprobs=True, top_logprobs=1)
+    return [
+        *(("/v1/answers", body) for body in answers),
+        ("/v1/adaptations", _whole(AdaptationBody, document=DOCUMENT, adapt=ADAPT)),
+        ("/v1/completions", completion),
+        ("/v1/completions", {"prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0.5}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 2, "ttt": ttt}),
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2, "ttt": ttt}),
+        ("/tokenize", {"prompt": "a b", "return_token_strs": True}),
+        ("/tokenize", {"messages": MESSAGES}),
+        ("/detokenize", {"tokens": [5, 6]}),
+    ]
+
+
+BODIES = _bodies()
+"""Valid requests of every route that has a body."""
+PATHS = (
+    *("/health/live", "/health/ready", "/metrics", "/version", "/v1/models", "/tokenizer_info"),
+    *("/v1/adaptations", "/v1/adaptations/x/events", "/v1/models/%ED%A0%BD", "/openapi.json", "/"),
+    *dict(BODIES),
+)
+HEADERS = (
+    *(b"accept", b"authorization", b"content-type", b"content-encoding", b"x-request-id", b"host"),
+    *(b"x-api-key", b"origin", b"expect", b"connection", b"transfer-encoding", b"content-length"),
+    *(b"access-control-request-method", b"range", b"cookie", b"upgrade", b"te"),
+    *(b"\xff", b"a b", b""),
+)
+METHODS = (
+    *(b"GET", b"HEAD", b"POST", b"DELETE", b"OPTIONS", b"PUT", b"PATCH", b"TRACE"),
+    *(b"get", b"", b"G\xff", b"GET POST"),
+)
+JSON_TYPE = (b"content-type", b"application/json")
+TYPES = (b"", b"text/plain", b"application/x+json", b"multipart/form-data", b"\xff/\xfe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request, which need not be HTTP."""
+
+    method: bytes
+    target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    sets_timeout: bool = False
+    """Whether its body asks for a time limit of its own."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes to send; the length of the body is added unless a header says it."""
+        names = {name.lower() for name, _ in self.headers}
+        headers = self.headers
+        if not names & {b"content-length", b"transfer-encoding"}:
+            headers = (*headers, (b"content-length", b"%d" % len(self.body)))
+        if b"host" not in names:
+            headers = ((b"host", b"x"), *headers)
+        lines = [b"%s %s HTTP/1.1" % (self.method, self.target)]
+        lines += [b"%s: %s" % header for header in headers]
+        return b"\r\n".join([*lines, b"", self.body])
+
+
+@st.composite
+def contract_requests(draw: st.DrawFn) -> Request:
+    """Bodies of the contract that are changed in a few places, in any valid encoding of JSON."""
+    path, valid = draw(st.sampled_from(BODIES))
+    body = draw(changed(valid))
+    text = json.dumps(body, ensure_ascii=draw(st.booleans()))
+    data = text.encode("utf-8", draw(st.sampled_from(("surrogatepass", "backslashreplace"))))
+    sets_timeout = isinstance(body, dict) and body.get("timeout_seconds") is not None
+    return Request(
+        method=b"POST",
+        target=path.encode(),
+        headers=(JSON_TYPE,),
+        body=data,
+        sets_timeout=sets_timeout,
+    )
+
+
+@st.composite
+def raw_bodies(draw: st.DrawFn) -> Request:
+    """Bodies that are no JSON, or were damaged on their way."""
+    path, valid = draw(st.sampled_from(BODIES))
+    data = json.dumps(valid).encode()
+    headers = [JSON_TYPE]
+    match draw(st.sampled_from(("random", "cut", "bytes", "nested", "packed", "other type"))):
+        case "random":
+            data = draw(st.binary(max_size=200))
+        case "cut":
+            data = data[: draw(st.integers(0, len(data)))]
+        case "bytes":
+            at = draw(st.integers(0, len(data)))
+            data = data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 2 :]
+        case "nested":
+            data = draw(st.sampled_from((b"[", b'{"a":', b"[[", b'"\\u'))) * 5_000
+        case "packed":
+            data = gzip.compress(data)[: draw(st.integers(0, 400))]
+            encodings = (b"gzip", b"deflate", b"br", b"GZIP", b"identity", b"\xff")
+            headers.append((b"content-encoding", draw(st.sampled_from(encodings))))
+        case "other type":
+            types = (
+                b"",
+                b"text/plain",
+                b"application/x+json",
+                b"multipart/form-data",
+                b"\xff/\xfe",
+            )
+            headers = [(b"content-type", draw(st.sampled_from(types)))]
+    return Request(
+        method=b"POST",
+        target=path.encode(),
+        headers=tuple(headers),
+        body=data,
+        sets_timeout=b"timeout_seconds" in data,
+    )
+
+
+_VISIBLE = st.binary(max_size=40).map(lambda data: data.translate(None, b"\r\n\x00"))
+
+
+@st.composite
+def raw_heads(draw: st.DrawFn) -> Request:
+    """Heads of requests with any method, target and headers."""
+    target = draw(st.sampled_from(PATHS)).encode()
+    target += draw(st.sampled_from((b"", b"?", b"/", b"//", b"%"))) + draw(_VISIBLE | st.just(b""))
+    headers = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(HEADERS),
+                _VISIBLE | st.sampled_from((b"", b"chunked", b"-1", b"9" * 5_000, b"x" * 9_000)),
+            ),
+            max_size=4,
+        )
+    )
+    body = draw(st.binary(max_size=20))
+    return Request(
+        method=draw(st.sampled_from(METHODS)),
+        target=target,
+        headers=tuple(headers),
+        body=body,
+    )
+
+
+REQUESTS = {"contract": contract_requests, "bodies": raw_bodies, "heads": raw_heads}
+"""Strategies by the name under which their inputs are counted."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the model's own work, without a server: seconds and memory."""

@@ -1,0 +1,1 @@
+"""Benchmark of the Triton kernels: errors, registers, CPU times."""
