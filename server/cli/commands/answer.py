@@ -51,6 +51,15 @@ EvidenceSpan = Annotated[
         "be given several times, instead of --evidence."
     ),
 ]
+OnOverflow = Annotated[
+    str | None,
+    typer.Option(
+        help="What is done with a document that is too long to be read as a whole: passages (the "
+        "parts that fit the question best are read; not for an adaptation that is kept), "
+        "truncate_middle (its middle is cut out) or error. Default: passages, and truncate_middle "
+        "for an adaptation that is kept."
+    ),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option(envvar="REFINE_API_KEY", help="API key for the server, if it needs one."),
@@ -88,6 +97,7 @@ def answer(
     evidence_tokens: EvidenceTokens = None,
     evidence_query: EvidenceQuery = None,
     evidence_span: EvidenceSpan = None,
+    on_overflow: OnOverflow = None,
     objective: Objective = None,
     on: On = None,
     steps: Steps = None,
@@ -121,15 +131,18 @@ def answer(
     found = _evidence_options(
         evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
     )
-    own = _given(document=document, objective=objective, on=on, steps=steps)
+    own = _given(
+        document=document, on_overflow=on_overflow, objective=objective, on=on, steps=steps
+    )
     if adaptation is not None and own:
-        options = ", ".join(f"--{name}" for name in own)
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in own)
         raise InputError(f"{options} cannot be combined with --adaptation")
     body: dict[str, Any] = {
         "query": query,
         "seed": seed,
         **_given(adaptation=adaptation, context=context, evidence=found or None),
         **_given(max_tokens=max_tokens, compare_base=compare_base or None),
+        **_given(on_overflow=on_overflow),
     }
     if document is not None:
         body["document"] = read_document(document)
@@ -161,6 +174,7 @@ def adapt(
     evidence_tokens: EvidenceTokens = None,
     evidence_query: EvidenceQuery = None,
     evidence_span: EvidenceSpan = None,
+    on_overflow: OnOverflow = None,
     objective: Objective = None,
     on: On = None,
     steps: Steps = None,
@@ -192,6 +206,7 @@ def adapt(
     fields = _adapt_options(objective, on, steps, seed)
     follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
     kept = _given(queries=query or None, evidence=found or None, ttl_seconds=ttl_seconds)
+    kept |= _given(on_overflow=on_overflow)
     follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
 
 

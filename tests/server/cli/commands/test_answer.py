@@ -165,3 +165,19 @@ def test_an_adaptation_on_evidence_is_aimed_by_options(
 def test_options_of_the_adaptation_are_refused_once_there_is_one(options: tuple[str, ...]) -> None:
     asked = ("answer", "--adaptation", "adapt-1", "--query", "who", "--url", "http://127.0.0.1:9")
     run_failing(2, f"{options[0]} cannot be combined with --adaptation", *asked, *options)
+
+
+def test_on_overflow_is_said_by_an_option(
+    in_process: FakeBackend, live: Callable[..., str], document: str
+) -> None:
+    asked = ("answer", "--document", document, "--query", "who")
+    assert run(*asked, "--on-overflow", "error").exit_code == 0
+    run_failing(2, "on_overflow: ", *asked, "--on-overflow", "magic")
+    kept = ("adapt", "--document", document, "--url", live(), "--json")
+    assert run(*kept, "--on-overflow", "error").exit_code == 0
+    # The server has the last word: passages are chosen by a query, which there is none of.
+    run_failing(1, "on_overflow: ", *kept, "--on-overflow", "passages")
+    with_url = ("--url", "http://127.0.0.1:9", "--adaptation", "adapt-0", "--query", "who")
+    run_failing(
+        2, "--on-overflow cannot be combined", "answer", *with_url, "--on-overflow", "error"
+    )
