@@ -1,6 +1,7 @@
 """The form that an answer is held to, as OpenAI's API and vLLM's name it."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -81,25 +82,51 @@ GuidedChoice = Annotated[
 def output_format(
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
     guided_choice: list[str] | None,
+    further: Sequence[OutputFormat] = (),
 ) -> OutputFormat | None:
     """Return the form that a request asks for; None for any text.
+
+    Args:
+        response_format: the form as OpenAI names it.
+        guided_choice: texts to choose from.
+        further: forms that other fields ask for.
 
     Raises:
         RequestError: it asks for two forms, or its schema is nested too deeply.
     """
-    form: OutputFormat | None = None
+    forms: list[OutputFormat] = []
     match response_format:
         case JsonObjectFormat():
-            form = JsonFormat(ANY_OBJECT, "response_format")
+            forms.append(JsonFormat(ANY_OBJECT, "response_format"))
         case JsonSchemaFormat(json_schema=schema):
-            try:
-                form = JsonFormat(json.dumps(schema.definition), SCHEMA)
-            except RecursionError:
-                message = f"{SCHEMA}: its values are nested too deeply"
-                raise RequestError(message, SCHEMA, "invalid_value") from None
-    if guided_choice is None:
-        return form
-    if form is not None:
-        message = "guided_choice: cannot be combined with a response_format other than text"
-        raise RequestError(message, "guided_choice", "invalid_value")
-    return ChoiceFormat(tuple(dict.fromkeys(guided_choice)), "guided_choice")
+            forms.append(json_format(schema.definition, SCHEMA))
+    if guided_choice is not None:
+        forms.append(choice_format(guided_choice, "guided_choice"))
+    forms += further
+    if len(forms) > 1:
+        first, second = forms[0].param, forms[1].param
+        raise RequestError(f"{second}: cannot be combined with {first}", second, "invalid_value")
+    return forms[0] if forms else None
+
+
+def choice_format(choices: list[str], param: str) -> ChoiceFormat:
+    """Return the form of one of several texts; ``param`` is the field that has them."""
+    return ChoiceFormat(tuple(dict.fromkeys(choices)), param)
+
+
+def json_format(schema: dict[str, Any] | str, param: str) -> JsonFormat:
+    """Return the form of a schema, which may be JSON text; ``param`` is the field that has it.
+
+    Raises:
+        RequestError: it is not JSON of an object, or is nested too deeply.
+    """
+    try:
+        parsed = json.loads(schema) if isinstance(schema, str) else schema
+        if isinstance(parsed, dict):
+            return JsonFormat(json.dumps(parsed), param)
+        reason = "must be a JSON schema, which is an object"
+    except RecursionError:
+        reason = "its values are nested too deeply"
+    except ValueError:
+        reason = "must be JSON"
+    raise RequestError(f"{param}: {reason}", param, "invalid_value")

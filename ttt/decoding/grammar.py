@@ -13,11 +13,19 @@ from typing import Any
 import llguidance
 import numpy as np
 import torch
+from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 from torch import Tensor
 
 from refine_server.ttt.decoding.token_bytes import TokenBytes
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.output_format import ChoiceFormat, JsonFormat, OutputFormat
+from refine_server.ttt.interface.output_format import (
+    ChoiceFormat,
+    GrammarFormat,
+    JsonFormat,
+    OutputFormat,
+    RegexFormat,
+)
 from refine_server.ttt.models.base import CausalLM
 
 WHITE_SPACE = " ?"
@@ -25,6 +33,13 @@ WHITE_SPACE = " ?"
 MAX_SCHEMA = 16_384
 """Characters of the longest schema. Compiling takes time that grows with their square, and longer
 chains of references than fit into it would overflow the stack."""
+LIMITS = llguidance.LLParserLimits(initial_lexer_fuel=200_000, verbose_errors=False)
+"""Of regular expressions and grammars: the steps of compiling one, some 50,000 in a millisecond."""
+PROBED_TOKENS = 2
+"""Tokens of a pattern or a grammar that are tried when it is compiled: an expression that is too
+complex shows at its first characters, after a second in which the model's thread would wait."""
+MAX_REASON = 200
+"""Characters of a reason, which may repeat what was sent."""
 CODE = "invalid_format"
 UNWRITABLE = "the model has no tokens to write it"
 
@@ -97,10 +112,24 @@ class GrammarCompiler:
         with self._lock:
             tokenizer = self._tokenizer
         param = form.param
-        matcher = llguidance.LLMatcher(tokenizer, _grammar(form), log_level=0)
+        limits = LIMITS if isinstance(form, RegexFormat | GrammarFormat) else None
+        matcher = llguidance.LLMatcher(tokenizer, _grammar(form), log_level=0, limits=limits)
         if matcher.is_error():
             raise _invalid(matcher.get_error(), param)
-        return Grammar(matcher, self._model.embedding.num_embeddings, param)
+        grammar = Grammar(matcher, self._model.embedding.num_embeddings, param)
+        if limits is not None:
+            self._probe(grammar)
+        return grammar
+
+    def _probe(self, grammar: Grammar) -> None:
+        """Raise RequestError if nothing has the form, or it is too complex from its beginning."""
+        logits = torch.zeros(1, self._model.embedding.num_embeddings)  # [1, V]
+        matcher = grammar.start()
+        for _ in range(PROBED_TOKENS):
+            allowed = matcher.mask(logits)[0].isfinite().nonzero()[:, 0]
+            matcher.advance(int(allowed[-1]))
+            if matcher.is_complete:
+                return
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
@@ -146,8 +175,7 @@ def _grammar(form: OutputFormat) -> str:
     """
     match form:
         case JsonFormat():
-            if len(form.schema) > MAX_SCHEMA:
-                raise _invalid(f"it has more than {MAX_SCHEMA} characters", form.param)
+            _require_short(form.schema, form.param)
             try:
                 schema = json.loads(form.schema)
                 options = {"x-guidance": {"whitespace_pattern": WHITE_SPACE}}
@@ -158,6 +186,28 @@ def _grammar(form: OutputFormat) -> str:
         case ChoiceFormat():
             choices = " | ".join(json.dumps(choice) for choice in form.choices)
             return f'start: " "? ({choices})\n'
+        case RegexFormat():
+            _require_short(form.pattern, form.param)
+            return _behind_space(f"start: /{regex_to_lark(form.pattern, use_ascii='')}/\n")
+        case GrammarFormat():
+            _require_short(form.grammar, form.param)
+            try:
+                return _behind_space(any_to_lark(form.grammar))
+            except RecursionError:
+                raise _invalid("it is nested too deeply", form.param) from None
+            except Exception as error:  # the converter raises nothing more special
+                raise _invalid(str(error), form.param) from None
+
+
+def _behind_space(grammar: str) -> str:
+    """Put a grammar of its own, whose start is ``start``, behind the space that may come first."""
+    own = {"name": "form", "lark_grammar": grammar}
+    return json.dumps({"grammars": [{"lark_grammar": 'start: " "? @form\n'}, own]})
+
+
+def _require_short(text: str, param: str) -> None:
+    if len(text) > MAX_SCHEMA:
+        raise _invalid(f"it has more than {MAX_SCHEMA} characters", param)
 
 
 def _invalid(reason: str, param: str) -> RequestError:
@@ -166,5 +216,9 @@ def _invalid(reason: str, param: str) -> RequestError:
         reason = "it is too large"
     if reason.startswith("Parser Error: token"):  # what is forced has no token
         reason = UNWRITABLE
-    reason = reason.split("failed to compile JSON schema: ")[-1].split("\n")[0].strip()
-    return RequestError(f"{param}: {reason}", param, CODE)
+    if "NoExtensionBias" in reason:
+        reason = "no text has this form"
+    lines = reason.split("failed to compile JSON schema: ")[-1].split("\n")
+    # Of a regular expression the first lines repeat it, and a later one says what is wrong.
+    said = next((line for line in lines if line.strip().startswith("error: ")), lines[0]).strip()
+    return RequestError(f"{param}: {said.removeprefix('error: ')[:MAX_REASON]}", param, CODE)

@@ -1,4 +1,4 @@
-"""Forms that an answer can be held to: JSON of a schema, or one of several texts."""
+"""Forms that an answer can be held to: JSON, one of several texts, a pattern or a grammar."""
 
 from dataclasses import dataclass
 
@@ -22,6 +22,26 @@ class ChoiceFormat:
     """The field of the request that has the choices, for errors."""
 
 
-OutputFormat = JsonFormat | ChoiceFormat
+@dataclass(frozen=True, slots=True)
+class RegexFormat:
+    """A text that a regular expression matches as a whole."""
+
+    pattern: str
+    """In the syntax of Rust's ``regex``, which has no look-around and no back-references."""
+    param: str
+    """The field of the request that has the pattern, for errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarFormat:
+    """A text of a context-free grammar."""
+
+    grammar: str
+    """The grammar, in llguidance's dialect of Lark or in GBNF (llama.cpp)."""
+    param: str
+    """The field of the request that has the grammar, for errors."""
+
+
+OutputFormat = JsonFormat | ChoiceFormat | RegexFormat | GrammarFormat
 ANY_OBJECT = '{"type": "object"}'
 """The schema of any JSON object."""

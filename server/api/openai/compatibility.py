@@ -29,6 +29,7 @@ NO_SEARCH = "each choice is sampled once; ask for more with n"
 ONLY_TEXT = "the model reads and writes text"
 END_BY_STOP = "an answer ends at a stop string or at the model's own end token"
 OWN_TEMPLATE = "prompts are written by the model's own chat template"
+ONE_FORM = "send it as structured_outputs"
 NEXT_TURN = "the assistant answers with a turn of its own"
 
 NEUTRAL: dict[str | None, Neutral] = {
@@ -41,10 +42,15 @@ NEUTRAL: dict[str | None, Neutral] = {
     "chat_template": Neutral((), OWN_TEMPLATE),
     "chat_template_kwargs": Neutral(({},), OWN_TEMPLATE),
     "continue_final_message": Neutral((False,), NEXT_TURN),
+    "disable_additional_properties": Neutral((False,), "the schema says it itself"),
+    "disable_any_whitespace": Neutral((False,), "at most one space stands between parts"),
     "echo": Neutral((False,), "only completions return their prompt"),
     "frequency_penalty": Neutral((0,), NO_PENALTY),
     "function_call": Neutral(("none", "auto"), NO_TOOLS),
     "functions": Neutral(([],), NO_TOOLS),
+    "guided_grammar": Neutral((), ONE_FORM),
+    "guided_json": Neutral((), ONE_FORM),
+    "guided_regex": Neutral((), ONE_FORM),
     "include_stop_str_in_output": Neutral((False,), "an answer ends before the stop string"),
     "length_penalty": Neutral((1,), NO_SEARCH),
     "logit_bias": Neutral(({},), NO_PENALTY),
@@ -60,6 +66,7 @@ NEUTRAL: dict[str | None, Neutral] = {
     "skip_special_tokens": Neutral((True,), "an answer has no control tokens"),
     "spaces_between_special_tokens": Neutral((True,), "an answer has no control tokens"),
     "stop_token_ids": Neutral(([],), END_BY_STOP),
+    "structural_tag": Neutral((), NO_TOOLS),
     "suffix": Neutral(("",), "a text is continued at its end"),
     "tool_calls": Neutral(([],), NO_TOOLS),
     "tool_choice": Neutral(("none", "auto"), NO_TOOLS),
@@ -69,6 +76,7 @@ NEUTRAL: dict[str | None, Neutral] = {
     "typical_p": Neutral((1,), NO_FILTER),
     "use_beam_search": Neutral((False,), NO_SEARCH),
     "web_search_options": Neutral((), NO_TOOLS),
+    "whitespace_pattern": Neutral((), "at most one space stands between parts"),
 }
 """Fields that are not supported, with what they may say beside null."""
 

@@ -26,6 +26,7 @@ from refine_server.server.api.fields import (
 )
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
 from refine_server.server.api.openai.messages import ChatMessage, Messages
+from refine_server.server.api.openai.structured_outputs import StructuredOutputs
 from refine_server.server.api.response_format import (
     GuidedChoice,
     ResponseFormat,
@@ -133,11 +134,15 @@ class GenerationBody(StrictModel, ABC):
     ignore_eos: bool = Field(False, description="Continue after the end-of-text token (as vLLM).")
     response_format: ResponseFormat | None = None
     guided_choice: GuidedChoice | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     allowed_token_ids: Unsupported = None
     bad_words: Unsupported = None
     frequency_penalty: Unsupported = None
+    guided_grammar: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
     include_stop_str_in_output: Unsupported = None
     length_penalty: Unsupported = None
     logit_bias: Unsupported = None
@@ -198,6 +203,8 @@ class GenerationBody(StrictModel, ABC):
         Raises:
             RequestError: more tokens are asked for than the server allows, or two forms.
         """
+        asked = self.structured_outputs
+        further = () if asked is None else asked.forms("structured_outputs")
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
         return SamplingConfig(
             max_tokens=answer_tokens(max_tokens, default, longest, field),
@@ -205,7 +212,7 @@ class GenerationBody(StrictModel, ABC):
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=tuple(self.stop or ()),
             ignore_eos=self.ignore_eos,
-            form=output_format(self.response_format, self.guided_choice),
+            form=output_format(self.response_format, self.guided_choice, further),
             seed=seed,
         )
 

@@ -1,6 +1,7 @@
 """JSON answers and choices over HTTP, on every route that answers, whole and in a stream."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -159,6 +160,56 @@ def test_a_form_that_cannot_be_is_422_before_a_stream_begins(
 ) -> None:
     error = post(tiny_url, path, 422, **ROUTES[path], **form, stream=stream)["error"]
     assert error["param"] == param
+
+
+OPENAI = ["/v1/completions", "/v1/chat/completions"]
+STRUCTURED: list[tuple[dict[str, Any], str]] = [
+    ({"choice": CHOICES}, "amber|coral|ivory"),
+    ({"regex": "[a-z]{3}/[0-9]{2}"}, "[a-z]{3}/[0-9]{2}"),
+    ({"grammar": 'start: "yes" | "no" /[0-9]/'}, "yes|no[0-9]"),
+    ({"grammar": 'root ::= "yes" | "no" [0-9]'}, "yes|no[0-9]"),
+    ({"json": {"enum": ["amber", "coral"]}}, '"amber"|"coral"'),
+    ({"json": json.dumps({"enum": ["amber", "coral"]}), "regex": None}, '"amber"|"coral"'),
+]
+
+
+@pytest.mark.parametrize("path", OPENAI)
+@pytest.mark.parametrize(("form", "pattern"), STRUCTURED)
+def test_structured_outputs_as_vllm_names_them(
+    tiny_url: str, path: str, form: dict[str, Any], pattern: str
+) -> None:
+    neutral = {"disable_fallback": True, "disable_any_whitespace": False}
+    body = {**ROUTES[path], "structured_outputs": {**form, **neutral}}
+    text, reason = text_of(post(tiny_url, path, **body))
+    assert re.fullmatch(pattern, text)
+    assert reason == "stop"
+    assert streamed(tiny_url, path, **body) == text
+
+
+@pytest.mark.parametrize("path", OPENAI)
+@pytest.mark.parametrize(
+    ("fields", "param", "reason"),
+    [
+        ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs.regex", "look-around"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.regex",
+         "cannot be combined with structured_outputs.choice"),
+        ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json", "an object"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "must be JSON"),
+        ({"structured_outputs": {"json_object": True}, "guided_choice": ["a"]},
+         "structured_outputs.json_object", "cannot be combined with guided_choice"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag",
+         "not supported"),
+        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar", ""),
+        ({"guided_json": {}}, "guided_json", "send it as structured_outputs"),
+    ],
+)  # fmt: skip
+def test_structured_outputs_that_cannot_be_are_refused_by_name(
+    tiny_url: str, path: str, fields: dict[str, Any], param: str, reason: str
+) -> None:
+    error = post(tiny_url, path, 422, **ROUTES[path], **fields)["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+    assert reason in error["message"]
 
 
 def test_the_clients_send_it(tiny_url: str) -> None:

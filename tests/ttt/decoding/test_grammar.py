@@ -1,6 +1,7 @@
-"""Answers that are held to a form: JSON of a schema, or one of several texts."""
+"""Answers that are held to a form: JSON, one of several texts, a pattern or a grammar."""
 
 import json
+import re
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,8 +17,10 @@ from refine_server.ttt.interface.events import AnswerCompleted, AnswerDelta
 from refine_server.ttt.interface.output_format import (
     ANY_OBJECT,
     ChoiceFormat,
+    GrammarFormat,
     JsonFormat,
     OutputFormat,
+    RegexFormat,
 )
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import CausalLM, load
@@ -236,3 +239,58 @@ def test_a_long_chain_of_references_does_not_end_the_process(
 def test_clients_cannot_change_how_white_space_is_written(tiny: CausalLM) -> None:
     schema = {**SCHEMA, "x-guidance": {"whitespace_pattern": "x*"}}
     assert is_of(FORMS["schema"], answer(tiny, json_form(schema)).answer)
+
+
+# -- regular expressions and grammars -------------------------------------------------------------
+
+
+def texts(tiny: CausalLM, form: OutputFormat) -> list[str]:
+    samplings = ({"temperature": 1.0, "seed": seed, "max_tokens": 16} for seed in range(6))
+    return [answer(tiny, form, sampling=sampling).answer for sampling in samplings]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[0-9]{4}-[0-9]{2}", "a/b+c", "(amber|coral)!", "\\d{3}", "x\ny", "^ab$", '"q"']
+)
+def test_an_answer_matches_a_pattern_as_a_whole(tiny: CausalLM, pattern: str) -> None:
+    for text in texts(tiny, RegexFormat(pattern, "pattern")):
+        assert re.fullmatch(pattern, text), text
+
+
+LARK = 'start: code (", " code)~0..2\ncode: "amber" | "coral" NUMBER\nNUMBER: /[0-9]{1,3}/\n'
+GBNF = 'root ::= code (", " code)?\ncode ::= "amber" | "coral" [0-9]+\n'
+
+
+@pytest.mark.parametrize("grammar", [LARK, GBNF])
+def test_an_answer_is_of_a_grammar(tiny: CausalLM, grammar: str) -> None:
+    code = r"(amber|coral[0-9]{1,12})"
+    for text in texts(tiny, GrammarFormat(grammar, "grammar")):
+        assert re.fullmatch(f"{code}(, {code})*", text), text
+
+
+UNFIT_TEXTS: dict[str, OutputFormat] = {
+    "look-ahead": RegexFormat("(?=a)b", "form"),
+    "not closed": RegexFormat("(a", "form"),
+    "nothing": RegexFormat("[^\\s\\S]", "form"),
+    "too long": RegexFormat("a" * 20_000, "form"),
+    "too deep": RegexFormat("(" * 8_000 + "a" + ")" * 8_000, "form"),
+    "too complex": RegexFormat("(a{1000}){1000}", "form"),
+    "no grammar": GrammarFormat("hello", "form"),
+    "no start": GrammarFormat('code: "a"\n', "form"),
+    "endless": GrammarFormat("start: start\n", "form"),
+    "too deep a grammar": GrammarFormat("start: " + "(" * 5_000 + '"a"' + ")" * 5_000, "form"),
+    "too deep in GBNF": GrammarFormat("root ::= " + "(" * 5_000 + '"a"' + ")" * 5_000, "form"),
+    "somewhere else": GrammarFormat("start: @other\n", "form"),
+    "growing": GrammarFormat(
+        "".join(f"R{n}: R{n + 1} R{n + 1}\n" for n in range(40)) + 'R40: "a"\nstart: R0\n', "form"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", UNFIT_TEXTS.values(), ids=UNFIT_TEXTS)
+def test_a_pattern_or_grammar_that_cannot_be_is_refused(tiny: CausalLM, form: OutputFormat) -> None:
+    with pytest.raises(RequestError) as refused:
+        GrammarCompiler(tiny).compile(form)
+    assert (refused.value.param, refused.value.code) == ("form", "invalid_format")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
