@@ -86,6 +86,7 @@ class _AdaptOptions(TypedDict, total=False):
     fast_weights: FastWeightOptions
     guard: Literal["held_out", "none"]
     seed: int
+    trace: bool
 
 
 class AdaptOptions(_AdaptOptions, total=False):

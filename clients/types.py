@@ -16,6 +16,23 @@ class Event(_WireObject):
     """The type of the event in the stream."""
 
 
+class TracedPosition(_WireObject):
+    """A position of a step, the rollouts that start there (token ids), and their rewards."""
+
+    row: int
+    token: int
+    entropy: float | None
+    rollouts: list[list[int]]
+    rewards: list[float | None]
+
+
+class StepTrace(_WireObject):
+    """What a step did, position by position."""
+
+    positions: list[TracedPosition]
+    left_out: int
+
+
 class Step(Event):
     """One optimizer step, with the losses before it in nats per token; None is unknown."""
 
@@ -32,6 +49,7 @@ class Step(Event):
     grad_norm: float | None
     seconds: float
     rollout_tokens: int
+    trace: StepTrace | None
 
 
 class BaseAnswer(Event):

@@ -38,6 +38,7 @@ STEP = {
     "grad_norm": 1.0,
     "seconds": 0.01,
     "rollout_tokens": 20,
+    "trace": None,
 }
 
 

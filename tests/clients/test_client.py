@@ -29,6 +29,7 @@ STEP = dict.fromkeys(MEASURED, 0.5) | {
     "grad_norm": None,
     "seconds": 0.25,
     "rollout_tokens": 4,
+    "trace": {"positions": [], "left_out": 0},
 }
 ADAPTATION = {
     "id": "adapt-1",

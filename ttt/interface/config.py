@@ -222,6 +222,9 @@ class AdaptConfig(_Settings):
     is `none`: nothing is held out of the evidence."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
+    trace: bool = False
+    """Report where the rollouts of each step started, their tokens and their rewards. It changes
+    nothing else."""
 
     @model_validator(mode="before")
     @classmethod

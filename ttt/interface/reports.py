@@ -5,7 +5,7 @@ is declared here and nowhere else.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
@@ -27,6 +27,31 @@ class Report(BaseModel):
         use_attribute_docstrings=True,
         json_schema_serialization_defaults_required=True,
     )
+
+
+class TracedPosition(Report):
+    """A position of a step, and the rollouts that start there."""
+
+    row: int
+    """Row of tokens that the rollouts start in: 0 for a document, the span's number for spans."""
+    token: int
+    """Number in that row of the first token that a rollout predicts, from 0 on."""
+    entropy: Measured
+    """Entropy in nats of the distribution that predicts this token."""
+    rollouts: tuple[tuple[int, ...], ...]
+    """The tokens of each rollout; the document's own continuation is the last one if it is among
+    them."""
+    rewards: tuple[Measured, ...]
+    """Reward of each sampled rollout, without the document's own continuation."""
+
+
+class StepTrace(Report):
+    """What a step did, position by position."""
+
+    positions: tuple[TracedPosition, ...]
+    left_out: int
+    """Number of positions that are not listed, because the rollouts of those before them have
+    16,384 tokens or more."""
 
 
 class StepReport(Report):
@@ -56,6 +81,9 @@ class StepReport(Report):
     """Time of the step; in a batch, the request's share of it."""
     rollout_tokens: int
     """Tokens of the step's rollouts, demonstrations not counted."""
+    trace: StepTrace | None = None
+    """Its positions and rollouts; null without rollouts, and unless `adapt.trace` asks for it.
+    It is not stored with a kept adaptation."""
 
 
 class EvalResult(Report):
@@ -96,6 +124,11 @@ class AdaptationReport(Report):
     def adapted(self) -> bool:
         """Whether the answer uses anything but the base weights."""
         return self.accepted_step > 0
+
+    def without_traces(self) -> Self:
+        """Return the report as it is kept: rollouts may quote the document, so they are not."""
+        steps = tuple(step.model_copy(update={"trace": None}) for step in self.steps)
+        return self.model_copy(update={"steps": steps})
 
 
 class Citation(Report):

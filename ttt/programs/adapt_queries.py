@@ -63,7 +63,7 @@ async def adapt_on_evidence(
         owner=request.owner,
         document=request.document,
         fast_weights=rounded(fast),
-        report=report,
+        report=report.without_traces(),
         document_tokens=work.tokens,
         room=work.room,
         overflow=work.overflow,

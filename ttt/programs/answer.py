@@ -52,7 +52,7 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
-    emit(DocumentAdapted(adapted))
+    emit(DocumentAdapted(replace(adapted, report=adapted.report.without_traces())))
 
 
 async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:

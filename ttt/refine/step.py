@@ -21,6 +21,7 @@ from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import StepLoss, step_losses
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
+from refine_server.ttt.refine.trace import trace_of
 
 T = TypeVar("T")
 
@@ -164,6 +165,9 @@ class AdaptStep(Operation[StepOutcome]):
         reason = guard.check_step(float(total), grad_norm)
         seconds += time.monotonic() - started
         report = _report(self.number, loss, grad_norm, seconds)
+        if self.run.config.trace:
+            trace = trace_of(self.run.inputs.rollout_rows, loss)
+            report = report.model_copy(update={"trace": trace})
         return StepDone(report) if reason is None else StepRejected(report, reason)
 
     def evaluate(self, loss: StepLoss) -> None:

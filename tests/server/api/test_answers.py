@@ -38,7 +38,7 @@ def test_answer_has_the_documented_shape(client: TestClient) -> None:
     assert body["adaptation"]["guard"] is None
     assert set(body["adaptation"]["steps"][0]) == {
         *("step", "loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean"),
-        *("kl", "attention", "grad_norm", "seconds", "rollout_tokens"),
+        *("kl", "attention", "grad_norm", "seconds", "rollout_tokens", "trace"),
     }
     assert body["usage"] == {
         "document_tokens": 5,
