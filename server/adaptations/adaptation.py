@@ -3,8 +3,6 @@
 import asyncio
 import hashlib
 import json
-import re
-import secrets
 import time
 from collections.abc import AsyncIterator
 from enum import StrEnum
@@ -23,20 +21,6 @@ from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
-
-ID_PREFIX = "adapt-"
-"""Starts the id of every adaptation, and the name of no model."""
-ID_PATTERN = re.compile(ID_PREFIX + "[0-9a-f]{32}")
-
-
-def new_id() -> str:
-    """Return an id that cannot be guessed."""
-    return ID_PREFIX + secrets.token_hex(16)
-
-
-def is_adaptation_id(name: str) -> bool:
-    """Return whether a request's ``model`` names an adaptation, existing or not."""
-    return name.startswith(ID_PREFIX)
 
 
 def request_key(request: AdaptRequest, fingerprint: str) -> str:
@@ -77,7 +61,7 @@ class Adaptation:
     Times that decide anything are monotonic, as the wall clock may jump.
 
     Args:
-        id: as ``new_id`` makes it.
+        id: as ``ids.new_id`` makes it.
         owner: the only one who may use it.
         key: as ``request_key`` makes it; None if no other request may join it.
         config: how it was asked to adapt.

@@ -11,10 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from refine_server.server.access.keys import Keyring
-from refine_server.server.adaptations.adaptation import Adaptation, Status, new_id, request_key
+from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
 from refine_server.server.adaptations.budget import MemoryBudget, require_place
+from refine_server.server.adaptations.ids import new_id
 from refine_server.server.adaptations.storage import Storage
-from refine_server.server.adaptations.store import StoreError
+from refine_server.server.adaptations.store.errors import StoreError
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.engine.run import Run
@@ -67,8 +68,8 @@ class Adaptations:
     async def run(self) -> None:
         """Bring back what is stored, then sweep what expires; runs until cancelled."""
         self._backend = backend = await asyncio.wrap_future(self._engine.opened)
-        for manifest in await self._storage.open(backend):
-            adaptation = self._storage.revive(manifest)
+        for manifest, expires_at in await self._storage.open(backend):
+            adaptation = self._storage.revive(manifest, expires_at)
             if adaptation is not None and adaptation.id not in self._by_id:
                 self._register(adaptation)
         self.is_open = True

@@ -8,13 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
-from refine_server.server.adaptations.store import (
-    Manifest,
-    Store,
-    StoreError,
-    describe_data,
-    require_file_system,
-)
+from refine_server.server.adaptations.store.entries import Store, new_data_file
+from refine_server.server.adaptations.store.errors import StoreError, UnreadableEntryError
+from refine_server.server.adaptations.store.files import Files
+from refine_server.server.adaptations.store.manifest import Manifest, describe_data
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings, SettingsError
@@ -35,30 +32,33 @@ class Storage:
     A store that fails never fails an adaptation: what cannot be written stays in memory only.
 
     Raises:
-        SettingsError: the store's file system is unknown or not installed.
+        SettingsError: the store cannot be used, and will not be until something is changed: its
+            file system is unknown or not installed, or it is a disk that cannot be written.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        try:
-            require_file_system(settings.store)
-        except StoreError as error:
-            raise SettingsError(f"--store (REFINE_STORE): {error}") from None
-        self._url = settings.store
+        self._url = None if settings.store == "none" else settings.store or default_url()
+        if self._url is not None:
+            _require_usable(self._url)
         self._timeout = settings.store_timeout_seconds
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, "refine-store")
         self._store: Store | None = None
         self._backend: Backend | None = None
 
-    async def open(self, backend: Backend) -> list[Manifest]:
-        """Open the store of a backend's model; return its entries, none if it is unreachable."""
+    async def open(self, backend: Backend) -> list[tuple[Manifest, float]]:
+        """Open the store of a backend's model; return its entries, none if it is unreachable.
+
+        Returns:
+            The entries' manifests, and when they expire in seconds since 1970.
+        """
         self._backend = backend
-        if self._url == "none":
+        url = self._url
+        if url is None:
             return []
-        url = self._url or _default_url()
         try:
-            self._store = await self._run(lambda: Store(url, backend.fingerprint))
-            return await self._run(self._store.manifests)
+            self._store = store = await self._run(lambda: Store(url, backend.fingerprint))
+            return await self._run(lambda: [(m, store.expires_at(m)) for m in store.manifests()])
         except StoreError as error:
             self._report("open", error)
             return []
@@ -87,6 +87,7 @@ class Storage:
                 config=adaptation.config,
                 nbytes=document.nbytes,
                 description=description,
+                data_file=new_data_file(),
                 data_bytes=size,
                 data_sha256=checksum,
             )
@@ -113,9 +114,11 @@ class Storage:
             manifest, data = store.load(adaptation_id)
             try:
                 document = backend.restore(data, manifest.description)
-            except DamagedError as error:
-                store.quarantine(adaptation_id)
-                raise StoreError(f"the stored adaptation cannot be used: {error}") from error
+            except DamagedError as error:  # its bytes are as they were written
+                raise UnreadableEntryError(
+                    f"the stored adaptation cannot be used, as another version of refine-server "
+                    f"wrote it: {error}"
+                ) from error
             document.require_owner(manifest.owner)
             return document
 
@@ -135,8 +138,13 @@ class Storage:
         except StoreError as error:
             self._report("delete", error)
 
-    def revive(self, manifest: Manifest) -> Adaptation | None:
-        """Return an adaptation that was ready before a restart; None if its entry is unusable."""
+    def revive(self, manifest: Manifest, expires_at: float) -> Adaptation | None:
+        """Return the adaptation of a stored entry; None if the entry is unusable.
+
+        Args:
+            manifest: of the entry.
+            expires_at: when it expires, in seconds since 1970.
+        """
         try:
             report = AdaptationReport.model_validate(manifest.description["report"])
             tokens = int(manifest.description["document_tokens"])
@@ -157,7 +165,7 @@ class Storage:
         adaptation.admitted.set_result(None)
         adaptation.set_status(Status.READY)
         # The wall clock may have jumped: at most a whole time to live is left.
-        left = min(max(manifest.expires_at - time.time(), 0.0), manifest.ttl_seconds)
+        left = min(max(expires_at - time.time(), 0.0), manifest.ttl_seconds)
         adaptation.expires = time.monotonic() + left
         return adaptation
 
@@ -174,7 +182,24 @@ class Storage:
         self._metrics.store_errors.labels(operation).inc()
 
 
-def _default_url() -> str:
-    from refine_server.ttt.models.bundled import cache_directory  # torch is loaded by now
+def default_url() -> str:
+    """Return the store of a server that was given none: a folder in the cache directory."""
+    from refine_server.ttt.models.bundled import cache_directory  # it imports torch
 
     return (cache_directory() / "adaptations").absolute().as_uri()
+
+
+def _require_usable(url: str) -> None:
+    """Raise SettingsError for a store that cannot be used until something is changed.
+
+    A disk is written to. An object store is not connected to: it may only be away for a while.
+    """
+    try:
+        files = Files(url)
+        if files.is_local:
+            files.probe()
+    except StoreError as error:
+        raise SettingsError(
+            f"--store (REFINE_STORE): {error}. Change that, choose another store, or keep "
+            "adaptations in memory only with --store none"
+        ) from None

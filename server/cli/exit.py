@@ -26,6 +26,7 @@ class InputError(ValueError):
 STATUS = {
     "refine_server.server.cli.exit.InputError": BAD_INPUT,
     "refine_server.server.settings.SettingsError": BAD_INPUT,
+    "refine_server.server.adaptations.store.errors.StoreError": FAILED,
     "refine_server.ttt.interface.errors.RequestError": BAD_INPUT,
     "refine_server.ttt.models.base.ModelError": BAD_INPUT,
     "refine_server.ttt.training.errors.TrainingError": BAD_INPUT,

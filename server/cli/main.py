@@ -15,6 +15,7 @@ from refine_server.server.cli.commands.keys import app as keys
 from refine_server.server.cli.commands.models import app as models
 from refine_server.server.cli.commands.openapi import openapi
 from refine_server.server.cli.commands.serve import SERVE_CONTEXT, serve
+from refine_server.server.cli.commands.store import app as store
 from refine_server.server.cli.exit import ExitOnError
 from refine_server.server.cli.runtime import tune_runtime
 from refine_server.ttt.training.cli import app as train
@@ -34,6 +35,7 @@ app.command()(demo)
 app.command()(openapi)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(store, name="store")
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

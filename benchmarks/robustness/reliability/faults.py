@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Faults:
 
     def run(self) -> dict[str, str]:
         """Return ``passed``, ``skipped: why`` or ``failed: what`` by the name of the fault."""
-        faults = (self.disk_full, self.store_unreachable, self.store_lost, self.clock_jumps)
+        faults = (self.disk_full, self.store_unusable, self.store_lost, self.clock_jumps)
         return {fault.__name__: _outcome(fault) for fault in faults}
 
     def disk_full(self) -> None:
@@ -59,15 +60,15 @@ class Faults:
             server.start()
             self._check(server, [one for one in kept if one.is_stored])
 
-    def store_unreachable(self) -> None:
-        """A store that cannot be opened: adaptations stay in memory."""
+    def store_unusable(self) -> None:
+        """A store that cannot be written at the start: the server ends and says what to change."""
         blocked = self.bench.folder / "blocked"
         blocked.write_text("no folder")
-        with self._served("unreachable", blocked / "store") as server:
-            kept = [Kept(subject) for subject in self.bench.subjects[:2]]
-            for one in kept:
-                _require(not self.bench.adapt(server, one)["stored"], "it was called stored")
-            self._check(server, kept)
+        options = ("--port", "0", "--model", "tiny", "--store", (blocked / "store").as_uri())
+        command = [sys.executable, "-P", "-m", "refine_server.server.cli.main", "serve", *options]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        _require(ended.returncode == 2, f"it ended with status {ended.returncode}")
+        _require("--store (REFINE_STORE)" in ended.stderr, "it did not name the option")
 
     def store_lost(self) -> None:
         """A lost store that comes back: adaptations in memory answer, and then all of them do."""

@@ -31,7 +31,7 @@ def _faults(path: Path) -> Iterator[str]:
         signed = json.loads(path.read_bytes())
         manifest = signed["manifest"]
         described = json.dumps(manifest, sort_keys=True).encode()
-        data = (path.parent / "document.safetensors").read_bytes()
+        data = (path.parent / manifest["data_file"]).read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"cannot be read: {error!r}"
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from refine_server.server.adaptations.adaptation import is_adaptation_id
+from refine_server.server.adaptations.ids import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.fields import require_model
 from refine_server.server.api.openai.requests import GenerationBody, TttOptions

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -272,7 +273,7 @@ def test_an_adaptation_stays_in_memory_while_it_is_stored(
 
 def test_a_damaged_entry_is_refused_with_a_reason(make_client: MakeClient, tmp_path: Path) -> None:
     made = ready(make_client(store=tmp_path.as_uri()))["id"]
-    (data,) = tmp_path.rglob("document.safetensors")
+    (data,) = tmp_path.rglob("*.safetensors")
     data.write_bytes(data.read_bytes()[:-1])
     client = make_client(store=tmp_path.as_uri())
     refused = client.post("/v1/answers", json={"query": "q", "adaptation": made})
@@ -283,8 +284,10 @@ def test_a_damaged_entry_is_refused_with_a_reason(make_client: MakeClient, tmp_p
 
 
 def test_a_store_that_fails_costs_durability_only(make_client: MakeClient, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a directory")
-    client = make_client(store=(tmp_path / "file").as_uri())
+    folder = tmp_path / "store"
+    client = make_client(store=folder.as_uri())
+    shutil.rmtree(folder)
+    folder.write_text("not a directory")
     resource = ready(client)
     assert (resource["status"], resource["stored"]) == ("ready", False)
     assert client.post("/v1/answers", json={"query": "q", "adaptation": resource["id"]}).is_success

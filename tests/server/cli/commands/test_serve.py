@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import pytest
 from fsspec.registry import known_implementations
 
@@ -24,7 +28,7 @@ def test_bad_options_are_refused_with_status_2() -> None:
     run_failing(2, "--prot", "serve", "--prot", "1")
 
 
-@pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x", "simplecache::foo://x"])
+@pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x"])
 def test_a_store_of_an_unknown_file_system_is_refused(url: str) -> None:
     message = "--store (REFINE_STORE): the store cannot use foo://"
     run_failing(2, message, "serve", "--port", "0", "--store", url)
@@ -36,3 +40,34 @@ def test_a_store_whose_file_system_is_not_installed_is_refused(
     lacking = {"class": "no_such_module.FileSystem", "err": "Install no-such-module"}
     monkeypatch.setitem(known_implementations, "lacking", lacking)
     run_failing(2, "Install no-such-module", "serve", "--port", "0", "--store", "lacking://bucket")
+
+
+def test_a_store_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    url = (tmp_path / "file").as_uri()
+    message = (
+        "Change that, choose another store, or keep adaptations in memory only with --store none"
+    )
+    run_failing(2, message, "serve", "--port", "0", "--store", url)
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "advice"),
+    [
+        ("makedirs", errno.EROFS, "make it writable for the server's user"),
+        ("makedirs", errno.EACCES, "make it writable for the server's user"),
+        ("fsync", errno.ENOSPC, "free some"),
+    ],
+)
+def test_a_store_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int, advice: str
+) -> None:
+    """The tests may run as root, whom a folder's permissions do not stop."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, function, refuse)
+    url = (tmp_path / "store").as_uri()
+    message = f"{os.strerror(code)}; {advice}"
+    run_failing(2, message, "serve", "--port", "0", "--store", url)

@@ -1,0 +1,1 @@
+"""Adaptations on disk or in an object store, which several servers may share (docs/store.md)."""
