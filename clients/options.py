@@ -84,7 +84,7 @@ class _AdaptOptions(TypedDict, total=False):
     loss: LossOptions
     optimizer: OptimizerOptions
     fast_weights: FastWeightOptions
-    guard: Literal["held_out", "none"]
+    guard: Literal["held_out", "answer", "none"]
     seed: int
     trace: bool
 

@@ -18,6 +18,7 @@ Objective = Literal["refine", "ntp", "attention", "none"]
 Selection = Literal["entropy", "surprise", "uniform", "argmax", "argmin"]
 Reward = Literal["exact", "cosine", "hybrid"]
 Targets = Literal["fast_weights", "low_rank", "queries", "all"]
+Guard = Literal["held_out", "answer", "none"]
 
 MAX_BRANCHES = 512
 """Most continuations in one step: they are read as one batch, in memory that requests share."""
@@ -214,12 +215,14 @@ class AdaptConfig(_Settings):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     fast_weights: FastWeightConfig = FastWeightConfig()
-    guard: Literal["held_out", "none"] = "held_out"
+    guard: Guard = "held_out"
     """`held_out`: spans of the document are kept out of the loss; the answer comes from the step
     that did best on them, from the base weights if no step did better, and steps end early
     when several in a row bring no improvement. `none`: all steps are made and the answer comes from
-    the last. Non-finite values always fall back to the base weights. Where `on` is the evidence it
-    is `none`: nothing is held out of the evidence."""
+    the last. `answer`, where `on` is the evidence, of which nothing is held out, and the default
+    there: the base weights answer too, and their answer is given unless the base model finds the
+    adapted one likelier behind the evidence alone; nothing of it is streamed before. Non-finite
+    values always fall back to the base weights."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
     trace: bool = False
@@ -237,7 +240,7 @@ class AdaptConfig(_Settings):
             weights = weights.model_dump(exclude_unset=True)
         if not isinstance(weights, Mapping):
             return settings
-        return {"guard": "none", **settings, "fast_weights": {"targets": "queries", **weights}}
+        return {"guard": "answer", **settings, "fast_weights": {"targets": "queries", **weights}}
 
     @model_validator(mode="before")
     @classmethod
@@ -265,10 +268,12 @@ class AdaptConfig(_Settings):
             raise ValueError("fast_weights.targets must be queries where on.kind is evidence")
         if queries and not on_evidence:
             raise ValueError("fast_weights.targets can be queries only where on.kind is evidence")
-        if on_evidence and self.guard != "none":
+        if on_evidence and self.guard == "held_out":
             raise ValueError(
-                "guard must be none where on.kind is evidence: nothing is held out of the evidence"
+                "guard must be answer or none where on.kind is evidence: nothing is held out of it"
             )
+        if not on_evidence and self.guard == "answer":
+            raise ValueError("guard can be answer only where on.kind is evidence")
         if not on_evidence and (self.objective == "attention" or self.loss.attention):
             raise ValueError("attention needs on.kind evidence, which it is aimed at")
         if self.objective == "attention" and not self.loss.attention:

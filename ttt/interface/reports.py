@@ -130,6 +130,17 @@ class AdaptationReport(Report):
         steps = tuple(step.model_copy(update={"trace": None}) for step in self.steps)
         return self.model_copy(update={"steps": steps})
 
+    def unused(self, reason: str) -> Self:
+        """Return the report of the same steps, where an answer does not use what they made."""
+        return self.model_copy(
+            update={
+                "accepted_step": 0,
+                "guard": reason,
+                "final_ntp_loss": self.first_ntp_loss,
+                "fast_weight_bytes": 0,
+            }
+        )
+
 
 class Citation(Report):
     """A part of the document that the answer was aimed at."""

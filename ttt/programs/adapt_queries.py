@@ -68,6 +68,7 @@ async def adapt_on_evidence(
         room=work.room,
         overflow=work.overflow,
         document_key=key,
+        guard=request.adapt.guard,
         citations=_cited(found),
     )
     emit(DocumentAdapted(kept))

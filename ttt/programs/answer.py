@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from refine_server.ttt.batching import Call
-from refine_server.ttt.decoding.decoder import DecodedText, DecodedToken, decode
+from refine_server.ttt.decoding.decoder import DecodedToken, decode
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.evidence.candidates import Candidates
@@ -27,11 +27,10 @@ from refine_server.ttt.interface.events import (
     Emit,
     ShouldStop,
 )
-from refine_server.ttt.interface.evidence import ReadContext
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.programs.best_answer import decode_answer
+from refine_server.ttt.programs.best_answer import Answer, decode_answer, decode_base
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
@@ -96,25 +95,14 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
 async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop) -> None:
     """Adapt to a document for one query, then answer it; the copy ends with the program."""
     request, clock = work.request, Clock()
-    known = work.prompt.document
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
 
-    base_answer = None
+    base = None
     if request.compare_base:
-        state = document.base_end.state
-        base = await decode(
-            model,
-            work.query,
-            state,
-            BASE,
-            request.sampling,
-            document=known,
-            grammar=work.grammar,
-        )
-        base_answer = base.text
+        base = await decode_base(model, work, document.base_end.state)
         clock.lap("base")
-        emit(BaseAnswered(base_answer))
+        emit(BaseAnswered(base.decoded.text))
 
     query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
@@ -122,12 +110,11 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
     del document  # its trunk and frozen layers are not needed to answer
 
     adapted.require_owner(request.owner)
-    decoded, read = await decode_answer(
+    given = await decode_answer(
         model, work, adapted.state, adapted.fast_weights, answer_deltas(emit, clock)
     )
     clock.lap("decode")
-    candidates = work.context.candidates
-    await emit_answer(emit, decoded, adapted.report, work, clock, base_answer, candidates, read)
+    await emit_answer(emit, given, adapted.report, work, clock, base, work.context.candidates)
 
 
 async def _prefill(
@@ -208,26 +195,25 @@ def answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:
 
 async def emit_answer(
     emit: Emit,
-    decoded: DecodedText,
+    answer: Answer,
     report: AdaptationReport,
     work: EncodedAnswer,
     clock: Clock,
-    base_answer: str | None,
+    base: Answer | None,
     candidates: Candidates | None,
-    read: ReadContext,
 ) -> None:
     """Emit the last event of an answer, with what the document says of it.
 
     Args:
         emit: receives the event.
-        decoded: the answer.
+        answer: the answer.
         report: how the adaptation ended.
         work: the request.
         clock: of all phases.
-        base_answer: the unadapted model's answer, if it was asked for.
+        base: the unadapted model's answer, if it was asked for.
         candidates: the evidence; None where none was looked for.
-        read: what was read before the query.
     """
+    decoded = answer.decoded
     citations: tuple[Citation, ...] = ()
     quotes: tuple[Quote, ...] = ()
     if candidates is not None:
@@ -242,7 +228,7 @@ async def emit_answer(
     emit(
         AnswerCompleted(
             answer=decoded.text,
-            base_answer=base_answer,
+            base_answer=None if base is None else base.decoded.text,
             finish_reason=decoded.finish_reason,
             adaptation=report,
             usage=usage,
@@ -250,6 +236,6 @@ async def emit_answer(
             citations=citations,
             quotes=quotes,
             overflow=work.overflow,
-            context=read,
+            context=answer.read,
         )
     )

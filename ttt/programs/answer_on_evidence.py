@@ -2,8 +2,6 @@
 
 import time
 
-from refine_server.ttt.decoding.decoder import decode
-from refine_server.ttt.fast_weights import BASE
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AdaptationStep,
@@ -18,12 +16,13 @@ from refine_server.ttt.programs.answer import (
     emit_answer,
     new_fast_weights,
 )
-from refine_server.ttt.programs.best_answer import decode_answer
+from refine_server.ttt.programs.best_answer import decode_answer, decode_base, read_alone
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
 from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.refine.guard import KEPT_BASE
 
 
 async def answer_on_evidence(
@@ -52,22 +51,12 @@ async def answer_on_evidence(
     document, seconds, is_cached = frozen
     clock.lap("prefill")
     emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
-    known = work.prompt.document
 
-    base_answer = None
+    base = None
     if request.compare_base:
-        base = await decode(
-            model,
-            work.query,
-            document.state,
-            BASE,
-            request.sampling,
-            document=known,
-            grammar=work.grammar,
-        )
-        base_answer = base.text
+        base = await decode_base(model, work, document.state)
         clock.lap("base")
-        emit(BaseAnswered(base_answer))
+        emit(BaseAnswered(base.decoded.text))
 
     candidates, aim = await find_evidence(document, work.context, request.evidence)
     if request.kept is None:
@@ -81,13 +70,19 @@ async def answer_on_evidence(
             should_stop=should_stop,
         )
         emit(AdaptationEnded(report, time.monotonic() - began))
+        guard = request.adapt.guard
     else:
         # Detached: what is derived from it for this answer ends with the answer.
         fast, report = request.kept.fast_weights.detach(), request.kept.report
+        guard = request.kept.guard
     clock.lap("adapt")
 
     fast.require_owner(request.owner)
     deltas = answer_deltas(emit, clock)
-    decoded, read = await decode_answer(model, work, document.state, fast, deltas)
+    is_guarded = guard == "answer" and not fast.is_base
+    alone = await read_alone(document, work, aim) if is_guarded else None
+    answer = await decode_answer(model, work, document.state, fast, deltas, alone=alone, base=base)
     clock.lap("decode")
-    await emit_answer(emit, decoded, report, work, clock, base_answer, candidates, read)
+    if answer.is_base and not fast.is_base:
+        report = report.unused(KEPT_BASE)
+    await emit_answer(emit, answer, report, work, clock, base, candidates)

@@ -215,7 +215,7 @@ def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limit
         on_overflow=work.on_overflow if work.kept is None else "truncate_middle",
         template=template,
         limits=limits,
-        is_aimed=work.adapt.on.kind == "evidence",
+        is_aimed=_needs_evidence(work),
         room=None if work.kept is None or work.context == "passages" else work.kept.room,
     )
 
@@ -224,6 +224,13 @@ def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limit
 
     asked = Query(words=work.query, encode=encode_query, max_tokens=work.sampling.max_tokens)
     return encoder.encode(asked)
+
+
+def _needs_evidence(work: AnswerRequest) -> bool:
+    """Return whether an adaptation is aimed at the evidence, or judged by it."""
+    if work.kept is not None:
+        return work.kept.guard == "answer"
+    return work.adapt.on.kind == "evidence"
 
 
 def _require_words(evidence: Evidence | None, template: PromptTemplate, limits: Limits) -> None:

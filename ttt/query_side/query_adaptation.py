@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.interface.config import Guard
 from refine_server.ttt.interface.errors import DamagedError, IsolationError
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
@@ -44,6 +45,8 @@ class QueryAdaptation:
     """The most tokens that are read of it, for every query alike."""
     document_key: str
     """Tells what is read from the owner's other documents (``DocumentCache``)."""
+    guard: Guard = "none"
+    """How every answer is guarded (``AdaptConfig.guard``)."""
     citations: tuple[Citation, ...] = ()
     """The evidence that the adaptation was aimed at, in the document's order."""
     overflow: Overflow | None = None
@@ -78,6 +81,7 @@ class QueryAdaptation:
             "document_key": self.document_key,
             "overflow": self.overflow and self.overflow.model_dump(),
             "dtype": dtypes.pop() if dtypes else None,
+            "guard": self.guard,
             "citations": [citation.model_dump() for citation in self.citations],
             "report": self.report.model_dump(),
         }
@@ -102,6 +106,7 @@ class QueryAdaptation:
             room=description["room"],
             document_key=description["document_key"],
             overflow=overflow_of(description),
+            guard=description.get("guard", "none"),
             citations=tuple(Citation.model_validate(c) for c in description["citations"]),
         )
 

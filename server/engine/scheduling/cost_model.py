@@ -94,10 +94,7 @@ class CostModel(EngineObserver):
                     adapt = min(adapt, max(optimizer.max_seconds, step))
                 # A document is read once more under weights that its state depends on.
                 again = read if adapt and work.adapt.on.kind != "evidence" else 0.0
-                if isinstance(work, AnswerRequest):
-                    continuations = 3 if work.context == "best" else 1
-                else:
-                    continuations = 0
+                continuations = answers_to(work)
             case CompletionRequest():
                 continuations = len(work.prompts) * work.n
         decode = 0.0
@@ -131,15 +128,23 @@ class CostModel(EngineObserver):
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
-            case AnswerCompleted() if not (
-                isinstance(work, AnswerRequest) and work.context == "best"
-            ):
+            case AnswerCompleted() if isinstance(work, AdaptRequest) or answers_to(work) == 1:
                 seconds, length = event.timings.decode_seconds, event.usage.completion_tokens
                 self.decode.observe(seconds, length)
                 self.answer_tokens.observe(length, 1)
             case CompletionEnded() if isinstance(work, CompletionRequest):
                 self.decode.observe(event.timings.decode_seconds, event.completion_tokens)
                 self.answer_tokens.observe(event.completion_tokens, len(work.prompts) * work.n)
+
+
+def answers_to(work: Work) -> int:
+    """Return how many answers are decoded, of which the likeliest is given."""
+    if not isinstance(work, AnswerRequest):
+        return 0
+    ways = 3 if work.context == "best" else 1
+    config = work.adapt
+    is_guarded = config.objective != "none" and config.guard == "answer"
+    return 2 * ways if is_guarded else ways
 
 
 def step_tokens(config: AdaptConfig, tokens: int) -> int:
