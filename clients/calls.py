@@ -8,7 +8,7 @@ import httpx
 
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
-from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
 from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ def answer(query: str, options: AnswerOptions) -> Stream[Event, Answer]:
     )
 
 
-def adapt(document: str, options: AdaptationOptions) -> Call[Adaptation]:
+def adapt(document: str | DocumentFile, options: AdaptationOptions) -> Call[Adaptation]:
     """Adapt to a document. It is repeatable, as the server joins equal adaptations."""
     return Call(
         method="POST",

@@ -16,7 +16,7 @@ from refine_server.clients.base_client import (
 )
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
-from refine_server.clients.options import AdaptationOptions, AnswerOptions
+from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
 from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
 
 T = TypeVar("T")
@@ -91,7 +91,9 @@ class RefineClient(BaseClient):
         """
         return self._events(calls.answer(query, options))
 
-    def adapt(self, document: str, **options: Unpack[AdaptationOptions]) -> Adaptation:
+    def adapt(
+        self, document: str | DocumentFile, **options: Unpack[AdaptationOptions]
+    ) -> Adaptation:
         """Begin to adapt to a document and keep the result; return at once.
 
         The same document, options and seed give the adaptation that exists already.

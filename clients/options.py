@@ -187,10 +187,16 @@ class JsonSchemaFormatOptions(TypedDict):
     json_schema: JsonSchemaOptions
 
 
+class DocumentFile(TypedDict):
+    """A file that has a document, as OpenAI's client uploads it (``client.files.create``)."""
+
+    file_id: str
+
+
 class AnswerOptions(TypedDict, total=False):
     """Options of a question: a ``document`` or the id of an ``adaptation``, and how to answer."""
 
-    document: str | None
+    document: str | DocumentFile | None
     adaptation: str | None
     context: ContextStrategy | None
     evidence: EvidenceOptions | None
@@ -231,7 +237,7 @@ class TttOptions(TypedDict, total=False):
         client.chat.completions.create(..., extra_body={"ttt": ttt})
     """
 
-    document: str | None
+    document: str | DocumentFile | None
     context: ReadContext | None
     evidence: EvidenceOptions | None
     on_overflow: Literal["error", "truncate_middle", "passages"] | None

@@ -18,10 +18,12 @@ from refine_server.server.access.quotas import QuotaKeeper
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
 from refine_server.server.api import answers, health, models, tokenizer
+from refine_server.server.api import files as file_routes
 from refine_server.server.api.openai import routes as openai
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
+from refine_server.server.files.registry import Files
 from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
@@ -31,6 +33,7 @@ from refine_server.server.http.middleware.request_context import RequestContext
 from refine_server.server.http.middleware.security_headers import SecurityHeaders
 from refine_server.server.http.middleware.send_timeout import SendTimeout
 from refine_server.server.http.middleware.trailing_slash import TrailingSlash
+from refine_server.server.http.upload import OVERHEAD_BYTES
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
 
@@ -64,17 +67,23 @@ def create_app(
     )
     metrics.queue_depth.set_function(lambda: engine.queue_depth)
     adaptations = Adaptations(engine, settings, metrics, keyring)
+    files = Files(settings, metrics, keyring)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        keeping = asyncio.create_task(adaptations.run())
+        keeping = [
+            asyncio.create_task(adaptations.run()),
+            asyncio.create_task(files.run(engine.opened)),
+        ]
         try:
             yield
         finally:
             engine.drain(settings.shutdown_seconds)
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
             await adaptations.close(settings.shutdown_seconds + 1.0)
+            await files.close()
             await anyio.to_thread.run_sync(engine.stop)
 
     app = FastAPI(
@@ -96,6 +105,7 @@ def create_app(
                 BodyLimit,
                 max_bytes=settings.max_body_bytes,
                 max_seconds=settings.client_timeout_seconds,
+                uploads={file_routes.UPLOAD_PATH: settings.max_file_bytes + OVERHEAD_BYTES},
             ),
         ],
     )
@@ -104,9 +114,11 @@ def create_app(
     app.state.metrics = metrics
     app.state.engine = engine
     app.state.adaptations = adaptations
+    app.state.files = files
     app.state.started = int(time.time())
     exception_handlers.install(app)
-    for routes in (answers, adaptation_routes, openai, models, tokenizer, health):
+    routers = (answers, adaptation_routes, openai, file_routes, models, tokenizer, health)
+    for routes in routers:
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

@@ -171,6 +171,16 @@ class Metrics:
             "Memory used by documents that are kept as they were read, in bytes.",
             registry=registry,
         )
+        self.files = Gauge(
+            "refine_files",
+            "Files that the server keeps, outputs of batches included.",
+            registry=registry,
+        )
+        self.file_bytes = Gauge(
+            "refine_file_bytes",
+            "Size of all files that the server keeps, in bytes.",
+            registry=registry,
+        )
         self.store_errors = counter(
             "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )

@@ -112,6 +112,26 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum size of a request's body in bytes; a larger one gets status 413.",
     )
+    max_file_bytes: int = Field(
+        32 * 2**20,
+        ge=1,
+        description="Maximum size of a file that is uploaded, in bytes; a larger one gets status "
+        "413.",
+    )
+    file_bytes: int = Field(
+        2**30,
+        ge=0,
+        description="Maximum size of all files together, in bytes, outputs of batches included. "
+        "Without a store they are in memory.",
+    )
+    file_ttl_seconds: float = Field(
+        MAX_TTL_SECONDS,
+        gt=0,
+        le=MAX_TTL_SECONDS,
+        allow_inf_nan=False,
+        description="Time in seconds that a file is kept after its upload, unless its request sets "
+        "expires_after.",
+    )
     client_timeout_seconds: float = Field(
         30.0,
         gt=0,
@@ -194,9 +214,9 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         "",
-        description="Store in which adaptations survive a restart: an fsspec URL, e.g. file:// or "
-        "s3://. Empty: the cache directory (REFINE_CACHE_DIR); none: adaptations are kept in "
-        "memory only.",
+        description="Store in which adaptations, files and batches survive a restart: an fsspec "
+        "URL, e.g. file:// or s3://. Empty: the cache directory (REFINE_CACHE_DIR); none: they are "
+        "kept in memory only.",
     )
     store_timeout_seconds: float = Field(
         60.0,

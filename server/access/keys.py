@@ -47,6 +47,8 @@ class Quotas(BaseModel):
     """Tokens of the documents that are adapted to."""
     adaptation_bytes: Annotated[int, Field(ge=0)] | None = None
     """Bytes of all kept adaptations together."""
+    file_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of all files together."""
 
 
 @dataclass(frozen=True)

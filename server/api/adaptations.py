@@ -14,9 +14,16 @@ from refine_server.server.api.adaptations_schema import (
     AdaptationList,
     AdaptationResource,
 )
+from refine_server.server.api.documents import read_document
 from refine_server.server.api.fields import require_model
 from refine_server.server.http.connections import cancel_on_disconnect
-from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.http.dependencies import (
+    AdaptationsDep,
+    EngineDep,
+    FilesDep,
+    OwnerDep,
+    SettingsDep,
+)
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import StreamEvent, event_stream, event_stream_docs
@@ -45,7 +52,7 @@ STREAM_DOCS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "",
     status_code=202,
-    responses={**CREATED, **documented(400, 404, 413, 422, 429, 503)},
+    responses={**CREATED, **documented(400, 404, 409, 413, 422, 429, 503)},
 )
 async def create_adaptation(
     body: Annotated[AdaptationBody, Body(openapi_examples=EXAMPLES)],
@@ -54,6 +61,7 @@ async def create_adaptation(
     owner: OwnerDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
+    files: FilesDep,
 ) -> AdaptationResource:
     """Adapt a copy of the fast weights to a document, once, for any number of queries.
 
@@ -64,8 +72,9 @@ async def create_adaptation(
     model = engine.ready().name
     require_model(body.model, model)
     async with cancel_on_disconnect(request.receive):
+        document = await read_document(body.document, files, owner)
         adaptation = await adaptations.create(
-            body.to_work(owner),
+            body.to_work(document.text, owner),
             request_id=request.state.request_id,
             ttl_seconds=body.ttl_seconds,
             priority=body.priority,

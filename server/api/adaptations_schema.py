@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
+from refine_server.server.api.documents import Document
 from refine_server.server.api.fields import OnDocumentOverflow, Priority, Text, Timeout
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
@@ -29,7 +30,7 @@ class AdaptationBody(StrictModel):
 
     model_config = ConfigDict(title="AdaptationRequest")
 
-    document: Text = Field(description="The text to adapt to.")
+    document: Document = Field(description="The text to adapt to, or a file that has it.")
     on_overflow: OnDocumentOverflow = "truncate_middle"
     adapt: DocumentAdaptConfig = DocumentAdaptConfig()
     queries: list[Text] = Field(
@@ -53,10 +54,10 @@ class AdaptationBody(StrictModel):
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
-    def to_work(self, owner: str) -> AdaptRequest:
-        """Return the work, for an owner."""
+    def to_work(self, text: str, owner: str) -> AdaptRequest:
+        """Return the work on the text of the document, for an owner."""
         return AdaptRequest(
-            self.document, self.adapt, owner, tuple(self.queries), self.evidence, self.on_overflow
+            text, self.adapt, owner, tuple(self.queries), self.evidence, self.on_overflow
         )
 
 

@@ -16,9 +16,17 @@ from refine_server.server.api.answers_schema import (
     Origin,
     wire_event,
 )
+from refine_server.server.api.documents import read_document
 from refine_server.server.api.fields import require_model
 from refine_server.server.engine.run import Run
-from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.files.registry import Files
+from refine_server.server.http.dependencies import (
+    AdaptationsDep,
+    EngineDep,
+    FilesDep,
+    OwnerDep,
+    SettingsDep,
+)
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import (
@@ -101,6 +109,7 @@ async def create_answer(
     owner: OwnerDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
+    files: FilesDep,
     settings: SettingsDep,
 ) -> Response:
     """Answer a query from a document, or from an adaptation.
@@ -117,7 +126,7 @@ async def create_answer(
     @asynccontextmanager
     async def exchange() -> AsyncIterator[tuple[Run, AnswerEncoder]]:
         async with (
-            _open_work(body, sampling, owner, adaptations) as work,
+            _open_work(body, sampling, owner, adaptations, files) as work,
             engine.run(
                 work,
                 request_id=request.state.request_id,
@@ -132,11 +141,16 @@ async def create_answer(
 
 @asynccontextmanager
 async def _open_work(
-    body: AnswerBody, sampling: SamplingConfig, owner: str, adaptations: Adaptations
+    body: AnswerBody,
+    sampling: SamplingConfig,
+    owner: str,
+    adaptations: Adaptations,
+    files: Files,
 ) -> AsyncIterator[Work]:
     """Give the work that a request asks for; an adaptation stays in memory meanwhile."""
     if body.adaptation is None:
-        yield body.to_work(sampling, owner)
+        document = await read_document(body.required_document(), files, owner)
+        yield body.to_work(document.text, sampling, owner)
         return
     async with adaptations.use(owner, body.adaptation) as kept:
         yield body.to_question(kept, sampling)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refine_server.server.api.documents import Document
 from refine_server.server.api.fields import (
     AnswerTokens,
     Priority,
@@ -58,7 +59,9 @@ class AnswerBody(StrictModel):
 
     model_config = ConfigDict(title="AnswerRequest")
 
-    document: Text | None = Field(None, description="The text to adapt to.")
+    document: Document | None = Field(
+        None, description="The text to answer from, or a file that has it."
+    )
     adaptation: str | None = Field(
         None, description="Id of an adaptation to answer from, instead of a document."
     )
@@ -105,17 +108,17 @@ class AnswerBody(StrictModel):
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
-    def to_work(self, sampling: SamplingConfig, owner: str = LOCAL) -> AnswerRequest:
-        """Return the work on a document of the request's own.
-
-        Raises:
-            RequestError: there is no document.
-        """
+    def required_document(self) -> Document:
+        """Return the document of the request's own; raise RequestError if there is none."""
         if self.document is None:
             message = "document: required, unless adaptation has the id of an adaptation"
             raise RequestError(message, "document", "invalid_value")
+        return self.document
+
+    def to_work(self, text: str, sampling: SamplingConfig, owner: str = LOCAL) -> AnswerRequest:
+        """Return the work on a document of the request's own, which has this text."""
         return AnswerRequest(
-            document=self.document,
+            document=text,
             query=self.query,
             adapt=self.adapt,
             sampling=sampling,

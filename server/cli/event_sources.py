@@ -46,7 +46,9 @@ def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEven
     """
     backend = open_backend(settings)
     origin = Origin(job_id=secrets.token_hex(16), model=backend.name)
-    encoded = backend.encode(body.to_work(body.sampling(settings.max_tokens)))
+    text = body.required_document()
+    assert isinstance(text, str)  # files are those of a server
+    encoded = backend.encode(body.to_work(text, body.sampling(settings.max_tokens)))
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in events:
         if (wire := wire_event(event, origin)) is not None:

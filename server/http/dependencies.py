@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.engine.engine import Engine
+from refine_server.server.files.registry import Files
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.requests import LOCAL
@@ -35,12 +36,18 @@ async def _adaptations(request: Request) -> Adaptations:
     return adaptations
 
 
+async def _files(request: Request) -> Files:
+    files: Files = request.app.state.files
+    return files
+
+
 async def _owner(request: Request) -> str:
     owner: str = getattr(request.state, "owner", LOCAL)
     return owner
 
 
 AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
+FilesDep = Annotated[Files, Depends(_files)]
 OwnerDep = Annotated[str, Depends(_owner)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]

@@ -14,8 +14,9 @@ MAX_NAME = 64
 """Characters of a field's name that an error repeats; a client may send any name."""
 MAX_PROBLEMS = 20
 """Problems of a request that its error describes."""
-TAG_OF: dict[str | int, str] = {"on": "kind", "evidence": "by"}
-"""The field that tells which kind of object a field has; pydantic adds its value to locations."""
+TAG_OF = {"on": "kind", "evidence": "by", "content": "type", "input": "type"}
+"""The field that tells which kind of object a field has, or each item of a list in it; pydantic
+adds its value to locations."""
 
 
 def invalid_body(errors: Sequence[Any], body: object = None) -> ApiError:
@@ -57,7 +58,7 @@ def _path(error: Any, body: object) -> Path:
     if place != "body":
         return tuple(location)
     path: list[str | int] = []
-    tag_of = None
+    name, tag_of = "", None
     for at, part in enumerate(location):
         is_tag = isinstance(body, Mapping) and tag_of in body and body[tag_of] == part
         is_missing = at == len(location) - 1 and kind in ("missing", *NO_KIND)
@@ -69,7 +70,8 @@ def _path(error: Any, body: object) -> Path:
         elif path and not is_missing:
             continue
         path.append(part)
-        tag_of = TAG_OF.get(part)
+        name = part if isinstance(part, str) else name
+        tag_of = TAG_OF.get(name)
     if kind in NO_KIND:
         path.append(error["ctx"]["discriminator"].strip("'"))
     return tuple(path)

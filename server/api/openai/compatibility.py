@@ -45,6 +45,7 @@ NEUTRAL: dict[str | None, Neutral] = {
     "disable_additional_properties": Neutral((False,), "the schema says it itself"),
     "disable_any_whitespace": Neutral((False,), "at most one space stands between parts"),
     "echo": Neutral((False,), "only completions return their prompt"),
+    "file_url": Neutral((), "this server opens no connections for a request; send the text"),
     "frequency_penalty": Neutral((0,), NO_PENALTY),
     "function_call": Neutral(("none", "auto"), NO_TOOLS),
     "functions": Neutral(([],), NO_TOOLS),

@@ -1,10 +1,12 @@
 """The messages of a conversation, as clients of OpenAI's API send them."""
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from refine_server.server.api.documents import FileId
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
 from refine_server.ttt.interface.requests import Message
 from refine_server.ttt.interface.strict import StrictModel
@@ -23,12 +25,42 @@ class TextPart(StrictModel):
     index: Ignored = None
 
 
+class FileContent(StrictModel):
+    """A file that was uploaded with `/v1/files`, or its contents."""
+
+    file_id: FileId | None = None
+    file_data: str | None = Field(
+        None,
+        min_length=1,
+        description="The contents: a data URL or base64, as OpenAI's clients send them, or the "
+        "text itself.",
+    )
+    filename: Ignored = None
+    file_url: Unsupported = None
+    detail: Ignored = None
+
+
+class FilePart(StrictModel):
+    """A file that the conversation is about: its document."""
+
+    type: Literal["file"]
+    file: FileContent
+    cache_control: Ignored = None
+    id: Ignored = None
+    index: Ignored = None
+
+
+Part = Annotated[TextPart | FilePart, Field(discriminator="type")]
+"""A part of a message."""
+
+
 def _supported_parts(value: object) -> object:
     if isinstance(value, list):
         for part in value:
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind != "text":
-                raise PydanticCustomError("unsupported", "only parts of type text are supported")
+            if isinstance(kind, str) and kind not in ("text", "file"):
+                message = "only parts of type text and file are supported"
+                raise PydanticCustomError("unsupported", message)
     return value
 
 
@@ -37,7 +69,7 @@ class ChatMessage(StrictModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        str | Annotated[list[TextPart], Field(fail_fast=True)] | None,
+        str | Annotated[list[Part], Field(fail_fast=True)] | None,
         BeforeValidator(_supported_parts),
     ] = Field(
         None,
@@ -64,17 +96,28 @@ class ChatMessage(StrictModel):
     @field_validator("content")
     @classmethod
     def _only_an_assistant_may_say_nothing(
-        cls, value: str | list[TextPart] | None, info: ValidationInfo
-    ) -> str | list[TextPart] | None:
+        cls, value: str | list[Part] | None, info: ValidationInfo
+    ) -> str | list[Part] | None:
         if value is None and info.data.get("role") != "assistant":
             raise PydanticKnownError("missing")
         return value
 
     def to_message(self) -> Message:
-        """The turn as a prompt has it."""
+        """The turn as a prompt has it. Its files are the document, which comes before it."""
         parts = self.content or ""
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        if isinstance(parts, str):
+            text = parts
+        else:
+            text = "".join(part.text for part in parts if isinstance(part, TextPart))
         return Message("system" if self.role == "developer" else self.role, text)
+
+
+def attached_files(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, FileContent]]:
+    """Yield the files of a conversation, each with the path of its fields."""
+    for number, message in enumerate(messages):
+        for place, part in enumerate(message.content or ()):
+            if isinstance(part, FilePart):
+                yield f"messages.{number}.content.{place}.file", part.file
 
 
 Messages = Annotated[

@@ -6,6 +6,7 @@ does not act on. An unknown field is refused by name.
 
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 from pydantic import (
@@ -18,14 +19,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
-from refine_server.server.api.fields import (
-    AnswerTokens,
-    StopStrings,
-    Text,
-    answer_tokens,
-)
+from refine_server.server.api.documents import Document
+from refine_server.server.api.fields import AnswerTokens, StopStrings, answer_tokens
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
-from refine_server.server.api.openai.messages import ChatMessage, Messages
+from refine_server.server.api.openai.documents import FileFields, NamedDocument, find_document
+from refine_server.server.api.openai.messages import ChatMessage, Messages, attached_files
 from refine_server.server.api.openai.structured_outputs import StructuredOutputs
 from refine_server.server.api.response_format import (
     GuidedChoice,
@@ -65,9 +63,10 @@ class StreamOptions(StrictModel):
 class TttOptions(StrictModel):
     """This server's extension: answer from a document, adapted to it or not."""
 
-    document: Text | None = Field(
+    document: Document | None = Field(
         None,
-        description="The text to answer from; the request's prompts or messages follow it.",
+        description="The text to answer from, or a file that has it; the request's prompts or "
+        "messages follow it.",
     )
     context: ReadContext | None = Field(
         None,
@@ -93,15 +92,6 @@ class TttOptions(StrictModel):
         description="Settings of an adaptation to the document, as in /v1/adaptations, which is "
         "kept. Without them the model is not adapted; `{}` adapts with REFINE.",
     )
-
-    @field_validator("adapt")
-    @classmethod
-    def _needs_a_document(
-        cls, value: DocumentAdaptConfig, info: ValidationInfo
-    ) -> DocumentAdaptConfig:
-        if info.data.get("document") is None:
-            raise ValueError("requires document")
-        return value
 
 
 class GenerationBody(StrictModel, ABC):
@@ -180,6 +170,18 @@ class GenerationBody(StrictModel, ABC):
     def choices(self) -> int:
         """Number of choices for each prompt."""
         return self.n or 1
+
+    def document(self) -> NamedDocument | None:
+        """Return the document that the request is about, None if there is none.
+
+        Raises:
+            RequestError: it names several, or none where it should.
+        """
+        return find_document(self.ttt.document if self.ttt else None, self.attached())
+
+    def attached(self) -> Iterable[tuple[str, FileFields]]:
+        """Return the files in the messages, each with the path of its fields."""
+        return ()
 
     @abstractmethod
     def expected_queries(self) -> tuple[str, ...]:
@@ -317,6 +319,10 @@ class ChatBody(GenerationBody):
         messages = (message.to_message() for message in reversed(self.messages))
         return tuple(m.content for m in messages if m.role == "user")[:1]
 
+    @override
+    def attached(self) -> Iterable[tuple[str, FileFields]]:
+        return attached_files(self.messages)
+
     def to_sampling(self, longest: int) -> SamplingConfig:
         """How to decode; ``longest`` is the server's limit on ``max_tokens``."""
         asked, field = self.max_completion_tokens, "max_completion_tokens"
@@ -346,6 +352,8 @@ class TokenizeBody(StrictModel):
     ) -> list[ChatMessage] | None:
         if (value is None) == (info.data.get("prompt") is None):
             raise ValueError("give either messages or prompt")
+        for param, _ in attached_files(value or ()):
+            raise ValueError(f"{param} is no part of what is tokenised")
         return value
 
 

@@ -19,7 +19,13 @@ from refine_server.server.api.openai.requests import ChatBody, CompletionBody, G
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
 from refine_server.server.api.openai.target import open_target, own_params
 from refine_server.server.engine.run import Run
-from refine_server.server.http.dependencies import AdaptationsDep, EngineDep, OwnerDep, SettingsDep
+from refine_server.server.http.dependencies import (
+    AdaptationsDep,
+    EngineDep,
+    FilesDep,
+    OwnerDep,
+    SettingsDep,
+)
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import RunResponse, event_stream_docs
@@ -36,6 +42,7 @@ class Generation:
     owner: OwnerDep
     engine: EngineDep
     adaptations: AdaptationsDep
+    files: FilesDep
     settings: SettingsDep
 
     def respond(
@@ -56,6 +63,7 @@ class Generation:
                         body,
                         served_model=backend.name,
                         adaptations=self.adaptations,
+                        files=self.files,
                         owner=self.owner,
                         request_id=request_id,
                     ) as target,

@@ -11,6 +11,8 @@ from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.fields import require_model
 from refine_server.server.api.openai.requests import GenerationBody, TttOptions
 from refine_server.server.api.openai.responses import TttReport
+from refine_server.server.files.file import File
+from refine_server.server.files.registry import Files
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import Evidence, OnOverflow, ReadContext
@@ -33,6 +35,8 @@ class Target:
     """The adaptation that answers, if one does."""
     document: str | None = None
     """The text of the document, if it is known."""
+    file: File | None = None
+    """The file that has the document, if it is one."""
     context: ReadContext = "document"
     evidence: Evidence | None = None
     on_overflow: OnOverflow = DEFAULT_OVERFLOW
@@ -63,6 +67,7 @@ async def open_target(
     *,
     served_model: str,
     adaptations: Adaptations,
+    files: Files,
     owner: str,
     request_id: str,
 ) -> AsyncIterator[Target]:
@@ -74,6 +79,7 @@ async def open_target(
         body: the request.
         served_model: the base model's name.
         adaptations: finds or makes the adaptation.
+        files: has the document, where it is a file.
         owner: may use the adaptation.
         request_id: the HTTP request.
 
@@ -81,20 +87,23 @@ async def open_target(
         RequestError: if the document cannot be served.
         ApiError: if there is no such model, or the adaptation fails or does not fit into memory.
     """
-    ttt, model = body.ttt or TttOptions(), body.model
+    ttt, model, named = body.ttt or TttOptions(), body.model, body.document()
     adaptation_id = model if model is not None and is_adaptation_id(model) else None
     if adaptation_id is None:
         require_model(model, served_model)
-    elif ttt.document is not None:
-        raise _unfit("document", "cannot be combined with a model that is an adaptation")
+    elif named is not None:
+        message = f"{named.param}: cannot be combined with a model that is an adaptation"
+        raise ApiError(422, message, "invalid_value", param=named.param)
+    if named is None and "adapt" in ttt.model_fields_set:
+        raise _unfit("adapt", "requires document")
     context = ttt.context or body.default_context
     if ttt.context is None and ttt.evidence is not None:
         context = default_context(ttt.evidence)
     on_overflow = ttt.on_overflow or DEFAULT_OVERFLOW
-    read = Target(
-        document=ttt.document, context=context, evidence=ttt.evidence, on_overflow=on_overflow
-    )
-    if ttt.document is not None:
+    read = Target(context=context, evidence=ttt.evidence, on_overflow=on_overflow)
+    if named is not None:
+        found = await named.read(files, owner)
+        read = replace(read, document=found.text, file=found.file)
         if ttt.adapt.objective == "none":
             report = TttReport(adaptation=None, adapted=False, document_tokens=0, overflow=None)
             yield replace(read, report=report)
@@ -102,7 +111,7 @@ async def open_target(
         on_overflow = ttt.on_overflow or "truncate_middle"
         if on_overflow == "passages":
             raise _unfit("on_overflow", "passages are chosen by a query, which adapt has none of")
-        work = AdaptRequest(ttt.document, ttt.adapt, owner, on_overflow=on_overflow)
+        work = AdaptRequest(found.text, ttt.adapt, owner, on_overflow=on_overflow)
         if ttt.adapt.on.kind == "evidence":
             work = replace(work, queries=body.expected_queries(), evidence=ttt.evidence)
         elif context == "passages":
@@ -149,6 +158,9 @@ def own_params(body: GenerationBody) -> Iterator[None]:
         yield
     except RequestError as error:
         field = error.param.partition(".")[0]
+        if field == "document" and (named := body.document()) is not None:
+            message = str(error).removeprefix("document")
+            raise RequestError(f"{named.field}{message}", named.field, error.code) from None
         if field in TttOptions.model_fields:
             raise RequestError(str(error), f"ttt.{error.param}", error.code) from None
         if field == "queries":

@@ -1,0 +1,1 @@
+"""Files of clients: documents, and the inputs and outputs of batches."""
