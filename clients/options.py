@@ -111,7 +111,7 @@ class EvidenceByWordsOptions(TypedDict, total=False):
     """The chunks of a document that have most words in common with the query, or with another."""
 
     by: Required[Literal["bm25"]]
-    query: str | None
+    words: str | None
     count: int
     tokens: int
 

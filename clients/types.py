@@ -71,17 +71,19 @@ class EvalResult(_WireObject):
 
     step: int
     loss: float | None
-    reward: float
+    accuracy: float
+
+
+AnsweredBy = Literal["base", "adapted", "kept_base"]
+"""Which weights answer; ``kept_base``: the base weights, although an adaptation was asked for."""
 
 
 class AdaptationReport(_WireObject):
-    """What an adaptation did. With ``accepted_step`` 0 the base weights answer."""
+    """What the adaptation of a request did."""
 
-    id: str | None
     objective: str
     steps: list[Step]
     accepted_step: int
-    guard: str | None
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None
@@ -136,7 +138,7 @@ class Overflow(_WireObject):
     """How a document that was too long to be read as a whole was shortened."""
 
     handled: Literal["truncate_middle", "passages"]
-    document_tokens: int
+    sent_tokens: int
     read_tokens: int
     left_out: list[LeftOut]
 
@@ -144,13 +146,13 @@ class Overflow(_WireObject):
 class PromptCitation(Citation):
     """A part of the document that is evidence for a prompt, by the prompt's number."""
 
-    prompt: int
+    prompt_index: int
 
 
 class ChoiceQuote(Quote):
     """Words of a choice in the document, by the choice's index."""
 
-    choice: int
+    choice_index: int
 
 
 class TttReport(_WireObject):
@@ -163,7 +165,8 @@ class TttReport(_WireObject):
     """
 
     adaptation: str | None
-    adapted: bool
+    answered_by: AnsweredBy
+    kept_base_reason: str | None = None
     document_tokens: int
     overflow: Overflow | None
     citations: list[PromptCitation] = []
@@ -179,12 +182,14 @@ class Answer(Event):
     answer: str
     base_answer: str | None
     finish_reason: str
-    adapted: bool
+    answered_by: AnsweredBy
+    kept_base_reason: str | None
+    adaptation: str | None
     context: Literal["document", "passages", "document+passages"]
     citations: list[Citation]
     quotes: list[Quote]
     overflow: Overflow | None
-    adaptation: AdaptationReport
+    adaptation_report: AdaptationReport | None
     usage: Usage
     timings: Timings
 
@@ -199,10 +204,7 @@ class Failure(_WireObject):
 
 
 class Adaptation(_WireObject):
-    """A kept adaptation to a document, from its start on.
-
-    With ``accepted_step`` 0 the base weights answer.
-    """
+    """A kept adaptation to a document, from its start on."""
 
     id: str
     model: str
@@ -210,12 +212,13 @@ class Adaptation(_WireObject):
     created_at: float
     expires_at: float | None
     ttl_seconds: float
-    config: dict[str, Any]
+    adapt: dict[str, Any]
     document_tokens: int | None
     overflow: Overflow | None
     steps: list[Step]
     accepted_step: int | None
-    guard: str | None
+    answered_by: AnsweredBy | None
+    kept_base_reason: str | None
     stopped: str | None
     first_ntp_loss: float | None
     final_ntp_loss: float | None

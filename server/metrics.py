@@ -30,7 +30,7 @@ from refine_server.ttt.interface.events import (
     Event,
     PromptRead,
 )
-from refine_server.ttt.interface.reports import Timings
+from refine_server.ttt.interface.reports import AdaptationReport, Timings
 from refine_server.ttt.interface.requests import CompletionRequest, Work
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -92,8 +92,9 @@ class Metrics:
         self.decode_seconds = seconds("decode_seconds", "Time to decode an answer.")
         self.first_token_seconds = seconds(
             "time_to_first_token_seconds",
-            "Time from the submission of a request to the first token of its answer.",
-            "adapted",
+            "Time from the submission of a request to the first token of its answer, by the "
+            "weights that answer.",
+            "answered_by",
         )
         self.inter_token_seconds = seconds(
             "inter_token_seconds", "Time between two decoded tokens of an answer."
@@ -123,9 +124,15 @@ class Metrics:
             buckets=LOSS_DELTAS,
             registry=registry,
         )
-        self.guard_rollbacks = counter(
-            "guard_rollbacks_total",
-            "Adaptations that fell back to the base weights, by reason.",
+        self.answers = counter(
+            "answers_total",
+            "Completed answers and completions, by the weights that answered and, where these are "
+            "the base weights although an adaptation was asked for, by reason.",
+            *("answered_by", "kept_base_reason"),
+        )
+        self.kept_base = counter(
+            "kept_base_total",
+            "Adaptations whose answers come from the base weights, by reason.",
             "reason",
         )
         self.wasted_seconds = counter(
@@ -239,8 +246,8 @@ class EngineMetrics(EngineObserver):
                     _observe_finite(metrics.reward, report.reward_mean)
             case AdaptationEnded(report):
                 metrics.adapt_seconds.labels(report.objective).observe(event.seconds)
-                if report.guard is not None:
-                    metrics.guard_rollbacks.labels(report.guard).inc()
+                if report.kept_base_reason is not None:
+                    metrics.kept_base.labels(report.kept_base_reason).inc()
                 if report.first_ntp_loss is not None and report.final_ntp_loss is not None:
                     change = report.final_ntp_loss - report.first_ntp_loss
                     _observe_finite(metrics.ntp_loss_delta, change)
@@ -249,10 +256,10 @@ class EngineMetrics(EngineObserver):
             case AnswerDelta() | CompletionDelta():
                 self._observe_token(job)
             case AnswerCompleted(adaptation=report, usage=usage, timings=timings):
-                self._observe_answer(job, report.adapted, usage.completion_tokens, timings)
+                self._observe_answer(job, report, usage.completion_tokens, timings)
             case CompletionEnded(timings=timings):
-                adapted = _continues_adapted_document(job.work.request)
-                self._observe_answer(job, adapted, event.completion_tokens, timings)
+                report = _kept_report(job.work.request)
+                self._observe_answer(job, report, event.completion_tokens, timings)
 
     @override
     def on_ended(self, job: Job, worked_seconds: float) -> None:
@@ -271,20 +278,24 @@ class EngineMetrics(EngineObserver):
             self._metrics.inter_token_seconds.observe(now - last)
         self._last_token[job] = now
 
-    def _observe_answer(self, job: Job, adapted: bool, tokens: int, timings: Timings) -> None:
+    def _observe_answer(
+        self, job: Job, report: AdaptationReport | None, tokens: int, timings: Timings
+    ) -> None:
+        answered_by = "base" if report is None else report.answered_by
+        reason = report and report.kept_base_reason
+        self._metrics.answers.labels(answered_by, reason or "").inc()
         self._metrics.generated_tokens.inc(tokens)
         if tokens:  # a prompt may be read only
             self._metrics.decode_seconds.observe(timings.decode_seconds)
-            self._metrics.first_token_seconds.labels("true" if adapted else "false").observe(
+            self._metrics.first_token_seconds.labels(answered_by).observe(
                 job.queue_seconds + timings.time_to_first_token_seconds
             )
 
 
-def _continues_adapted_document(work: Work) -> bool:
-    if not isinstance(work, CompletionRequest):
-        return False
-    kept = work.adapted or work.kept
-    return kept is not None and kept.report.adapted
+def _kept_report(work: Work) -> AdaptationReport | None:
+    """Return the report of the kept adaptation that a completion continues; None without one."""
+    kept = (work.adapted or work.kept) if isinstance(work, CompletionRequest) else None
+    return None if kept is None else kept.report
 
 
 def _observe_finite(histogram: Histogram, value: float) -> None:

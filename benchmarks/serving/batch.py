@@ -119,8 +119,9 @@ class BatchBench:
 
 def _outcome(answer: Answer) -> tuple[object, ...]:
     """Return what must not depend on batching: the answer and the step that it comes from."""
-    adaptation = answer.adaptation
-    return answer.answer, adaptation.accepted_step, adaptation.guard, len(adaptation.steps)
+    report = answer.adaptation_report
+    steps = (0, 0) if report is None else (report.accepted_step, len(report.steps))
+    return answer.answer, answer.kept_base_reason, *steps
 
 
 def _mean_sizes(metrics: dict[str, float]) -> dict[str, float]:

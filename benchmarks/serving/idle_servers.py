@@ -105,7 +105,7 @@ async def _answer_at_once(emit: Emit) -> None:
                 objective="none",
                 steps=(),
                 accepted_step=0,
-                guard=None,
+                kept_base_reason=None,
                 stopped=None,
                 first_ntp_loss=None,
                 final_ntp_loss=None,

@@ -36,7 +36,7 @@ def summary(level: Level, bound: float, dollars_per_hour: float | None) -> dict[
         "requests": len(level.requests),
         "answers": len(answered),
         "repeated": sum(o.repeated for o in level.requests),
-        "adapted": sum(o.answer.adapted for o in answered if o.answer),
+        "adapted": sum(o.answer.answered_by == "adapted" for o in answered if o.answer),
         "errors": dict(Counter(o.error for o in level.requests if o.error)),
         "answers_per_second": len(answered) / level.seconds,
         "tokens_per_second": tokens / level.seconds,

@@ -6,7 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.api.documents import Document
-from refine_server.server.api.fields import OnDocumentOverflow, Priority, Text, Timeout
+from refine_server.server.api.fields import (
+    AnsweredByField,
+    KeptBaseReason,
+    OnDocumentOverflow,
+    Priority,
+    Text,
+    Timeout,
+)
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
@@ -108,7 +115,7 @@ class AdaptationResource(BaseModel):
         description="Unix time in seconds; each use extends it. Null until it is ready."
     )
     ttl_seconds: float
-    config: AdaptConfig
+    adapt: AdaptConfig = Field(description="How it was asked to adapt, every field.")
     document_tokens: int | None = Field(description="Tokens of what is read of the document.")
     overflow: Overflow | None = Field(
         description="How the document was shortened because it was too long; null if it was not, "
@@ -116,7 +123,8 @@ class AdaptationResource(BaseModel):
     )
     steps: list[StepReport]
     accepted_step: int | None = Field(description="0: answers come from the base weights.")
-    guard: str | None = Field(description="Why the steps are not used; null when they are.")
+    answered_by: AnsweredByField | None = Field(description="Null until it is ready.")
+    kept_base_reason: KeptBaseReason
     stopped: str | None = Field(description="Why fewer steps than requested were made.")
     first_ntp_loss: Measured | None
     final_ntp_loss: Measured | None
@@ -141,12 +149,13 @@ class AdaptationResource(BaseModel):
             created_at=adaptation.created_at,
             expires_at=adaptation.expires_at,
             ttl_seconds=adaptation.ttl_seconds,
-            config=adaptation.config,
+            adapt=adaptation.config,
             document_tokens=adaptation.document_tokens,
             overflow=adaptation.overflow,
             steps=adaptation.steps,
             accepted_step=report and report.accepted_step,
-            guard=report and report.guard,
+            answered_by=report and report.answered_by,
+            kept_base_reason=report and report.kept_base_reason,
             stopped=report and report.stopped,
             first_ntp_loss=report and report.first_ntp_loss,
             final_ntp_loss=report and report.final_ntp_loss,

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.api.documents import Document
 from refine_server.server.api.fields import (
+    AnsweredByField,
     AnswerTokens,
+    KeptBaseReason,
     Priority,
     StopStrings,
     Text,
@@ -30,7 +32,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.reports import (
-    AdaptationReport,
+    AdaptationHistory,
     Citation,
     Overflow,
     Quote,
@@ -206,13 +208,6 @@ EXAMPLES: dict[str, Any] = {
 """Requests that the OpenAPI document shows."""
 
 
-class AnswerAdaptation(AdaptationReport):
-    """How the adaptation ended. With ``accepted_step`` 0 the answer comes from the base weights."""
-
-    id: str | None
-    """Id of the stored adaptation; null if the adaptation ended with the answer."""
-
-
 class AnswerTimings(Timings):
     """Wall-clock seconds of an answer; they include turns of other requests."""
 
@@ -241,7 +236,11 @@ class AnswerResponse(BaseModel):
     answer: str
     base_answer: str | None = Field(description="With compare_base: the unadapted answer.")
     finish_reason: str
-    adapted: bool
+    answered_by: AnsweredByField
+    kept_base_reason: KeptBaseReason
+    adaptation: str | None = Field(
+        description="Id of the kept adaptation that answers; null if there is none."
+    )
     context: ReadContext = Field(description="What the model had read before the query.")
     citations: tuple[Citation, ...] = Field(
         description="The evidence that the answer was aimed at, in the document's order; empty "
@@ -253,25 +252,32 @@ class AnswerResponse(BaseModel):
     overflow: Overflow | None = Field(
         description="How the document was shortened because it was too long; null if it was not."
     )
-    adaptation: AnswerAdaptation
+    adaptation_report: AdaptationHistory | None = Field(
+        description="What the adaptation of this request did; null where it made none. "
+        "`/v1/adaptations/{id}` has that of a kept adaptation."
+    )
     usage: Usage
     timings: AnswerTimings
 
     @classmethod
     def of(cls, done: AnswerCompleted, origin: Origin) -> "AnswerResponse":
         """Return the response to the request that ended with ``done``."""
+        report = done.adaptation
+        adapts = origin.adaptation_id is None and report.objective != "none"
         return cls(
             id=f"answer-{origin.job_id}",
             model=origin.model,
             answer=done.answer,
             base_answer=done.base_answer,
             finish_reason=done.finish_reason,
-            adapted=done.adaptation.adapted,
+            answered_by=report.answered_by,
+            kept_base_reason=report.kept_base_reason,
+            adaptation=origin.adaptation_id,
             context=done.context,
             citations=done.citations,
             quotes=done.quotes,
             overflow=done.overflow,
-            adaptation=AnswerAdaptation(id=origin.adaptation_id, **dict(done.adaptation)),
+            adaptation_report=report if adapts else None,
             usage=done.usage,
             timings=AnswerTimings(queue_seconds=origin.queue_seconds, **dict(done.timings)),
         )

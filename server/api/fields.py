@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.reports import AnsweredBy
 
 
 def _holds_text(value: str) -> str:
@@ -43,6 +44,25 @@ OnDocumentOverflow = Annotated[
         "server's limit or because the model was trained for shorter sequences: `error` refuses "
         "it, `truncate_middle` cuts its middle out. A quarter of the model's length, at most the "
         "longest query, is kept for queries and their answers."
+    ),
+]
+
+AnsweredByField = Annotated[
+    AnsweredBy,
+    Field(
+        description="Which weights answer: `base`, as no adaptation was asked for; `adapted`; or "
+        "`kept_base`: the base weights although an adaptation was asked for, for the reason in "
+        "`kept_base_reason`."
+    ),
+]
+KeptBaseReason = Annotated[
+    str | None,
+    Field(
+        description="Why the base weights answer although an adaptation was asked for: "
+        "`no_better_step` (no step did better on what was held out), `nothing_similar` (no word of "
+        "the query occurs in the document), `non_finite_loss`, `non_finite_gradient`, "
+        "`non_finite_weights`, or why it was stopped before its first step. Null unless "
+        "`answered_by` is `kept_base`."
     ),
 ]
 

@@ -86,7 +86,7 @@ class Follower:
                 self._print_line(_shortened(response["overflow"]))
             for citation in response["citations"]:
                 self._print_line(_cited(citation))
-            self._print_line(_summary(response["adaptation"], response["timings"]))
+            self._print_line(_summary(response))
 
     def _print_line(self, line: str) -> None:
         self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -102,19 +102,24 @@ def _cited(citation: dict[str, Any]) -> str:
 
 def _shortened(overflow: dict[str, Any]) -> str:
     """Describe in one line what was read of a document that was too long."""
-    read, sent = overflow["read_tokens"], overflow["document_tokens"]
+    read, sent = overflow["read_tokens"], overflow["sent_tokens"]
     how = {"passages": "the passages that fit the question", "truncate_middle": "both ends"}
     return f"read {read:,} of the document's {sent:,} tokens: {how[overflow['handled']]}"
 
 
-def _summary(adaptation: dict[str, Any], timings: dict[str, Any]) -> str:
-    decoded = f"decoded in {timings['decode_seconds']:.1f} s"
-    steps, guard = adaptation["steps"], adaptation["guard"]
-    if not steps and guard is None:
-        return f"not adapted, read in {timings['prefill_seconds']:.1f} s, {decoded}"
-    used = f"{adaptation['accepted_step']} of {len(steps)} steps used"
-    summary = f"{used}, adapted in {timings['adapt_seconds']:.1f} s, {decoded}"
-    return summary if guard is None else f"{summary} (guard: {guard})"
+def _summary(response: dict[str, Any]) -> str:
+    """Describe in one line which weights answered, and the seconds of each phase."""
+    timings, report = response["timings"], response["adaptation_report"]
+    weights = {"base": "the base weights", "adapted": "adapted weights"}
+    kept_base = f"the base weights ({response['kept_base_reason']})"
+    parts = [f"answered by {weights.get(response['answered_by'], kept_base)}"]
+    if report is not None:
+        used = f"{report['accepted_step']} of {len(report['steps'])} steps used"
+        parts += [used, f"adapted in {timings['adapt_seconds']:.1f} s"]
+    else:
+        parts.append(f"read in {timings['prefill_seconds']:.1f} s")
+    parts.append(f"decoded in {timings['decode_seconds']:.1f} s")
+    return ", ".join(parts)
 
 
 def _format(value: float | None) -> str:

@@ -39,7 +39,9 @@ def invalid_body(errors: Sequence[Any], body: object = None) -> ApiError:
     if not path and first["type"] != "value_error":
         message = "The body must be a JSON object, sent with content-type: application/json."
         return ApiError(422, message, "invalid_body", param=param)
-    problems = dict.fromkeys(f"{field_path(path)}: {_reason(error)}" for path, error in located)
+    problems = dict.fromkeys(
+        f"{field_path(path)}: {_reason(path, error)}" for path, error in located
+    )
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
     return ApiError(422, "; ".join(problems), code, param=param)
 
@@ -97,14 +99,14 @@ def field_path(path: Sequence[str | int]) -> str:
     return ".".join(str(part)[:MAX_NAME] for part in path) or "body"
 
 
-def _reason(error: Any) -> str:
-    *above, name = error["loc"]
-    is_unfit = error["type"] in ("extra_forbidden", *NO_OBJECT)
-    if is_unfit and above[-1:] == ["adapt"]:
-        if name in MOVED:
-            return f"moved to {field_path(above[1:])}.{MOVED[name]}"
-        if name in REMOVED:
-            return REMOVED[name]
+def _reason(path: Path, error: Any) -> str:
+    if error["type"] in ("extra_forbidden", *NO_OBJECT):
+        *above, name = path
+        within = above[-1] if above else ""
+        if (place := MOVED.get(str(within), {}).get(str(name))) is not None:
+            return f"moved to {field_path(above)}.{place}"
+        if within == "adapt" and name in REMOVED:
+            return REMOVED[str(name)]
     match error["type"]:
         case "extra_forbidden":
             return "there is no such field"

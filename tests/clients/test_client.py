@@ -31,16 +31,14 @@ STEP = dict.fromkeys(MEASURED, 0.5) | {
     "rollout_tokens": 4,
     "trace": {"positions": [], "left_out": 0},
 }
-ADAPTATION = {
-    "id": "adapt-1",
+REPORT = {
     "objective": "refine",
     "steps": [STEP],
     "accepted_step": 1,
-    "guard": None,
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
-    "held_out": [{"step": 0, "loss": 2.0, "reward": 0.5}],
+    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5}],
     "fast_weight_bytes": 64,
 }
 USAGE = dict.fromkeys(["document_tokens", "query_tokens", "completion_tokens", "rollout_tokens"], 3)
@@ -63,9 +61,11 @@ ANSWER = {
     "quotes": [],
     "overflow": None,
     "finish_reason": "stop",
-    "adapted": True,
+    "answered_by": "adapted",
+    "kept_base_reason": None,
+    "adaptation": None,
     "context": "document+passages",
-    "adaptation": ADAPTATION,
+    "adaptation_report": REPORT,
     "usage": USAGE,
     "timings": TIMINGS,
 }
@@ -181,7 +181,7 @@ def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
     assert isinstance(unknown, UnknownEvent)
     assert unknown.model_extra == {"x": 1}
     assert isinstance(answer, Answer)
-    assert answer.adaptation.steps == [step]
+    assert answer.adaptation_report.steps == [step]
     assert answer.timings.adapt_seconds == 0.5
     assert json.loads(script.requests[0].content) == {
         "document": "a document",
@@ -345,17 +345,18 @@ RESOURCE = {
     "created_at": 1.0,
     "expires_at": None,
     "ttl_seconds": 60.0,
-    "config": {"optimizer": {"steps": 1}},
+    "adapt": {"optimizer": {"steps": 1}},
     "document_tokens": 3,
     "overflow": None,
     "citations": [],
     "steps": [STEP],
     "accepted_step": 1,
-    "guard": None,
+    "answered_by": "adapted",
+    "kept_base_reason": None,
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
-    "held_out": [{"step": 0, "loss": 2.0, "reward": 0.5}],
+    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5}],
     "bytes": 64,
     "in_memory": True,
     "stored": False,

@@ -72,7 +72,7 @@ def test_sigterm_ends_long_adaptations_early_and_answers(
     server.send_signal(signal.SIGTERM)
     *_, answer = events
     assert isinstance(answer, Answer)
-    assert answer.adaptation.stopped == "shutdown"
+    assert answer.adaptation_report.stopped == "shutdown"
     assert server.wait(10) == 0
 
 

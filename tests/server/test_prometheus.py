@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_promtool_has_no_complaints(client: TestClient, fake: Any) -> None:
-    fake.script("worse", Script(guard="kept_base"))
+    fake.script("worse", Script(kept_base_reason="no_better_step"))
     fake.fail("crash")
     fake.fail("refused", RequestError("query is unfit", "query", "unfit"))
     for document in ("a", "worse", "crash", "refused"):

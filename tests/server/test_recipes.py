@@ -14,8 +14,8 @@ RECIPES = [block for block in BLOCKS if "curl" in block]
 OUTPUTS = (
     ('"status":"ready"', '"id":"fake"'),
     ('"answer":', '"citations":'),
-    ('"answer":', '"choices":', '"ttt":', '"prompt":0'),
-    ('"answer":', '"adapted":true'),
+    ('"answer":', '"choices":', '"ttt":', '"prompt_index":0'),
+    ('"answer":', '"answered_by":"adapted"'),
     ("event: adaptation.step", "event: answer.completed"),
     ('"answer":',),
     ("event: adaptation.ready", '"answer":', '"deleted":true'),

@@ -64,7 +64,7 @@ class Script:
     """Called in every step; it may wait, or raise."""
     loss: float = 2.0
     """Of every step."""
-    guard: str | None = None
+    kept_base_reason: str | None = None
     """Why the answer uses the base weights."""
 
 
@@ -301,8 +301,8 @@ class FakeBackend(Backend):
         report = AdaptationReport(
             objective="refine",
             steps=tuple(steps),
-            accepted_step=0 if script.guard else len(steps),
-            guard=script.guard,
+            accepted_step=0 if script.kept_base_reason else len(steps),
+            kept_base_reason=script.kept_base_reason,
             stopped=stopped,
             first_ntp_loss=2.0,
             final_ntp_loss=1.5,

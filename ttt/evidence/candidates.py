@@ -112,7 +112,7 @@ def find_candidates(
     scores = None
     if isinstance(evidence, EvidenceByWords):
         texts = [document[chunk.first : chunk.last] for chunk in chunks]
-        scores = tuple(score_by_words(texts, evidence.query or query))
+        scores = tuple(score_by_words(texts, evidence.words or query))
     return Candidates(document=document, chunks=tuple(chunks), scores=scores, count=evidence.count)
 
 

@@ -154,7 +154,7 @@ class DocumentReader:
             return None
         return Overflow(
             handled=self.on_overflow,
-            document_tokens=len(offsets),
+            sent_tokens=len(offsets),
             read_tokens=len(prompt.document),
             left_out=left_out,
         )

@@ -42,7 +42,7 @@ class EvidenceByWords(_ChosenEvidence):
     """
 
     by: Literal["bm25"] = "bm25"
-    query: str | None = None
+    words: str | None = None
     """The words to search by, where the query itself has many that say nothing of what is asked,
     such as instructions. By default the query."""
 

@@ -5,9 +5,10 @@ is declared here and nowhere else.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, PlainSerializer, model_validator
 
 
 def _finite(value: float) -> float | None:
@@ -16,6 +17,11 @@ def _finite(value: float) -> float | None:
 
 Measured = Annotated[float, PlainSerializer(_finite, return_type=float | None, when_used="json")]
 """A measured value. NaN and infinity, which JSON does not have, are written as null."""
+
+
+AnsweredBy = Literal["base", "adapted", "kept_base"]
+"""What answers: the base weights, as no adaptation was asked for; adapted weights; or the base
+weights although an adaptation was asked for."""
 
 
 class Report(BaseModel):
@@ -93,13 +99,25 @@ class EvalResult(Report):
     """The step after which the weights were evaluated; 0: the base weights."""
     loss: Measured
     """Next-token loss of the spans at their place in the document, in nats per token."""
-    reward: float
+    accuracy: float
     """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly after a cue
     that follows the document."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, stored: Any) -> Any:
+        return _renamed(stored, reward="accuracy")
 
-class AdaptationReport(Report):
-    """How an adaptation ended."""
+
+def _renamed(stored: Any, **names: str) -> Any:
+    """Return a stored object with the present names of its fields, by the older ones."""
+    if not isinstance(stored, Mapping):
+        return stored
+    return {names.get(name, name): value for name, value in stored.items()}
+
+
+class AdaptationHistory(Report):
+    """The steps of an adaptation, and which of them the answer uses."""
 
     objective: str
     """What was optimised: refine, ntp or none."""
@@ -107,8 +125,6 @@ class AdaptationReport(Report):
     """The steps that were made."""
     accepted_step: int
     """The step whose weights the answer uses; 0: the base weights."""
-    guard: str | None
-    """Why the steps are not used, or why none could be made; null when nothing went wrong."""
     stopped: str | None
     """Why fewer steps than requested were made; null when all were made."""
     first_ntp_loss: Measured | None
@@ -119,6 +135,21 @@ class AdaptationReport(Report):
     """Size in bytes of the fast weights that the answer uses."""
     held_out: tuple[EvalResult, ...] = ()
     """Held-out evaluations, the base weights first; empty without a guard."""
+
+
+class AdaptationReport(AdaptationHistory):
+    """How an adaptation ended."""
+
+    kept_base_reason: str | None
+    """Why the base weights answer although an adaptation was asked for; null where they do not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, stored: Any) -> Any:
+        report = _renamed(stored, guard="kept_base_reason")
+        if isinstance(report, Mapping) and report.get("kept_base_reason") == "kept_base":
+            return {**report, "kept_base_reason": "no_better_step"}
+        return report
 
     @property
     def adapted(self) -> bool:
@@ -135,11 +166,18 @@ class AdaptationReport(Report):
         return self.model_copy(
             update={
                 "accepted_step": 0,
-                "guard": reason,
+                "kept_base_reason": reason,
                 "final_ntp_loss": self.first_ntp_loss,
                 "fast_weight_bytes": 0,
             }
         )
+
+    @property
+    def answered_by(self) -> AnsweredBy:
+        """What answers with the result of the adaptation."""
+        if self.adapted:
+            return "adapted"
+        return "base" if self.objective == "none" else "kept_base"
 
 
 class Citation(Report):
@@ -178,12 +216,17 @@ class Overflow(Report):
 
     handled: Literal["truncate_middle", "passages"]
     """What was done: its middle was cut out, or the passages were read that fit the query best."""
-    document_tokens: int
+    sent_tokens: int
     """Tokens of the document that was sent."""
     read_tokens: int
     """Tokens of what was read of it."""
     left_out: tuple[LeftOut, ...]
     """The parts that were not read, in the document's order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, stored: Any) -> Any:
+        return _renamed(stored, document_tokens="sent_tokens")
 
 
 def overflow_of(description: dict[str, Any]) -> Overflow | None:

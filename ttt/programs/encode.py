@@ -235,8 +235,8 @@ def _needs_evidence(work: AnswerRequest) -> bool:
 
 def _require_words(evidence: Evidence | None, template: PromptTemplate, limits: Limits) -> None:
     """Raise RequestError if the words to search a document by are oversized, before the search."""
-    if isinstance(evidence, EvidenceByWords) and evidence.query is not None:
-        template.require_query(evidence.query, limits, "evidence.query")
+    if isinstance(evidence, EvidenceByWords) and evidence.words is not None:
+        template.require_query(evidence.words, limits, "evidence.words")
 
 
 def _refuse_model_evidence(work: AnswerRequest) -> None:

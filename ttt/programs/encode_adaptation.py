@@ -163,7 +163,7 @@ def _check_aim(work: AdaptRequest) -> None:
 
 def _words(evidence: object) -> str | None:
     """Return the words that evidence is searched by, where it says so itself."""
-    return evidence.query if isinstance(evidence, EvidenceByWords) else None
+    return evidence.words if isinstance(evidence, EvidenceByWords) else None
 
 
 def _unfit(param: str, reason: str) -> RequestError:

@@ -79,7 +79,7 @@ async def adapt_queries(
     steps, stopped = await make_steps(run, on_step, should_stop)
     if isinstance(stopped, StepRejected):
         return BASE, _report(config, [*steps, stopped.report], BASE, stopped.reason, None)
-    reason = guard.check_weights(fast)
+    reason = guard.check_weights(fast) if steps else stopped
     chosen = fast.detach() if steps and reason is None else BASE
     return chosen, _report(config, steps, chosen, reason, stopped)
 
@@ -157,7 +157,7 @@ def _report(
         objective=config.objective,
         steps=tuple(steps),
         accepted_step=0 if chosen.is_base else len(steps),
-        guard=reason,
+        kept_base_reason=reason,
         stopped=stopped,
         first_ntp_loss=losses[0] if losses else None,
         final_ntp_loss=losses[-1] if losses else None,

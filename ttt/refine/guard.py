@@ -10,7 +10,7 @@ from refine_server.ttt.fast_weights import FastWeights
 NON_FINITE_LOSS = "non_finite_loss"
 NON_FINITE_GRADIENT = "non_finite_gradient"
 NON_FINITE_WEIGHTS = "non_finite_weights"
-KEPT_BASE = "kept_base"
+NO_BETTER_STEP = "no_better_step"
 """The base weights did no worse, by the held-out spans or by the answer."""
 DOCUMENT_TOO_SHORT = "document_too_short"
 """No rollout fits into the document, or no span can be held out of it."""

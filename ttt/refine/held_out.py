@@ -80,7 +80,7 @@ class HeldOutEvaluator:
 
     Weights beat the base weights when the spans' tokens are likelier in their place (next-token
     loss) and when greedy decoding, at the end of the document, repeats at least as many of them
-    behind a cue (reward, teacher-forced). A question needs the second: weights that have learned
+    behind a cue (accuracy, teacher-forced). A question needs the second: weights that have learned
     the style of a document often recall it worse. Of all weights that beat the base weights, those
     with the lowest loss are kept.
 
@@ -145,7 +145,7 @@ class HeldOutEvaluator:
 
     def _beats_base(self, result: EvalResult) -> bool:
         base = self.results[0]
-        return result.loss < base.loss and result.reward >= base.reward
+        return result.loss < base.loss and result.accuracy >= base.accuracy
 
     def _is_best(self, result: EvalResult) -> bool:
         return self._best is None or result.loss < self._best[0].loss
@@ -175,9 +175,9 @@ def evaluate_batch(
     """
     fast = FastWeights.stack([own.fast for own in evaluators])
     losses = _losses(evaluators, hidden, fast)
-    rewards = _rewards(evaluators, state.detach(), fast)
-    for own, step, loss, reward in zip(evaluators, steps_made, losses, rewards, strict=True):
-        own.record(EvalResult(step=step, loss=loss, reward=reward))
+    accuracies = _accuracies(evaluators, state.detach(), fast)
+    for own, step, loss, accuracy in zip(evaluators, steps_made, losses, accuracies, strict=True):
+        own.record(EvalResult(step=step, loss=loss, accuracy=accuracy))
 
 
 def _losses(
@@ -194,7 +194,7 @@ def _losses(
     return [-float(own[:count].mean()) for own, count in zip(log_prob, counts, strict=True)]
 
 
-def _rewards(
+def _accuracies(
     evaluators: Sequence[HeldOutEvaluator], state: State, fast: FastWeights
 ) -> list[float]:
     """Compute the share of held-out tokens that greedy decoding repeats behind their cues."""

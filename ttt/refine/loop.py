@@ -88,7 +88,7 @@ async def adapt(
     if isinstance(stopped, StepRejected):
         return await unadapted(stopped.reason, [*steps, stopped.report])
     if not steps:
-        return await unadapted(stopped=stopped)
+        return await unadapted(stopped, stopped=stopped)
     call = Call(lambda: finish(run, owner, steps, stopped), threads)
     return await call
 
@@ -246,7 +246,7 @@ def choose_weights(
             evaluator.evaluate(step, trunk if run.reads_document else None)
     if reason is None and evaluator is not None:
         step = evaluator.restore_best()
-        reason = None if step else guard.KEPT_BASE
+        reason = None if step else guard.NO_BETTER_STEP
     if reason is not None:
         return ChosenWeights(fast=BASE, step=0, reason=reason, ntp_losses=losses, end=None)
     end = end if step == len(steps) else None
@@ -261,7 +261,7 @@ def final_report(
         objective=run.config.objective,
         steps=tuple(steps),
         accepted_step=chosen.step,
-        guard=chosen.reason,
+        kept_base_reason=chosen.reason,
         stopped=stopped,
         first_ntp_loss=chosen.ntp_losses[0],
         final_ntp_loss=chosen.ntp_losses[chosen.step],
@@ -293,7 +293,7 @@ def _unadapted(
         objective=config.objective,
         steps=tuple(steps),
         accepted_step=0,
-        guard=reason,
+        kept_base_reason=reason,
         stopped=stopped,
         first_ntp_loss=steps[0].ntp_loss if steps else None,
         final_ntp_loss=None,

@@ -35,7 +35,7 @@ class Arm:
 
     def request(self, item: Item, question: Question, locate: Locate) -> AnswerRequest:
         """Make the request for one question."""
-        evidence = EvidenceByWords(query=question.about, count=self.count)
+        evidence = EvidenceByWords(words=question.about, count=self.count)
         request = AnswerRequest(
             item.context,
             question.query,

@@ -137,7 +137,7 @@ class AdaptationBench:
             {regime: round(spent, 3) for regime, spent in seconds.items()},
             _peak(),
             report.accepted_step,
-            report.guard,
+            report.kept_base_reason,
         )
 
     def _adapt(

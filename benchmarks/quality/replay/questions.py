@@ -55,18 +55,20 @@ class Result:
     @classmethod
     def of(cls, question: Question, objective: str, answer: Answer, seconds: float) -> "Result":
         """Make the result of an answer, without its text."""
+        report = answer.adaptation_report
+        steps = [] if report is None else report.steps
         return cls(
             task=question.task,
             id=question.id,
             objective=objective,
             score=question.score(answer.answer),
             seconds=seconds,
-            adapted=answer.adapted,
-            guard=answer.adaptation.guard,
+            adapted=answer.answered_by == "adapted",
+            guard=answer.kept_base_reason,
             timings=answer.timings.model_dump(),
             usage=answer.usage.model_dump(),
             truncated=question.kept.get("truncated", False) or answer.overflow is not None,
-            steps=[step.model_dump(include=set(CURVE_FIELDS)) for step in answer.adaptation.steps],
+            steps=[step.model_dump(include=set(CURVE_FIELDS)) for step in steps],
         )
 
     @classmethod

@@ -23,7 +23,7 @@ MESSAGES = [
 ADAPT = {"optimizer": {"steps": 1}, "rollouts": {"positions": 2, "tokens": 2}}
 KINDS = ("document", "prompt", "spans", "query_spans", "evidence")
 EVIDENCE: tuple[dict[str, Any], ...] = (
-    {"by": "bm25", "query": "harbour"},
+    {"by": "bm25", "words": "harbour"},
     {"by": "attention", "count": 1},
     {"by": "utility", "tokens": 16},
     {"by": "spans", "spans": [{"start": 0, "end": 10}]},

@@ -28,12 +28,12 @@ test("a stream reports each step and ends with the answer", async () => {
   assert.equal(last.event, "answer.completed");
   const pieces = events.filter(({ event }) => event === "answer.delta");
   assert.equal(pieces.map(({ data }) => data.text).join(""), last.data.answer);
-  assert.equal(last.data.adaptation.steps.length, 2);
+  assert.equal(last.data.adaptation_report.steps.length, 2);
 });
 
 test("an answer is the stream's last event", async () => {
   const last = await answer(client, { ...question, adapt: { objective: "none" } });
-  assert.equal(last.adapted, false);
+  assert.equal(last.answered_by, "base");
   assert.equal(typeof last.answer, "string");
 });
 

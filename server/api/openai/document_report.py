@@ -27,10 +27,12 @@ class DocumentReport:
                 update = {"document_tokens": tokens, "overflow": overflow}
                 self.whole = report.model_copy(update=update)
             case PromptRead():
-                own = [PromptCitation(**dict(c), prompt=event.prompt) for c in event.citations]
+                own = [
+                    PromptCitation(**dict(c), prompt_index=event.prompt) for c in event.citations
+                ]
                 self.whole = report.model_copy(update={"citations": [*report.citations, *own]})
             case ChoiceEnded():
-                said = [ChoiceQuote(**dict(q), choice=event.choice) for q in event.quotes]
+                said = [ChoiceQuote(**dict(q), choice_index=event.choice) for q in event.quotes]
                 self.whole = report.model_copy(update={"quotes": [*report.quotes, *said]})
 
     def chunk(self, ended: int | None, n: int) -> dict[str, Any]:
@@ -45,7 +47,7 @@ class DocumentReport:
         if ended is None:
             return report.model_dump(exclude={"citations", "quotes"})
         own = {
-            "citations": [c for c in report.citations if c.prompt == ended // n],
-            "quotes": [q for q in report.quotes if q.choice == ended],
+            "citations": [c for c in report.citations if c.prompt_index == ended // n],
+            "quotes": [q for q in report.quotes if q.choice_index == ended],
         }
         return report.model_copy(update=own).model_dump()

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from refine_server.server.api.fields import AnsweredByField, KeptBaseReason
 from refine_server.ttt.interface.reports import Citation, Overflow, Quote
 
 
@@ -18,26 +19,26 @@ class CompletionUsage(BaseModel):
 class PromptCitation(Citation):
     """A part of the document that is evidence for a prompt."""
 
-    prompt: int
-    """The prompt's number; 0 in a chat."""
+    prompt_index: int
+    """The prompt's number, from 0 on; 0 in a chat."""
 
 
 class ChoiceQuote(Quote):
     """Words of a choice, in the document."""
 
-    choice: int
+    choice_index: int
     """The choice's ``index``."""
 
 
 class TttReport(BaseModel):
     """This server's extension: what of a document answered.
 
-    ``adapted`` is false if the answer comes from the base weights. In a stream, citations and
-    quotes are in the chunk that ends a choice.
+    In a stream, citations and quotes are in the chunk that ends a choice.
     """
 
     adaptation: str | None = Field(description="Id of the kept adaptation; null if there is none.")
-    adapted: bool
+    answered_by: AnsweredByField
+    kept_base_reason: KeptBaseReason = None
     document_tokens: int = Field(description="Tokens of what was read of the document.")
     overflow: Overflow | None = Field(
         description="How the document was shortened because it was too long; null if it was not."

@@ -105,7 +105,9 @@ async def open_target(
         found = await named.read(files, owner)
         read = replace(read, document=found.text, file=found.file)
         if ttt.adapt.objective == "none":
-            report = TttReport(adaptation=None, adapted=False, document_tokens=0, overflow=None)
+            report = TttReport(
+                adaptation=None, answered_by="base", document_tokens=0, overflow=None
+            )
             yield replace(read, report=report)
             return
         on_overflow = ttt.on_overflow or "truncate_middle"
@@ -127,7 +129,8 @@ async def open_target(
     async with adaptations.use(owner, adaptation_id) as kept:
         report = TttReport(
             adaptation=adaptation_id,
-            adapted=kept.report.adapted,
+            answered_by=kept.report.answered_by,
+            kept_base_reason=kept.report.kept_base_reason,
             document_tokens=kept.document_tokens if kept.kind == "document" else 0,
             overflow=kept.overflow,
         )

@@ -41,7 +41,7 @@ EvidenceCount = Annotated[
 EvidenceTokens = Annotated[
     int | None, typer.Option(help="Maximum length of such a chunk in tokens. Default: 128.")
 ]
-EvidenceQuery = Annotated[
+EvidenceWords = Annotated[
     str | None, typer.Option(help="Words to search by, instead of the question (bm25).")
 ]
 EvidenceSpan = Annotated[
@@ -95,7 +95,7 @@ def answer(
     evidence: EvidenceBy = None,
     evidence_count: EvidenceCount = None,
     evidence_tokens: EvidenceTokens = None,
-    evidence_query: EvidenceQuery = None,
+    evidence_words: EvidenceWords = None,
     evidence_span: EvidenceSpan = None,
     on_overflow: OnOverflow = None,
     objective: Objective = None,
@@ -129,7 +129,7 @@ def answer(
     if adaptation is not None and url is None:
         raise InputError("--adaptation needs --url, the server that keeps the adaptation")
     found = _evidence_options(
-        evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
+        evidence, evidence_count, evidence_tokens, evidence_words, evidence_span
     )
     own = _given(
         document=document, on_overflow=on_overflow, objective=objective, on=on, steps=steps
@@ -172,7 +172,7 @@ def adapt(
     evidence: EvidenceBy = None,
     evidence_count: EvidenceCount = None,
     evidence_tokens: EvidenceTokens = None,
-    evidence_query: EvidenceQuery = None,
+    evidence_words: EvidenceWords = None,
     evidence_span: EvidenceSpan = None,
     on_overflow: OnOverflow = None,
     objective: Objective = None,
@@ -201,7 +201,7 @@ def adapt(
 
     text = read_document(document)
     found = _evidence_options(
-        evidence, evidence_count, evidence_tokens, evidence_query, evidence_span
+        evidence, evidence_count, evidence_tokens, evidence_words, evidence_span
     )
     fields = _adapt_options(objective, on, steps, seed)
     follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
@@ -238,7 +238,7 @@ def _evidence_options(
     by: str | None,
     count: int | None,
     tokens: int | None,
-    query: str | None,
+    words: str | None,
     spans: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The ``evidence`` object of the options that were given; empty if there are none.
@@ -246,7 +246,7 @@ def _evidence_options(
     Raises:
         InputError: a span is not of the form START:END, or stands beside another way.
     """
-    given = _given(count=count, tokens=tokens, query=query)
+    given = _given(count=count, tokens=tokens, words=words)
     if not spans:
         return {"by": by or "bm25", **given} if by or given else {}
     if by or given:

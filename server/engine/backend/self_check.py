@@ -35,7 +35,7 @@ def self_check(backend: Backend) -> None:
     work = backend.encode(SELF_CHECK)
     events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
     for event in events:
-        if isinstance(event, AnswerCompleted) and event.adaptation.guard is not None:
-            raise RuntimeError(f"self-check failed: {event.adaptation.guard}")
+        if isinstance(event, AnswerCompleted) and event.adaptation.kept_base_reason is not None:
+            raise RuntimeError(f"self-check failed: {event.adaptation.kept_base_reason}")
     if not backend.verify():
         raise RuntimeError("self-check failed: it changed the base weights")

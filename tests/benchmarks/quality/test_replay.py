@@ -97,7 +97,7 @@ def test_longbench_needs_no_length_because_the_server_cuts_what_is_too_long(
     out = tmp_path / "out"
     scripted.overflow = {
         "handled": "truncate_middle",
-        "document_tokens": 900,
+        "sent_tokens": 900,
         "read_tokens": 300,
         "left_out": [{"start": 30, "end": 90}],
     }

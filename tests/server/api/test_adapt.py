@@ -38,6 +38,7 @@ FORMER = {
 }
 """Fields of ``adapt`` before version 0.2.0, each with a value that it could have."""
 
+PLACES = MOVED["adapt"]
 ROUTES: dict[str, Callable[[dict[str, Any] | None], dict[str, Any]]] = {
     "/v1/answers": lambda adapt: {"document": "a b", "query": "who", "adapt": adapt},
     "/v1/adaptations": lambda adapt: {"document": "a b", "adapt": adapt},
@@ -67,7 +68,7 @@ def test_a_former_field_is_refused_with_its_new_place(
     above = "ttt.adapt" if "completions" in path else "adapt"
     error = refusal(client, path, {name: FORMER[name]})
     assert error["param"] == f"{above}.{name}"
-    assert error["message"] == f"{above}.{name}: moved to {above}.{MOVED[name]}"
+    assert error["message"] == f"{above}.{name}: moved to {above}.{PLACES[name]}"
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -82,17 +83,25 @@ def test_a_former_field_that_has_no_place_is_said_to_be_removed(
     assert "removed" in error["message"]
 
 
+def test_the_former_name_of_words_to_search_by_is_refused_with_the_new_one(
+    client: TestClient,
+) -> None:
+    body = {"document": "a b", "query": "who", "evidence": {"by": "bm25", "query": "a"}}
+    error = client.post("/v1/answers", json=body).json()["error"]
+    assert error["message"] == "evidence.query: moved to evidence.words"
+
+
 KINDS = ("document", "spans", "query_spans", "prompt", "evidence")
 GROUPS = ("on", "rollouts", "loss", "optimizer", "fast_weights")
 
 
 def test_every_former_field_has_a_place_that_exists() -> None:
-    assert MOVED.keys() == FORMER.keys()
+    assert PLACES.keys() == FORMER.keys()
     known = set()
     for kind in KINDS:
         config = AdaptConfig().updated(on={"kind": kind}).model_dump()
         known |= {f"{group}.{field}" for group in GROUPS for field in config[group]}
-    assert {place.split(",")[0] for place in MOVED.values()} <= known
+    assert {place.split(",")[0] for place in PLACES.values()} <= known
 
 
 @pytest.mark.parametrize("path", ROUTES)

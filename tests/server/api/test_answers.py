@@ -33,10 +33,10 @@ def test_answer_has_the_documented_shape(client: TestClient) -> None:
     assert body["answer"] == "who"
     assert body["model"] == "fake"
     assert body["base_answer"] is None
-    assert body["adapted"] is True
-    assert body["adaptation"]["accepted_step"] == 2
-    assert body["adaptation"]["guard"] is None
-    assert set(body["adaptation"]["steps"][0]) == {
+    assert body["answered_by"] == "adapted"
+    assert body["adaptation_report"]["accepted_step"] == 2
+    assert body["kept_base_reason"] is None
+    assert set(body["adaptation_report"]["steps"][0]) == {
         *("step", "loss", "ntp_loss", "grpo_loss", "reward_mean", "reward_std", "entropy_mean"),
         *("kl", "attention", "grad_norm", "seconds", "rollout_tokens", "trace"),
     }
@@ -57,19 +57,21 @@ def test_ids_are_unguessable_and_each_request_has_its_own(client: TestClient) ->
     bodies = [post(client).json() for _ in range(3)]
     ids = {body["id"] for body in bodies}
     assert len(ids) == 3
-    assert all(body["adaptation"]["id"] is None for body in bodies)  # it ended with the request
+    assert all(body["adaptation"] is None for body in bodies)  # it ended with the request
     assert all(len(name) > 32 for name in ids)
 
 
 def test_a_rolled_back_adaptation_is_not_called_adapted(client: TestClient, fake: Any) -> None:
-    body = post(client, document=fake.script("worse", Script(guard="kept_base"))).json()
-    assert body["adapted"] is False
-    assert body["adaptation"]["guard"] == "kept_base"
+    body = post(
+        client, document=fake.script("worse", Script(kept_base_reason="no_better_step"))
+    ).json()
+    assert body["answered_by"] == "kept_base"
+    assert body["kept_base_reason"] == "no_better_step"
 
 
 def test_nan_is_null(client: TestClient, fake: Any) -> None:
     response = post(client, document=fake.script("nan", Script(loss=float("nan"))))
-    assert response.json()["adaptation"]["steps"][0]["loss"] is None
+    assert response.json()["adaptation_report"]["steps"][0]["loss"] is None
     assert "NaN" not in response.text
 
 
@@ -84,7 +86,7 @@ def test_a_stream_has_every_event_in_order_and_ends_with_the_response(client: Te
     assert "".join(data["text"] for name, data in events if name == "answer.delta") == "who"
     whole = post(client, compare_base=True).json()
     assert set(events[-1][1]) == set(whole)
-    assert events[-1][1]["adaptation"]["steps"] == whole["adaptation"]["steps"]
+    assert events[-1][1]["adaptation_report"]["steps"] == whole["adaptation_report"]["steps"]
 
 
 def test_an_error_in_a_stream_is_its_final_event(client: TestClient, fake: Any) -> None:

@@ -21,14 +21,14 @@ SERIES = [
     'refine_adapt_seconds_count{objective="refine"} 1.0',
     "refine_adapt_step_seconds_count 2.0",
     "refine_decode_seconds_count 1.0",
-    'refine_time_to_first_token_seconds_count{adapted="false"} 1.0',
+    'refine_time_to_first_token_seconds_count{answered_by="kept_base"} 1.0',
     "refine_inter_token_seconds_count 2.0",
     "refine_document_tokens_sum",
     "refine_generated_tokens_total 3.0",
     "refine_rollout_tokens_total 20.0",
     "refine_reward_count 2.0",
     "refine_ntp_loss_delta_count 1.0",
-    'refine_guard_rollbacks_total{reason="kept_base"} 1.0',
+    'refine_kept_base_total{reason="no_better_step"} 1.0',
     'refine_model_info{device="cpu",dtype="float32",family="delta_net",model="fake"',
     "process_resident_memory_bytes",
     'refine_decode_seconds_bucket{le="600.0"}',
@@ -36,7 +36,7 @@ SERIES = [
 
 
 def test_metrics_are_all_there_and_labels_hold_no_paths(client: TestClient, fake: Any) -> None:
-    worse = fake.script("worse", Script(guard="kept_base"))
+    worse = fake.script("worse", Script(kept_base_reason="no_better_step"))
     assert client.post("/v1/answers", json={**BODY, "document": worse}).status_code == 200
     client.get("/secret/path/12345")
     response = client.get("/metrics")

@@ -47,7 +47,7 @@ def post(client: TestClient, path: str, status: int = 200, **body: Any) -> dict[
 
 def check(overflow: dict[str, Any], handled: str) -> None:
     assert overflow["handled"] == handled
-    assert overflow["read_tokens"] < POSITIONS < overflow["document_tokens"]
+    assert overflow["read_tokens"] < POSITIONS < overflow["sent_tokens"]
     assert all(DOCUMENT[gap["start"] : gap["end"]].strip() for gap in overflow["left_out"])
 
 

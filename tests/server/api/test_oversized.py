@@ -47,9 +47,9 @@ ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
     "query": ("/v1/answers", lambda t: {"document": "a log", "query": t}, 413, "query"),
     "evidence": (
         "/v1/answers",
-        lambda t: {"document": "a log", "query": "who?", "evidence": {"by": "bm25", "query": t}},
+        lambda t: {"document": "a log", "query": "who?", "evidence": {"by": "bm25", "words": t}},
         413,
-        "evidence.query",
+        "evidence.words",
     ),
     "adaptation": ("/v1/adaptations", lambda t: {"document": t}, 413, "document"),
     "prompt": ("/v1/completions", lambda t: {"prompt": t}, 400, "prompt"),

@@ -82,10 +82,11 @@ def test_queries_are_aimed_once_and_asked_many_times(serve: MakeServer) -> None:
     made = ready(client)
     cited = [citation["text"].strip()[:15] for citation in made["citations"]]
     assert cited == ["The castle anim", "The market spic"]
-    assert made["config"]["fast_weights"]["targets"] == "queries"
+    assert made["adapt"]["fast_weights"]["targets"] == "queries"
     for context in (None, "document", "passages", "document+passages", "best"):
         answer = ask(client, made["id"], context=context, evidence=FINE, compare_base=True)
-        assert answer["adaptation"]["id"] == made["id"]
+        assert (answer["adaptation"], answer["answered_by"]) == (made["id"], "adapted")
+        assert answer["adaptation_report"] is None
         assert [c["text"][:15] for c in answer["citations"]] == ["The castle anim"]
         assert answer["base_answer"] is not None
     assert ready(client)["id"] == made["id"]
@@ -111,7 +112,7 @@ def test_an_adaptation_is_a_model_with_evidence(serve: MakeServer) -> None:
     told = chat(client, made["id"], evidence=FINE)
     assert told["choices"][0]["message"]["content"] == expected["answer"]
     assert told["ttt"]["adaptation"] == made["id"]
-    assert told["ttt"]["citations"] == [{**c, "prompt": 0} for c in expected["citations"]]
+    assert told["ttt"]["citations"] == [{**c, "prompt_index": 0} for c in expected["citations"]]
     assert told["ttt"]["document_tokens"] == expected["usage"]["document_tokens"]
 
 

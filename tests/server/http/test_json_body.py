@@ -37,7 +37,7 @@ PLACES: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/answers", {**ASK, "document": HALF}, "document"),
     ("/v1/answers", {**ASK, "context": HALF}, "context"),
     ("/v1/answers", {"query": "b", "adaptation": HALF}, "adaptation"),
-    ("/v1/answers", {**ASK, "evidence": {"by": "bm25", "query": HALF}}, "evidence.query"),
+    ("/v1/answers", {**ASK, "evidence": {"by": "bm25", "words": HALF}}, "evidence.words"),
     ("/v1/answers", {**ASK, "adapt": {"on": {"kind": HALF}}}, "adapt.on.kind"),
     ("/v1/adaptations", {"document": HALF}, "document"),
     ("/v1/adaptations", {"document": "a", "adapt": {"guard": HALF}}, "adapt.guard"),
@@ -155,8 +155,8 @@ def test_null_keeps_what_a_preset_says(client: TestClient) -> None:
     on = {"kind": "document"}
     adapt = {"preset": "paper", "on": on, "guard": None, "optimizer": {"steps": None}}
     created = client.post("/v1/adaptations", json={"document": "a b c", "adapt": adapt}).json()
-    assert created["config"]["guard"] == "none"
-    assert created["config"]["optimizer"]["steps"] == 1
+    assert created["adapt"]["guard"] == "none"
+    assert created["adapt"]["optimizer"]["steps"] == 1
 
 
 # -- numbers --------------------------------------------------------------------------------------

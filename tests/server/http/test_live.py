@@ -174,8 +174,8 @@ def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None
         assert [adaptation.id for adaptation in client.adaptations()] == [made.id]
         for query in ("one", "two"):
             answer = client.answer(query, adaptation=made.id)
-            assert answer.adaptation.id == made.id
-            assert answer.adapted
+            assert answer.adaptation == made.id
+            assert answer.answered_by == "adapted"
         client.delete_adaptation(made.id)
         with pytest.raises(NotFoundError):
             client.adaptation(made.id)

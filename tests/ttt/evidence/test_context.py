@@ -88,7 +88,7 @@ def test_a_query_without_a_word_of_the_document_gets_its_beginning(tiny: CausalL
 
 
 def test_words_to_search_by_can_be_others_than_the_querys(tiny: CausalLM) -> None:
-    evidence = EvidenceByWords(count=1, tokens=16, query="lantern")
+    evidence = EvidenceByWords(count=1, tokens=16, words="lantern")
     assert cited(encoded(tiny, context="passages", evidence=evidence)) == [PARTS[2]]
 
 

@@ -67,7 +67,7 @@ def total(work: EncodedAnswer) -> int:
 def check_report(overflow: Overflow | None, work: EncodedAnswer | EncodedAdapt) -> Overflow:
     """Check that what is left out, and nothing else, is missing from what is read."""
     assert overflow is not None
-    assert overflow.read_tokens == work.tokens < overflow.document_tokens
+    assert overflow.read_tokens == work.tokens < overflow.sent_tokens
     at = 0
     for gap in overflow.left_out:
         assert at <= gap.start < gap.end <= len(DOCUMENT)

@@ -121,7 +121,7 @@ def test_evidence_that_the_client_names_needs_no_query(tiny: CausalLM) -> None:
     _, kept = adapted(tiny, queries=(), evidence=named)
     assert [(c.start, c.end, c.score) for c in kept.citations] == [(start, start + 60, None)]
     assert kept.report.adapted
-    words = EvidenceByWords(query="harbour code", count=1, tokens=32)
+    words = EvidenceByWords(words="harbour code", count=1, tokens=32)
     _, kept = adapted(tiny, queries=(), evidence=words)
     assert "harbour code" in kept.citations[0].text
 

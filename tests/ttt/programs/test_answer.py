@@ -95,7 +95,10 @@ def test_spans_are_chosen_by_the_query(tiny, learn_as) -> None:
         assert result.adaptation.accepted_step == 3
         assert result.adaptation.final_ntp_loss < result.adaptation.first_ntp_loss
     other = completed(perform(tiny, request(document, "zzz?", **settings)))
-    assert (other.adaptation.guard, other.adaptation.accepted_step) == ("nothing_similar", 0)
+    assert (other.adaptation.kept_base_reason, other.adaptation.accepted_step) == (
+        "nothing_similar",
+        0,
+    )
 
 
 def test_events_come_in_order(tiny) -> None:
@@ -175,7 +178,7 @@ def test_a_failed_adaptation_is_answered_from_the_base(tiny) -> None:
     wild = {"learning_rate": 10.0, "steps": 4}
     asked = request(document, questions[0]["query"], optimizer=wild, compare_base=True)
     result = completed(perform(tiny, asked))
-    assert result.adaptation.guard in (guard.KEPT_BASE, guard.NON_FINITE_LOSS)
+    assert result.adaptation.kept_base_reason in (guard.NO_BETTER_STEP, guard.NON_FINITE_LOSS)
     assert not result.adaptation.adapted
     assert result.answer == result.base_answer
 

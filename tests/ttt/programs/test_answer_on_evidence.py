@@ -120,7 +120,7 @@ def test_a_non_finite_step_falls_back_to_the_base_model(
     unadapted = completed(tiny, adapt=AdaptConfig(objective="none"))
     monkeypatch.setattr(AdaptStep, "update", broken)
     result = completed(tiny)
-    assert result.adaptation.guard in (
+    assert result.adaptation.kept_base_reason in (
         guard.NON_FINITE_LOSS,
         guard.NON_FINITE_GRADIENT,
         guard.NON_FINITE_WEIGHTS,
@@ -130,7 +130,7 @@ def test_a_non_finite_step_falls_back_to_the_base_model(
 
 def test_a_document_without_room_for_a_span_is_answered_unadapted(tiny: CausalLM) -> None:
     result = completed(tiny, document="It rains.", query="Does it rain?")
-    assert result.adaptation.guard == guard.DOCUMENT_TOO_SHORT
+    assert result.adaptation.kept_base_reason == guard.DOCUMENT_TOO_SHORT
     assert not result.adaptation.adapted
 
 

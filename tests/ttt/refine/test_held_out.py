@@ -146,7 +146,7 @@ def test_an_evaluation_equals_reading_the_document_and_its_cues_again(
         right += (greedy[-SPAN_TOKENS - 1 : -1] == again[0, -SPAN_TOKENS:]).tolist()
     [result] = evaluator.results
     assert result.loss == pytest.approx(float(sum(losses)) / len(losses), rel=1e-9)
-    assert result.reward == pytest.approx(sum(right) / len(right))
+    assert result.accuracy == pytest.approx(sum(right) / len(right))
 
 
 def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: Tokens) -> None:
@@ -174,7 +174,7 @@ def test_evaluations_in_a_batch_are_those_made_alone(model: CausalLM, tokens: To
         assert batched.results[0].loss != batched.results[2].loss
         for expected, result in zip(lone.results, batched.results, strict=True):
             assert result.loss == pytest.approx(expected.loss, abs=1e-10)
-            assert result.reward == expected.reward
+            assert result.accuracy == expected.accuracy
 
 
 def test_one_step_is_evaluated_once(model: CausalLM, tokens: Tokens) -> None:
@@ -194,7 +194,7 @@ def test_a_lower_loss_alone_is_not_better(model: CausalLM, tokens: Tokens) -> No
     for step, (loss, reward) in enumerate(results):
         for tensor in fast.parameters():
             tensor.fill_(step)
-        evaluator.record(EvalResult(step=step, loss=loss, reward=reward))
+        evaluator.record(EvalResult(step=step, loss=loss, accuracy=reward))
     assert evaluator.restore_best() == 3
     assert all(bool((tensor == 3).all()) for tensor in fast.parameters())
 
@@ -220,11 +220,11 @@ def test_what_can_be_learned_is_accepted(model: CausalLM, tokens: Tokens) -> Non
         model, repeating(tokens, 40, 400), config(optimizer={"steps": 6})
     )
     report = adapted.report
-    assert report.guard is None
+    assert report.kept_base_reason is None
     assert report.accepted_step > 0
     base, *others = report.held_out
     best = next(result for result in others if result.step == report.accepted_step)
-    better = [result.loss for result in report.held_out if result.reward >= base.reward]
+    better = [result.loss for result in report.held_out if result.accuracy >= base.accuracy]
     assert base.step == 0
     assert best.loss == min(better) < base.loss
     trunk = document.trunk(adapted.fast_weights)
@@ -253,7 +253,7 @@ def test_steps_end_three_evaluations_after_the_best(model: CausalLM, tokens: Tok
     assert [result.step for result in report.held_out] == [0, 1, 2, 3, 4]
     assert len(report.steps) == 4
     assert report.stopped == guard.NO_IMPROVEMENT
-    assert report.guard is None
+    assert report.kept_base_reason is None
     trunk = document.trunk(adapted.fast_weights)
     assert torch.equal(adapted.hidden, trunk.hidden[:, -1])
     assert report.final_ntp_loss == report.steps[1].ntp_loss
@@ -272,7 +272,7 @@ def test_what_cannot_be_learned_is_answered_from_the_base(
     assert [result.step for result in report.held_out] == [0, 2, 4, 6]
     assert len(report.steps) == 6
     assert report.stopped == guard.NO_IMPROVEMENT
-    assert report.guard == guard.KEPT_BASE
+    assert report.kept_base_reason == guard.NO_BETTER_STEP
     assert report.final_ntp_loss == report.first_ntp_loss
     assert report.accepted_step == report.fast_weight_bytes == 0
     assert adapted.fast_weights.is_base
@@ -283,5 +283,5 @@ def test_a_document_too_short_to_be_evaluated_on_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens
 ) -> None:
     adapted, _ = adapted_to(model, tokens(1, 50), config())
-    assert adapted.report.guard == guard.DOCUMENT_TOO_SHORT
+    assert adapted.report.kept_base_reason == guard.DOCUMENT_TOO_SHORT
     assert adapted.fast_weights.is_base

@@ -131,7 +131,7 @@ def test_without_steps_a_document_is_that_of_the_base(model: CausalLM, tokens: T
     ids = tokens(1, 90)
     adapted = adapted_to(model, ids, config(objective="none"))
     assert adapted.fast_weights.is_base
-    assert (adapted.report.steps, adapted.report.guard) == ((), None)
+    assert (adapted.report.steps, adapted.report.kept_base_reason) == ((), None)
     assert torch.equal(adapted.hidden, model(ids).hidden[:, -1])
 
 
@@ -140,7 +140,7 @@ def test_a_non_finite_loss_falls_back_to_the_base(model: CausalLM, tokens: Token
     document, fast = document_of(model, ids, settings)
     fast[next(iter(fast))].fill_(float("nan"))
     adapted = run(adapt(document, fast, settings))
-    assert adapted.report.guard == guard.NON_FINITE_LOSS
+    assert adapted.report.kept_base_reason == guard.NON_FINITE_LOSS
     assert not adapted.report.adapted
     assert len(adapted.report.steps) == 1
     assert torch.equal(adapted.hidden, model(ids).hidden[:, -1])
@@ -151,7 +151,7 @@ def test_a_non_finite_gradient_falls_back_to_the_base(model: CausalLM, tokens: T
     document, fast = document_of(model, tokens(1, 90), settings)
     fast.requires_grad_().parameters()[0].register_hook(lambda grad: grad * float("inf"))
     adapted = run(adapt(document, fast, settings))
-    assert adapted.report.guard == guard.NON_FINITE_GRADIENT
+    assert adapted.report.kept_base_reason == guard.NON_FINITE_GRADIENT
     assert adapted.fast_weights.is_base
 
 
@@ -167,7 +167,7 @@ def test_weights_that_end_up_non_finite_are_not_used(model: CausalLM, tokens: To
         fast.parameters()[0].data.fill_(float("nan"))
 
     adapted = run(adapt(document, fast, settings, on_step=poison))
-    assert adapted.report.guard == guard.NON_FINITE_WEIGHTS
+    assert adapted.report.kept_base_reason == guard.NON_FINITE_WEIGHTS
     assert (adapted.report.accepted_step, adapted.fast_weights.is_base) == (0, True)
     assert adapted.report.final_ntp_loss == adapted.report.first_ntp_loss
     assert torch.equal(adapted.hidden, model(ids).hidden[:, -1])
@@ -202,7 +202,7 @@ def test_a_document_too_short_for_a_rollout_is_answered_from_the_base(
     report = adapted_to(
         model, tokens(1, length), config(fast_weights={"targets": "fast_weights"})
     ).report
-    assert report.guard == guard.DOCUMENT_TOO_SHORT
+    assert report.kept_base_reason == guard.DOCUMENT_TOO_SHORT
     assert not report.adapted
 
 

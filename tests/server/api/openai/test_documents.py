@@ -49,10 +49,10 @@ def test_a_chat_reads_a_document_as_an_answer_does(tiny_url: str, context: str |
     assert answered["choices"][0]["message"]["content"] == expected["answer"] == " falcon"
     assert answered["usage"]["prompt_tokens"] == expected["usage"]["query_tokens"]
     told = answered["ttt"]
-    assert (told["adaptation"], told["adapted"]) == (None, False)
+    assert (told["adaptation"], told["answered_by"]) == (None, "base")
     assert told["document_tokens"] == expected["usage"]["document_tokens"]
-    assert told["citations"] == [{**c, "prompt": 0} for c in expected["citations"]]
-    assert told["quotes"] == [{**q, "choice": 0} for q in expected["quotes"]]
+    assert told["citations"] == [{**c, "prompt_index": 0} for c in expected["citations"]]
+    assert told["quotes"] == [{**q, "choice_index": 0} for q in expected["quotes"]]
     assert told["citations"][0]["text"].startswith("The castle animal")
     assert told["quotes"][0]["text"] == "falcon"
 
@@ -64,8 +64,8 @@ def test_a_chat_about_an_adapted_document_cites_it_as_an_answer_does(tiny_url: s
     answered = post(tiny_url, "/v1/chat/completions", chat(adapt=adapt, evidence=FINE))
     assert answered["choices"][0]["message"]["content"] == expected["answer"]
     assert answered["usage"]["prompt_tokens"] == expected["usage"]["query_tokens"]
-    assert answered["ttt"]["adapted"]
-    assert answered["ttt"]["citations"] == [{**c, "prompt": 0} for c in expected["citations"]]
+    assert answered["ttt"]["answered_by"] == "adapted"
+    assert answered["ttt"]["citations"] == [{**c, "prompt_index": 0} for c in expected["citations"]]
 
 
 @pytest.mark.parametrize("path", ["/v1/answers", "/v1/chat/completions"])
@@ -96,7 +96,7 @@ def test_every_prompt_of_a_completion_has_evidence_of_its_own(tiny_url: str) -> 
     prompts = [f"\n\nQuestion: What is the {what}?\nAnswer:" for what in ("castle animal", "spice")]
     body = {"prompt": prompts, "n": 2, **GREEDY, "ttt": {"document": DOCUMENT, "evidence": FINE}}
     told = post(tiny_url, "/v1/completions", body)["ttt"]
-    cited = [(c["prompt"], c["text"].strip()[:15]) for c in told["citations"]]
+    cited = [(c["prompt_index"], c["text"].strip()[:15]) for c in told["citations"]]
     assert cited == [(0, "The castle anim"), (1, "The market spic")]
     for part in (*told["citations"], *told["quotes"]):
         assert DOCUMENT[part["start"] : part["end"]] == part["text"]
@@ -119,7 +119,9 @@ def test_a_stream_has_citations_and_quotes_where_a_choice_ends(tiny_url: str) ->
     assert last["choices"][0]["finish_reason"] is not None
     assert last["ttt"] == whole["ttt"]
     known = {n: v for n, v in last["ttt"].items() if n not in ("citations", "quotes")}
-    assert set(known) == {"adaptation", "adapted", "document_tokens", "overflow"}
+    assert set(known) == {
+        *("adaptation", "answered_by", "kept_base_reason", "document_tokens", "overflow")
+    }
     assert [chunk["ttt"] for chunk in chunks] == [known] * len(chunks)
 
 
@@ -133,9 +135,9 @@ def test_each_choice_of_a_stream_ends_with_its_own_evidence(tiny_url: str) -> No
         if chunk["choices"][0]["finish_reason"]
     }
     for index in range(4):
-        own = [c for c in whole["citations"] if c["prompt"] == index // 2]
+        own = [c for c in whole["citations"] if c["prompt_index"] == index // 2]
         assert ends[index]["citations"] == own
-        assert ends[index]["quotes"] == [q for q in whole["quotes"] if q["choice"] == index]
+        assert ends[index]["quotes"] == [q for q in whole["quotes"] if q["choice_index"] == index]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,8 @@ def test_an_adaptation_answers_by_its_id_and_a_document_adapts_once(
     adaptation = first["ttt"]["adaptation"]
     known = {
         "adaptation": adaptation,
-        "adapted": True,
+        "answered_by": "adapted",
+        "kept_base_reason": None,
         "document_tokens": 22,
         "overflow": None,
     }
@@ -297,7 +298,7 @@ def test_completions_are_measured(client: TestClient) -> None:
     for line in (
         "refine_generated_tokens_total 3.0",
         "refine_decode_seconds_count 1.0",
-        'refine_time_to_first_token_seconds_count{adapted="false"} 1.0',
+        'refine_time_to_first_token_seconds_count{answered_by="base"} 1.0',
         "refine_inter_token_seconds_count 2.0",
         "refine_prefill_seconds_count 3.0",
     ):

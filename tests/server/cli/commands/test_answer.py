@@ -33,14 +33,14 @@ def test_json_is_the_same_in_process_and_from_a_server(
     mine, theirs = (json.loads(shown.stdout.splitlines()[-1]) for shown in (local, remote))
     assert mine["answer"] == theirs["answer"] == query
     assert mine.keys() == theirs.keys()
-    assert mine["adaptation"].keys() == theirs["adaptation"].keys()
+    assert mine["adaptation_report"].keys() == theirs["adaptation_report"].keys()
     assert mine["timings"].keys() == theirs["timings"].keys()
-    assert mine["adaptation"]["steps"] == theirs["adaptation"]["steps"]
+    assert mine["adaptation_report"]["steps"] == theirs["adaptation_report"]["steps"]
 
 
 EVIDENCE = [
     (("--evidence-count", "1"), {"by": "bm25", "count": 1}),
-    (("--evidence-query", "rye", "--evidence-tokens", "16"), {"query": "rye", "tokens": 16}),
+    (("--evidence-words", "rye", "--evidence-tokens", "16"), {"words": "rye", "tokens": 16}),
     (("--evidence-span", "0:1", "--evidence-span", "3:5"), {"by": "spans"}),
 ]
 
@@ -149,7 +149,7 @@ def test_an_adaptation_on_evidence_is_aimed_by_options(
     made = run("adapt", "--document", document, *aimed, *one, *server, "--json")
     assert made.exit_code == 0, made.output
     adaptation = json.loads(made.stdout.splitlines()[-1])
-    assert adaptation["config"]["on"] == {"kind": "evidence"}
+    assert adaptation["adapt"]["on"] == {"kind": "evidence"}
     assert [citation["text"] for citation in adaptation["citations"]] == ["a b c"]
     asked = ("answer", "--adaptation", adaptation["id"], "--query", "who", *server)
     answered = run(*asked, "--context", "document+passages", *one, "--compare-base")

@@ -54,7 +54,7 @@ def answered(tokens: int, seconds: float) -> AnswerCompleted:
             objective="none",
             steps=(),
             accepted_step=0,
-            guard=None,
+            kept_base_reason=None,
             stopped=None,
             first_ntp_loss=None,
             final_ntp_loss=None,
