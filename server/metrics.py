@@ -258,8 +258,8 @@ class EngineMetrics(EngineObserver):
             case AnswerCompleted(adaptation=report, usage=usage, timings=timings):
                 self._observe_answer(job, report, usage.completion_tokens, timings)
             case CompletionEnded(timings=timings):
-                report = _kept_report(job.work.request)
-                self._observe_answer(job, report, event.completion_tokens, timings)
+                kept = _kept_report(job.work.request)
+                self._observe_answer(job, kept, event.completion_tokens, timings)
 
     @override
     def on_ended(self, job: Job, worked_seconds: float) -> None:
