@@ -78,7 +78,7 @@ class FastWeightOptions(TypedDict, total=False):
 
 
 class _AdaptOptions(TypedDict, total=False):
-    preset: Literal["paper"] | None
+    preset: Literal["fast", "balanced", "thorough", "paper"] | None
     objective: Literal["refine", "ntp", "attention", "none"]
     rollouts: RolloutOptions
     loss: LossOptions

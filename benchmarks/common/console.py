@@ -20,8 +20,10 @@ ModelName = Annotated[
 Adapt = Annotated[
     str,
     typer.Option(
-        help="Fields of the request's `adapt` object that differ from the defaults, as a JSON "
-        "object without `objective`."
+        metavar="PRESET|JSON",
+        help="Settings of the adaptation: a preset (fast, balanced, thorough, paper), or "
+        "the fields of the request's `adapt` object that differ from the defaults, as a JSON object without "
+        "`objective`.",
     ),
 ]
 AnswerTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]
@@ -90,25 +92,26 @@ def objectives_of(text: str) -> list[str]:
 
 
 def adapt_of(text: str) -> "AdaptOptions":
-    """Parse the fields of ``adapt`` from JSON; the server checks their values.
+    """Parse a preset or the fields of ``adapt`` from JSON; the server checks their values.
 
     Raises:
         InvalidArgumentError: a value cannot be sent, such as NaN, which Python's parser accepts.
     """
     from refine_server.clients.arguments import encode_body
+    from refine_server.ttt.interface.presets import parse_adapt
 
     try:
-        fields = json.loads(text)
+        fields = parse_adapt(text)
         encode_body({"--adapt": fields})
     except ValueError as error:
-        raise typer.BadParameter(f"--adapt is not valid JSON: {error}") from None
-    if not isinstance(fields, dict) or "objective" in fields:
-        raise typer.BadParameter("--adapt must be a JSON object without `objective`")
+        raise typer.BadParameter(f"--adapt {error}") from None
+    if "objective" in fields:
+        raise typer.BadParameter("--adapt must be without `objective`, which the benchmark sets")
     return cast("AdaptOptions", fields)
 
 
 def adapt_config_of(text: str) -> "AdaptConfig":
-    """Parse the fields of ``adapt`` from JSON and check their values."""
+    """Parse a preset or the fields of ``adapt`` from JSON, and check their values."""
     from pydantic import ValidationError
 
     from refine_server.ttt.interface.config import AdaptConfig

@@ -3,9 +3,9 @@
 import json
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from refine_server.clients import RefineClient, errors
 from refine_server.clients.types import Adaptation
@@ -20,8 +20,10 @@ from refine_server.server.settings import Settings
 from refine_server.ttt.batching import stream
 from refine_server.ttt.interface.events import Event
 
+B = TypeVar("B", bound=BaseModel)
 
-def parse_body(body: dict[str, Any]) -> AnswerBody:
+
+def parse_body(body: dict[str, Any], kind: type[B]) -> B:
     """Check a request body as a server does.
 
     Raises:
@@ -29,7 +31,7 @@ def parse_body(body: dict[str, Any]) -> AnswerBody:
     """
     try:
         sent = parse_json(json.dumps(body).encode())
-        return AnswerBody.model_validate(sent)
+        return kind.model_validate(sent)
     except ApiError as error:
         raise InputError(str(error)) from None
     except ValidationError as error:

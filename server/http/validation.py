@@ -110,6 +110,8 @@ def _reason(path: Path, error: Any) -> str:
     match error["type"]:
         case "extra_forbidden":
             return "there is no such field"
+        case kind if kind in NO_OBJECT and path[-1:] == ("adapt",):
+            return 'must be an object, such as {"preset": "fast"}'
         case kind if kind in NO_OBJECT:
             return "must be an object"
         case "union_tag_invalid":

@@ -200,9 +200,11 @@ class AdaptConfig(_Settings):
     """
 
     preset: Preset | None = None
-    """A set of settings by name, which the other fields override. `paper`: the test-time training
-    of arXiv 2602.16704, one step on all weights over the document and the query. The settings
-    themselves take its place, so that it is null in what the server returns."""
+    """A set of settings by name, which the other fields override. `fast`: two steps on the
+    evidence for the query. `balanced`: eight of them. `thorough`: sixteen steps on the whole
+    document, with a guard; needs no query. `paper`: the test-time training of arXiv 2602.16704, one
+    step on all weights over the document and the query. The settings themselves take its place, so
+    that it is null in what the server returns."""
     objective: Objective = "refine"
     """`refine`: GRPO on rollouts and next-token loss; `ntp`: next-token loss only; `none`: do not
     adapt, answer from the base weights."""
@@ -302,7 +304,8 @@ class AdaptConfig(_Settings):
 class DocumentAdaptConfig(AdaptConfig):
     """Settings of an adaptation that is kept for later queries.
 
-    The preset `paper` adapts on the query as well; beside it, `on` has to be given.
+    The presets `fast` and `balanced` need queries that are expected, or evidence that is named. The
+    preset `paper` adapts on the query as well; beside it, `on` has to be given.
     """
 
     on: Annotated[OnDocument | OnSpans | OnEvidence, Field(discriminator="kind")] = OnDocument()

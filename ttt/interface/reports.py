@@ -5,10 +5,9 @@ is declared here and nowhere else.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 
 def _finite(value: float) -> float | None:
@@ -103,18 +102,6 @@ class EvalResult(Report):
     """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly after a cue
     that follows the document."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, stored: Any) -> Any:
-        return _renamed(stored, reward="accuracy")
-
-
-def _renamed(stored: Any, **names: str) -> Any:
-    """Return a stored object with the present names of its fields, by the older ones."""
-    if not isinstance(stored, Mapping):
-        return stored
-    return {names.get(name, name): value for name, value in stored.items()}
-
 
 class AdaptationHistory(Report):
     """The steps of an adaptation, and which of them the answer uses."""
@@ -142,14 +129,6 @@ class AdaptationReport(AdaptationHistory):
 
     kept_base_reason: str | None
     """Why the base weights answer although an adaptation was asked for; null where they do not."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, stored: Any) -> Any:
-        report = _renamed(stored, guard="kept_base_reason")
-        if isinstance(report, Mapping) and report.get("kept_base_reason") == "kept_base":
-            return {**report, "kept_base_reason": "no_better_step"}
-        return report
 
     @property
     def adapted(self) -> bool:
@@ -222,11 +201,6 @@ class Overflow(Report):
     """Tokens of what was read of it."""
     left_out: tuple[LeftOut, ...]
     """The parts that were not read, in the document's order."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_older(cls, stored: Any) -> Any:
-        return _renamed(stored, document_tokens="sent_tokens")
 
 
 def overflow_of(description: dict[str, Any]) -> Overflow | None:

@@ -152,7 +152,11 @@ def _check_aim(work: AdaptRequest) -> None:
         if adapt.loss.attention:
             raise _unfit("queries", "adapt.loss.attention requires at least one")
         if not (isinstance(evidence, EvidenceSpans) or _words(evidence)):
-            raise _unfit("queries", "adapting on evidence requires queries, or evidence.spans")
+            reason = (
+                "adapting on evidence, as the presets fast and balanced do, requires queries, or "
+                "evidence.spans; the preset thorough adapts without"
+            )
+            raise _unfit("queries", reason)
     if isinstance(evidence, EvidenceSpans):
         return
     chunks = (evidence or EvidenceByWords()).count * len(work.queries)

@@ -23,15 +23,29 @@ def _from_1(manifest: dict[str, Any]) -> dict[str, Any]:
     config = manifest["config"]
     if "prefix" in config:  # 0.1, whose settings were all on one level
         config = _nested(config)
-    description = manifest["description"]
-    report = description["report"]
-    steps = [{"attention": 0.0, **step} for step in report["steps"]]  # a term that 0.1 had not
+    description = {**manifest["description"]}
+    description["report"] = _renamed_report(description["report"])
+    if description.get("overflow") is not None:
+        description["overflow"] = _renamed(description["overflow"], document_tokens="sent_tokens")
     return {
         **manifest,
         "config": config,
-        "description": {**description, "report": {**report, "steps": steps}},
+        "description": description,
         "data_file": "document.safetensors",
     }
+
+
+def _renamed_report(report: dict[str, Any]) -> dict[str, Any]:
+    reason = "no_better_step" if report["guard"] == "kept_base" else report["guard"]
+    held_out = [_renamed(result, reward="accuracy") for result in report.get("held_out", ())]
+    steps = [{"attention": 0.0, **step} for step in report["steps"]]  # a term that 0.1 had not
+    renamed = _renamed(report, guard="kept_base_reason")
+    return {**renamed, "kept_base_reason": reason, "steps": steps, "held_out": held_out}
+
+
+def _renamed(stored: dict[str, Any], **names: str) -> dict[str, Any]:
+    """Return an object with the present names of its fields, by the former ones."""
+    return {names.get(name, name): value for name, value in stored.items()}
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -11,20 +11,14 @@ import typer
 from refine_server.server.cli.exit import InputError
 
 Document = typer.Option(help="Text file (UTF-8) to adapt to; - reads standard input.")
-Objective = Annotated[
+Adapt = Annotated[
     str | None,
     typer.Option(
-        help="Training objective of the adaptation: refine (REFINE and next-token loss), ntp "
-        "(next-token loss only) or none (no adaptation). Default: none for one answer, refine for "
-        "an adaptation that is kept."
-    ),
-]
-Steps = Annotated[int | None, typer.Option(help="Maximum number of adaptation steps. Default: 8.")]
-On = Annotated[
-    str | None,
-    typer.Option(
-        help="What an adaptation step reads: document, spans, query_spans, prompt or evidence "
-        "(over the document's frozen state). Default: document."
+        "--adapt",
+        metavar="PRESET|JSON",
+        help="How to adapt to the document: a preset (fast, balanced, thorough, paper), or the "
+        "fields of the request's `adapt` object as JSON; '{}' is REFINE with its defaults. "
+        "Default: no adaptation for one answer, the defaults for an adaptation that is kept.",
     ),
 ]
 EvidenceBy = Annotated[
@@ -98,9 +92,7 @@ def answer(
     evidence_words: EvidenceWords = None,
     evidence_span: EvidenceSpan = None,
     on_overflow: OnOverflow = None,
-    objective: Objective = None,
-    on: On = None,
-    steps: Steps = None,
+    adapt: Adapt = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum length of the answer in tokens. Default: 64.")
     ] = None,
@@ -115,11 +107,12 @@ def answer(
         bool, typer.Option("--json", help="Print the whole response as one JSON object.")
     ] = False,
 ) -> None:
-    """Answer a question about a document, adapted to it if --objective, --on or --steps says so.
+    """Answer a question about a document, adapted to it if --adapt says so.
 
     The answer goes to stdout, progress to stderr. Without --url the model is loaded into this
     process; the REFINE_ variables of `refine-server serve` apply to it.
     """
+    from refine_server.server.api.answers_schema import AnswerBody
     from refine_server.server.cli import event_sources
     from refine_server.server.cli.progress import Follower
     from refine_server.server.settings import read_settings
@@ -131,9 +124,7 @@ def answer(
     found = _evidence_options(
         evidence, evidence_count, evidence_tokens, evidence_words, evidence_span
     )
-    own = _given(
-        document=document, on_overflow=on_overflow, objective=objective, on=on, steps=steps
-    )
+    own = _given(document=document, on_overflow=on_overflow, adapt=adapt)
     if adaptation is not None and own:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in own)
         raise InputError(f"{options} cannot be combined with --adaptation")
@@ -146,16 +137,16 @@ def answer(
     }
     if document is not None:
         body["document"] = read_document(document)
-    if _given(objective=objective, on=on, steps=steps):
-        body["adapt"] = _adapt_options(objective, on, steps, seed)
-    parsed = event_sources.parse_body(body)
+    if adapt is not None:
+        body["adapt"] = {"seed": seed, **_adapt_fields(adapt)}
+    parsed = event_sources.parse_body(body, AnswerBody)
     if url is not None:
         events = event_sources.answer_by_server(url, api_key, body | _given(model=model))
     else:
         settings = read_settings().model_copy(update=_given(model=model))
         events = event_sources.answer_in_process(parsed, settings)
-    adapt = parsed.adapt
-    steps = 0 if adapt.objective == "none" else adapt.optimizer.steps
+    settled = parsed.adapt
+    steps = 0 if settled.objective == "none" else settled.optimizer.steps
     Follower(steps, as_json).follow(events)
 
 
@@ -165,8 +156,8 @@ def adapt(
     query: Annotated[
         list[str] | None,
         typer.Option(
-            help="Question that is expected, for an adaptation on evidence (--on evidence). Can be "
-            "given several times."
+            help="Question that is expected, for an adaptation on evidence (--adapt fast, "
+            "balanced). Can be given several times."
         ),
     ] = None,
     evidence: EvidenceBy = None,
@@ -175,9 +166,7 @@ def adapt(
     evidence_words: EvidenceWords = None,
     evidence_span: EvidenceSpan = None,
     on_overflow: OnOverflow = None,
-    objective: Objective = None,
-    on: On = None,
-    steps: Steps = None,
+    adapt: Adapt = None,
     seed: Annotated[int | None, typer.Option(help="Random seed for the adaptation.")] = None,
     ttl_seconds: Annotated[
         float | None,
@@ -195,19 +184,22 @@ def adapt(
 
     The server keeps the adaptation. Ask it questions with `refine-server answer --adaptation ID`.
     """
-    from refine_server.server.cli.event_sources import adapt_by_server
+    from refine_server.server.api.adaptations_schema import AdaptationBody
+    from refine_server.server.cli.event_sources import adapt_by_server, parse_body
     from refine_server.server.cli.progress import Follower
-    from refine_server.ttt.interface.config import AdaptConfig
 
     text = read_document(document)
     found = _evidence_options(
         evidence, evidence_count, evidence_tokens, evidence_words, evidence_span
     )
-    fields = _adapt_options(objective, on, steps, seed)
-    follower = Follower(AdaptConfig().optimizer.steps if steps is None else steps, as_json)
-    kept = _given(queries=query or None, evidence=found or None, ttl_seconds=ttl_seconds)
-    kept |= _given(on_overflow=on_overflow)
-    follower.follow(adapt_by_server(url, api_key, text, adapt=fields, **kept))
+    options: dict[str, Any] = {
+        "adapt": {**_given(seed=seed), **_adapt_fields(adapt or "{}")},
+        **_given(queries=query or None, evidence=found or None, ttl_seconds=ttl_seconds),
+        **_given(on_overflow=on_overflow),
+    }
+    parsed = parse_body({"document": text, **options}, AdaptationBody)
+    events = adapt_by_server(url, api_key, text, **options)
+    Follower(parsed.adapt.optimizer.steps, as_json).follow(events)
 
 
 def read_document(path: str) -> str:
@@ -225,13 +217,18 @@ def read_document(path: str) -> str:
         raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
 
 
-def _adapt_options(
-    objective: str | None, on: str | None, steps: int | None, seed: int | None
-) -> dict[str, Any]:
-    """The ``adapt`` object of the options that were given."""
-    optimizer = None if steps is None else {"steps": steps}
-    kind = None if on is None else {"kind": on}
-    return _given(objective=objective, on=kind, optimizer=optimizer, seed=seed)
+def _adapt_fields(text: str) -> dict[str, Any]:
+    """The ``adapt`` object that the option --adapt says.
+
+    Raises:
+        InputError: it is neither a preset nor a JSON object.
+    """
+    from refine_server.ttt.interface.presets import parse_adapt
+
+    try:
+        return parse_adapt(text)
+    except ValueError as error:
+        raise InputError(f"--adapt {error}") from None
 
 
 def _evidence_options(

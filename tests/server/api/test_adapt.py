@@ -181,3 +181,22 @@ def test_the_documentation_has_a_schema_for_every_kind(client: TestClient) -> No
         if field != "kind" and "description" not in described and "$ref" not in described
     ]
     assert undescribed == []
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_presets_name_alone_is_refused_with_its_form(client: TestClient, path: str) -> None:
+    error = refusal(client, path, "fast")  # type: ignore[arg-type]
+    above = "ttt.adapt" if "completions" in path else "adapt"
+    assert error["message"] == f'{above}: must be an object, such as {{"preset": "fast"}}'
+
+
+@pytest.mark.parametrize("path", ["/v1/answers", "/v1/adaptations", "/v1/chat/completions"])
+@pytest.mark.parametrize("preset", ["fast", "balanced", "thorough"])
+def test_every_route_takes_presets(client: TestClient, path: str, preset: str) -> None:
+    body = ROUTES[path]({"preset": preset, "optimizer": {"steps": 1}})
+    if path == "/v1/adaptations" and preset != "thorough":
+        response = client.post(path, json=body)
+        assert response.status_code == 422
+        assert "queries: adapting on evidence" in response.json()["error"]["message"]
+        body["queries"] = ["who"]
+    assert client.post(path, json=body).is_success

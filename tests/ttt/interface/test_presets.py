@@ -12,7 +12,7 @@ from refine_server.ttt.interface.config import (
     OptimizerConfig,
     RolloutConfig,
 )
-from refine_server.ttt.interface.presets import PRESETS
+from refine_server.ttt.interface.presets import PRESETS, parse_adapt
 
 
 def test_the_papers_setting() -> None:
@@ -35,6 +35,38 @@ def test_the_papers_setting() -> None:
         fast_weights=FastWeightConfig(targets="all"),
         guard="none",
     )
+
+
+@pytest.mark.parametrize(("preset", "steps"), [("fast", 2), ("balanced", 8)])
+def test_fast_and_balanced_adapt_queries_on_the_evidence(preset: str, steps: int) -> None:
+    config = AdaptConfig.model_validate({"preset": preset})
+    assert (config.on.kind, config.fast_weights.targets) == ("evidence", "queries")
+    assert (config.optimizer.steps, config.optimizer.learning_rate) == (steps, 3e-4)
+
+
+def test_thorough_makes_twice_the_steps_and_rollouts_of_the_default() -> None:
+    config, default = AdaptConfig.model_validate({"preset": "thorough"}), AdaptConfig()
+    assert config == default.updated(
+        optimizer={"steps": 2 * default.optimizer.steps},
+        rollouts={"per_position": 2 * default.rollouts.per_position},
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("fast", {"preset": "fast"}),
+        ('{"preset": "paper", "seed": 3}', {"preset": "paper", "seed": 3}),
+    ],
+)
+def test_an_option_is_a_preset_or_json(text: str, fields: dict[str, object]) -> None:
+    assert parse_adapt(text) == fields
+
+
+@pytest.mark.parametrize("text", ["quick", "[]", '"fast"', "{", ""])
+def test_an_option_that_is_neither_is_refused_with_the_presets(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a preset \(fast, balanced, thorough, paper\)"):
+        parse_adapt(text)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -110,7 +110,7 @@ def test_a_prompt_continues_an_adapted_document(
         objective="ntp",
         steps=(),
         accepted_step=1,
-        guard=None,
+        kept_base_reason=None,
         stopped=None,
         first_ntp_loss=1.0,
         final_ntp_loss=0.5,

@@ -71,9 +71,9 @@ def test_an_adaptation_of_0_1_0_answers_as_it_did_there(store: Path) -> None:
         body = {"query": QUERY, "adaptation": ID, "max_tokens": 12}
         answer = client.post("/v1/answers", json=body).json()
     assert (resource["status"], resource["document_tokens"]) == ("ready", 23)
-    assert resource["config"]["optimizer"]["steps"] == 1
-    assert resource["config"]["fast_weights"] == {"targets": "low_rank", "rank": 1}
-    assert (answer["answer"], answer["adapted"]) == (ANSWER, True)
+    assert resource["adapt"]["optimizer"]["steps"] == 1
+    assert resource["adapt"]["fast_weights"] == {"targets": "low_rank", "rank": 1}
+    assert (answer["answer"], answer["answered_by"]) == (ANSWER, "adapted")
     for path in WRITTEN_BY_0_1_0.rglob("*.*"):  # so that 0.1.0 can read it still
         if path.is_file():
             there = store / path.relative_to(WRITTEN_BY_0_1_0)
@@ -120,6 +120,23 @@ def test_flat_settings_keep_their_meaning() -> None:
 
 def test_nested_settings_of_0_2_are_taken_as_they_are() -> None:
     config = AdaptConfig().model_dump(mode="json")
-    description = {"report": {"steps": [{"step": 1, "attention": 0.5}]}}
-    manifest = {"id": "x", "config": config, "description": description}
-    assert migrate(1, manifest) == {**manifest, "data_file": "document.safetensors"}
+    steps = [{"step": 1, "attention": 0.5}]
+    report = {"steps": steps, "guard": None, "held_out": []}
+    manifest = {"id": "x", "config": config, "description": {"report": report}}
+    migrated = migrate(1, manifest)
+    assert migrated == {
+        **manifest,
+        "description": {"report": {"steps": steps, "kept_base_reason": None, "held_out": []}},
+        "data_file": "document.safetensors",
+    }
+
+
+def test_reports_of_0_2_have_the_present_words() -> None:
+    report = {"steps": [], "guard": "kept_base", "held_out": [{"step": 0, "reward": 0.5}]}
+    shortened = {"document_tokens": 9, "read_tokens": 5}
+    description = {"report": report, "overflow": shortened}
+    manifest = {"config": AdaptConfig().model_dump(mode="json"), "description": description}
+    described = migrate(1, manifest)["description"]
+    assert described["report"]["kept_base_reason"] == "no_better_step"
+    assert described["report"]["held_out"] == [{"step": 0, "accuracy": 0.5}]
+    assert described["overflow"] == {"sent_tokens": 9, "read_tokens": 5}

@@ -13,9 +13,11 @@ from refine_server.ttt.programs.encode import EncodedWork
 from support.command_line import run, run_failing
 from support.fake_backend import FakeBackend
 
+STEPS = '{"optimizer": {"steps": 2}}'
+
 
 def test_answer_in_process(in_process: FakeBackend, document: str) -> None:
-    options = ("--steps", "3", "--max-tokens", "2", "--compare-base")
+    options = ("--adapt", '{"optimizer": {"steps": 3}}', "--max-tokens", "2", "--compare-base")
     shown = run("answer", "--document", document, "--query", "who", *options)
     assert shown.exit_code == 0
     assert shown.stdout == "base: base says no\nwh\n"
@@ -98,8 +100,10 @@ def test_a_bad_option_is_named(
 ) -> None:
     asked = ("answer", "--document", document, "--query", "who")
     run_failing(2, "query: ", "answer", "--document", document, "--query", "")
-    run_failing(2, "adapt.optimizer.steps: ", *asked, "--steps", "-1")
-    run_failing(2, "adapt.objective: ", *asked, "--objective", "magic")
+    run_failing(2, "adapt.optimizer.steps: ", *asked, "--adapt", '{"optimizer": {"steps": -1}}')
+    run_failing(2, "adapt.objective: ", *asked, "--adapt", '{"objective": "magic"}')
+    run_failing(2, "--adapt must be a preset (fast, ", *asked, "--adapt", "magic")
+    run_failing(2, "--adapt must be a preset (fast, ", *asked, "--adapt", "[]")
     run_failing(2, "REFINE_PROT", *asked, env={"REFINE_PROT": "1"})
     run_failing(1, "no server answers", *asked, "--url", "http://127.0.0.1:9")
     run_failing(1, "'other'", *asked, "--url", live(), "--model", "other")
@@ -126,7 +130,7 @@ def test_a_document_is_adapted_to_once_and_asked_by_its_id(
     url = live(api_keys="alice:alice-alice-alice-1")
     server = ("--url", url)
     key = {"REFINE_API_KEY": "alice-alice-alice-1"}
-    made = run("adapt", "--document", document, "--steps", "2", *server, env=key)
+    made = run("adapt", "--document", document, "--adapt", STEPS, *server, env=key)
     assert made.exit_code == 0, made.output
     assert made.stderr.count("step ") == 2
     adaptation_id = made.stdout.strip()
@@ -135,7 +139,7 @@ def test_a_document_is_adapted_to_once_and_asked_by_its_id(
     assert asked.exit_code == 0, asked.output
     word = Path(document).read_text().split()[0]
     assert asked.stdout.strip() == word
-    again = run("adapt", "--document", document, "--steps", "2", *server, "--json", env=key)
+    again = run("adapt", "--document", document, "--adapt", STEPS, *server, "--json", env=key)
     assert json.loads(again.stdout.splitlines()[-1])["id"] == adaptation_id
     run_failing(1, "key", "answer", "--adaptation", adaptation_id, "--query", "who", *server)
 
@@ -144,7 +148,7 @@ def test_an_adaptation_on_evidence_is_aimed_by_options(
     live: Callable[..., str], document: str
 ) -> None:
     server = ("--url", live())
-    aimed = ("--on", "evidence", "--steps", "1", "--query", "a", "--query", "c")
+    aimed = ("--adapt", "fast", "--query", "a", "--query", "c")
     one = ("--evidence-count", "1")
     made = run("adapt", "--document", document, *aimed, *one, *server, "--json")
     assert made.exit_code == 0, made.output
@@ -155,12 +159,12 @@ def test_an_adaptation_on_evidence_is_aimed_by_options(
     answered = run(*asked, "--context", "document+passages", *one, "--compare-base")
     assert answered.exit_code == 0, answered.output
     assert answered.stdout == "base: base says no\nwho\n"
-    run_failing(1, "queries: ", "adapt", "--document", document, "--on", "evidence", *server)
+    run_failing(1, "queries: ", "adapt", "--document", document, "--adapt", "fast", *server)
 
 
 @pytest.mark.parametrize(
     "options",
-    [("--steps", "3"), ("--objective", "ntp"), ("--on", "spans"), ("--document", "log.md")],
+    [("--adapt", "fast"), ("--document", "log.md")],
 )
 def test_options_of_the_adaptation_are_refused_once_there_is_one(options: tuple[str, ...]) -> None:
     asked = ("answer", "--adaptation", "adapt-1", "--query", "who", "--url", "http://127.0.0.1:9")
@@ -175,8 +179,8 @@ def test_on_overflow_is_said_by_an_option(
     run_failing(2, "on_overflow: ", *asked, "--on-overflow", "magic")
     kept = ("adapt", "--document", document, "--url", live(), "--json")
     assert run(*kept, "--on-overflow", "error").exit_code == 0
-    # The server has the last word: passages are chosen by a query, which there is none of.
-    run_failing(1, "on_overflow: ", *kept, "--on-overflow", "passages")
+    # Passages are chosen by a query, which there is none of.
+    run_failing(2, "on_overflow: ", *kept, "--on-overflow", "passages")
     with_url = ("--url", "http://127.0.0.1:9", "--adaptation", "adapt-0", "--query", "who")
     run_failing(
         2, "--on-overflow cannot be combined", "answer", *with_url, "--on-overflow", "error"
