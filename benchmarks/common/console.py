@@ -21,9 +21,9 @@ Adapt = Annotated[
     str,
     typer.Option(
         metavar="PRESET|JSON",
-        help="Settings of the adaptation: a preset (fast, balanced, thorough, paper), or "
-        "the fields of the request's `adapt` object that differ from the defaults, as a JSON object without "
-        "`objective`.",
+        help="Settings of the adaptation: a preset (fast, balanced, thorough, paper), or the "
+        "fields of the request's `adapt` object that differ from the defaults, as a JSON object "
+        "without `objective`.",
     ),
 ]
 AnswerTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]

@@ -52,9 +52,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Settings by preset, as the fields of ``AdaptConfig``; what is left out has its default.
 
-``fast`` and ``balanced`` adapt query projections on the evidence for the query, in two and in eight
-steps, whose time does not depend on the document's length. ``thorough`` adapts on the whole document
-with twice the default's steps and rollouts, and needs no query; the guard ends it early.
+``fast`` and ``balanced`` adapt query projections on the evidence for the query, in two and in
+eight steps, whose time does not depend on the document's length. ``thorough`` adapts on the whole
+document with twice the default's steps and rollouts, and needs no query; the guard ends it early.
 
 ``paper`` is test-time training as in arXiv 2602.16704 and its published code: one AdamW step on all
 weights, with a constant learning rate, over the document and the question. There are c = 8

@@ -22,7 +22,7 @@ from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
 from refine_server.ttt.query_side.document_cache import DocumentCache
-from refine_server.ttt.refine.guard import KEPT_BASE
+from refine_server.ttt.refine.guard import NO_BETTER_STEP
 
 
 async def answer_on_evidence(
@@ -84,5 +84,5 @@ async def answer_on_evidence(
     answer = await decode_answer(model, work, document.state, fast, deltas, alone=alone, base=base)
     clock.lap("decode")
     if answer.is_base and not fast.is_base:
-        report = report.unused(KEPT_BASE)
+        report = report.unused(NO_BETTER_STEP)
     await emit_answer(emit, answer, report, work, clock, base, candidates)

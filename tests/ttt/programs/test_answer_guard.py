@@ -139,7 +139,11 @@ def test_the_answer_of_the_base_weights_is_reported_as_such(
     *before, last = events(tiny, QUERIES[0], GUARDED, compare_base=True)
     assert isinstance(last, AnswerCompleted)
     report = last.adaptation
-    assert (report.accepted_step, report.guard, report.fast_weight_bytes) == (0, "kept_base", 0)
+    assert (report.accepted_step, report.kept_base_reason, report.fast_weight_bytes) == (
+        0,
+        "no_better_step",
+        0,
+    )
     assert report.final_ntp_loss == report.first_ntp_loss
     assert last.answer == last.base_answer == completed(tiny, QUERIES[0], UNADAPTED).answer
     [ended] = [event for event in before if isinstance(event, AdaptationEnded)]
@@ -208,7 +212,10 @@ def test_a_kept_adaptation_is_guarded_as_it_was_made(
     monkeypatch.setattr(best_answer, "log_likelihood", lambda *_: 0.0)  # equals: the base's
     answer = completed(tiny, QUERIES[0], UNADAPTED, kept=kept)
     if adapt.guard == "answer":
-        assert (answer.answer, answer.adaptation.guard) == (base.answer, "kept_base")
+        assert (answer.answer, answer.adaptation.kept_base_reason) == (
+            base.answer,
+            "no_better_step",
+        )
     else:
-        assert (answer.adaptation.guard, answer.adaptation.accepted_step) == (None, 2)
+        assert (answer.adaptation.kept_base_reason, answer.adaptation.accepted_step) == (None, 2)
     assert kept.report.accepted_step == 2, "the adaptation itself stays as it was"
