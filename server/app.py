@@ -20,6 +20,7 @@ from refine_server.server.api import adaptations as adaptation_routes
 from refine_server.server.api import answers, health, models, tokenizer
 from refine_server.server.api import files as file_routes
 from refine_server.server.api.openai import routes as openai
+from refine_server.server.api.openai.responses_api import routes as responses_api
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
@@ -117,8 +118,8 @@ def create_app(
     app.state.files = files
     app.state.started = int(time.time())
     exception_handlers.install(app)
-    routers = (answers, adaptation_routes, openai, file_routes, models, tokenizer, health)
-    for routes in routers:
+    texts = (answers, adaptation_routes, openai, responses_api)
+    for routes in (*texts, file_routes, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

@@ -4,11 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body
 from starlette.responses import Response
 from typing_extensions import override
 
-from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.answers_schema import (
     EXAMPLES,
     AnswerBody,
@@ -19,23 +18,16 @@ from refine_server.server.api.answers_schema import (
 from refine_server.server.api.documents import read_document
 from refine_server.server.api.fields import require_model
 from refine_server.server.engine.run import Run
-from refine_server.server.files.registry import Files
-from refine_server.server.http.dependencies import (
-    AdaptationsDep,
-    EngineDep,
-    FilesDep,
-    OwnerDep,
-    SettingsDep,
-)
+from refine_server.server.http.dependencies import Caller, CallerDep, Services, ServicesDep
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import (
+    Exchange,
     ResponseEncoder,
     RunResponse,
     StreamEvent,
     event_stream_docs,
 )
-from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted, Event
 from refine_server.ttt.interface.requests import Work
 
@@ -105,12 +97,8 @@ class AnswerEncoder(ResponseEncoder):
 )
 async def create_answer(
     body: Annotated[AnswerBody, Body(openapi_examples=EXAMPLES)],
-    request: Request,
-    owner: OwnerDep,
-    engine: EngineDep,
-    adaptations: AdaptationsDep,
-    files: FilesDep,
-    settings: SettingsDep,
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> Response:
     """Answer a query from a document, or from an adaptation.
 
@@ -118,39 +106,43 @@ async def create_answer(
     an `adaptation`, its id, the answer comes from that. Closing the connection cancels the work at
     its next step.
     """
-    model = engine.ready().name
-    require_model(body.model, model)
-    sampling = body.sampling(settings.max_tokens)
-    longest = settings.request_timeout_seconds
-
-    @asynccontextmanager
-    async def exchange() -> AsyncIterator[tuple[Run, AnswerEncoder]]:
-        async with (
-            _open_work(body, sampling, owner, adaptations, files) as work,
-            engine.run(
-                work,
-                request_id=request.state.request_id,
-                timeout_seconds=min(body.timeout_seconds or longest, longest),
-                priority=body.priority,
-            ) as run,
-        ):
-            yield run, AnswerEncoder(run, model, body.adaptation)
-
-    return RunResponse(exchange(), stream=body.stream, shutdown_seconds=settings.shutdown_seconds)
+    return RunResponse(
+        answer(body, services, caller),
+        stream=body.stream,
+        shutdown_seconds=services.settings.shutdown_seconds,
+    )
 
 
 @asynccontextmanager
-async def _open_work(
-    body: AnswerBody,
-    sampling: SamplingConfig,
-    owner: str,
-    adaptations: Adaptations,
-    files: Files,
-) -> AsyncIterator[Work]:
+async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncIterator[Exchange]:
+    """Submit the work of a request.
+
+    Raises:
+        RequestError: the request cannot be served as written.
+        ApiError: the server is not ready, or the document or the adaptation cannot be used.
+    """
+    model = services.engine.ready().name
+    require_model(body.model, model)
+    longest = services.settings.request_timeout_seconds
+    async with (
+        _open_work(body, services, caller.owner) as work,
+        services.engine.run(
+            work,
+            request_id=caller.request_id,
+            timeout_seconds=min(body.timeout_seconds or longest, longest),
+            priority=body.priority if caller.priority is None else caller.priority,
+        ) as run,
+    ):
+        yield run, AnswerEncoder(run, model, body.adaptation)
+
+
+@asynccontextmanager
+async def _open_work(body: AnswerBody, services: Services, owner: str) -> AsyncIterator[Work]:
     """Give the work that a request asks for; an adaptation stays in memory meanwhile."""
+    sampling = body.sampling(services.settings.max_tokens)
     if body.adaptation is None:
-        document = await read_document(body.required_document(), files, owner)
+        document = await read_document(body.required_document(), services.files, owner)
         yield body.to_work(document.text, sampling, owner)
         return
-    async with adaptations.use(owner, body.adaptation) as kept:
+    async with services.adaptations.use(owner, body.adaptation) as kept:
         yield body.to_question(kept, sampling)

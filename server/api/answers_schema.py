@@ -19,7 +19,9 @@ from refine_server.server.api.fields import (
 from refine_server.server.api.response_format import (
     GuidedChoice,
     ResponseFormat,
-    output_format,
+    choice_forms,
+    only_form,
+    schema_forms,
 )
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig, Temperature, TopP
 from refine_server.ttt.interface.errors import RequestError
@@ -176,7 +178,9 @@ class AnswerBody(StrictModel):
             top_p=self.top_p,
             stop=tuple(self.stop),
             seed=self.seed,
-            form=output_format(self.response_format, self.guided_choice),
+            form=only_form(
+                [*schema_forms(self.response_format), *choice_forms(self.guided_choice)]
+            ),
         )
 
 

@@ -79,39 +79,25 @@ GuidedChoice = Annotated[
 ]
 
 
-def output_format(
+def schema_forms(
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
-    guided_choice: list[str] | None,
-    further: Sequence[OutputFormat] = (),
-) -> OutputFormat | None:
-    """Return the form that a request asks for; None for any text.
-
-    Args:
-        response_format: the form as OpenAI names it.
-        guided_choice: texts to choose from.
-        further: forms that other fields ask for.
+) -> list[OutputFormat]:
+    """Return the form that ``response_format`` asks for, if it asks for one.
 
     Raises:
-        RequestError: it asks for two forms, or its schema is nested too deeply.
+        RequestError: its schema is nested too deeply.
     """
-    forms: list[OutputFormat] = []
     match response_format:
         case JsonObjectFormat():
-            forms.append(JsonFormat(ANY_OBJECT, "response_format"))
+            return [JsonFormat(ANY_OBJECT, "response_format")]
         case JsonSchemaFormat(json_schema=schema):
-            forms.append(json_format(schema.definition, SCHEMA))
-    if guided_choice is not None:
-        forms.append(choice_format(guided_choice, "guided_choice"))
-    forms += further
-    if len(forms) > 1:
-        first, second = forms[0].param, forms[1].param
-        raise RequestError(f"{second}: cannot be combined with {first}", second, "invalid_value")
-    return forms[0] if forms else None
+            return [json_format(schema.definition, SCHEMA)]
+    return []
 
 
-def choice_format(choices: list[str], param: str) -> ChoiceFormat:
-    """Return the form of one of several texts; ``param`` is the field that has them."""
-    return ChoiceFormat(tuple(dict.fromkeys(choices)), param)
+def choice_forms(choices: list[str] | None, param: str = "guided_choice") -> list[OutputFormat]:
+    """Return the form of one of several texts, if there are any; ``param`` is their field."""
+    return [] if choices is None else [ChoiceFormat(tuple(dict.fromkeys(choices)), param)]
 
 
 def json_format(schema: dict[str, Any] | str, param: str) -> JsonFormat:
@@ -130,3 +116,15 @@ def json_format(schema: dict[str, Any] | str, param: str) -> JsonFormat:
     except ValueError:
         reason = "must be JSON"
     raise RequestError(f"{param}: {reason}", param, "invalid_value")
+
+
+def only_form(forms: Sequence[OutputFormat]) -> OutputFormat | None:
+    """Return the form that a request asks for; None for any text.
+
+    Raises:
+        RequestError: it asks for several.
+    """
+    if len(forms) > 1:
+        first, second = forms[0].param, forms[1].param
+        raise RequestError(f"{second}: cannot be combined with {first}", second, "invalid_value")
+    return forms[0] if forms else None

@@ -4,6 +4,7 @@ The functions are ``async`` because FastAPI calls others in a thread, which take
 for each request.
 """
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -46,9 +47,38 @@ async def _owner(request: Request) -> str:
     return owner
 
 
+async def _caller(request: Request, owner: Annotated[str, Depends(_owner)]) -> "Caller":
+    return Caller(owner=owner, request_id=request.state.request_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who asks for work."""
+
+    owner: str
+    request_id: str
+    """The HTTP request, for the log."""
+    priority: int | None = None
+    """The priority of all its work; None: what the request says."""
+
+
 AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
 FilesDep = Annotated[Files, Depends(_files)]
 OwnerDep = Annotated[str, Depends(_owner)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The parts of the app that do a request's work."""
+
+    engine: EngineDep
+    adaptations: AdaptationsDep
+    files: FilesDep
+    settings: SettingsDep
+
+
+ServicesDep = Annotated[Services, Depends()]

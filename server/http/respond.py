@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
-from refine_server.server.http import errors
 from refine_server.server.http.connections import (
     FILLER,
     ClientDisconnected,
@@ -47,8 +46,16 @@ class ResponseEncoder(Protocol):
     def last_chunks(self) -> Iterable[StreamEvent]:
         """Encode what a stream ends with after the last event."""
 
+    def error_chunks(self, error: ApiError) -> Iterable[StreamEvent]:
+        """Encode what a stream ends with if something fails."""
+        return (StreamEvent(event="error", data=error.json),)
+
     async def response(self) -> str:
         """Encode the whole as JSON after the last event."""
+
+
+Exchange = tuple[AsyncIterable[Event], ResponseEncoder]
+"""The events of work that was submitted, and what encodes them."""
 
 
 class RunResponse(Response):
@@ -65,7 +72,7 @@ class RunResponse(Response):
 
     def __init__(
         self,
-        exchange: AbstractAsyncContextManager[tuple[AsyncIterable[Event], ResponseEncoder]],
+        exchange: AbstractAsyncContextManager[Exchange],
         *,
         stream: bool,
         shutdown_seconds: float,
@@ -122,23 +129,31 @@ def event_stream(
 async def _chunks(
     events: AsyncIterable[Event], encoder: ResponseEncoder
 ) -> AsyncIterator[StreamEvent]:
-    async for event in events:
-        encoder.add(event)
-        for chunk in encoder.chunks(event):
+    try:
+        async for event in events:
+            encoder.add(event)
+            for chunk in encoder.chunks(event):
+                yield chunk
+        for chunk in encoder.last_chunks():
             yield chunk
-    for chunk in encoder.last_chunks():
-        yield chunk
+    except Exception as error:
+        for chunk in encoder.error_chunks(_reported(error)):
+            yield chunk
 
 
 async def _until_error(chunks: AsyncIterable[StreamEvent]) -> AsyncIterator[StreamEvent]:
     try:
         async for chunk in chunks:
             yield chunk
-    except (ApiError, RequestError) as error:
-        yield StreamEvent(event="error", data=as_api_error(error).json)
-    except Exception:
-        logger.exception("a stream failed")
-        yield StreamEvent(event="error", data=errors.internal().json)
+    except Exception as error:
+        yield StreamEvent(event="error", data=_reported(error).json)
+
+
+def _reported(error: Exception) -> ApiError:
+    """Return the error that a client receives in a stream; log it if it is unexpected."""
+    if not isinstance(error, ApiError | RequestError):
+        logger.error("a stream failed", exc_info=error)
+    return as_api_error(error)
 
 
 async def _receive_nothing() -> Message:

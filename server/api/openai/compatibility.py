@@ -32,15 +32,19 @@ OWN_TEMPLATE = "prompts are written by the model's own chat template"
 ONE_FORM = "send it as structured_outputs"
 NEXT_TURN = "the assistant answers with a turn of its own"
 
+NOT_KEPT = "responses are not kept; send the earlier turns as input"
 NEUTRAL: dict[str | None, Neutral] = {
     "add_generation_prompt": Neutral((True,), NEXT_TURN),
     "allowed_token_ids": Neutral(([],), NO_FILTER),
     "annotations": Neutral(([],), ONLY_TEXT),
     "audio": Neutral((), ONLY_TEXT),
+    "background": Neutral((False,), "a request is answered while its connection is open"),
     "bad_words": Neutral(([],), NO_FILTER),
     "best_of": Neutral((1,), NO_SEARCH),
     "chat_template": Neutral((), OWN_TEMPLATE),
     "chat_template_kwargs": Neutral(({},), OWN_TEMPLATE),
+    "context_management": Neutral(([],), "the input is read as it is sent"),
+    "conversation": Neutral((), NOT_KEPT),
     "continue_final_message": Neutral((False,), NEXT_TURN),
     "disable_additional_properties": Neutral((False,), "the schema says it itself"),
     "disable_any_whitespace": Neutral((False,), "at most one space stands between parts"),
@@ -58,10 +62,13 @@ NEUTRAL: dict[str | None, Neutral] = {
     "min_p": Neutral((0,), NO_FILTER),
     "min_tokens": Neutral((0,), "a lower limit on tokens is not kept; see ignore_eos"),
     "modalities": Neutral((["text"],), ONLY_TEXT),
+    "moderation": Neutral((), "this server does not judge what is said"),
     "no_repeat_ngram_size": Neutral((0,), NO_PENALTY),
     "prediction": Neutral((), "drafts are found in the prompt by the server itself"),
     "prefix": Neutral((False,), NEXT_TURN),
     "presence_penalty": Neutral((0,), NO_PENALTY),
+    "previous_response_id": Neutral((), NOT_KEPT),
+    "prompt": Neutral((), "this server keeps no prompt templates; send the text as input"),
     "prompt_logprobs": Neutral((), "log-probabilities of a prompt come with echo and logprobs"),
     "repetition_penalty": Neutral((1,), NO_PENALTY),
     "skip_special_tokens": Neutral((True,), "an answer has no control tokens"),
@@ -74,6 +81,7 @@ NEUTRAL: dict[str | None, Neutral] = {
     "tools": Neutral(([],), NO_TOOLS),
     "top_k": Neutral((-1, 0), NO_FILTER),
     "truncate_prompt_tokens": Neutral((), "only documents are shortened; see on_overflow"),
+    "truncation": Neutral(("disabled",), "only documents are shortened; see on_overflow"),
     "typical_p": Neutral((1,), NO_FILTER),
     "use_beam_search": Neutral((False,), NO_SEARCH),
     "web_search_options": Neutral((), NO_TOOLS),

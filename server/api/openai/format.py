@@ -1,19 +1,22 @@
 """Encoders of a completion's events: OpenAI's whole response, or the chunks of its stream."""
 
-import codecs
 import json
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import anyio.to_thread
 from pydantic import BaseModel
 from typing_extensions import override
 
-from refine_server.server.api.openai.document_report import DocumentReport
+from refine_server.server.api.openai.collector import (
+    Choice,
+    ChoiceCollector,
+    ContentCollector,
+    TextOffset,
+)
 from refine_server.server.api.openai.responses import (
     AssistantMessage,
     ChatChoice,
@@ -43,38 +46,6 @@ ChoiceChunk = dict[str, Any]
 """One element of a chunk's ``choices``."""
 
 
-class TextOffset:
-    """Counts the whole characters of tokens, which may hold parts of characters."""
-
-    def __init__(self) -> None:
-        self._characters = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def advance(self, token: ScoredToken) -> int:
-        """Return where a token starts in the text, and move past it."""
-        start = self._characters
-        self._characters += len(self._decoder.decode(token.data))
-        return start
-
-
-@dataclass(slots=True)
-class Choice:
-    """A choice so far."""
-
-    text: str = ""
-    tokens: list[ScoredToken] = field(default_factory=list)
-    """Tokens that ``logprobs`` reports."""
-    new_tokens: Sequence[ScoredToken] = ()
-    """Those of ``tokens`` that the last event added."""
-    held_tokens: list[CompletionDelta] = field(default_factory=list)
-    """Tokens that may turn out to be part of a stop string."""
-    has_end_token: bool = False
-    """Whether the last token is one that ends answers."""
-    finish_reason: str = "length"
-    text_offset: TextOffset = field(default_factory=TextOffset)
-    """Where the next token of its stream starts."""
-
-
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What one chunk adds to a choice."""
@@ -87,7 +58,7 @@ class Delta:
     """Why the choice ends here; None if it goes on."""
 
 
-class GenerationEncoder(ResponseEncoder, ABC):
+class GenerationEncoder(ChoiceCollector, ResponseEncoder, ABC):
     """What the encoders of completions and of chat completions have in common.
 
     Args:
@@ -116,50 +87,14 @@ class GenerationEncoder(ResponseEncoder, ABC):
         usage_in: UsageIn,
         ttt: TttReport | None,
     ) -> None:
-        self.n, self.logprobs, self.usage_in = n, logprobs, usage_in
-        self._ttt = None if ttt is None else DocumentReport(ttt)
+        super().__init__(n, ttt)
+        self.logprobs, self.usage_in = logprobs, usage_in
         self._head = {
             "id": f"{self.id_prefix}-{id}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": f"fp_{fingerprint[:16]}",
         }
-        self._choices: defaultdict[int, Choice] = defaultdict(Choice)
-        self._prompt_tokens = self._completion_tokens = 0
-
-    @property
-    def usage(self) -> CompletionUsage:
-        """Token counts so far."""
-        return CompletionUsage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
-        )
-
-    @override
-    def add(self, event: Event) -> None:
-        if self._ttt is not None:
-            self._ttt.add(event)
-        match event:
-            case PromptRead():
-                self._prompt_tokens += event.tokens
-                text = b"".join(token.data for token in event.echo).decode(errors="replace")
-                for index in self._choices_of(event):
-                    self._choices[index].text = text
-                    self._choices[index].tokens += event.echo
-            case CompletionDelta():
-                self._completion_tokens += 1
-                choice = self._choices[event.choice]
-                choice.text += event.text
-                choice.new_tokens = self._logprob_tokens(choice, event)
-                choice.tokens += choice.new_tokens
-                choice.has_end_token = event.ends
-            case ChoiceEnded():
-                choice = self._choices[event.choice]
-                choice.finish_reason = event.finish_reason
-                is_cut = event.finish_reason == "stop" and not choice.has_end_token
-                choice.new_tokens = () if is_cut else [d.token for d in choice.held_tokens]
-                choice.tokens += choice.new_tokens
 
     @override
     def chunks(self, event: Event) -> Iterator[StreamEvent]:
@@ -182,13 +117,6 @@ class GenerationEncoder(ResponseEncoder, ABC):
     def _response_json(self) -> str:
         whole = self._response(sorted(self._choices.items()))
         return whole.model_dump_json(exclude={"ttt"} if self._ttt is None else None)
-
-    @property
-    def _document_report(self) -> TttReport | None:
-        return None if self._ttt is None else self._ttt.whole
-
-    def _choices_of(self, event: PromptRead) -> range:
-        return range(event.prompt * self.n, (event.prompt + 1) * self.n)
 
     def _deltas(self, event: Event) -> Iterator[tuple[int, Delta]]:
         match event:
@@ -219,10 +147,6 @@ class GenerationEncoder(ResponseEncoder, ABC):
         if self._ttt is not None:
             chunk["ttt"] = self._ttt.chunk(ended, self.n)
         return StreamEvent(data=json.dumps(chunk))
-
-    @abstractmethod
-    def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
-        """Return the tokens that ``logprobs`` reports, now that the choice has the event's."""
 
     @abstractmethod
     def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
@@ -293,22 +217,12 @@ def _top_logprobs(token: ScoredToken) -> dict[str, float] | None:
     return by_text
 
 
-class ChatEncoder(GenerationEncoder):
-    """Encodes ``/v1/chat/completions``.
-
-    ``logprobs`` has the tokens of the content: neither a token that ends an answer, nor tokens of a
-    stop string, unless the content ends within them.
-    """
+class ChatEncoder(ContentCollector, GenerationEncoder):
+    """Encodes ``/v1/chat/completions``."""
 
     id_prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
     begins_with_role = True
-
-    @override
-    def _logprob_tokens(self, choice: Choice, event: CompletionDelta) -> Sequence[ScoredToken]:
-        held = choice.held_tokens if event.ends else [*choice.held_tokens, event]
-        choice.held_tokens = [delta for delta in held if delta.start >= len(choice.text)]
-        return [delta.token for delta in held if delta.start < len(choice.text)]
 
     @override
     def _choice_chunk(self, index: int, delta: Delta) -> ChoiceChunk:
@@ -316,7 +230,7 @@ class ChatEncoder(GenerationEncoder):
         return {
             "index": index,
             "delta": {"role": "assistant", **content} if delta.is_first else content,
-            "logprobs": _chat_logprobs(delta.tokens).model_dump() if delta.tokens else None,
+            "logprobs": chat_logprobs(delta.tokens).model_dump() if delta.tokens else None,
             "finish_reason": delta.finish_reason,
         }
 
@@ -326,7 +240,7 @@ class ChatEncoder(GenerationEncoder):
             ChatChoice(
                 index=index,
                 message=AssistantMessage(content=choice.text),
-                logprobs=_chat_logprobs(choice.tokens) if self.logprobs else None,
+                logprobs=chat_logprobs(choice.tokens) if self.logprobs else None,
                 finish_reason=choice.finish_reason,
             )
             for index, choice in choices
@@ -336,7 +250,8 @@ class ChatEncoder(GenerationEncoder):
         )
 
 
-def _chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:
+def chat_logprobs(tokens: Sequence[ScoredToken]) -> ChatLogprobs:
+    """Encode tokens of an answer with their log-probabilities."""
     return ChatLogprobs(
         content=[
             TokenLogprob(

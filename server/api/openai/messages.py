@@ -115,7 +115,8 @@ class ChatMessage(StrictModel):
 def attached_files(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, FileContent]]:
     """Yield the files of a conversation, each with the path of its fields."""
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.content or ()):
+        parts = message.content if isinstance(message.content, list) else ()
+        for place, part in enumerate(parts):
             if isinstance(part, FilePart):
                 yield f"messages.{number}.content.{place}.file", part.file
 

@@ -1,11 +1,10 @@
 """Completions and chat completions, as clients of OpenAI's API know them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -15,86 +14,19 @@ from refine_server.server.api.openai.format import (
     GenerationEncoder,
     UsageIn,
 )
-from refine_server.server.api.openai.requests import ChatBody, CompletionBody, GenerationBody
+from refine_server.server.api.openai.requests import ChatBody, ChoicesBody, CompletionBody
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
-from refine_server.server.api.openai.target import open_target, own_params
-from refine_server.server.engine.run import Run
-from refine_server.server.http.dependencies import (
-    AdaptationsDep,
-    EngineDep,
-    FilesDep,
-    OwnerDep,
-    SettingsDep,
-)
+from refine_server.server.api.openai.target import submit
+from refine_server.server.http.dependencies import Caller, CallerDep, Services, ServicesDep
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
-from refine_server.server.http.respond import RunResponse, event_stream_docs
+from refine_server.server.http.respond import Exchange, RunResponse, event_stream_docs
 from refine_server.ttt.interface.requests import CompletionRequest, Conversation
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Responds to requests for text, with the parts of the app that this needs."""
-
-    request: Request
-    owner: OwnerDep
-    engine: EngineDep
-    adaptations: AdaptationsDep
-    files: FilesDep
-    settings: SettingsDep
-
-    def respond(
-        self,
-        body: GenerationBody,
-        work: CompletionRequest,
-        encoder_class: type[GenerationEncoder],
-    ) -> RunResponse:
-        """Do the work on what ``model`` and ``ttt`` mean, and respond as the class encodes it."""
-        backend = self.engine.ready()
-        request_id = self.request.state.request_id
-
-        @asynccontextmanager
-        async def exchange() -> AsyncIterator[tuple[Run, GenerationEncoder]]:
-            with own_params(body):
-                async with (
-                    open_target(
-                        body,
-                        served_model=backend.name,
-                        adaptations=self.adaptations,
-                        files=self.files,
-                        owner=self.owner,
-                        request_id=request_id,
-                    ) as target,
-                    self.engine.run(
-                        target.of(work, self.owner),
-                        request_id=request_id,
-                        timeout_seconds=self.settings.request_timeout_seconds,
-                    ) as run,
-                ):
-                    encoder = encoder_class(
-                        run.id,
-                        body.model or backend.name,
-                        backend.fingerprint,
-                        n=work.n,
-                        logprobs=work.logprobs is not None,
-                        usage_in=_usage_in(body),
-                        ttt=target.report,
-                    )
-                    yield run, encoder
-
-        return RunResponse(
-            exchange(),
-            stream=bool(body.stream),
-            shutdown_seconds=self.settings.shutdown_seconds,
-        )
-
-
-GenerationDep = Annotated[Generation, Depends()]
-
-
-def _usage_in(body: GenerationBody) -> UsageIn:
+def _usage_in(body: ChoicesBody) -> UsageIn:
     options = body.stream_options
     if not body.stream:
         return "response"
@@ -114,33 +46,88 @@ def _documented(response: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 @router.post("/completions", responses=_documented(Completion), response_model=None)
-async def create_completion(body: CompletionBody, generation: GenerationDep) -> Response:
+async def create_completion(
+    body: CompletionBody, services: ServicesDep, caller: CallerDep
+) -> Response:
     """Continue prompts as they are.
 
     With `ttt.document`, or an adaptation's id as `model`, each prompt continues the document, under
     the adaptation's fast weights if there is one; otherwise the base model continues it alone.
     """
+    return RunResponse(
+        complete(body, services, caller),
+        stream=bool(body.stream),
+        shutdown_seconds=services.settings.shutdown_seconds,
+    )
+
+
+@router.post("/chat/completions", responses=_documented(ChatCompletion), response_model=None)
+async def create_chat_completion(
+    body: ChatBody, services: ServicesDep, caller: CallerDep
+) -> Response:
+    """Answer a conversation.
+
+    With `ttt.document`, a file in a message, or an adaptation's id as `model`, the messages follow
+    the document, as the query of `/v1/answers` does; otherwise the base model answers.
+    """
+    return RunResponse(
+        chat(body, services, caller),
+        stream=bool(body.stream),
+        shutdown_seconds=services.settings.shutdown_seconds,
+    )
+
+
+def complete(
+    body: CompletionBody, services: Services, caller: Caller
+) -> AbstractAsyncContextManager[Exchange]:
+    """Submit the work of a request for completions.
+
+    Raises:
+        RequestError: the request cannot be served as written.
+    """
     work = CompletionRequest(
         prompts=tuple(p if isinstance(p, str) else tuple(p) for p in body.prompt),
-        sampling=body.to_sampling(generation.settings.max_tokens),
+        sampling=body.to_sampling(services.settings.max_tokens),
         n=body.choices,
         logprobs=body.logprobs,
         echo=bool(body.echo),
     )
-    return generation.respond(body, work, CompletionEncoder)
+    return _generate(body, work, CompletionEncoder, services, caller)
 
 
-@router.post("/chat/completions", responses=_documented(ChatCompletion), response_model=None)
-async def create_chat_completion(body: ChatBody, generation: GenerationDep) -> Response:
-    """Answer a conversation.
+def chat(
+    body: ChatBody, services: Services, caller: Caller
+) -> AbstractAsyncContextManager[Exchange]:
+    """Submit the work of a request for chat completions.
 
-    With `ttt.document`, or an adaptation's id as `model`, the messages follow the document, as the
-    query of `/v1/answers` does; otherwise the base model answers.
+    Raises:
+        RequestError: the request cannot be served as written.
     """
     work = CompletionRequest(
         prompts=(Conversation(tuple(message.to_message() for message in body.messages)),),
-        sampling=body.to_sampling(generation.settings.max_tokens),
+        sampling=body.to_sampling(services.settings.max_tokens),
         n=body.choices,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    return generation.respond(body, work, ChatEncoder)
+    return _generate(body, work, ChatEncoder, services, caller)
+
+
+@asynccontextmanager
+async def _generate(
+    body: ChoicesBody,
+    work: CompletionRequest,
+    encoder_class: type[GenerationEncoder],
+    services: Services,
+    caller: Caller,
+) -> AsyncIterator[Exchange]:
+    async with submit(body, work, services, caller) as (run, target, backend):
+        encoder = encoder_class(
+            run.id,
+            body.model or backend.name,
+            backend.fingerprint,
+            n=work.n,
+            logprobs=work.logprobs is not None,
+            usage_in=_usage_in(body),
+            ttt=target.report,
+        )
+        yield run, encoder

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
-from refine_server.server.api.response_format import GuidedChoice, choice_format, json_format
+from refine_server.server.api.response_format import GuidedChoice, choice_forms, json_format
 from refine_server.ttt.interface.output_format import (
     ANY_OBJECT,
     GrammarFormat,
@@ -51,8 +51,7 @@ class StructuredOutputs(StrictModel):
             forms.append(json_format(self.schema_or_text, f"{param}.json"))
         if self.json_object:
             forms.append(JsonFormat(ANY_OBJECT, f"{param}.json_object"))
-        if self.choice is not None:
-            forms.append(choice_format(self.choice, f"{param}.choice"))
+        forms += choice_forms(self.choice, f"{param}.choice")
         if self.regex is not None:
             forms.append(RegexFormat(self.regex, f"{param}.regex"))
         if self.grammar is not None:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from refine_server.server.adaptations.ids import is_adaptation_id
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api.fields import require_model
-from refine_server.server.api.openai.requests import GenerationBody, TttOptions
+from refine_server.server.api.openai.generation import GenerationBody, TttOptions
 from refine_server.server.api.openai.responses import TttReport
+from refine_server.server.engine.backend.protocol import Backend
+from refine_server.server.engine.run import Run
 from refine_server.server.files.file import File
 from refine_server.server.files.registry import Files
+from refine_server.server.http.dependencies import Caller, Services
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import Evidence, OnOverflow, ReadContext
@@ -152,6 +155,37 @@ def _read_adapted(read: Target, ttt: TttOptions) -> Target:
         return Target()
     is_searched = read.context != "document" or ttt.evidence is not None
     return read if is_searched else Target()
+
+
+@asynccontextmanager
+async def submit(
+    body: GenerationBody, work: CompletionRequest, services: Services, caller: Caller
+) -> AsyncIterator[tuple[Run, Target, Backend]]:
+    """Submit the work of a request to what ``model`` and ``ttt`` mean.
+
+    Raises:
+        RequestError: the request cannot be served as written; ``param`` is a field of it.
+        ApiError: the server is not ready, or what ``open_target`` raises.
+    """
+    backend = services.engine.ready()
+    with own_params(body):
+        async with (
+            open_target(
+                body,
+                served_model=backend.name,
+                adaptations=services.adaptations,
+                files=services.files,
+                owner=caller.owner,
+                request_id=caller.request_id,
+            ) as target,
+            services.engine.run(
+                target.of(work, caller.owner),
+                request_id=caller.request_id,
+                timeout_seconds=services.settings.request_timeout_seconds,
+                priority=caller.priority or 0,
+            ) as run,
+        ):
+            yield run, target, backend
 
 
 @contextmanager

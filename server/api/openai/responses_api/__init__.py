@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: one answer to a list of input items."""
