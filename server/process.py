@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from typing_extensions import override
 
+from refine_server.server import logs
 from refine_server.server.access.keys import Keyring
 from refine_server.server.app import create_app
 from refine_server.server.engine.backend.protocol import Backend
@@ -25,7 +26,6 @@ from refine_server.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 POLL_SECONDS = 0.05
 EXIT_SECONDS = 30.0
 """Time for a shutdown beside that of the running requests, before the process is ended by force."""
@@ -56,6 +56,8 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,  # RequestContext logs a line with the request's id
             server_header=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=settings.proxies,
             # Connections that are left then are cut; by then the engine has ended every job.
             timeout_graceful_shutdown=int(settings.shutdown_seconds) + 5,
         )
@@ -110,8 +112,7 @@ def serve(settings: Settings) -> None:
         StartError: the address is in use, or the model cannot be loaded.
         SettingsError: the API keys are invalid, or the store cannot be used.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     listener = listen(settings.host, settings.port)
     app = create_app(settings)
     server = Server(app, settings)

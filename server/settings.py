@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
 
+from refine_server.server.logs import LogFormat
 from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.requests import Limits
 
@@ -238,13 +239,31 @@ class Settings(BaseSettings):
         description="Time in seconds that running requests get to finish after SIGTERM.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Minimum severity of the messages that are logged, on stderr."
+        "info",
+        description="Minimum severity of the messages that are logged, on stderr. Requests to "
+        "/health/live, /health/ready and /metrics are logged at debug.",
+    )
+    log_format: LogFormat = Field(
+        "auto",
+        description="Form of the log: text (for people) or json (one object a line); auto: text on "
+        "a terminal, json otherwise.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks of reverse proxies, separated by commas, e.g. "
+        "127.0.0.1,10.0.0.0/8: of requests that come from them the header X-Forwarded-For tells "
+        "the client's address in the log. Empty: none.",
     )
 
     @property
     def allowed_origins(self) -> list[str]:
         """The origins in ``cors_origins``."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def proxies(self) -> list[str]:
+        """The addresses in ``trusted_proxies``."""
+        return [proxy.strip() for proxy in self.trusted_proxies.split(",") if proxy.strip()]
 
     @property
     def limits(self) -> Limits:

@@ -5,6 +5,7 @@ thread. Documents that leave memory are loaded from the store when they are aske
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +22,7 @@ from refine_server.server.engine.engine import Engine
 from refine_server.server.engine.run import Run
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
+from refine_server.server.http.request_log import RequestLog
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.events import (
@@ -34,6 +36,8 @@ from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
+
+logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
 """Time between two sweeps of what has expired."""
@@ -212,10 +216,11 @@ class Adaptations:
                 adaptation.task.cancel()
 
     async def _adapt(self, adaptation: Adaptation, work: AbstractAsyncContextManager[Run]) -> None:
+        log = RequestLog()
         try:
             async with work as run:
                 adaptation.admit(run)
-                async for event in run:
+                async for event in log.recorded(run):
                     await self._handle(adaptation, event)
         except Exception as error:
             if adaptation.admitted.done():
@@ -227,6 +232,8 @@ class Adaptations:
         finally:
             adaptation.run = None
             adaptation.refuse(errors.shutting_down())
+            if adaptation.status.is_final:
+                _log_end(adaptation, log)
             self._update_gauges()
 
     async def _handle(self, adaptation: Adaptation, event: Event) -> None:
@@ -315,3 +322,11 @@ class Adaptations:
         for status in Status:
             self._metrics.adaptations.labels(status.value).set(counts[status])
         self._metrics.adaptation_bytes.set(self._budget.used(self._by_id.values()))
+
+
+def _log_end(adaptation: Adaptation, log: RequestLog) -> None:
+    """Log how the work of an adaptation ended; the request that asked for it may be long over."""
+    if report := adaptation.report:
+        log.answered_by, log.kept_base_reason = report.answered_by, report.kept_base_reason
+    more = {"key": adaptation.owner, "adaptation": adaptation.id, **log.fields()}
+    logger.info("adaptation %s is %s", adaptation.id, adaptation.status.value, extra=more)

@@ -26,6 +26,7 @@ from refine_server.server.http.dependencies import (
 )
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
+from refine_server.server.http.request_log import RequestLog
 from refine_server.server.http.respond import StreamEvent, event_stream, event_stream_docs
 
 router = APIRouter(prefix="/v1/adaptations", tags=["adaptations"], route_class=JsonRoute)
@@ -81,6 +82,7 @@ async def create_adaptation(
             timeout_seconds=body.timeout_seconds,
         )
     response.status_code = 200 if adaptation.status.is_final else 202
+    RequestLog.of(request.scope).describe(model=model, adaptation=adaptation.id)
     response.headers["location"] = f"/v1/adaptations/{adaptation.id}"
     return AdaptationResource.of(adaptation, model)
 
@@ -110,6 +112,7 @@ async def get_adaptation(
 )
 async def follow_adaptation(
     adaptation_id: AdaptationId,
+    request: Request,
     owner: OwnerDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
@@ -122,7 +125,9 @@ async def follow_adaptation(
     """
     model = engine.ready().name
     adaptation = adaptations.get(owner, adaptation_id)
-    return event_stream(_chunks(adaptation, model), settings.shutdown_seconds)
+    log = RequestLog.of(request.scope)
+    log.describe(model=model, adaptation=adaptation_id)
+    return event_stream(_chunks(adaptation, model, log), settings.shutdown_seconds)
 
 
 @router.delete("/{adaptation_id}", responses=documented(404, 422, 503))
@@ -134,9 +139,12 @@ async def delete_adaptation(
     return AdaptationDeleted(id=adaptation_id)
 
 
-async def _chunks(adaptation: Adaptation, model: str) -> AsyncIterator[StreamEvent]:
+async def _chunks(
+    adaptation: Adaptation, model: str, log: RequestLog
+) -> AsyncIterator[StreamEvent]:
     async for step in adaptation.follow():
         yield StreamEvent(event="adaptation.step", data=step.model_dump_json())
     resource = AdaptationResource.of(adaptation, model)
     name = f"adaptation.{adaptation.status.value}"
+    log.has_ended = True
     yield StreamEvent(event=name, data=resource.model_dump_json())

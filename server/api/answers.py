@@ -133,6 +133,7 @@ async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncI
             priority=body.priority if caller.priority is None else caller.priority,
         ) as run,
     ):
+        caller.log.describe(model=model, adaptation=body.adaptation)
         yield run, AnswerEncoder(run, model, body.adaptation)
 
 

@@ -4,7 +4,7 @@ The functions are ``async`` because FastAPI calls others in a thread, which take
 for each request.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.engine.engine import Engine
 from refine_server.server.files.registry import Files
+from refine_server.server.http.request_log import RequestLog
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.requests import LOCAL
@@ -48,7 +49,11 @@ async def _owner(request: Request) -> str:
 
 
 async def _caller(request: Request, owner: Annotated[str, Depends(_owner)]) -> "Caller":
-    return Caller(owner=owner, request_id=request.state.request_id)
+    return Caller(
+        owner=owner,
+        request_id=request.state.request_id,
+        log=RequestLog.of(request.scope),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +63,8 @@ class Caller:
     owner: str
     request_id: str
     """The HTTP request, for the log."""
+    log: RequestLog = field(default_factory=RequestLog)
+    """What its line in the log says."""
     priority: int | None = None
     """The priority of all its work; None: what the request says."""
 

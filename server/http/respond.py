@@ -18,6 +18,7 @@ from refine_server.server.http.connections import (
     cancel_on_disconnect,
 )
 from refine_server.server.http.errors import ApiError, as_api_error
+from refine_server.server.http.request_log import RequestLog, RunningWork
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import Event
 
@@ -54,7 +55,7 @@ class ResponseEncoder(Protocol):
         """Encode the whole as JSON after the last event."""
 
 
-Exchange = tuple[AsyncIterable[Event], ResponseEncoder]
+Exchange = tuple[RunningWork, ResponseEncoder]
 """The events of work that was submitted, and what encodes them."""
 
 
@@ -83,9 +84,10 @@ class RunResponse(Response):
         self._shutdown_seconds = shutdown_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = False
+        has_begun, log = False, RequestLog.of(scope)
         try:
-            async with cancel_on_disconnect(receive), self._exchange as (events, encoder):
+            async with cancel_on_disconnect(receive), self._exchange as (run, encoder):
+                events = log.recorded(run)
                 if self._stream:
                     has_begun = True
                     stream = event_stream(_chunks(events, encoder), self._shutdown_seconds)

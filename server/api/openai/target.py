@@ -17,6 +17,7 @@ from refine_server.server.files.file import File
 from refine_server.server.files.registry import Files
 from refine_server.server.http.dependencies import Caller, Services
 from refine_server.server.http.errors import ApiError
+from refine_server.server.http.request_log import RequestLog
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.requests import (
@@ -185,7 +186,21 @@ async def submit(
                 priority=caller.priority or 0,
             ) as run,
         ):
+            _describe(caller.log, backend.name, target.report)
             yield run, target, backend
+
+
+def _describe(log: RequestLog, model: str, report: TttReport | None) -> None:
+    """Record what answers a request; what no document is told of is the base model."""
+    if report is None:
+        log.describe(model=model, answered_by="base")
+        return
+    log.describe(
+        model=model,
+        adaptation=report.adaptation,
+        answered_by=report.answered_by,
+        kept_base_reason=report.kept_base_reason,
+    )
 
 
 @contextmanager

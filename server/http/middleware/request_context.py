@@ -9,10 +9,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refine_server.server.http import errors
+from refine_server.server.http.request_log import PROBES, RequestLog
 from refine_server.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+HUNG_UP = 499
+"""Status of a request whose client left before the end of its response, as in nginx."""
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """Request ids that are taken from a client's ``x-request-id``; they are safe to log."""
 
@@ -34,6 +37,7 @@ class RequestContext:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None
+        log = RequestLog.of(scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -41,10 +45,18 @@ class RequestContext:
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                log.has_ended = True
+
+        async def receive_to_its_end() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not log.has_ended:
+                log.hung_up = True
+            return message
 
         began = time.monotonic()
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive_to_its_end, send_with_id)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status is None:
@@ -53,14 +65,26 @@ class RequestContext:
             self._record(scope, request_id, status, time.monotonic() - began)
 
     def _record(self, scope: Scope, request_id: str, status: int | None, seconds: float) -> None:
+        log = RequestLog.of(scope)
+        if log.hung_up:
+            status = HUNG_UP
         # The route's template, not the path: clients choose paths, and each would be a new series.
         endpoint = getattr(scope.get("route"), "path", "unmatched")
         code = "none" if status is None else str(status)
         self.metrics.requests.labels(endpoint, code).inc()
         self.metrics.request_seconds.labels(endpoint).observe(seconds)
-        owner = scope["state"].get("owner", "-")
-        fields = (request_id, owner, scope["method"], endpoint, code, seconds)
-        logger.info("%s %s %s %s %s %.3fs", *fields)
+        level = logging.DEBUG if endpoint in PROBES else logging.INFO
+        address = scope.get("client")
+        more = {
+            "client": address and address[0],
+            "key": scope["state"].get("owner"),
+            "status": status,
+            "seconds": round(seconds, 3),
+            **log.fields(),
+            "request_id": request_id,
+        }
+        more = {name: value for name, value in more.items() if value is not None}
+        logger.log(level, "%s %s %s", scope["method"], endpoint, code, extra=more)
 
 
 def _request_id(scope: Scope) -> str:

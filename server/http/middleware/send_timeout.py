@@ -5,6 +5,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from refine_server.server.http.request_log import RequestLog
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,5 +39,6 @@ class SendTimeout:
         except Exception:  # the timeout itself, or what the application made of it
             if not has_timed_out:
                 raise
+            RequestLog.of(scope).hung_up = True
             request_id = scope.get("state", {}).get("request_id", "-")
             logger.warning("request %s: its client does not read the response", request_id)

@@ -44,6 +44,18 @@ class Letters(ResponseEncoder):
         return json.dumps(self.text)
 
 
+class ScriptedRun:
+    """Events of work that waited for a second and a half."""
+
+    queue_seconds = 1.5
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events
+
+
 class Exchange:
     """Scripted work: a text is an event, a number is a pause in seconds, an exception is raised."""
 
@@ -53,10 +65,10 @@ class Exchange:
         self.ended = False
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[AsyncIterator[Event], ResponseEncoder]]:
+    async def open(self) -> AsyncIterator[tuple["ScriptedRun", ResponseEncoder]]:
         try:
             await self._play(self.before)
-            yield self._events(), Letters()
+            yield ScriptedRun(self._events()), Letters()
         finally:
             self.ended = True
 
