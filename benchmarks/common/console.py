@@ -61,6 +61,14 @@ OutFolder = Annotated[Path, typer.Option(help="Folder to write the results to.")
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out, with the same settings.")
 ]
+Traces = Annotated[
+    bool,
+    typer.Option(
+        "--traces",
+        help="Store where the rollouts of each step started, the entropy there, their tokens and "
+        "their rewards with each answer, up to 1 MiB for an answer.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object in the last line.")
 ]
@@ -108,6 +116,11 @@ def adapt_of(text: str) -> "AdaptOptions":
     if "objective" in fields:
         raise typer.BadParameter("--adapt must be without `objective`, which the benchmark sets")
     return cast("AdaptOptions", fields)
+
+
+def traced(adapt: "AdaptOptions", traces: bool) -> "AdaptOptions":
+    """Return the settings with traces, if they are asked for."""
+    return {**adapt, "trace": True} if traces else adapt
 
 
 def adapt_config_of(text: str) -> "AdaptConfig":

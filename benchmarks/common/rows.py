@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from refine_server.benchmarks.common.files import whole_file
+
 T = TypeVar("T")
 
 
@@ -29,10 +31,9 @@ def read_rows(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as JSON lines; return their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write rows as JSON lines; return their number. If a row fails, there is no file."""
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1

@@ -11,6 +11,7 @@ import matplotlib
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from refine_server.benchmarks.common.files import whole_file, write_text
 from refine_server.benchmarks.report.manifest import Manifest
 
 matplotlib.use("agg")
@@ -21,6 +22,7 @@ class Plot:
     """A plot and its description as alternative text. ``draw`` fills an empty figure."""
 
     name: str
+    title: str
     caption: str
     draw: Callable[[Figure], None]
 
@@ -65,12 +67,10 @@ class Report:
             )
             templates.filters["cell"] = lambda text: text.replace("|", "\\|")
             text = templates.get_template(f"{name}.j2").render(report=self, pictures=pictures)
-            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            write_text(folder / name, text)
             written.append(folder / name)
         text = json.dumps(self.data, indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(
-            text + "\n", encoding="utf-8", errors="backslashreplace"
-        )
+        write_text(folder / "report.json", text + "\n")
         return [*written, folder / "report.json"]
 
 
@@ -100,5 +100,7 @@ def _picture(plot: Plot, path: Path) -> str:
     """Draw a plot into a file; return the image as text to embed in a page."""
     figure = Figure(figsize=(8.0, 4.2), dpi=160, layout="constrained")
     plot.draw(figure)
-    figure.savefig(path, metadata={"Software": None})
+    figure.suptitle(plot.title)
+    with whole_file(path) as partial:
+        figure.savefig(partial, metadata={"Software": None})
     return base64.b64encode(path.read_bytes()).decode()

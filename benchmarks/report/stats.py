@@ -12,15 +12,30 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % percentile-bootstrap interval (Efron 1979), and the sample size."""
+    """A mean with its 95 % percentile-bootstrap interval (Efron 1979), and the sample size.
+
+    A resample of one value, or of equal ones, is always the same, which says nothing of how
+    uncertain their mean is. There is no interval then, and ``why_none`` says why.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+    why_none: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return self.text()
+
+    def text(self, form: str = ".1f") -> str:
+        """Return mean and interval, or why there is none, with numbers in a format."""
+        if self.low is None or self.high is None:
+            return f"{self.mean:{form}} ({self.why_none})"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def bounds(self) -> list[float | None]:
+        """Return both ends of the interval, rounded for JSON."""
+        return [None if end is None else round(end, 2) for end in (self.low, self.high)]
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -29,12 +44,23 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def stratified(values: Mapping[str, Sequence[float]]) -> Interval:
-    """Return the mean of group means with its interval; groups are resampled within."""
+    """Return the mean of group means with its interval; groups are resampled within.
+
+    There is no interval if a group has one value, whose spread nobody knows, or if the values of
+    every group are equal.
+    """
+    n = sum(len(v) for v in values.values())
+    mean = float(np.mean([np.mean(v) for v in values.values()]))
+    if min(len(v) for v in values.values()) == 1:
+        why = "n = 1" if len(values) == 1 else "no interval: n = 1 in a part"
+        return Interval(mean, None, None, n, why)
+    if all(min(v) == max(v) for v in values.values()):
+        why = "all equal" if len(values) == 1 else "no interval: all equal in each part"
+        return Interval(mean, None, None, n, why)
     generator = np.random.default_rng(0)
     means = np.mean([_resampled(np.asarray(v), generator) for v in values.values()], axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
-    mean = float(np.mean([np.mean(v) for v in values.values()]))
-    return Interval(mean, float(low), float(high), sum(len(v) for v in values.values()))
+    return Interval(mean, float(low), float(high), n)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from refine_server.benchmarks.common.failures import RunFailedError
 from refine_server.benchmarks.serving.workload import Request
 
 CHAT = "Say hello to the harbour master."
@@ -47,7 +48,7 @@ def run(
         fields: more fields of the requests about the documents.
 
     Raises:
-        RuntimeError: a request failed, or the chats ended before any answer was being made.
+        RunFailedError: a request failed.
     """
     with httpx.Client(base_url=url, timeout=600) as client:
         _chat(client)  # what is made once is not measured
@@ -84,12 +85,16 @@ def _answers(
                 # Another end makes it another text, which no cache has.
                 body = {"document": f"{request.document}\n{number}", "query": request.query}
                 began = time.perf_counter()
-                response = client.post("/v1/answers", json={**body, "max_tokens": 8, **fields})
+                try:
+                    response = client.post("/v1/answers", json={**body, "max_tokens": 8, **fields})
+                except httpx.HTTPError as error:
+                    failures.append(repr(error))
+                    return
+                if response.is_error:
+                    failures.append(f"{response.status_code} {response.text}")
+                    return
                 seconds.append(time.perf_counter() - began)
                 number += 1
-                if response.is_error:
-                    failures.append(response.text)
-                    return
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -99,7 +104,7 @@ def _answers(
         stop.set()
         thread.join()
     if failures:
-        raise RuntimeError(f"a request about a document failed: {failures[0]}")
+        raise RunFailedError(f"a request about a document failed: {failures[0]}")
 
 
 def _chats(client: httpx.Client, count: int) -> Chats:
@@ -123,12 +128,13 @@ def _chat(client: httpx.Client) -> tuple[float, float]:
     began = time.perf_counter()
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
-            raise RuntimeError(f"a chat failed: {response.read().decode()}")
+            text = response.read().decode()
+            raise RunFailedError(f"a chat failed: {response.status_code} {text}")
         for line in response.iter_lines():
             if line.startswith("data: {") and '"content":' in line:
                 times.append(time.perf_counter())
     if len(times) < 2:
-        raise RuntimeError("a chat had no tokens")
+        raise RunFailedError("a chat had no tokens")
     return times[0] - began, (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
 

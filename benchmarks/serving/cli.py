@@ -68,9 +68,11 @@ def load(
     Requests arrive at random times (--rates, a Poisson process), or each client sends its next
     request when it has its answer (--clients).
     """
+    from refine_server.benchmarks.common.failures import require_answers
+    from refine_server.benchmarks.common.rows import write_rows
     from refine_server.benchmarks.report.manifest import Manifest, effective
     from refine_server.benchmarks.serving.drive import Driver
-    from refine_server.benchmarks.serving.report import load_report
+    from refine_server.benchmarks.serving.report import load_report, rows_of
     from refine_server.benchmarks.serving.workload import Mix
 
     arrivals, loads = _levels(rates, clients)
@@ -88,7 +90,15 @@ def load(
     ]
     report = load_report(manifest, levels, bound, dollars_per_hour)
     report.write(out)
-    print_result({"levels": report.data["levels"], "report": str(out / "report.html")}, as_json)
+    write_rows(out / "requests.jsonl", rows_of(levels))
+    found = report.data["levels"]
+    print_result({"levels": found, "report": str(out / "report.html")}, as_json)
+    failed = [level for level in found if level["errors"]]
+    require_answers(
+        sum(sum(level["errors"].values()) for level in failed),
+        requests * len(loads),
+        failed[0]["first_error"] if failed else None,
+    )
 
 
 def overhead(

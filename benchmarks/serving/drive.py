@@ -41,6 +41,8 @@ class Observed:
     """The answer; None after an error."""
     error: str | None = None
     """Type of the error, if any."""
+    reason: str | None = None
+    """The error's message."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,6 @@ class Driver:
                 elif isinstance(event, Answer):
                     seen.answer = event
         except ClientError as error:
-            seen.error = error.code or type(error).__name__
+            seen.error, seen.reason = error.code or type(error).__name__, str(error)
         seen.total = time.perf_counter() - began - due
         return seen

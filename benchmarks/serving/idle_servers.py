@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from typing_extensions import override
 
+from refine_server.benchmarks.common.failures import RunFailedError
 from refine_server.clients import RefineClient
 from refine_server.server.app import create_app
 from refine_server.server.engine.backend.protocol import Backend
@@ -49,7 +50,7 @@ def _running(serve: Callable[[int], None]) -> Iterator[str]:
         with RefineClient(f"http://{HOST}:{port}") as client:
             for _ in client.wait_until_ready():
                 if not process.is_alive():
-                    raise RuntimeError(f"a server ended with status {process.exitcode}")
+                    raise RunFailedError(f"a server ended with status {process.exitcode}")
         yield f"http://{HOST}:{port}"
     finally:
         process.terminate()

@@ -48,7 +48,7 @@ def compare(
         repeats: number of rounds, after one to warm up.
 
     Raises:
-        httpx.HTTPStatusError: a server answered with an error.
+        RunFailedError: a request failed.
     """
     percentiles: dict[str, list[Any]] = {name: [] for name in urls}
     one_client: dict[str, list[float]] = {name: [] for name in urls}

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from refine_server.benchmarks.common.failures import RunFailedError
+
 
 def request_times(
     url: str, body: dict[str, Any], *, clients: int, rate: float, count: int
@@ -19,7 +21,7 @@ def request_times(
         Milliseconds from sending each request to having its answer.
 
     Raises:
-        httpx.HTTPStatusError: the server answered with an error.
+        RunFailedError: a request failed.
     """
     return asyncio.run(_send_all(url, body, clients, rate, count))
 
@@ -29,7 +31,7 @@ async def _send_all(
 ) -> list[float]:
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=60.0) as client:
-        await asyncio.gather(*(client.post(url, json=body) for _ in range(clients)))  # connects
+        await asyncio.gather(*(_post(client, url, body) for _ in range(clients)))  # connects
         gc.collect()
         gc.disable()
         try:
@@ -51,6 +53,15 @@ async def _send(
     for at in due:
         await asyncio.sleep(max(at - time.perf_counter(), 0.0))
         sent = time.perf_counter()
-        (await client.post(url, json=body)).raise_for_status()
+        await _post(client, url, body)
         times.append(1000 * (time.perf_counter() - sent))
     return times
+
+
+async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> None:
+    try:
+        response = await client.post(url, json=body)
+    except httpx.HTTPError as error:
+        raise RunFailedError(f"a request to {url} failed: {error!r}") from None
+    if response.is_error:
+        raise RunFailedError(f"{url} answered with {response.status_code}: {response.text}")

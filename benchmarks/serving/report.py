@@ -1,11 +1,12 @@
 """Report of a load bench: throughput, goodput, latency by phase, errors and cost."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from refine_server.benchmarks.common.traces import stored_history
 from refine_server.benchmarks.report import plots, stats
 from refine_server.benchmarks.report.manifest import Manifest
 from refine_server.benchmarks.report.render import Plot, Report, Section, facts_of
@@ -23,6 +24,7 @@ def summary(level: Level, bound: float, dollars_per_hour: float | None) -> dict[
         dollars_per_hour: price of the server; None leaves costs out.
     """
     answered = [o for o in level.requests if o.answer is not None]
+    failed = [o for o in level.requests if o.error]
     good = [o for o in answered if o.total <= bound]
     tokens = sum(o.answer.usage.completion_tokens for o in answered if o.answer)
     busy = sum(_model_seconds(o) for o in answered)
@@ -37,7 +39,9 @@ def summary(level: Level, bound: float, dollars_per_hour: float | None) -> dict[
         "answers": len(answered),
         "repeated": sum(o.repeated for o in level.requests),
         "adapted": sum(o.answer.answered_by == "adapted" for o in answered if o.answer),
-        "errors": dict(Counter(o.error for o in level.requests if o.error)),
+        "errors": dict(Counter(o.error for o in failed)),
+        "reasons": {o.error: o.reason for o in reversed(failed)},
+        "first_error": f"{failed[0].error}: {failed[0].reason}" if failed else None,
         "answers_per_second": len(answered) / level.seconds,
         "tokens_per_second": tokens / level.seconds,
         "goodput_per_second": len(good) / level.seconds,
@@ -65,6 +69,27 @@ def load_report(
     return Report(
         f"Load: {manifest.model['id']}", facts_of(manifest), [s for s in sections if s.rows], data
     )
+
+
+def rows_of(levels: Sequence[Level]) -> Iterator[dict[str, Any]]:
+    """Yield what each request's client saw, with the answer, for a file of rows."""
+    for level in levels:
+        for seen in level.requests:
+            answer = seen.answer
+            yield {
+                "load": level.load,
+                "due": round(seen.due, 3),
+                "repeated": seen.repeated,
+                "first": seen.first and round(seen.first, 3),
+                "total": round(seen.total, 3),
+                "error": seen.error,
+                "reason": seen.reason,
+                "answer": answer and answer.answer,
+                "answered_by": answer and answer.answered_by,
+                "usage": answer and answer.usage.model_dump(),
+                "timings": answer and answer.timings.model_dump(),
+                **stored_history(None if answer is None else answer.adaptation_report),
+            }
 
 
 def _throughput(found: Sequence[dict[str, Any]], unit: str, bound: float) -> Section:
@@ -96,26 +121,28 @@ def _latency(found: Sequence[dict[str, Any]], levels: Sequence[Level], unit: str
         if (of := level["phases"].get(phase))
     ]
     series = {
-        f"{level.load:g} {unit}": [o.total for o in level.requests if o.answer] for level in levels
+        f"{level.load:g} {unit}": (values, len(level.requests))
+        for level in levels
+        if (values := [o.total for o in level.requests if o.answer])
     }
-    series = {name: values for name, values in series.items() if values}
     header = ["phase", unit, "mean", *(f"p{p}" for p in stats.PERCENTILES)]
     text = (
-        "Seconds. Total, first token and the gaps between tokens are the client's, from when a "
-        "request was due; the others are the server's."
+        "Seconds, of the requests that were answered. Total, first token and the gaps between "
+        "tokens are the client's, from when a request was due; the others are the server's."
     )
     draw = partial(plots.distribution, series=series, x_label="seconds for an answer")
-    plot = Plot("latency", "Share of answers that took at most so many seconds.", draw)
+    caption = "Share of all requests that were answered within so many seconds."
+    plot = Plot("latency", "Time to the whole answer, by load", caption, draw)
     return Section("Latency", text, header, rows, [plot] if series else [])
 
 
 def _errors(found: Sequence[dict[str, Any]], unit: str) -> Section:
     rows = [
-        [f"{level['load']:g}", error, str(count)]
+        [f"{level['load']:g}", error, str(count), level["reasons"][error]]
         for level in found
         for error, count in sorted(level["errors"].items())
     ]
-    return Section("Errors", "", [unit, "error", "requests"], rows)
+    return Section("Errors", "", [unit, "error", "requests", "the first one's message"], rows)
 
 
 def _cost(found: Sequence[dict[str, Any]], unit: str) -> Section:

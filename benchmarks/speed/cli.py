@@ -212,7 +212,7 @@ def costs(
     batch_sizes = numbers_of(batches, "--batches")
     bench = CostBench(model, repeats, threads)
     panels = bench.run(*sizes, rollouts_tokens, batch_sizes, batch_tokens)
-    draw(panels, out)
+    draw(panels, out, f"{model}: medians over n = {repeats} rounds of each point")
     print_result({"model": model, **panels, "picture": str(out)}, as_json)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from refine_server.benchmarks.common.files import whole_file
 from refine_server.benchmarks.common.timing import medians
 from refine_server.benchmarks.report.plots import lines
 from refine_server.ttt.decoding.decode import DecodeStep
@@ -27,13 +28,13 @@ TOKENS = 32
 MOST_REREAD = 70_000
 """Maximum number of tokens that the naive loop re-reads for one point; more takes too long."""
 
-X_LABELS = {
-    "step_by_tokens": "a step, by tokens of the document",
-    "step_by_rollouts": "a step, by rollouts (c · n)",
-    "share_by_requests": "a request's share of a batch, by requests",
-    "token_by_tokens": "a token of an answer, by tokens of the document",
+PANELS = {
+    "step_by_tokens": ("A step", "tokens of the document"),
+    "step_by_rollouts": ("A step", "rollouts (c · n)"),
+    "share_by_requests": ("A request's share of a batch", "requests in the batch"),
+    "token_by_tokens": ("A token of an answer", "tokens of the document"),
 }
-"""X axis of each panel, by the panel's name in the result."""
+"""Title and x axis of each panel, by the panel's name in the result."""
 
 
 class CostBench:
@@ -59,7 +60,7 @@ class CostBench:
         batches: Sequence[int],
         batch_tokens: int,
     ) -> dict[str, dict[str, Points]]:
-        """Return seconds by panel (``X_LABELS``), by series and by x.
+        """Return seconds by panel (``PANELS``), by series and by x.
 
         Args:
             lengths: document lengths T in tokens.
@@ -146,9 +147,10 @@ class CostBench:
         return {size: seconds / (size * parts) for size, seconds in found.items()}
 
 
-def draw(panels: Mapping[str, Mapping[str, Points]], out: Path) -> None:
+def draw(panels: Mapping[str, Mapping[str, Points]], out: Path, title: str) -> None:
     """Plot all panels in one figure, both axes logarithmic."""
     figure = Figure(figsize=(11, 8), dpi=140, layout="constrained")
-    lines(figure, {X_LABELS[name]: series for name, series in panels.items()}, "seconds")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    lines(figure, {PANELS[name]: series for name, series in panels.items()}, "seconds")
+    figure.suptitle(title)
+    with whole_file(out) as partial:
+        figure.savefig(partial)

@@ -31,6 +31,7 @@ STATUS = {
     "refine_server.ttt.models.base.ModelError": BAD_INPUT,
     "refine_server.ttt.training.errors.TrainingError": BAD_INPUT,
     "refine_server.benchmarks.common.rows.DataError": BAD_INPUT,
+    "refine_server.benchmarks.common.failures.RunFailedError": FAILED,
     "refine_server.clients.errors.InvalidArgumentError": BAD_INPUT,
     "refine_server.clients.errors.ClientError": FAILED,
     "refine_server.server.process.StartError": FAILED,

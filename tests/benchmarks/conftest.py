@@ -93,6 +93,10 @@ class Scripted:
         """The bodies of all requests, in order of arrival."""
         self.overflow: dict[str, Any] | None = None
         """How the document of each answer was shortened."""
+        self.trace: dict[str, Any] | None = None
+        """Trace of each step, for requests that ask for traces."""
+        self.held_out: list[dict[str, Any]] = []
+        """Held-out evaluations of each answer."""
         self.seconds = 0.0
         """Duration of each answer."""
         self.active = 0
@@ -138,6 +142,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         events = [("answer.delta", {"text": letter}) for letter in text]
         answer = answer_of(text, body["adapt"]["objective"]) | {"overflow": self.script.overflow}
+        report = answer["adaptation_report"] | {"held_out": script.held_out}
+        if body["adapt"].get("trace"):
+            traced = [{**step, "trace": script.trace} for step in report["steps"]]
+            report["steps"] = traced
+        answer["adaptation_report"] = report
         events.append(("answer.completed", answer))
         stream = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
         self._reply(200, stream, "text/event-stream")

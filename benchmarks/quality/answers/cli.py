@@ -16,6 +16,7 @@ from refine_server.benchmarks.common.console import (
     Resume,
     Seed,
     Threads,
+    Traces,
     names_of,
     numbers_of,
     print_result,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from refine_server.benchmarks.quality.regimes.items import Item
     from refine_server.ttt.models import CausalLM
 
-DEFAULT_LENGTHS = "1024,2048"
+DEFAULT_LENGTHS, DEFAULT_DOCUMENTS = "1024,2048", 20
 QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 2
 
 
@@ -54,8 +55,13 @@ def adaptation(
         ),
     ] = None,
     documents: Annotated[
-        int, typer.Option(min=1, help="Number of documents of each task and length, or file.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of documents of each task and length, or file. Default: "
+            f"{DEFAULT_DOCUMENTS}.",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=64, help="Leave out documents with more tokens than this.")
     ] = 4096,
@@ -63,11 +69,14 @@ def adaptation(
     seed: Seed = 0,
     threads: Threads = None,
     out: OutFolder = Path("adaptation"),
+    traces: Traces = False,
     resume: Resume = False,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help=f"Use {QUICK_DOCUMENTS} documents of {QUICK_LENGTHS} tokens only."
+            "--quick",
+            help=f"Change the defaults of --lengths to {QUICK_LENGTHS} and of --documents to "
+            f"{QUICK_DOCUMENTS}.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -78,6 +87,9 @@ def adaptation(
     """
     import torch
 
+    from refine_server.benchmarks.common.failures import require_answers
+    from refine_server.benchmarks.common.files import write_text
+    from refine_server.benchmarks.common.run_settings import begin_run
     from refine_server.benchmarks.quality.answers.arms import arms_of
     from refine_server.benchmarks.quality.answers.bench import AnswerBench
     from refine_server.benchmarks.quality.answers.report import Summary
@@ -86,24 +98,30 @@ def adaptation(
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = arms_of(names_of(arms))
-    if quick:
-        lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
+    if documents is None:
+        documents = QUICK_DOCUMENTS if quick else DEFAULT_DOCUMENTS
+    if lengths is None and not data:
+        lengths = QUICK_LENGTHS if quick else DEFAULT_LENGTHS
     loaded = load(model)
-    if lengths is None:
-        lengths = "" if data else DEFAULT_LENGTHS
     sizes = numbers_of(lengths, "--lengths") if lengths else []
     items = _items(loaded, data or [], sizes, documents, max_tokens, seed, part)
-    bench, results = AnswerBench(loaded, chosen), []
-    for result in bench.run(items, out / "results.jsonl", resume=resume):
+    settings = {"model": model, "part": part, "seed": seed, "traces": traces}
+    path = begin_run(out, settings, resume)
+    bench, results = AnswerBench(loaded, chosen, traces), []
+    for result in bench.run(items, path, resume=resume):
         results.append(result)
         typer.echo(f"{len(results)} {result.key} {result.score:.1f}", err=True)
     summary = Summary(results, [arm.name for arm in chosen])
+    asked, first = len(results) + len(bench.failures), next(iter(bench.failures), None)
+    if not summary.n:
+        require_answers(len(bench.failures), asked, first)
     title = f"{model}, {part}"
     about = f"Seed {seed}, {summary.n} documents of at most {max_tokens} tokens."
     command = shlex.join(["refine-server", *sys.argv[1:]])
-    (out / "report.md").write_text(summary.markdown(title, command, about))
+    write_text(out / "report.md", summary.markdown(title, command, about))
     summary.draw(out / "scores.png", title)
     print_result({"model": model, "part": part, "seed": seed, **summary.figures()}, as_json)
+    require_answers(len(bench.failures), asked, first)
 
 
 def _items(

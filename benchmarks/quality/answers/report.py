@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from refine_server.benchmarks.common.files import whole_file
 from refine_server.benchmarks.quality.answers.bench import Result
 from refine_server.benchmarks.report.stats import Interval, Paired, paired, stratified
 
@@ -57,10 +58,7 @@ class Summary:
         """Return all of it for JSON."""
         return {
             "scores": {arm: round(self.score(arm).mean, 2) for arm in self.arms},
-            "intervals": {
-                arm: [round(self.score(arm).low, 2), round(self.score(arm).high, 2)]
-                for arm in self.arms
-            },
+            "intervals": {arm: self.score(arm).bounds() for arm in self.arms},
             "differences": {
                 arm: str(self.compared(arm, BASELINE).difference)
                 for arm in self.arms
@@ -94,10 +92,10 @@ class Summary:
 
         figure = Figure(figsize=(7.5, 4), layout="constrained")
         series = {arm: [self.score(arm)] for arm in self.arms}
-        bars(figure, [f"{self.n} documents"], series, "score (0 to 100)")
-        figure.suptitle(title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        bars(figure, [f"{len(self.tasks)} tasks"], series, "score (0 to 100)")
+        figure.suptitle(f"{title}: mean over tasks, of their documents")
+        with whole_file(path) as partial:
+            figure.savefig(partial, dpi=120)
 
 
 def _document(result: Result) -> tuple[str, str]:

@@ -22,11 +22,12 @@ def score(task: Task, prediction: str, answers: Sequence[str], classes: Sequence
 
 @dataclass(frozen=True)
 class Scored:
-    """The score of one row of a predictions file. ``length`` is None where the row has none."""
+    """The score of one row of a predictions file; None for what the row does not have."""
 
     task: str
     score: float
     length: int | None
+    objective: str | None
 
     @classmethod
     def parse(cls, row: Mapping[str, Any]) -> "Scored":
@@ -40,21 +41,36 @@ class Scored:
             raise ValueError(f"all_classes: {task.name} needs the names of its classes")
         length = row.get("length")
         points = score(task, prediction, strings(row, "answers"), classes)
-        return cls(task.name, points, None if length is None else int(length))
+        return cls(task.name, points, None if length is None else int(length), row.get("objective"))
 
 
 def score_file(path: Path) -> dict[str, Any]:
-    """Score all rows of a file, in order; return the scores and their means.
+    """Score all rows of a file; return the scores and their means.
 
-    ``average`` is the mean over rows, ``task_average`` the mean over tasks as in LongBench's
-    tables, and ``buckets`` (rows with a ``length``) has the means that LongBench-E reports.
+    Where rows have an ``objective``, as those of ``bench longbench`` do, each objective has scores
+    of its own under ``objectives``: a mean over several would be that of no method.
 
     Raises:
-        DataError: the file or one of its rows cannot be scored.
+        DataError: the file or one of its rows cannot be scored, or only some of them have an
+            objective.
     """
     rows = list(read_rows(path, Scored.parse))
     if not rows:
         raise DataError(f"{path} has no rows")
+    objectives = list(dict.fromkeys(row.objective for row in rows))
+    if objectives == [None]:
+        return scores_of(rows)
+    if None in objectives:
+        raise DataError(f"{path}: some rows have an objective and others have none")
+    return {"objectives": {o: scores_of([r for r in rows if r.objective == o]) for o in objectives}}
+
+
+def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:
+    """Return the scores of the rows, in order, and their means.
+
+    ``average`` is the mean over rows, ``task_average`` the mean over tasks as in LongBench's
+    tables, and ``buckets`` (rows with a ``length``) has the means that LongBench-E reports.
+    """
     by_task = means((row.task, row.score) for row in rows)
     return {
         "rows": [round(row.score, 2) for row in rows],

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from refine_server.benchmarks.common.rows import DataError
+from refine_server.benchmarks.common.traces import stored_steps
 from refine_server.benchmarks.quality.paper.carry_over import CarriedWeights
 from refine_server.benchmarks.quality.paper.rows import MAX_TOKENS, PublishedRow
 from refine_server.benchmarks.report.stats import interval, paired, stratified
@@ -41,6 +42,10 @@ class Result:
     adapt_seconds: float
     """With carried weights, the row's share of its batch's seconds."""
     answer_seconds: float
+    accepted_step: int | None = None
+    """The step whose weights the answer uses, 0 for the base weights; None with carried weights."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """Reports of the steps, with traces if they are asked for; none with carried weights."""
 
 
 class PaperBench:
@@ -95,7 +100,10 @@ class PaperBench:
             query = QueryContext(text="", header=[], query=ids[-1:].tolist())
             adapted = run(adapt(document, fast, config, query=query))
             seconds = time.perf_counter() - began
-            yield self._answer(number, row, config, adapted.fast_weights, adapted.state, seconds)
+            result = self._answer(number, row, config, adapted.fast_weights, adapted.state, seconds)
+            steps = (step.model_dump(mode="json") for step in adapted.report.steps)
+            accepted = adapted.report.accepted_step
+            yield replace(result, accepted_step=accepted, steps=stored_steps(steps))
 
     def _carried(self, rows: Sequence[PublishedRow], config: AdaptConfig) -> Iterator[Result]:
         """Adapt one copy of the weights to batch after batch, and answer each batch with it."""

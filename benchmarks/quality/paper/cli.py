@@ -11,6 +11,7 @@ from refine_server.benchmarks.common.console import (
     ModelName,
     OutFolder,
     Threads,
+    Traces,
     adapt_config_of,
     objectives_of,
     print_result,
@@ -62,6 +63,7 @@ def paper(
         ),
     ] = None,
     threads: Threads = None,
+    traces: Traces = False,
     out: OutFolder = Path("paper"),
     as_json: AsJson = False,
 ) -> None:
@@ -79,7 +81,7 @@ def paper(
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = cast(list[Objective], objectives_of(objectives))
-    config = adapt_config_of(adapt)
+    config = adapt_config_of(adapt).updated(trace=traces)
     found = [row for path in data for row in islice(read_rows(path, PublishedRow.parse), rows)]
     loaded = load(model, device=device)
     loaded.activation_budget = activation_mib and activation_mib * 2**20

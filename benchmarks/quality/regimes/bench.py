@@ -7,13 +7,14 @@ it learns are chosen by the question.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from refine_server.benchmarks.common.rows import read_rows
+from refine_server.benchmarks.common.traces import stored_steps
 from refine_server.benchmarks.quality.regimes.contexts import Regime, text_of
 from refine_server.benchmarks.quality.regimes.items import Item, Question
 from refine_server.ttt.batching import run
@@ -22,6 +23,7 @@ from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemp
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.evidence.chunks import Offsets
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
+from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.answer import new_fast_weights, read_document
@@ -39,8 +41,8 @@ class Result:
 
     ``scores`` (0 to 100, the mean over the document's questions) and ``answer_seconds`` (all
     questions) are given by regime. Times are wall time; ``peak_bytes`` is the process's peak memory
-    from the start of the adaptation to the last answer. With several adaptations, ``accepted_step``
-    and ``guard`` are the last one's.
+    from the start of the adaptation to the last answer. With several adaptations,
+    ``accepted_step``, ``guard``, ``steps`` and ``held_out`` are the last one's.
     """
 
     task: str
@@ -54,6 +56,12 @@ class Result:
     peak_bytes: int
     accepted_step: int
     guard: str | None
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    """By regime, the answer to each question."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """Reports of the steps, with traces if they are asked for."""
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    """Evaluations on the document's held-out spans, by step."""
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -92,9 +100,15 @@ class AdaptationBench:
         self.model, self.config, self.regimes, self.window = model, config, regimes, window
         self.template = PromptTemplate(model.tokenizer)
         self.tokenizer = ModelTokenizer(model.tokenizer)
+        self.failures: list[str] = []
+        """Which document, under which objective, and why it was refused."""
 
     def run(self, items: Sequence[Item], path: Path, *, resume: bool) -> Iterator[Result]:
-        """Yield all items' results, those of an interrupted run first; write each one at once."""
+        """Yield all items' results, those of an interrupted run first; write each one at once.
+
+        What is refused is recorded in ``failures``, and the run goes on.
+        """
+        resume = resume and path.exists()
         done = {r.key: r for r in read_rows(path, Result.parse)} if resume else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a" if resume else "w", encoding="utf-8") as file:
@@ -102,7 +116,11 @@ class AdaptationBench:
                 for objective in OBJECTIVES:
                     key = item.task, item.length, item.id, objective
                     if key not in done:
-                        done[key] = self.measure(item, objective)
+                        try:
+                            done[key] = self.measure(item, objective)
+                        except RequestError as error:
+                            self.failures.append(f"{' '.join(map(str, key))}: {error}")
+                            continue
                         file.write(json.dumps(asdict(done[key])) + "\n")
                         file.flush()
                     yield done[key]
@@ -114,6 +132,7 @@ class AdaptationBench:
         groups = [(q,) for q in item.questions] if by_question else [item.questions]
         adapt_seconds = 0.0
         asked: dict[Regime, list[float]] = {regime: [] for regime in self.regimes}
+        answers: dict[str, list[str]] = {regime: [] for regime in self.regimes}
         seconds = dict.fromkeys(self.regimes, 0.0)
         for questions in groups:
             began = time.perf_counter()
@@ -124,6 +143,7 @@ class AdaptationBench:
                 for question in questions:
                     prediction = self._answer(adapted, item, question, regime)
                     asked[regime].append(question.score(prediction))
+                    answers[regime].append(prediction)
                 seconds[regime] += time.perf_counter() - began
         report = adapted.report
         return Result(
@@ -138,6 +158,9 @@ class AdaptationBench:
             _peak(),
             report.accepted_step,
             report.kept_base_reason,
+            answers,
+            stored_steps(step.model_dump(mode="json") for step in report.steps),
+            [result.model_dump(mode="json") for result in report.held_out],
         )
 
     def _adapt(

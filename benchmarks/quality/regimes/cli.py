@@ -17,6 +17,7 @@ from refine_server.benchmarks.common.console import (
     Resume,
     Seed,
     Threads,
+    Traces,
     adapt_config_of,
     names_of,
     numbers_of,
@@ -27,17 +28,26 @@ if TYPE_CHECKING:
     from refine_server.benchmarks.quality.regimes.bench import AdaptationBench
     from refine_server.benchmarks.quality.regimes.items import Item
 
+DEFAULT_LENGTHS, DEFAULT_DOCUMENTS = "512,1024,2048", 20
 QUICK_LENGTHS, QUICK_DOCUMENTS = "512,1024", 4
 
 
 def regimes(
     model: ModelName = "tiny",
     lengths: Annotated[
-        str, typer.Option(help="Approximate document lengths in tokens, separated by commas.")
-    ] = "512,1024,2048",
+        str | None,
+        typer.Option(
+            help="Approximate document lengths in tokens, separated by commas. Default: "
+            f"{DEFAULT_LENGTHS}."
+        ),
+    ] = None,
     documents: Annotated[
-        int, typer.Option(min=1, help="Number of documents for each task and length.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Number of documents for each task and length. Default: {DEFAULT_DOCUMENTS}.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -63,12 +73,15 @@ def regimes(
     ] = False,
     adapt: Adapt = "{}",
     threads: Threads = None,
-    out: OutFolder = Path("adaptation"),
+    out: OutFolder = Path("regimes"),
+    traces: Traces = False,
     resume: Resume = False,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help=f"Use {QUICK_DOCUMENTS} documents of {QUICK_LENGTHS} tokens only."
+            "--quick",
+            help=f"Change the defaults of --lengths to {QUICK_LENGTHS} and of --documents to "
+            f"{QUICK_DOCUMENTS}.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -79,6 +92,9 @@ def regimes(
     """
     import torch
 
+    from refine_server.benchmarks.common.failures import require_answers
+    from refine_server.benchmarks.common.files import write_text
+    from refine_server.benchmarks.common.run_settings import begin_run
     from refine_server.benchmarks.quality.regimes.bench import AdaptationBench
     from refine_server.benchmarks.quality.regimes.contexts import regimes_of
     from refine_server.benchmarks.quality.regimes.report import Summary
@@ -86,24 +102,32 @@ def regimes(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    config = adapt_config_of(adapt)
+    config = adapt_config_of(adapt).updated(trace=traces)
     chosen = regimes_of(names_of(regimes))
     loaded = load(model, window=window if sliding else None)
     bench = AdaptationBench(loaded, config, chosen, window)
-    if quick:
-        lengths, documents = QUICK_LENGTHS, QUICK_DOCUMENTS
+    if lengths is None:
+        lengths = QUICK_LENGTHS if quick else DEFAULT_LENGTHS
+    if documents is None:
+        documents = QUICK_DOCUMENTS if quick else DEFAULT_DOCUMENTS
     items = _items(bench, data, numbers_of(lengths, "--lengths"), documents, seed, part)
-    results = []
-    for result in bench.run(items, out / "results.jsonl", resume=resume):
+    settings = {"model": model, "part": part, "seed": seed, "window": window, "sliding": sliding}
+    settings |= {"regimes": chosen, "adapt": config.model_dump(mode="json")}
+    path, results = begin_run(out, settings, resume), []
+    for result in bench.run(items, path, resume=resume):
         results.append(result)
         typer.echo(f"{len(results)}/{3 * len(items)} {result.key} {result.scores}", err=True)
+    first = next(iter(bench.failures), None)
     summary = Summary(results, chosen)
+    if not summary.cells:
+        require_answers(len(bench.failures), len(bench.failures), first)
     title = f"{model}, {part}, {'window' if sliding else 'full'} attention"
     command = shlex.join(["refine-server", *sys.argv[1:]])
     about = f"Seed {seed}, {len(items)} documents, settings `{config.model_dump_json()}`."
-    (out / "report.md").write_text(summary.markdown(title, command, about))
+    write_text(out / "report.md", summary.markdown(title, command, about))
     summary.draw(out / "scores.png", title)
     print_result({"model": model, "part": part, "seed": seed, **summary.figures()}, as_json)
+    require_answers(len(bench.failures), len(results) + len(bench.failures), first)
 
 
 def _items(

@@ -1,10 +1,12 @@
 """The report of a run: scores with intervals, paired differences, seconds and a plot."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from refine_server.benchmarks.common.files import whole_file
 from refine_server.benchmarks.quality.regimes.bench import OBJECTIVES, Result
 from refine_server.benchmarks.quality.regimes.contexts import Regime
 from refine_server.benchmarks.report.stats import Interval, Paired, interval, paired, stratified
@@ -16,9 +18,14 @@ Cell = tuple[str, int]
 
 
 class Summary:
-    """A run's results by regime, cell and objective, one for each document."""
+    """A run's results by regime, cell and objective, one for each document.
+
+    Only documents that have a result under every objective are counted.
+    """
 
     def __init__(self, results: Sequence[Result], regimes: Sequence[Regime]) -> None:
+        measured = Counter((r.task, r.length, r.id) for r in results)
+        results = [r for r in results if measured[r.task, r.length, r.id] == len(OBJECTIVES)]
         self.results, self.regimes = results, regimes
         self.cells: list[Cell] = list(dict.fromkeys((r.task, r.length) for r in results))
 
@@ -50,12 +57,10 @@ class Summary:
         first = by_regime[self.regimes[0]]
         return {
             "scores": {o: round(i.mean, 2) for o, i in first.items()},
-            "intervals": {o: [round(i.low, 2), round(i.high, 2)] for o, i in first.items()},
+            "intervals": {o: i.bounds() for o, i in first.items()},
             "n": first["none"].n,
             "regimes": {
-                regime: {
-                    o: [round(i.mean, 2), round(i.low, 2), round(i.high, 2)] for o, i in of.items()
-                }
+                regime: {o: [round(i.mean, 2), *i.bounds()] for o, i in of.items()}
                 for regime, of in by_regime.items()
             },
             "differences": {
@@ -122,9 +127,9 @@ class Summary:
         figure = Figure(figsize=(7.5, 4), layout="constrained")
         series = {str(o): [self.score(regime, o) for regime in self.regimes] for o in OBJECTIVES}
         bars(figure, list(self.regimes), series, "score (0 to 100)")
-        figure.suptitle(title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        figure.suptitle(f"{title}: mean over tasks and lengths")
+        with whole_file(path) as partial:
+            figure.savefig(partial, dpi=120)
 
 
 def _header(*cells: str) -> list[str]:

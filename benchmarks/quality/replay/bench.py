@@ -35,28 +35,38 @@ class ReplayBench:
     resume: bool = False
 
     def run(self, client: RefineClient, asked: Iterable[Question]) -> dict[str, Any]:
-        """Ask the questions that have no answer yet, write the report, return its main figures."""
+        """Ask the questions that have no answer yet, write the report, return its main figures.
+
+        Raises:
+            DataError: there is no question, or two rows of a task have the same id.
+        """
+        questions = list(asked)  # before the folder is made, because a row may be refused
+        if not questions:
+            raise DataError("--data: there is no question")
+        if len({(q.task, q.id) for q in questions}) < len(questions):
+            raise DataError("--data: two rows of a task have the same id")
         settings = {**self.settings, "objectives": list(self.objectives)}
         settings["adapt"] = effective(self.adapt, client)
         manifest = Manifest.now(self.kind, settings, client)
         folder = RunFolder.make(self.out, manifest, self.resume)
-        questions = list(asked)
-        if len({(q.task, q.id) for q in questions}) < len(questions):
-            raise DataError("--data: two rows of a task have the same id")
         Replay(self.url, questions, self.objectives, self.adapt, self.concurrency).run(folder)
         return write_report(folder)
 
 
 def write_report(folder: RunFolder) -> dict[str, Any]:
     """Write the report of a run's answers so far; return its main figures."""
-    manifest, errors = folder.manifest, len(folder.unanswered())
-    results = Results(folder.results(), manifest.settings["objectives"], folder.lengths())
-    report = replay_report(manifest, results, errors, folder.ended())
+    manifest, failed = folder.manifest, folder.unanswered()
+    first = next((f"{' '.join(key)}: {reason}" for key, reason in failed.items()), None)
+    answers = folder.results()
+    results = Results(answers, manifest.settings["objectives"], folder.lengths())
+    report = replay_report(manifest, results, len(failed), first, folder.ended())
     written = report.write(folder.path / "report")
     scores = report.data.get("scores", {})
     return {
         "questions": len(results.whole),
-        "errors": errors,
+        "requests": len(answers) + len(failed),
+        "errors": len(failed),
+        "first_error": first,
         "average": {o: round(of[AVERAGE]["mean"], 2) for o, of in scores.items()},
         "scores": {
             o: {t: round(i["mean"], 2) for t, i in of.items() if t != AVERAGE}

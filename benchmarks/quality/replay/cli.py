@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +15,14 @@ from refine_server.benchmarks.common.console import (
     Resume,
     Seed,
     TokenizerName,
+    Traces,
     Url,
     adapt_of,
     names_of,
     numbers_of,
     objectives_of,
     print_result,
+    traced,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def longbench(
         ),
     ] = None,
     tokenizer: TokenizerName = None,
+    traces: Traces = False,
     concurrency: Concurrency = 1,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -75,13 +78,13 @@ def longbench(
         "tokenizer": tokenizer or "server",
     }
     bench = ReplayBench(
-        "longbench", url, out, objectives_of(objectives), adapt_of(adapt), settings,
+        "longbench", url, out, objectives_of(objectives), traced(adapt_of(adapt), traces), settings,
         concurrency, resume,
     )  # fmt: skip
     found = rows.load(data, names_of(tasks), limit)
     with tokenizer_of(url, tokenizer) as (client, tokens):
         result = bench.run(client, questions(found, max_length, tokens))
-    print_result(result, as_json)
+    _finish(result, as_json)
 
 
 def ruler_make(
@@ -139,6 +142,7 @@ def ruler(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only the first samples of each file.")
     ] = None,
+    traces: Traces = False,
     concurrency: Concurrency = 1,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -152,12 +156,13 @@ def ruler(
 
     settings = {"data": [path.name for path in data], "limit": limit}
     bench = ReplayBench(
-        "ruler", url, out, objectives_of(objectives), adapt_of(adapt), settings,
+        "ruler", url, out, objectives_of(objectives), traced(adapt_of(adapt), traces), settings,
         concurrency, resume,
     )  # fmt: skip
     samples = [s for path in data for s in list(read_rows(path, Sample.parse))[:limit]]
     with RefineClient(url) as client:
-        print_result(bench.run(client, questions(samples)), as_json)
+        result = bench.run(client, questions(samples))
+    _finish(result, as_json)
 
 
 def longbench_score(
@@ -185,6 +190,14 @@ def report(
     from refine_server.benchmarks.quality.replay.folder import RunFolder
 
     print_result(write_report(RunFolder.open(run)), as_json)
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    """Print the figures of a run; end with status 1 if requests of it failed."""
+    from refine_server.benchmarks.common.failures import require_answers
+
+    print_result(result, as_json)
+    require_answers(result["errors"], result["requests"], result["first_error"])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from refine_server.benchmarks.common.files import write_text
 from refine_server.benchmarks.common.rows import DataError, read_rows
 from refine_server.benchmarks.quality.replay.questions import Key, Question, Result
 from refine_server.benchmarks.report.manifest import Manifest
@@ -34,11 +35,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         described = path / "run.json"
         if not described.exists():
-            described.write_text(
-                json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n",
-                encoding="utf-8",
-                errors="backslashreplace",
-            )
+            write_text(described, json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
             return cls(path, manifest)
         if not resume:
             raise DataError(
@@ -72,11 +69,15 @@ class RunFolder:
         """Return the keys of all answers so far."""
         return {result.key for result in self.results()}
 
-    def unanswered(self) -> set[Key]:
-        """Return the keys that have an error and no answer yet."""
-        path = self.path / "errors.jsonl"
-        failed = set(read_rows(path, _key)) if path.exists() else set()
-        return failed - self.done()
+    def unanswered(self) -> dict[Key, str]:
+        """Return why each request failed that has no answer yet, the first failure first."""
+        path, done = self.path / "errors.jsonl", self.done()
+        lines = read_rows(path, dict) if path.exists() else iter(())
+        failed: dict[Key, str] = {}
+        for line in lines:
+            if (key := _key(line)) not in done:
+                failed.setdefault(key, line["error"])
+        return failed
 
     def lengths(self) -> dict[tuple[str, str], int]:
         """Return the context length in words of each question, where the data set has it."""

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from refine_server.benchmarks.common.traces import stored_history
 from refine_server.clients.types import Answer
-
-CURVE_FIELDS = ("loss", "ntp_loss", "grpo_loss", "reward_mean", "seconds")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,12 @@ class Result:
     steps: list[dict[str, Any]]
     truncated: bool = False
     """Whether the middle of the document was cut out, here or by the server."""
+    accepted_step: int = 0
+    """The step whose weights the answer uses; 0 for the base weights."""
+    stopped: str | None = None
+    """Why fewer steps than requested were made; None if all were."""
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    """Evaluations on the document's held-out spans, by step."""
 
     @property
     def key(self) -> Key:
@@ -56,7 +61,6 @@ class Result:
     def of(cls, question: Question, objective: str, answer: Answer, seconds: float) -> "Result":
         """Make the result of an answer, without its text."""
         report = answer.adaptation_report
-        steps = [] if report is None else report.steps
         return cls(
             task=question.task,
             id=question.id,
@@ -68,15 +72,16 @@ class Result:
             timings=answer.timings.model_dump(),
             usage=answer.usage.model_dump(),
             truncated=question.kept.get("truncated", False) or answer.overflow is not None,
-            steps=[step.model_dump(include=set(CURVE_FIELDS)) for step in steps],
+            **stored_history(report),
         )
 
     @classmethod
     def parse(cls, line: Mapping[str, Any]) -> "Result":
         """Parse a line of a predictions file."""
-        fields = [name for name in cls.__dataclass_fields__ if name != "truncated"]
-        truncated = line.get("truncated", False)  # lines of earlier versions may have none
-        return cls(**{name: line[name] for name in fields}, truncated=truncated)
+        # Lines of earlier versions may have none of the fields that have a default.
+        optional = ("truncated", "accepted_step", "stopped", "held_out")
+        fields = [n for n in cls.__dataclass_fields__ if n not in optional or n in line]
+        return cls(**{name: line[name] for name in fields})
 
     def line(self, question: Question, prediction: str) -> dict[str, Any]:
         """Return the line of a predictions file, which ``longbench-score`` can read, too."""

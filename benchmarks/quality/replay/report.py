@@ -66,11 +66,22 @@ class Results:
         return stats.stratified({task: self.scores(objective, task) for task in self.tasks})
 
 
-def replay_report(manifest: Manifest, results: Results, errors: int, ended: str) -> Report:
-    """Make the report of a replay; it has ids and scores, but no text of the data set."""
+def replay_report(
+    manifest: Manifest, results: Results, errors: int, first: str | None, ended: str
+) -> Report:
+    """Make the report of a replay; it has ids and scores, but no text of the data set.
+
+    Args:
+        manifest: describes the run.
+        results: the answers.
+        errors: number of requests that failed.
+        first: which one failed first, and why.
+        ended: time of the last answer.
+    """
     title = f"{TITLES[manifest.kind]}: {manifest.model['id']}"
-    facts = _facts(manifest, results, errors, ended)
+    facts = _facts(manifest, results, errors, first, ended)
     data: dict[str, Any] = {"manifest": asdict(manifest), "ended": ended, "errors": errors}
+    data["first_error"] = first
     if not results.whole:
         text = "No question was answered under every objective."
         return Report(title, facts, [Section("Scores", text)], {**data, "rows": []})
@@ -90,12 +101,14 @@ def replay_report(manifest: Manifest, results: Results, errors: int, ended: str)
 Part = tuple[Section, dict[str, Any]]
 
 
-def _facts(manifest: Manifest, results: Results, errors: int, ended: str) -> dict[str, str]:
+def _facts(
+    manifest: Manifest, results: Results, errors: int, first: str | None, ended: str
+) -> dict[str, str]:
     facts = facts_of(manifest) | {"last answer": ended, "questions": str(len(results.whole))}
     if results.partial:
         facts["left out"] = f"{results.partial} questions that not every objective answered"
     if errors:
-        facts["errors"] = f"{errors} requests brought no answer"
+        facts["errors"] = f"{errors} requests brought no answer; the first: {first}"
     return facts
 
 
@@ -115,13 +128,15 @@ def _scores(results: Results) -> Part:
     ]
     series = {objective: [of[task] for task in labels] for objective, of in found.items()}
     draw = partial(plots.bars, labels=labels, series=series, y_label="score")
+    title = "Mean score of a task over its questions; average over tasks"
+    caption = "Mean score of each task and objective, with 95 % intervals."
     section = Section(
         "Scores",
-        "Mean scores, 0 to 100, with 95 % bootstrap intervals over questions. The average is over "
-        "tasks.",
+        "Mean scores, 0 to 100, over a task's questions, with 95 % bootstrap intervals. The "
+        "average is over tasks. Of one question, or of equal scores, there is no interval.",
         ["task", "n", *results.objectives],
         rows,
-        [Plot("scores", "Mean score of each task and objective, with 95 % intervals.", draw)],
+        [Plot("scores", title, caption, draw)],
     )
     data = {o: {task: asdict(i) for task, i in of.items()} for o, of in found.items()}
     return section, {"scores": data}
@@ -159,16 +174,15 @@ def _pairs(results: Results) -> Part:
     for ours, theirs in pairs:
         for task in [*results.tasks, None] if len(results.tasks) > 1 else results.tasks:
             of = stats.paired(results.scores(ours, task), results.scores(theirs, task))
-            d = of.difference
             data.append({"objective": ours, "against": theirs, "task": task, **asdict(of)})
             rows.append(
                 [f"{ours} against {theirs}", task or "all questions"]
                 + [str(n) for n in (of.wins, of.ties, of.losses)]
-                + [f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"]
+                + [of.difference.text("+.1f")]
             )
     text = (
         "The same questions under two objectives: how often which scores higher, and the mean "
-        "difference with its 95 % bootstrap interval."
+        "difference over questions with its 95 % bootstrap interval."
     )
     header = ["pair", "task", "wins", "ties", "losses", "difference"]
     return Section("Question by question", text, header, rows), {"paired": data}
@@ -184,6 +198,7 @@ def _cost(results: Results) -> Part:
         [name, f"{seconds:.2f}", str(score), "yes" if name in front else "no"]
         for name, (seconds, score) in series.items()
     ]
+    title = "Score (average over tasks) against seconds (median over questions)"
     caption = "Average score against the median seconds of an answer."
     section = Section(
         "Score against seconds",
@@ -191,7 +206,7 @@ def _cost(results: Results) -> Part:
         "faster and better.",
         ["objective", "seconds", "average score", "on the front"],
         rows,
-        [Plot("pareto", caption, partial(plots.points, series=series))],
+        [Plot("pareto", title, caption, partial(plots.points, series=series))],
     )
     data = {
         name: {"seconds": seconds, "score": score.mean, "front": name in front}
@@ -216,15 +231,17 @@ def _latency(results: Results) -> Part:
         for phase in PHASES
         for objective in results.objectives
     ]
-    series = {o: [r.seconds for r in results.of(o)] for o in results.objectives}
+    seconds = {o: [r.seconds for r in results.of(o)] for o in results.objectives}
+    series = {o: (of, len(of)) for o, of in seconds.items()}
     draw = partial(plots.distribution, series=series, x_label="seconds for an answer")
+    caption = "Share of the questions that were answered within so many seconds."
     section = Section(
         "Latency",
         "Seconds. The client timed the whole answer, the server the phases. The time to the first "
         "token counts from the end of queueing.",
         ["phase", "objective", *first],
         rows,
-        [Plot("latency", "Share of answers that took at most so many seconds.", draw)],
+        [Plot("latency", "Time to the whole answer", caption, draw)],
     )
     return section, {"latency": found}
 
@@ -232,7 +249,7 @@ def _latency(results: Results) -> Part:
 def _adaptation(results: Results) -> Part:
     adapting = [o for o in results.objectives if any(r.steps for r in results.of(o))]
     panels = {
-        title: {o: s for o in adapting if (s := _by_step(results.of(o), name))}
+        title: {o: of for o in adapting if (of := _curves(results.of(o), name))}
         for name, title in CURVES.items()
     }
     panels = {title: series for title, series in panels.items() if series}
@@ -240,35 +257,39 @@ def _adaptation(results: Results) -> Part:
     for objective in adapting:
         answers = results.of(objective)
         guards = sorted({r.guard for r in answers if r.guard})
-        used = sum(r.adapted for r in answers)
+        used, steps = sum(r.adapted for r in answers), [len(r.steps) for r in answers]
         rollout = sum(r.usage["rollout_tokens"] for r in answers) / len(answers)
         kept_base = ", ".join(f"{g} {sum(r.guard == g for r in answers)}" for g in guards) or "-"
-        rows.append([objective, f"{used} of {len(answers)}", kept_base, f"{rollout:.0f}"])
+        made = f"{min(steps)} to {max(steps)}, median {median(steps):g}"
+        rows.append([objective, f"{used} of {len(answers)}", kept_base, made, f"{rollout:.0f}"])
         data[objective] = {
             "adapted": used,
             "of": len(answers),
             "guards": {g: sum(r.guard == g for r in answers) for g in guards},
-            "curves": {n: [median(v) for v in _by_step(answers, n)] for n in CURVES},
+            "steps": steps,
+            "curves": {
+                n: [median(v) for v in plots.carried_forward(_curves(answers, n))] for n in CURVES
+            },
         }
-    caption = "Median over questions by step; shaded, the middle half of them."
-    draw = partial(plots.curves, panels=panels)
+    caption = (
+        "Median over questions by step; a question that made fewer steps keeps its last value. "
+        "Shaded, the middle half of the questions."
+    )
+    title = "Steps of the adaptations: median over questions"
     section = Section(
         "Adaptations",
-        "How many answers come from adapted weights, and why the others do not.",
-        ["objective", "adapted", "guards", "rollout tokens an answer"],
+        "How many answers come from adapted weights, why the others do not, and how many steps "
+        "were made for a question.",
+        ["objective", "adapted", "guards", "steps", "rollout tokens an answer"],
         rows,
-        [Plot("curves", caption, draw)] if panels else [],
+        [Plot("curves", title, caption, partial(plots.curves, panels=panels))] if panels else [],
     )
     return section, {"adaptations": data}
 
 
-def _by_step(results: Sequence[Result], name: str) -> list[list[float]]:
-    """Return the known values of all questions by step, up to the last step of any question."""
+def _curves(results: Sequence[Result], name: str) -> list[list[float]]:
+    """Return the values by step of each question that made steps and whose values are known."""
     if name == "reward_mean":  # it is 0 where there were no rollouts
         results = [r for r in results if r.usage["rollout_tokens"]]
-    longest = max((len(r.steps) for r in results), default=0)
-    by_step = [
-        [r.steps[step][name] for r in results if len(r.steps) > step] for step in range(longest)
-    ]
-    known = [[value for value in values if value is not None] for values in by_step]
-    return known if all(known) else []
+    curves = [[step[name] for step in r.steps] for r in results if r.steps]
+    return [curve for curve in curves if None not in curve]

@@ -50,6 +50,7 @@ class Outcome:
             "by_kind": dict(sorted(self.inputs.items())),
             "by_status": dict(sorted(self.statuses.items())),
             "errors_5xx": len(self.failures),
+            "first_error": next((f"{code} for {data!r}" for code, data in self.failures), None),
         }
 
 

@@ -20,9 +20,9 @@ def fuzz(
     nulls in any place, bodies that are no JSON or were damaged, and any heads of requests.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    from refine_server.benchmarks.common.failures import require_zero
     from refine_server.benchmarks.robustness.fuzz.bench import fuzz as run
 
     result = run(model, seconds, seed)
     print_result(result, as_json)
-    if result["errors_5xx"] or result["exit_status"]:
-        raise typer.Exit(1)
+    require_zero(result, ("errors_5xx", "exit_status"), result["first_error"])

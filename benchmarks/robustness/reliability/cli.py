@@ -8,6 +8,11 @@ import typer
 
 from refine_server.benchmarks.common.console import AsJson, ModelName, Seed
 
+MUST_BE_ZERO = (
+    *("wrong", "lost", "leaked", "errors_5xx", "store_corruptions", "stuck", "exit_status"),
+    "failed_faults",
+)
+
 
 def reliability(
     model: ModelName = "tiny",
@@ -31,6 +36,7 @@ def reliability(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from refine_server.benchmarks.common.failures import require_zero
     from refine_server.benchmarks.robustness.reliability.bench import ReliabilityBench, bench_folder
     from refine_server.benchmarks.robustness.reliability.faults import Faults
 
@@ -42,7 +48,6 @@ def reliability(
         typer.echo(f"{name:>24}  {value}")
     if as_json:
         typer.echo(json.dumps(result))
-    faults = [f for f in result["faults"].values() if f.startswith("failed")]
-    bad = ("wrong", "lost", "leaked", "errors_5xx", "store_corruptions", "stuck", "exit_status")
-    if faults or any(result[name] for name in bad):
-        raise typer.Exit(1)
+    failed = [f"{n}: {f}" for n, f in result["faults"].items() if f.startswith("failed")]
+    first = next(iter([*result["notes"], *failed]), None)
+    require_zero({**result, "failed_faults": len(failed)}, MUST_BE_ZERO, first)

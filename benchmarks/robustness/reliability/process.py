@@ -12,6 +12,8 @@ from typing import IO
 
 import httpx
 
+from refine_server.benchmarks.common.failures import RunFailedError
+
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
@@ -49,10 +51,10 @@ class ServerProcess:
         began = time.monotonic()
         while not self._is_ready():
             if self._process.poll() is not None:
-                raise RuntimeError(f"the server ended during its start; see {self._log}")
+                raise RunFailedError(f"the server ended during its start: {self._last_output()}")
             if time.monotonic() - began > START_SECONDS:
                 self.kill()
-                raise RuntimeError(f"the server was not ready in time; see {self._log}")
+                raise RunFailedError(f"the server was not ready in time: {self._last_output()}")
             time.sleep(0.05)
         return time.monotonic() - began
 
@@ -70,6 +72,10 @@ class ServerProcess:
         """Return the samples of ``/metrics`` by name or ``name{labels}``."""
         text = httpx.get(f"{self.url}/metrics", headers=headers, trust_env=False).text
         return {f"{n}{{{s}}}" if s else n: float(v) for n, s, v in SAMPLE.findall(text)}
+
+    def _last_output(self) -> str:
+        """Return the end of the server's log, whose folder may not outlive the run."""
+        return self._log.read_text("utf-8", "replace").strip()[-500:]
 
     def _is_ready(self) -> bool:
         try:

@@ -98,6 +98,23 @@ def test_the_scorer_prints_one_object_with_means(tmp_path: Path) -> None:
     }
 
 
+def test_objectives_are_scored_apart_and_never_pooled(tmp_path: Path) -> None:
+    """A mean over several objectives would be the score of no method."""
+    row = {"dataset": "hotpotqa", "answers": ["Alpha"]}
+    rows = [
+        {**row, "prediction": "Alpha", "objective": "refine"},
+        {**row, "prediction": "Beta", "objective": "none"},
+        {**row, "prediction": "Beta", "objective": "refine"},
+    ]
+    scored = score_file(write(tmp_path / "rows.jsonl", rows))
+    assert scored.keys() == {"objectives"}
+    assert {o: of["average"] for o, of in scored["objectives"].items()} == {"refine": 50, "none": 0}
+    assert scored["objectives"]["refine"]["rows"] == [100, 0]
+    del rows[0]["objective"]
+    with pytest.raises(DataError, match="some rows have an objective and others have none"):
+        score_file(write(tmp_path / "mixed.jsonl", rows))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -239,15 +239,15 @@ def test_the_report_has_all_figures(tmp_path) -> None:
     summary = Summary(results(), ["context", "memory"])
     figures = summary.figures()
     assert figures["scores"] == {"none": 50.0, "ntp": 50.0, "refine": 75.0}
-    assert figures["intervals"]["refine"] == [75.0, 75.0]
+    assert figures["intervals"]["refine"] == [None, None]  # all equal
     assert figures["n"] == 4
     mean, low, high = figures["regimes"]["memory"]["refine"]
     assert low < mean == 37.5 < high
-    assert figures["differences"]["context"]["refine-none"] == "25.0 [25.0, 25.0]"
+    assert figures["differences"]["context"]["refine-none"] == "25.0 (all equal)"
     assert figures["kept_base"] == {"ntp": 4, "refine": 0}
     text = summary.markdown("tiny, dev", "refine-server bench regimes", "Seed 0.")
-    assert "| memory | niah_single | 512 | 4 | 0.0 [0.0, 0.0] |" in text
-    assert "| context | refine - none | 4 | 0 | 0 | 25.0 [25.0, 25.0] |" in text
+    assert "| memory | niah_single | 512 | 4 | 0.0 (all equal) |" in text
+    assert "| context | refine - none | 4 | 0 | 0 | 25.0 (all equal) |" in text
     assert "| ntp | 4 of 4 | 2.0 | 0.5 | 0.2 | 1024 |" in text
     summary.draw(tmp_path / "scores.png", "tiny")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -267,7 +267,8 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     assert set(last["scores"]) == set(last["intervals"]) == {"none", "ntp", "refine"}
     assert last["n"] == 2
     assert last["scores"]["none"] > 0
-    assert {p.name for p in tmp_path.iterdir()} == {"results.jsonl", "report.md", "scores.png"}
+    made = {"results.jsonl", "settings.json", "report.md", "scores.png"}
+    assert {p.name for p in tmp_path.iterdir()} == made
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,10 @@ def test_longbench_is_asked_scored_and_reported(scripted: Any, data: Path, tmp_p
         start = "Answer the question based on the given passages."
         assert all(query.startswith(start) for query in queries)
     lines = [json.loads(x) for x in (out / "predictions.jsonl").read_text().splitlines()]
-    assert score_file(out / "predictions.jsonl")["rows"] == [round(x["score"], 2) for x in lines]
+    scored = score_file(out / "predictions.jsonl")["objectives"]
+    for objective, scores in scored.items():
+        own = [round(x["score"], 2) for x in lines if x["objective"] == objective]
+        assert scores["rows"] == own
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -223,10 +226,14 @@ def test_a_refused_question_is_kept_and_asked_again_when_resumed(
     completed = longbench(scripted, data, out, "--tasks", "lcc")
     result = json.loads(completed.stdout.splitlines()[-1])
     assert (result["questions"], result["errors"]) == (0, 3)
+    assert completed.exit_code == 1
+    reason = "3 of 9 requests failed; the first: lcc lcc-0 ntp: document is too long"
+    assert reason in completed.stderr
     errors = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     assert {e["error"] for e in errors} == {"document is too long"}
     scripted.say = say
     completed = longbench(scripted, data, out, "--tasks", "lcc", "--resume")
+    assert completed.exit_code == 0
     assert json.loads(completed.stdout.splitlines()[-1])["questions"] == 3
 
 
@@ -242,7 +249,8 @@ def test_a_row_that_cannot_be_encoded_is_named_and_the_others_are_asked(
     (data / "hotpotqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     result = longbench(scripted, data, out, "--tasks", "hotpotqa", "--concurrency", "2")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert "6 of 9 requests failed; the first: hotpotqa hotpotqa-" in result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert (figures["questions"], figures["errors"]) == (1, 6)
     assert len(scripted.bodies) == 3
@@ -291,6 +299,7 @@ def test_bad_options_are_named(
     assert completed.exit_code == 2
     assert message in " ".join(completed.stderr.replace("│", "").split())
     assert not scripted.bodies
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
+from refine_server.benchmarks.common.failures import RunFailedError
 from refine_server.benchmarks.serving.beside import run
 from refine_server.benchmarks.serving.workload import Request
 from refine_server.server.app import create_app
@@ -35,7 +36,7 @@ def test_chats_are_timed_while_documents_are_answered(url: str) -> None:
 
 def test_a_document_that_is_refused_ends_the_run(url: str) -> None:
     long = Request("word " * 3000, "what?", 3000, repeated=False)
-    with pytest.raises(RuntimeError, match="document_too_long"):
+    with pytest.raises(RunFailedError, match="document_too_long"):
         run(url, [long], 2, {"on_overflow": "error"})
 
 
