@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
 from refine_server.clients import errors, sse
 from refine_server.clients.arguments import encode_key, parse_url
@@ -60,6 +61,11 @@ class BaseClient:
             yield
         except httpx.HTTPError as error:
             raise errors.from_httpx(error, self.url) from None
+        except ValidationError as error:
+            path = ".".join(str(part) for part in error.errors()[0]["loc"])
+            message = f"{self.url} does not answer like a refine-server: "
+            message += f"the field {path} of its {error.title} is missing or of another type"
+            raise ProtocolError(message) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{self.url} does not answer like a refine-server: {error}"
             raise ProtocolError(message) from None

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
 
 from refine_server.server.logs import LogFormat
+from refine_server.ttt.interface import plain_words
 from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.requests import Limits
 
@@ -285,7 +286,7 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
     try:
         return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
     except ValidationError as error:
-        problems = [f"{_option(e['loc'])}: {e['msg']}" for e in error.errors()]
+        problems = [f"{_option(e['loc'])}: {plain_words.reason(e)}" for e in error.errors()]
         raise SettingsError("\n".join(problems)) from None
 
 

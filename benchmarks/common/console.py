@@ -128,12 +128,12 @@ def adapt_config_of(text: str) -> "AdaptConfig":
     from pydantic import ValidationError
 
     from refine_server.ttt.interface.config import AdaptConfig
+    from refine_server.ttt.interface.plain_words import problems
 
     try:
         return AdaptConfig.model_validate(adapt_of(text))
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter(f"--adapt: {'; '.join(problems)}") from None
+        raise typer.BadParameter(f"--adapt: {problems(error)}") from None
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

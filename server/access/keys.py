@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from refine_server.server.settings import Settings, SettingsError
+from refine_server.ttt.interface.plain_words import problems
 from refine_server.ttt.interface.requests import LOCAL
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -181,8 +182,7 @@ def _read_file(path: Path) -> list[KeyEntry]:
     try:
         entries = _KeyFile.model_validate(parsed).keys
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError(f"{where}: {'; '.join(problems)}") from None
+        raise SettingsError(f"{where}: {problems(error)}") from None
     for entry in entries:
         _check_name(entry.name, where)
     return entries

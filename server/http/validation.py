@@ -5,6 +5,7 @@ from typing import Any
 
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.moved import MOVED, REMOVED
+from refine_server.ttt.interface import plain_words
 
 NO_OBJECT = ("model_type", "model_attributes_type")
 """Pydantic's errors for a value that is no object, where it should be one."""
@@ -107,15 +108,6 @@ def _reason(path: Path, error: Any) -> str:
             return f"moved to {field_path(above)}.{place}"
         if within == "adapt" and name in REMOVED:
             return REMOVED[str(name)]
-    match error["type"]:
-        case "extra_forbidden":
-            return "there is no such field"
-        case kind if kind in NO_OBJECT and path[-1:] == ("adapt",):
-            return 'must be an object, such as {"preset": "fast"}'
-        case kind if kind in NO_OBJECT:
-            return "must be an object"
-        case "union_tag_invalid":
-            return f"must be one of {error['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return "required"
-    return str(error["msg"]).removeprefix("Value error, ")  # of our own validators
+    if error["type"] in NO_OBJECT and path[-1:] == ("adapt",):
+        return 'must be an object, such as {"preset": "fast"}'
+    return plain_words.reason(error)

@@ -18,7 +18,7 @@ def test_arguments_win_over_variables_and_variables_over_defaults(
     ("variable", "value", "message"),
     [
         ("REFINE_PORT", "x", r"--port \(REFINE_PORT\): .*integer"),
-        ("REFINE_PORT", "70000", r"less than or equal to 65535"),
+        ("REFINE_PORT", "70000", r"must be at most 65535"),
         ("REFINE_DTYPE", "int4", r"REFINE_DTYPE"),
         ("REFINE_REQUEST_TIMEOUT_SECONDS", "inf", r"finite"),
         ("REFINE_PROT", "8000", r"REFINE_PROT: there is no such option"),

@@ -195,12 +195,13 @@ def _changed(config: "AdaptConfig", changes: str, option: str) -> "AdaptConfig":
     """Apply the changes that an option gives as a JSON object to the settings."""
     from pydantic import ValidationError
 
+    from refine_server.ttt.interface.plain_words import problems
+
     try:
         fields: dict[str, Any] = dict(json.loads(changes))
         return config.updated(**fields)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter(f"{option}: {'; '.join(problems)}") from None
+        raise typer.BadParameter(f"{option}: {problems(error)}") from None
     except (ValueError, TypeError):
         raise typer.BadParameter(f"{option} must be a JSON object") from None
 

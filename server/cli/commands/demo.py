@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import IO, Annotated, Self
 
@@ -18,12 +19,18 @@ from refine_server.server.cli.exit import FAILED, InputError
 HOST = "127.0.0.1"
 START_SECONDS = 600.0
 STOP_SECONDS = 10.0
+TINY_MODELS = ("tiny", "tiny-nested")
+"""Models that know few words, and answer questions of one form only."""
 
 
 def demo(
     example: Annotated[
-        Path, typer.Option(help="Example file (JSON), as in the folder examples.")
-    ] = Path("examples/ships_log.json"),
+        Path | None,
+        typer.Option(
+            help="Example file (JSON): a document and questions with answers. Default: a ship's "
+            "log, or for tiny and tiny-nested notes in the words that they know."
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(help="Model to serve: smollm2, tiny, tiny-nested, a directory or a hub id."),
@@ -38,7 +45,7 @@ def demo(
     from refine_server.server.cli.event_sources import answer_by_server
     from refine_server.server.cli.progress import Follower
 
-    chosen = Example.read(example)
+    chosen = Example.read(default_example(model) if example is None else example)
     body = {"document": chosen.document, "query": chosen.query}
     with running_server(model) as url:
         print(f"document: {chosen.title} ({len(chosen.document)} characters)")
@@ -51,6 +58,12 @@ def demo(
     print(f"\nwhole document: {chosen.verdict(whole['answer'])}")
     print(f"evidence: {chosen.verdict(response['answer'])}")
     raise typer.Exit(0 if right else FAILED)
+
+
+def default_example(model: str) -> Path:
+    """Return the example of the package that is asked of a model."""
+    name = "tiny_example" if model in TINY_MODELS else "ships_log"
+    return Path(str(resources.files("refine_server.examples"))) / f"{name}.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,7 +108,7 @@ def test_every_former_field_has_a_place_that_exists() -> None:
 @pytest.mark.parametrize(
     ("adapt", "param", "message"),
     [
-        ({"on": {"kind": "spans", "tokens": 7}}, "on.tokens", "greater than or equal to 8"),
+        ({"on": {"kind": "spans", "tokens": 7}}, "on.tokens", "must be at least 8"),
         ({"on": {"kind": "spans", "learn_as": "answer"}}, "on.learn_as", "no such field"),
         ({"on": {"kind": "document", "ntp_on": "spans"}}, "on.ntp_on", "no such field"),
         ({"on": {"kind": "chapters"}}, "on.kind", "must be one of 'document', 'spans'"),

@@ -42,8 +42,14 @@ def smollm2() -> Path:
     if target.is_dir():
         return target
     source = _smollm2_gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=target.parent))
+    except OSError as error:
+        raise ModelError(
+            f"smollm2 cannot be converted into {target.parent}: {error.strerror}; set "
+            "REFINE_CACHE_DIR to a directory that can be written to"
+        ) from None
     try:
         write_hf(source, partial)
         partial.rename(target)

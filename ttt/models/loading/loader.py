@@ -27,6 +27,9 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 
+VOCABULARY_FILES = ("tokenizer.*", "vocab.*", "*.model", "tekken.json")
+"""Files of which a checkpoint with a tokenizer has at least one."""
+
 
 def build(config: dict[str, Any], weights: dict[str, Tensor]) -> CausalLM:
     """Build a model of a native family from its configuration and its state dict.
@@ -214,7 +217,16 @@ def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def read_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer of a model's directory."""
+    """Load the tokenizer of a model's directory.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    if not any(any(directory.glob(pattern)) for pattern in VOCABULARY_FILES):
+        raise ModelError(
+            f"{directory} has no tokenizer: a checkpoint needs a tokenizer.json (or "
+            "tokenizer.model, or vocab.json with merges.txt) beside its config.json"
+        )
     try:
         if _plain_tokenizer(directory):
             # What AutoTokenizer would choose, without its import of every model's configuration.

@@ -245,7 +245,7 @@ HELLO = {"role": "user", "content": "hello"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({}, "input", "required"),
     ({"input": []}, "input", "at least 1"),
-    ({"input": 5}, "input", "valid string"),
+    ({"input": 5}, "input", "must be a string"),
     ({"input": ["hello"]}, "input", "list of objects"),
     ({"input": [{"type": "reasoning"}]}, "input", "must have a message"),
     ({"input": [HELLO, {"type": "function_call_output", "call_id": "c", "output": ""}]}, "input",

@@ -44,3 +44,18 @@ def test_it_names_a_bad_example(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     run_failing(2, "no-such.json", "demo", "--example", "no-such.json")
     run_failing(2, "is not an example", "demo", "--example", str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [
+        ("smollm2", "Log of the survey ship Halcyon Wren"),
+        ("tiny", "Notes"),
+        ("tiny-nested", "Notes"),
+    ],
+)
+def test_the_default_example_fits_the_model_and_is_found_from_any_directory(
+    model: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo.Example.read(demo.default_example(model)).title == title

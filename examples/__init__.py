@@ -1,0 +1,1 @@
+"""Documents with questions and their answers."""
