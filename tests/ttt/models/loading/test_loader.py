@@ -148,6 +148,21 @@ def test_a_multimodal_checkpoint_is_served_as_its_text_model(
     torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_checkpoint_without_a_tokenizer_says_so(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer: .* needs a tokenizer\.json"):
+        load(checkpoint)
+
+
+def test_a_cache_that_cannot_be_written_to_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFINE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match="set REFINE_CACHE_DIR"):
+        load("smollm2")
+
+
 def test_pickled_weights_are_never_read(
     make_transformers: MakeTransformers, tmp_path: Path
 ) -> None:
