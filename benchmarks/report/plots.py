@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from refine_server.benchmarks.report.stats import Interval
 
 COLOURS = {"none": "#8a94a3", "naive": "#8a94a3", "ntp": "#e08a1e", "refine": "#1f6fb2"}
-OTHER_COLOURS = ("#3a8f5c", "#9b59b6", "#c0392b")
+OTHER_COLOURS = ("#3a8f5c", "#9b59b6", "#c0392b", "#56b4e9", "#7a5c2e", "#e377c2", "#111111")
 """Colours that colour-blind readers can tell apart, also in print (after Okabe and Ito)."""
 
 DARK = "#39424e"

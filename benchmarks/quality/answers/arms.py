@@ -94,6 +94,9 @@ ARMS = {
         Arm(name="passages+attention", options={"context": "passages", "adapt": ATTENTION}),
         Arm(name="passages+ntp", options={"context": "passages", "adapt": NEXT_TOKEN}),
         Arm(name="passages+refine", options={"context": "passages", "adapt": REFINE}),
+        Arm(name="document+passages+attention", options=BOTH | {"adapt": ATTENTION}),
+        Arm(name="document+passages+ntp", options=BOTH | {"adapt": NEXT_TOKEN}),
+        Arm(name="document+passages+refine", options=BOTH | {"adapt": REFINE}),
         Arm(name="document-refine", options={"context": "document", "adapt": AdaptConfig()}),
         Arm(name="default", options={"context": DEFAULT_CONTEXT, "adapt": DEFAULT_ADAPTATION}),
     )

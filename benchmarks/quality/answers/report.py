@@ -85,15 +85,14 @@ class Summary:
         return "\n".join(lines) + "\n"
 
     def draw(self, path: Path, title: str) -> None:
-        """Draw the mean score of each arm, with intervals."""
+        """Draw each arm's score against its seconds, with intervals."""
         from matplotlib.figure import Figure
 
-        from refine_server.benchmarks.report.plots import bars
+        from refine_server.benchmarks.report.plots import points
 
         figure = Figure(figsize=(7.5, 4), layout="constrained")
-        series = {arm: [self.score(arm)] for arm in self.arms}
-        bars(figure, [f"{len(self.tasks)} tasks"], series, "score (0 to 100)")
-        figure.suptitle(f"{title}: mean over tasks, of their documents")
+        points(figure, {arm: (self.seconds(arm), self.score(arm)) for arm in self.arms})
+        figure.suptitle(f"{title}: score (0 to 100), mean over {len(self.tasks)} tasks")
         with whole_file(path) as partial:
             figure.savefig(partial, dpi=120)
 
