@@ -72,6 +72,7 @@ class EvalResult(_WireObject):
     step: int
     loss: float | None
     accuracy: float
+    seconds: float
 
 
 AnsweredBy = Literal["base", "adapted", "kept_base"]
@@ -106,6 +107,7 @@ class Timings(_WireObject):
     queue_seconds: float
     prefill_seconds: float
     adapt_seconds: float
+    judge_seconds: float
     decode_seconds: float
     time_to_first_token_seconds: float
 

@@ -116,6 +116,7 @@ async def _answer_at_once(emit: Emit) -> None:
             timings=Timings(
                 prefill_seconds=0.0,
                 adapt_seconds=0.0,
+                judge_seconds=0.0,
                 decode_seconds=0.0,
                 time_to_first_token_seconds=0.0,
             ),

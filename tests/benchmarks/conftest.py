@@ -78,6 +78,7 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
             "queue_seconds": 0.1,
             "prefill_seconds": 0.2,
             "adapt_seconds": 0.3,
+            "judge_seconds": 0.05,
             "decode_seconds": 0.4,
             "time_to_first_token_seconds": 0.5,
         },

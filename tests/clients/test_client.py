@@ -38,7 +38,7 @@ REPORT = {
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
-    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5}],
+    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5, "seconds": 0.1}],
     "fast_weight_bytes": 64,
 }
 USAGE = dict.fromkeys(["document_tokens", "query_tokens", "completion_tokens", "rollout_tokens"], 3)
@@ -47,6 +47,7 @@ TIMINGS = dict.fromkeys(
         "queue_seconds",
         "prefill_seconds",
         "adapt_seconds",
+        "judge_seconds",
         "decode_seconds",
         "time_to_first_token_seconds",
     ],
@@ -356,7 +357,7 @@ RESOURCE = {
     "stopped": None,
     "first_ntp_loss": 2.0,
     "final_ntp_loss": 1.0,
-    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5}],
+    "held_out": [{"step": 0, "loss": 2.0, "accuracy": 0.5, "seconds": 0.1}],
     "bytes": 64,
     "in_memory": True,
     "stored": False,

@@ -322,6 +322,7 @@ class FakeBackend(Backend):
 TIMINGS = Timings(
     prefill_seconds=0.01,
     adapt_seconds=0.02,
+    judge_seconds=0.005,
     decode_seconds=0.03,
     time_to_first_token_seconds=0.04,
 )

@@ -20,6 +20,14 @@ if TYPE_CHECKING:  # it holds tensors, and these values must be had without impo
 
 
 @dataclass(frozen=True)
+class DocumentReading:
+    """So many of the document's tokens have been read; the first one, of none, when it begins."""
+
+    tokens_read: int
+    document_tokens: int
+
+
+@dataclass(frozen=True)
 class DocumentRead:
     """The document was read, as far as no step changes it."""
 
@@ -31,6 +39,14 @@ class DocumentRead:
     """How it was shortened, if it was."""
     key: str | None = None
     """Tells the owner's documents apart that are kept as the base model reads them."""
+
+
+@dataclass(frozen=True)
+class AdaptationStarted:
+    """The steps of the adaptation begin."""
+
+    steps: int
+    """The most steps that are made."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +174,9 @@ class CompletionEnded:
 
 
 Event = (
-    DocumentRead
+    DocumentReading
+    | DocumentRead
+    | AdaptationStarted
     | AdaptationStep
     | BaseAnswered
     | AdaptationEnded

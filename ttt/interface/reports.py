@@ -101,6 +101,8 @@ class EvalResult(Report):
     accuracy: float
     """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly after a cue
     that follows the document."""
+    seconds: float = 0.0
+    """Time of the evaluation; in a batch, the request's share of it. Version 0.3 kept none."""
 
 
 class AdaptationHistory(Report):
@@ -224,7 +226,12 @@ class Timings(Report):
     """Wall-clock seconds of each phase of one answer; they include turns of other requests."""
 
     prefill_seconds: float
+    """Reading of the document or the prompts."""
     adapt_seconds: float
+    """The adaptation's steps, and reading the document under their weights."""
+    judge_seconds: float
+    """Evaluation of the adaptation's weights on held-out spans of the document."""
     decode_seconds: float
+    """Reading of the query, and the answer's tokens."""
     time_to_first_token_seconds: float
     """Time from leaving the queue to the first token."""

@@ -5,6 +5,7 @@ import time
 from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     DocumentAdapted,
     DocumentRead,
@@ -38,7 +39,7 @@ async def adapt_on_evidence(
         documents: documents that were read before; None keeps none.
     """
     request = work.request
-    frozen = await read_frozen(model, work.prompt, request.owner, documents)
+    frozen = await read_frozen(model, work.prompt, request.owner, documents, emit)
     document, seconds, is_cached = frozen
     key = document_key(document.input_ids)
     emit(DocumentRead(work.tokens, seconds, is_cached, work.overflow, key))
@@ -50,6 +51,8 @@ async def adapt_on_evidence(
         candidates, spans = await find_evidence(document, context, request.evidence)
         aims.append(Aim(evidence=spans, question=context.query))
         found += [] if candidates is None else [candidates]
+    if request.adapt.objective != "none":
+        emit(AdaptationStarted(request.adapt.optimizer.steps))
     fast, report = await adapt_queries(
         document,
         new_fast_weights(model, request),

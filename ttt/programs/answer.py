@@ -18,12 +18,14 @@ from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
     BaseAnswered,
     DocumentAdapted,
     DocumentRead,
+    DocumentReading,
     Emit,
     ShouldStop,
 )
@@ -48,6 +50,7 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
         [text] = request.queries
         query = QueryContext(text=text, header=work.prompt.header, query=work.query)
     clock = Clock()
+    emit(DocumentReading(0, work.tokens))
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
@@ -95,13 +98,14 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
 async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop) -> None:
     """Adapt to a document for one query, then answer it; the copy ends with the program."""
     request, clock = work.request, Clock()
+    emit(DocumentReading(0, work.tokens))
     fast, document = await _prefill(model, work.prompt, request)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
 
     base = None
     if request.compare_base:
         base = await decode_base(model, work, document.base_end.state)
-        clock.lap("base")
+        clock.lap("other")
         emit(BaseAnswered(base.decoded.text))
 
     query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
@@ -170,6 +174,8 @@ async def _adapt(
     query: QueryContext | None,
 ) -> AdaptedDocument:
     began = time.monotonic()
+    if work.request.adapt.objective != "none":
+        emit(AdaptationStarted(work.request.adapt.optimizer.steps))
     adapted = await refine(
         document,
         fast,
@@ -219,11 +225,12 @@ async def emit_answer(
     if candidates is not None:
         citations = candidates.citations()
         quotes = await quote(decoded.text, candidates, citations)
+    made = report if work.request.kept is None else None  # by this request, not by an earlier one
     usage = Usage(
         document_tokens=work.tokens,
         query_tokens=len(work.query),
         completion_tokens=decoded.tokens,
-        rollout_tokens=sum(step.rollout_tokens for step in report.steps),
+        rollout_tokens=sum(step.rollout_tokens for step in made.steps) if made else 0,
     )
     emit(
         AnswerCompleted(
@@ -232,7 +239,7 @@ async def emit_answer(
             finish_reason=decoded.finish_reason,
             adaptation=report,
             usage=usage,
-            timings=clock.timings(),
+            timings=clock.timings(made),
             citations=citations,
             quotes=quotes,
             overflow=work.overflow,

@@ -4,6 +4,7 @@ import time
 
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     BaseAnswered,
     DocumentRead,
@@ -47,7 +48,7 @@ async def answer_on_evidence(
     request, clock = work.request, Clock()
     if request.kept is not None:
         request.kept.require_owner(request.owner)
-    frozen = await read_frozen(model, work.prompt, request.owner, documents)
+    frozen = await read_frozen(model, work.prompt, request.owner, documents, emit)
     document, seconds, is_cached = frozen
     clock.lap("prefill")
     emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
@@ -55,12 +56,15 @@ async def answer_on_evidence(
     base = None
     if request.compare_base:
         base = await decode_base(model, work, document.state)
-        clock.lap("base")
+        clock.lap("other")
         emit(BaseAnswered(base.decoded.text))
 
     candidates, aim = await find_evidence(document, work.context, request.evidence)
+    clock.lap("other")
     if request.kept is None:
         began = time.monotonic()
+        if request.adapt.objective != "none":
+            emit(AdaptationStarted(request.adapt.optimizer.steps))
         fast, report = await adapt_queries(
             document,
             new_fast_weights(model, request),

@@ -70,6 +70,7 @@ async def complete(
     timings = Timings(
         prefill_seconds=time.monotonic() - began - decode_seconds,
         adapt_seconds=0.0,
+        judge_seconds=0.0,
         decode_seconds=decode_seconds,
         time_to_first_token_seconds=completer.first_token,
     )
@@ -146,7 +147,7 @@ class _Completer:
             return self._frozen[1]
         self._frozen = None  # so that two are never in memory for one request
         owner = self.request.owner
-        frozen = await read_frozen(self.model, prompt, owner, self.documents)
+        frozen = await read_frozen(self.model, prompt, owner, self.documents, self.emit)
         document, seconds, is_cached = frozen
         tokens = len(prompt.document)
         self.emit(DocumentRead(tokens, seconds, is_cached=is_cached, overflow=context.overflow))

@@ -13,6 +13,7 @@ from refine_server.ttt.evidence.candidates import Candidates
 from refine_server.ttt.evidence.context import Context
 from refine_server.ttt.evidence.quotes import find_quotes
 from refine_server.ttt.evidence.scoring import score_by_attention, score_by_utility
+from refine_server.ttt.interface.events import DocumentReading, Emit
 from refine_server.ttt.interface.evidence import (
     Evidence,
     EvidenceByAttention,
@@ -37,7 +38,11 @@ class Frozen(NamedTuple):
 
 
 async def read_frozen(
-    model: CausalLM, prompt: DocumentPrompt, owner: str, documents: DocumentCache | None
+    model: CausalLM,
+    prompt: DocumentPrompt,
+    owner: str,
+    documents: DocumentCache | None,
+    emit: Emit,
 ) -> Frozen:
     """Read a document with the base model, unless its owner has had it read before.
 
@@ -46,6 +51,7 @@ async def read_frozen(
         prompt: the document and what is before it.
         owner: who alone shares the reading.
         documents: documents that were read before; None keeps none.
+        emit: receives the progress of the reading.
     """
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     document = None if documents is None else documents.get(owner, ids)
@@ -53,6 +59,7 @@ async def read_frozen(
         return Frozen(document, 0.0, True)
     reader = DocumentReader(model, ids, len(prompt.header))
     while not reader.is_done:
+        emit(DocumentReading(reader.tokens, len(prompt.document)))
         await Call(reader.read_piece, model.threads)
     document = reader.document()
     if documents is not None:

@@ -5,6 +5,7 @@ Some spans of the document are therefore kept out of every loss and every rollou
 evaluated on them between the steps, and the best ones are kept.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -173,11 +174,13 @@ def evaluate_batch(
         hidden: [R, T, D], of each document under those weights, padded at the end.
         state: R rows, each after its document's own last token.
     """
+    began = time.monotonic()
     fast = FastWeights.stack([own.fast for own in evaluators])
     losses = _losses(evaluators, hidden, fast)
     accuracies = _accuracies(evaluators, state.detach(), fast)
+    seconds = (time.monotonic() - began) / len(evaluators)
     for own, step, loss, accuracy in zip(evaluators, steps_made, losses, accuracies, strict=True):
-        own.record(EvalResult(step=step, loss=loss, accuracy=accuracy))
+        own.record(EvalResult(step=step, loss=loss, accuracy=accuracy, seconds=seconds))
 
 
 def _losses(

@@ -48,6 +48,7 @@ def test_answer_has_the_documented_shape(client: TestClient) -> None:
     }
     assert set(body["timings"]) == {
         *("queue_seconds", "prefill_seconds", "adapt_seconds", "decode_seconds"),
+        *("judge_seconds",),
         "time_to_first_token_seconds",
     }
     assert body["timings"]["decode_seconds"] == 0.03

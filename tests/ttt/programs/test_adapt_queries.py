@@ -1,7 +1,7 @@
 """Adaptations of queries that are kept: what aims them, and what answers from them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     AnswerCompleted,
     CompletionDelta,
     CompletionEnded,
     DocumentAdapted,
     DocumentRead,
+    DocumentReading,
     Event,
 )
 from refine_server.ttt.interface.evidence import (
@@ -91,12 +93,19 @@ def answered(model: CausalLM, work: Any, **options: Any) -> AnswerCompleted:
     return last
 
 
+def reading(events: Sequence[Event]) -> DocumentRead:
+    """Return the event that ends the reading of the document."""
+    return next(event for event in events if isinstance(event, DocumentRead))
+
+
 def test_an_adaptation_for_one_query_answers_as_the_request_that_adapts(tiny: CausalLM) -> None:
     """But for the rounding of its weights."""
     adapt = ON_EVIDENCE.updated(optimizer={"learning_rate": 1e-3})
     events, kept = adapted(tiny, queries=QUERIES[:1], adapt=adapt)
-    kinds = [DocumentRead, AdaptationStep, AdaptationStep, AdaptationEnded, DocumentAdapted]
-    assert [type(event) for event in events] == kinds
+    assert [type(event) for event in events] == [
+        *(DocumentReading, DocumentRead, AdaptationStarted, AdaptationStep, AdaptationStep),
+        *(AdaptationEnded, DocumentAdapted),
+    ]
     at_once = answered(
         tiny, AnswerRequest(DOCUMENT, QUERIES[0], adapt, SAMPLING, evidence=FINE, owner="ada")
     )
@@ -166,7 +175,7 @@ def test_what_has_no_aim_is_refused_by_name(
     adapt = ON_EVIDENCE.updated(**changes)
     work = AdaptRequest(DOCUMENT, adapt, "ada", queries, evidence)
     if param is None:
-        assert isinstance(next(perform(tiny, work)), DocumentRead)
+        assert isinstance(next(perform(tiny, work)), DocumentReading)
         return
     with pytest.raises(RequestError) as error:
         next(perform(tiny, work))
@@ -191,10 +200,7 @@ def test_an_answer_reads_what_the_question_says(tiny: CausalLM, context: Any) ->
     unadapted = answered(tiny, base)
     assert answer.base_answer == unadapted.answer
     assert answer.usage == unadapted.usage.model_copy(
-        update={
-            "completion_tokens": answer.usage.completion_tokens,
-            "rollout_tokens": answer.usage.rollout_tokens,
-        }
+        update={"completion_tokens": answer.usage.completion_tokens}
     )
     assert answer.citations == unadapted.citations
     assert answer.adaptation == kept.report
@@ -206,10 +212,9 @@ def test_questions_find_the_document_as_it_was_read(tiny: CausalLM) -> None:
 
     def ask(documents: DocumentCache) -> tuple[bool, str]:
         asked = question(kept, "Who?", SAMPLING, context="document")
-        first, *_, last = perform(tiny, asked, documents=documents)
-        assert isinstance(first, DocumentRead)
+        *events, last = perform(tiny, asked, documents=documents)
         assert isinstance(last, AnswerCompleted)
-        return first.is_cached, last.answer
+        return reading(events).is_cached, last.answer
 
     cached, answer = ask(cache)
     assert cached
@@ -225,13 +230,12 @@ def test_all_queries_read_the_same_parts_of_a_long_document(
     limits = Limits(document_tokens=120, query_tokens=200, context_length=length)
     cache = DocumentCache(10**9, 60.0)
     events, kept = adapted(tiny, documents=cache, limits=limits)
-    assert isinstance(events[0], DocumentRead)
-    assert kept.overflow == events[0].overflow is not None
+    assert kept.overflow == reading(events).overflow is not None
     assert kept.overflow.handled == "truncate_middle"
     for query in ("Who?", f"{'So many words, and then: ' * 6}{QUERIES[0]}"):
         asked = question(kept, query, SAMPLING, context=context, evidence=FINE)
         first, *_, last = perform(tiny, asked, documents=cache, limits=limits)
-        assert isinstance(first, DocumentRead)
+        assert isinstance(first, DocumentRead)  # nothing had to be read
         assert first.is_cached
         assert first.overflow == kept.overflow
         assert isinstance(last, AnswerCompleted)

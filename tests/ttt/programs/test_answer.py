@@ -22,11 +22,13 @@ from refine_server.ttt.interface.config import (
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
     BaseAnswered,
     DocumentRead,
+    DocumentReading,
     Event,
 )
 from refine_server.ttt.interface.requests import AnswerRequest, Limits
@@ -107,8 +109,10 @@ def test_events_come_in_order(tiny) -> None:
     events = list(perform(tiny, asked))
     kinds = [kind for kind, _ in itertools.groupby(type(e) for e in events)]
     assert kinds == [
+        DocumentReading,
         DocumentRead,
         BaseAnswered,
+        AdaptationStarted,
         AdaptationStep,
         AdaptationEnded,
         AnswerDelta,
@@ -121,7 +125,10 @@ def test_events_come_in_order(tiny) -> None:
     assert last.usage.rollout_tokens == sum(s.rollout_tokens for s in last.adaptation.steps) > 0
     assert last.usage.document_tokens == events[0].document_tokens
     timings = last.timings
-    assert timings.time_to_first_token_seconds >= timings.prefill_seconds + timings.adapt_seconds
+    before = timings.prefill_seconds + timings.adapt_seconds + timings.judge_seconds
+    assert timings.time_to_first_token_seconds >= before
+    judged = sum(result.seconds for result in last.adaptation.held_out)
+    assert timings.judge_seconds == pytest.approx(judged)
 
 
 def test_documents_do_not_see_each_other(tiny) -> None:

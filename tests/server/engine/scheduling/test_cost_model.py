@@ -64,6 +64,7 @@ def answered(tokens: int, seconds: float) -> AnswerCompleted:
         timings=Timings(
             prefill_seconds=0.0,
             adapt_seconds=0.0,
+            judge_seconds=0.0,
             decode_seconds=seconds,
             time_to_first_token_seconds=0.0,
         ),
@@ -154,6 +155,7 @@ def test_the_costs_of_completions_are_learnt_and_estimated() -> None:
     timings = Timings(
         prefill_seconds=64.0,
         adapt_seconds=0.0,
+        judge_seconds=0.0,
         decode_seconds=20.0,
         time_to_first_token_seconds=1.0,
     )
