@@ -52,6 +52,67 @@ class Step(Event):
     trace: StepTrace | None
 
 
+class StepMade(Step):
+    """A step of the adaptation was made, one of at most ``steps``."""
+
+    steps: int
+    seconds_left: float | None
+
+
+class Cost(_WireObject):
+    """What a request costs, by the server's measurements, not counting the work of others."""
+
+    read_seconds: float
+    adapt_seconds: float
+    decode_seconds: float
+    total_seconds: float
+    memory_bytes: int
+
+
+class Accepted(Event):
+    """The request is in the queue, at a place from 1 on; 0 where it waits for nothing."""
+
+    name: ClassVar[str] = "request.accepted"
+    id: str
+    queue_position: int
+    estimate: Cost | None
+    seconds_left: float | None
+
+
+class QueuePosition(Event):
+    """The request has another place in the queue."""
+
+    name: ClassVar[str] = "request.queued"
+    queue_position: int
+    seconds_left: float | None
+
+
+class Progress(Event):
+    """How far the request is, where nothing else was told for two seconds."""
+
+    name: ClassVar[str] = "request.progress"
+    phase: Literal["queued", "reading", "adapting", "judging", "answering"]
+    seconds: float
+    seconds_left: float | None
+
+
+class Reading(Event):
+    """So many of the document's tokens have been read."""
+
+    name: ClassVar[str] = "document.reading"
+    tokens_read: int
+    document_tokens: int
+    seconds_left: float | None
+
+
+class AdaptationStarted(Event):
+    """The steps of the adaptation begin, at most ``steps``."""
+
+    name: ClassVar[str] = "adaptation.started"
+    steps: int
+    seconds_left: float | None
+
+
 class BaseAnswer(Event):
     """The whole answer of the unadapted model, with ``compare_base``."""
 
@@ -102,13 +163,18 @@ class Usage(_WireObject):
 
 
 class Timings(_WireObject):
-    """Wall-clock seconds of a request's phases, measured by the server."""
+    """Wall-clock seconds of a request's phases, measured by the server.
+
+    Queue, prefill, adapt, judge, decode and other together are the total.
+    """
 
     queue_seconds: float
     prefill_seconds: float
     adapt_seconds: float
     judge_seconds: float
     decode_seconds: float
+    other_seconds: float
+    total_seconds: float
     time_to_first_token_seconds: float
 
 
@@ -214,6 +280,9 @@ class Adaptation(_WireObject):
     created_at: float
     expires_at: float | None
     ttl_seconds: float
+    queue_position: int
+    estimate: Cost | None
+    seconds_left: float | None
     adapt: dict[str, Any]
     document_tokens: int | None
     overflow: Overflow | None
@@ -238,8 +307,10 @@ class UnknownEvent(Event):
     name: ClassVar[str] = "unknown"
 
 
+PROGRESS = (Accepted, QueuePosition, Progress, Reading, AdaptationStarted, StepMade)
+"""What both streams tell of how far the work is."""
 EVENTS: dict[str, type[Event]] = {
-    event.name: event for event in (Step, BaseAnswer, AnswerDelta, Answer)
+    event.name: event for event in (*PROGRESS, BaseAnswer, AnswerDelta, Answer)
 }
 
 

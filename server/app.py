@@ -19,8 +19,10 @@ from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
 from refine_server.server.api import answers, health, models, tokenizer
 from refine_server.server.api import files as file_routes
+from refine_server.server.api.answers_schema import ANSWER_EVENTS
 from refine_server.server.api.openai import routes as openai
 from refine_server.server.api.openai.responses_api import routes as responses_api
+from refine_server.server.api.openapi import add_schemas
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
@@ -123,6 +125,7 @@ def create_app(
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )
+    add_schemas(app, ANSWER_EVENTS.values())
     return app
 
 

@@ -5,12 +5,16 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refine_server.server.engine.run import Run
+from refine_server.server.engine.events import Accepted, RunEvent
+from refine_server.server.engine.run import SILENT_SECONDS, Run
+from refine_server.server.engine.scheduling.estimate import Estimate
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.events import AdaptationStep
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
@@ -89,7 +93,11 @@ class Adaptation:
         """Resolves when the work is in the queue, or to what refused it."""
         self.joined = 0
         """Requests that wait for the admission."""
+        self.events: list[RunEvent] = []
+        """What was told of the work so far; empty for one that another process made."""
         self.steps: list[StepReport] = []
+        self.estimate: Estimate | None = None
+        """What the work was expected to cost; None for one that another process made."""
         self.error: ApiError | None = None
         self._changed = asyncio.Event()
 
@@ -131,7 +139,7 @@ class Adaptation:
 
     def admit(self, run: Run) -> None:
         """Record that its work is in the queue."""
-        self.run = run
+        self.run, self.estimate = run, run.estimate
         self.document_tokens = run.document_tokens
         self.admitted.set_result(None)
 
@@ -141,9 +149,23 @@ class Adaptation:
             self.admitted.set_exception(error)
             self.admitted.exception()  # marks it as retrieved, as there may be no waiting task
 
-    def add_step(self, step: StepReport) -> None:
-        """Record a step and wake up those who follow."""
-        self.steps.append(step)
+    @property
+    def queue_position(self) -> int:
+        """Its place in the queue, from 1 on; 0 where it waits for nothing."""
+        return 0 if self.run is None else self.run.queue_position
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until it has ended; None before its work is admitted."""
+        if self.status.is_final:
+            return 0.0
+        return None if self.run is None else self.run.seconds_left
+
+    def add_event(self, event: RunEvent) -> None:
+        """Record what its work tells, and wake up those who follow."""
+        self.events.append(event)
+        if isinstance(event, AdaptationStep):
+            self.steps.append(event.report)
         self._notify()
 
     def set_status(self, status: Status) -> None:
@@ -164,18 +186,30 @@ class Adaptation:
             await self._changed.wait()
         return self.status
 
-    async def follow(self) -> AsyncIterator[StepReport]:
-        """Yield all steps from the first on, as they are made, until the status is final."""
+    async def follow(self) -> AsyncIterator[RunEvent]:
+        """Yield what its work tells, from its beginning on, until the status is final.
+
+        Where nothing happens for a while, its progress is told.
+        """
+        if self.status.is_final and not self.events:
+            yield Accepted(queue_position=self.queue_position, estimate=None, seconds_left=None)
+            for step in self.steps:
+                yield AdaptationStep(step)
         sent = 0
         while True:
             changed = self._changed
-            for step in self.steps[sent:]:
+            for event in self.events[sent:]:
                 sent += 1
-                yield step
-            if self.status.is_final and sent == len(self.steps):
+                yield event
+            if self.status.is_final and sent == len(self.events):
                 return
-            if changed is self._changed:
-                await changed.wait()
+            if changed is not self._changed:
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENT_SECONDS):
+                    await changed.wait()
+            if changed is self._changed and self.run is not None:
+                yield self.run.progress
 
     def _notify(self) -> None:
         self._changed.set()

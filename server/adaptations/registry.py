@@ -19,6 +19,7 @@ from refine_server.server.adaptations.storage import Storage
 from refine_server.server.adaptations.store.errors import StoreError
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
+from refine_server.server.engine.events import Accepted, QueueMoved, RunEvent
 from refine_server.server.engine.run import Run
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
@@ -27,10 +28,11 @@ from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     DocumentAdapted,
     DocumentRead,
-    Event,
+    DocumentReading,
 )
 from refine_server.ttt.interface.requests import AdaptRequest
 
@@ -236,13 +238,20 @@ class Adaptations:
                 _log_end(adaptation, log)
             self._update_gauges()
 
-    async def _handle(self, adaptation: Adaptation, event: Event) -> None:
+    async def _handle(self, adaptation: Adaptation, event: RunEvent) -> None:
         match event:
+            case (
+                Accepted()
+                | QueueMoved()
+                | DocumentReading()
+                | AdaptationStarted()
+                | AdaptationStep()
+            ):
+                adaptation.add_event(event)
             case DocumentRead():
                 adaptation.overflow, adaptation.document_key = event.overflow, event.key
+                adaptation.add_event(event)
                 adaptation.set_status(Status.ADAPTING)
-            case AdaptationStep(report):
-                adaptation.add_step(report)
             case AdaptationEnded(report):
                 adaptation.report = report
             case DocumentAdapted(document):

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from refine_server.server.adaptations.adaptation import Adaptation
 from refine_server.server.api.adaptations_schema import (
+    ADAPTATION_EVENTS,
     EXAMPLES,
     AdaptationBody,
     AdaptationDeleted,
@@ -16,6 +17,7 @@ from refine_server.server.api.adaptations_schema import (
 )
 from refine_server.server.api.documents import read_document
 from refine_server.server.api.fields import require_model
+from refine_server.server.api.stream_events import progress_event
 from refine_server.server.http.connections import cancel_on_disconnect
 from refine_server.server.http.dependencies import (
     AdaptationsDep,
@@ -24,7 +26,7 @@ from refine_server.server.http.dependencies import (
     OwnerDep,
     SettingsDep,
 )
-from refine_server.server.http.errors import documented
+from refine_server.server.http.errors import ErrorBody, documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.request_log import RequestLog
 from refine_server.server.http.respond import StreamEvent, event_stream, event_stream_docs
@@ -33,20 +35,15 @@ router = APIRouter(prefix="/v1/adaptations", tags=["adaptations"], route_class=J
 
 AdaptationId = Annotated[str, Path(max_length=128, description="The adaptation's id.")]
 
-STREAM_EVENTS = (
-    "adaptation.step",
-    "adaptation.ready",
-    "adaptation.failed",
-    "adaptation.cancelled",
-    "error",
-)
-
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": AdaptationResource, "description": "An adaptation that has ended."},
     202: {"model": AdaptationResource, "description": "An adaptation that is queued or running."},
 }
 STREAM_DOCS: dict[int | str, dict[str, Any]] = {
-    200: {"content": event_stream_docs(STREAM_EVENTS), "description": "Server-sent events."}
+    200: {
+        "content": event_stream_docs({**ADAPTATION_EVENTS, "error": ErrorBody}),
+        "description": "Server-sent events.",
+    }
 }
 
 
@@ -118,8 +115,10 @@ async def follow_adaptation(
     adaptations: AdaptationsDep,
     settings: SettingsDep,
 ) -> Response:
-    """Stream every step from the first on, as server-sent events, and then how it ended.
+    """Stream how far it is as server-sent events, every step from the first on, and how it ended.
 
+    The first event is `request.accepted`. Where nothing happens for two seconds, `request.progress`
+    says what is being done and how long it will still take.
     The last event is `adaptation.ready`, `adaptation.failed` or `adaptation.cancelled`; its data is
     the whole resource.
     """
@@ -142,8 +141,16 @@ async def delete_adaptation(
 async def _chunks(
     adaptation: Adaptation, model: str, log: RequestLog
 ) -> AsyncIterator[StreamEvent]:
-    async for step in adaptation.follow():
-        yield StreamEvent(event="adaptation.step", data=step.model_dump_json())
+    async for event in adaptation.follow():
+        encoded = progress_event(
+            event,
+            id=adaptation.id,
+            steps=adaptation.config.optimizer.steps,
+            seconds_left=adaptation.seconds_left,
+        )
+        if encoded is not None:
+            name, data = encoded
+            yield StreamEvent(event=name, data=data.model_dump_json())
     resource = AdaptationResource.of(adaptation, model)
     name = f"adaptation.{adaptation.status.value}"
     log.has_ended = True

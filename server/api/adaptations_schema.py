@@ -14,6 +14,7 @@ from refine_server.server.api.fields import (
     Text,
     Timeout,
 )
+from refine_server.server.api.stream_events import POSITION, PROGRESS_EVENTS, Cost
 from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
@@ -115,6 +116,13 @@ class AdaptationResource(BaseModel):
         description="Unix time in seconds; each use extends it. Null until it is ready."
     )
     ttl_seconds: float
+    queue_position: int = Field(description=POSITION)
+    estimate: Cost | None = Field(
+        description="What its work was expected to cost; null if an earlier process made it."
+    )
+    seconds_left: float | None = Field(
+        description="Estimated seconds until it has ended, with what is waited for."
+    )
     adapt: AdaptConfig = Field(description="How it was asked to adapt, every field.")
     document_tokens: int | None = Field(description="Tokens of what is read of the document.")
     overflow: Overflow | None = Field(
@@ -149,6 +157,9 @@ class AdaptationResource(BaseModel):
             created_at=adaptation.created_at,
             expires_at=adaptation.expires_at,
             ttl_seconds=adaptation.ttl_seconds,
+            queue_position=adaptation.queue_position,
+            estimate=adaptation.estimate and Cost.of(adaptation.estimate),
+            seconds_left=adaptation.seconds_left,
             adapt=adaptation.config,
             document_tokens=adaptation.document_tokens,
             overflow=adaptation.overflow,
@@ -166,6 +177,15 @@ class AdaptationResource(BaseModel):
             stored=adaptation.stored,
             error=error and error.body.error,
         )
+
+
+ADAPTATION_EVENTS: dict[str, type[BaseModel]] = {
+    **PROGRESS_EVENTS,
+    "adaptation.ready": AdaptationResource,
+    "adaptation.failed": AdaptationResource,
+    "adaptation.cancelled": AdaptationResource,
+}
+"""The data of each event of an adaptation's stream."""
 
 
 class AdaptationList(BaseModel):

@@ -1,5 +1,6 @@
 """Answer a query from a document: one that this request adapts to, or an adaptation."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from typing_extensions import override
 
 from refine_server.server.api.answers_schema import (
+    ANSWER_EVENTS,
     EXAMPLES,
     AnswerBody,
     AnswerResponse,
@@ -17,9 +19,10 @@ from refine_server.server.api.answers_schema import (
 )
 from refine_server.server.api.documents import read_document
 from refine_server.server.api.fields import require_model
+from refine_server.server.engine.events import RunEvent
 from refine_server.server.engine.run import Run
 from refine_server.server.http.dependencies import Caller, CallerDep, Services, ServicesDep
-from refine_server.server.http.errors import documented
+from refine_server.server.http.errors import ErrorBody, documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import (
     Exchange,
@@ -28,19 +31,19 @@ from refine_server.server.http.respond import (
     StreamEvent,
     event_stream_docs,
 )
-from refine_server.ttt.interface.events import AnswerCompleted, Event
+from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import Work
 
 router = APIRouter(tags=["answers"], route_class=JsonRoute)
 
-STREAM_EVENTS = ("answer.base", "adaptation.step", "answer.delta", "answer.completed", "error")
-
 RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": AnswerResponse,
-        "content": event_stream_docs(STREAM_EVENTS),
-        "description": "The answer. With `stream`, server-sent events: `answer.base` (with "
-        "`compare_base`), `adaptation.step`, `answer.delta`, and at the end `answer.completed`, "
+        "content": event_stream_docs({**ANSWER_EVENTS, "error": ErrorBody}),
+        "description": "The answer. With `stream`, server-sent events: `request.accepted`, how far "
+        "the work is (`request.queued`, `document.reading`, `adaptation.started`, "
+        "`adaptation.step`, and `request.progress` after two seconds without another event), "
+        "`answer.base` (with `compare_base`), `answer.delta`, and at the end `answer.completed`, "
         "whose data is the whole response, or `error`.",
     }
 }
@@ -53,19 +56,21 @@ class AnswerEncoder(ResponseEncoder):
         run: the work, whose id and time in the queue are reported.
         model: the served model's name.
         adaptation_id: the adaptation that answers, if it is kept.
+        arrived: when the request arrived, in monotonic seconds.
     """
 
-    def __init__(self, run: Run, model: str, adaptation_id: str | None) -> None:
+    def __init__(self, run: Run, model: str, adaptation_id: str | None, arrived: float) -> None:
         self._run, self._model, self._adaptation_id = run, model, adaptation_id
+        self._arrived = arrived
         self._completed: AnswerCompleted | None = None
 
     @override
-    def add(self, event: Event) -> None:
+    def add(self, event: RunEvent) -> None:
         if isinstance(event, AnswerCompleted):
             self._completed = event
 
     @override
-    def chunks(self, event: Event) -> Iterator[StreamEvent]:
+    def chunks(self, event: RunEvent) -> Iterator[StreamEvent]:
         encoded = wire_event(event, self._origin)
         if encoded is not None:
             name, data = encoded
@@ -86,6 +91,9 @@ class AnswerEncoder(ResponseEncoder):
             job_id=self._run.id,
             model=self._model,
             queue_seconds=self._run.queue_seconds,
+            total_seconds=time.monotonic() - self._arrived,
+            steps=self._run.steps,
+            seconds_left=self._run.seconds_left,
             adaptation_id=self._adaptation_id,
         )
 
@@ -134,7 +142,7 @@ async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncI
         ) as run,
     ):
         caller.log.describe(model=model, adaptation=body.adaptation)
-        yield run, AnswerEncoder(run, model, body.adaptation)
+        yield run, AnswerEncoder(run, model, body.adaptation, caller.arrived)
 
 
 @asynccontextmanager

@@ -23,14 +23,14 @@ from refine_server.server.api.response_format import (
     only_form,
     schema_forms,
 )
+from refine_server.server.api.stream_events import PROGRESS_EVENTS, progress_event
+from refine_server.server.engine.events import RunEvent
 from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig, Temperature, TopP
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import (
-    AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
     BaseAnswered,
-    Event,
 )
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence, OnOverflow, ReadContext
 from refine_server.ttt.interface.reports import (
@@ -213,10 +213,29 @@ EXAMPLES: dict[str, Any] = {
 
 
 class AnswerTimings(Timings):
-    """Wall-clock seconds of an answer; they include turns of other requests."""
+    """Wall-clock seconds of an answer, of which each phase includes turns of other requests.
+
+    Queue, prefill, adapt, judge, decode and other together are the total."""
 
     queue_seconds: float
-    """Time in the queue, until the request's first turn."""
+    """Tokenising, and the time in the queue until the request's first turn."""
+    other_seconds: float
+    """Everything else: waiting for the adaptation that is asked, finding evidence and quotes, and
+    answering from the base weights."""
+    total_seconds: float
+    """Time from the arrival of the request to the end of the answer."""
+
+    @classmethod
+    def of(cls, timings: Timings, queue_seconds: float, total_seconds: float) -> "AnswerTimings":
+        """Add what a program does not measure to the seconds of its phases."""
+        known = queue_seconds + timings.prefill_seconds + timings.adapt_seconds
+        known += timings.judge_seconds + timings.decode_seconds
+        return cls(
+            queue_seconds=queue_seconds,
+            other_seconds=total_seconds - known,
+            total_seconds=total_seconds,
+            **dict(timings),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,8 +246,19 @@ class Origin:
     model: str
     queue_seconds: float = 0.0
     """Seconds that the job waited for its first turn."""
+    total_seconds: float = 0.0
+    """Seconds since the request arrived."""
+    steps: int = 0
+    """The most steps that its adaptation makes."""
+    seconds_left: float | None = None
+    """Estimated seconds until its end; None while nothing was measured."""
     adaptation_id: str | None = None
     """The kept adaptation that answers, if one does."""
+
+    @property
+    def answer_id(self) -> str:
+        """The id of the answer."""
+        return f"answer-{self.job_id}"
 
 
 class AnswerResponse(BaseModel):
@@ -269,7 +299,7 @@ class AnswerResponse(BaseModel):
         report = done.adaptation
         adapts = origin.adaptation_id is None and report.objective != "none"
         return cls(
-            id=f"answer-{origin.job_id}",
+            id=origin.answer_id,
             model=origin.model,
             answer=done.answer,
             base_answer=done.base_answer,
@@ -283,7 +313,7 @@ class AnswerResponse(BaseModel):
             overflow=done.overflow,
             adaptation_report=report if adapts else None,
             usage=done.usage,
-            timings=AnswerTimings(queue_seconds=origin.queue_seconds, **dict(done.timings)),
+            timings=AnswerTimings.of(done.timings, origin.queue_seconds, origin.total_seconds),
         )
 
 
@@ -293,16 +323,28 @@ class AnswerText(BaseModel):
     text: str
 
 
-def wire_event(event: Event, origin: Origin) -> tuple[str, BaseModel] | None:
+ANSWER_EVENTS: dict[str, type[BaseModel]] = {
+    **PROGRESS_EVENTS,
+    "answer.base": AnswerText,
+    "answer.delta": AnswerText,
+    "answer.completed": AnswerResponse,
+}
+"""The data of each event of an answer's stream."""
+
+
+def wire_event(event: RunEvent, origin: Origin) -> tuple[str, BaseModel] | None:
     """Return an event's name and data in a stream; None for an event that is not streamed."""
     match event:
         case BaseAnswered(text):
             return "answer.base", AnswerText(text=text)
-        case AdaptationStep(report):
-            return "adaptation.step", report
         case AnswerDelta(text) if text:
             return "answer.delta", AnswerText(text=text)
         case AnswerCompleted():
             return "answer.completed", AnswerResponse.of(event, origin)
         case _:
-            return None
+            return progress_event(
+                event,
+                id=origin.answer_id,
+                steps=origin.steps,
+                seconds_left=origin.seconds_left,
+            )

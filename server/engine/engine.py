@@ -39,7 +39,7 @@ from typing import TypeVar
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.encoder import Encoder, count_characters
 from refine_server.server.engine.observer import EngineObserver
-from refine_server.server.engine.run import Run
+from refine_server.server.engine.run import Delivered, Run
 from refine_server.server.engine.scheduling.cost_model import CostModel
 from refine_server.server.engine.scheduling.job import Job, reuses_adaptation
 from refine_server.server.engine.scheduling.job_queue import JobQueue
@@ -48,7 +48,6 @@ from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
 from refine_server.server.settings import Settings
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import Work
 
 T = TypeVar("T")
@@ -112,9 +111,9 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
-        events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        events: asyncio.Queue[Delivered] = asyncio.Queue()
 
-        def deliver(item: Event | Exception) -> None:
+        def deliver(item: Delivered) -> None:
             loop.call_soon_threadsafe(events.put_nowait, item)
 
         try:
@@ -124,10 +123,11 @@ class Engine:
         except TimeoutError:
             raise errors.timed_out(timeout_seconds) from None
         charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
-        self._queue.submit(job, charge)
+        accepted = self._queue.submit(job, charge)
         try:
             yield Run(
                 job,
+                accepted,
                 events,
                 self._queue.cancel,
                 deadline=deadline,
@@ -154,7 +154,7 @@ class Engine:
     async def _encode(
         self,
         work: Work,
-        deliver: Callable[[Event | Exception], None],
+        deliver: Callable[[Delivered], None],
         *,
         request_id: str,
         priority: int,

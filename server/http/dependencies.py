@@ -4,6 +4,7 @@ The functions are ``async`` because FastAPI calls others in a thread, which take
 for each request.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -53,6 +54,7 @@ async def _caller(request: Request, owner: Annotated[str, Depends(_owner)]) -> "
         owner=owner,
         request_id=request.state.request_id,
         log=RequestLog.of(request.scope),
+        arrived=request.state.arrived,
     )
 
 
@@ -65,6 +67,8 @@ class Caller:
     """The HTTP request, for the log."""
     log: RequestLog = field(default_factory=RequestLog)
     """What its line in the log says."""
+    arrived: float = field(default_factory=time.monotonic)
+    """When the request arrived, in monotonic seconds."""
     priority: int | None = None
     """The priority of all its work; None: what the request says."""
 

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 from starlette.types import Scope
 
+from refine_server.server.engine.events import RunEvent
 from refine_server.server.http.errors import as_api_error
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AnswerCompleted,
     CompletionEnded,
     DocumentRead,
-    Event,
     Last,
     PromptRead,
 )
@@ -28,7 +28,7 @@ class RunningWork(Protocol):
     def queue_seconds(self) -> float:
         """Seconds that it waited for its first turn; zero until then."""
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[RunEvent]:
         """Return its events."""
 
 
@@ -82,7 +82,7 @@ class RequestLog:
         self.model, self.adaptation = model, adaptation
         self.answered_by, self.kept_base_reason = answered_by, kept_base_reason
 
-    async def recorded(self, run: RunningWork) -> AsyncIterator[Event]:
+    async def recorded(self, run: RunningWork) -> AsyncIterator[RunEvent]:
         """Yield the events of the request's work, and record what they tell."""
         try:
             async for event in run:
@@ -96,7 +96,7 @@ class RequestLog:
         finally:
             self.queue_seconds = run.queue_seconds
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: RunEvent) -> None:
         match event:
             case DocumentRead():
                 self.document_tokens = (self.document_tokens or 0) + event.document_tokens

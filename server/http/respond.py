@@ -2,16 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol, TypeVar
 
 import anyio
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
+from refine_server.server.engine.events import Accepted, Progress, QueueMoved, RunEvent
+from refine_server.server.engine.run import SILENT_SECONDS
 from refine_server.server.http.connections import (
     FILLER,
     ClientDisconnected,
@@ -20,9 +23,10 @@ from refine_server.server.http.connections import (
 from refine_server.server.http.errors import ApiError, as_api_error
 from refine_server.server.http.request_log import RequestLog, RunningWork
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.events import Event
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LINE_END = "\n"
 COMMENT = b":\n\n"
@@ -38,11 +42,15 @@ class StreamEvent(ServerSentEvent):
 class ResponseEncoder(Protocol):
     """Encodes the events of one run in the form of one API."""
 
-    def add(self, event: Event) -> None:
+    def add(self, event: RunEvent) -> None:
         """Take the next event."""
 
-    def chunks(self, event: Event) -> Iterable[StreamEvent]:
-        """Encode an event, which was added before, for a stream."""
+    def chunks(self, event: RunEvent) -> Iterable[StreamEvent]:
+        """Encode an event, which was added before, for a stream.
+
+        What the engine tells of a run's way (``Accepted``, ``QueueMoved``, ``Progress``) and has no
+        chunk is sent as a comment, which every client skips.
+        """
 
     def last_chunks(self) -> Iterable[StreamEvent]:
         """Encode what a stream ends with after the last event."""
@@ -67,7 +75,8 @@ class RunResponse(Response):
     Args:
         exchange: submits the work, and gives its events and their encoder. The client may leave
             while it is entered, too.
-        stream: whether to respond with server-sent events, which begin once the work is admitted.
+        stream: whether to respond with server-sent events. They begin once the work is admitted, or
+            after two seconds, so that no proxy takes a long wait for a server that is gone.
         shutdown_seconds: how long the engine lets running work go on at shutdown.
     """
 
@@ -82,25 +91,46 @@ class RunResponse(Response):
         self._exchange = exchange
         self._stream = stream
         self._shutdown_seconds = shutdown_seconds
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun, log = False, RequestLog.of(scope)
+        log = RequestLog.of(scope)
         try:
-            async with cancel_on_disconnect(receive), self._exchange as (run, encoder):
-                events = log.recorded(run)
+            async with cancel_on_disconnect(receive):
                 if self._stream:
-                    has_begun = True
-                    stream = event_stream(_chunks(events, encoder), self._shutdown_seconds)
-                    await stream(scope, _receive_nothing, send)
+                    await self._send_stream(scope, send, log)
                     return
-                async for event in events:
-                    encoder.add(event)
-                content = await encoder.response()
+                async with self._exchange as (run, encoder):
+                    async for event in log.recorded(run):
+                        encoder.add(event)
+                    content = await encoder.response()
         except ClientDisconnected:
-            if has_begun:
+            if self._has_begun:
                 return
             raise
         await Response(content, media_type="application/json")(scope, receive, send)
+
+    async def _send_stream(self, scope: Scope, send: Send, log: RequestLog) -> None:
+        async with _entering(self._exchange) as entering:
+            await asyncio.wait({entering}, timeout=SILENT_SECONDS)
+            if entering.done():
+                entering.result()  # raises what refused the work
+            self._has_begun = True
+            stream = event_stream(_chunks(entering, log), self._shutdown_seconds)
+            await stream(scope, _receive_nothing, send)
+
+
+@asynccontextmanager
+async def _entering(context: AbstractAsyncContextManager[T]) -> "AsyncIterator[asyncio.Task[T]]":
+    """Enter a context in a task of its own, and leave it, or stop entering it, at the end."""
+    async with AsyncExitStack() as stack:
+        task = asyncio.create_task(stack.enter_async_context(context))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task})
 
 
 class _EventStream(EventSourceResponse):
@@ -129,18 +159,39 @@ def event_stream(
 
 
 async def _chunks(
-    events: AsyncIterable[Event], encoder: ResponseEncoder
+    entering: "asyncio.Task[Exchange]", log: RequestLog
 ) -> AsyncIterator[StreamEvent]:
+    while not entering.done():
+        yield StreamEvent(comment="preparing")
+        await asyncio.wait({entering}, timeout=SILENT_SECONDS)
+    run, encoder = entering.result()
     try:
-        async for event in events:
+        async for event in log.recorded(run):
             encoder.add(event)
+            is_empty = True
             for chunk in encoder.chunks(event):
+                is_empty = False
                 yield chunk
+            if is_empty and (comment := _comment(event)) is not None:
+                yield StreamEvent(comment=comment)
         for chunk in encoder.last_chunks():
             yield chunk
     except Exception as error:
         for chunk in encoder.error_chunks(_reported(error)):
             yield chunk
+
+
+def _comment(event: RunEvent) -> str | None:
+    """Describe what a run waits for, for people who look at a stream."""
+    match event:
+        case Accepted() | QueueMoved():
+            said = f"queue position {event.queue_position}"
+        case Progress():
+            said = event.phase
+        case _:
+            return None
+    left = event.seconds_left
+    return said if left is None else f"{said}, about {left:.0f} s left"
 
 
 async def _until_error(chunks: AsyncIterable[StreamEvent]) -> AsyncIterator[StreamEvent]:
@@ -164,20 +215,28 @@ async def _receive_nothing() -> Message:
     return await nothing
 
 
-def event_stream_docs(events: Sequence[str], *, data_is_json: bool = True) -> dict[str, Any]:
-    """Describe, in OpenAPI, the media types of a stream of server-sent events with these names.
+def event_stream_docs(events: Mapping[str, type[BaseModel] | None]) -> dict[str, Any]:
+    """Describe, in OpenAPI, a stream of server-sent events by their names and the JSON of their
+    data, where a model describes it."""
+    items = []
+    for name, data in events.items():
+        schema = {} if data is None else {"contentSchema": {"$ref": SCHEMAS + data.__name__}}
+        items.append(_event_docs(name, {**JSON_TEXT, **schema}))
+    return {"text/event-stream": {"itemSchema": {"oneOf": items}}}
 
-    Without ``data_is_json``, data may be a word such as OpenAI's ``[DONE]``, and the event's name
-    may be missing.
-    """
-    data = {"type": "string", "contentMediaType": "application/json"}
-    # As FastAPI itself describes one event of a stream (OpenAPI 3.2).
-    item = {
-        "type": "object",
-        "properties": {
-            "event": {"type": "string", "enum": list(events)},
-            "data": data if data_is_json else {"type": "string"},
-        },
-        "required": ["event", "data"] if data_is_json else ["data"],
-    }
-    return {"text/event-stream": {"itemSchema": item}}
+
+def chunk_stream_docs() -> dict[str, Any]:
+    """Describe, in OpenAPI, a stream as OpenAI's, whose data may be the word ``[DONE]``."""
+    chunk = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    items = [chunk, _event_docs("error", JSON_TEXT)]
+    return {"text/event-stream": {"itemSchema": {"anyOf": items}}}
+
+
+SCHEMAS = "#/components/schemas/"
+JSON_TEXT: dict[str, Any] = {"type": "string", "contentMediaType": "application/json"}
+
+
+def _event_docs(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Describe one event as FastAPI itself does (OpenAPI 3.2)."""
+    properties = {"event": {"type": "string", "const": name}, "data": data}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}

@@ -79,6 +79,8 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
             "prefill_seconds": 0.2,
             "adapt_seconds": 0.3,
             "judge_seconds": 0.05,
+            "other_seconds": 0.0,
+            "total_seconds": 1.05,
             "decode_seconds": 0.4,
             "time_to_first_token_seconds": 0.5,
         },

@@ -12,11 +12,17 @@ import pytest
 
 from refine_server.clients import AsyncRefineClient, RefineClient, errors
 from refine_server.clients.types import (
+    Accepted,
     Adaptation,
+    AdaptationStarted,
     Answer,
     AnswerDelta,
     Event,
+    Progress,
+    QueuePosition,
+    Reading,
     Step,
+    StepMade,
     UnknownEvent,
 )
 
@@ -49,6 +55,8 @@ TIMINGS = dict.fromkeys(
         "adapt_seconds",
         "judge_seconds",
         "decode_seconds",
+        "other_seconds",
+        "total_seconds",
         "time_to_first_token_seconds",
     ],
     0.5,
@@ -70,8 +78,20 @@ ANSWER = {
     "usage": USAGE,
     "timings": TIMINGS,
 }
+COST = {
+    **dict.fromkeys(["read_seconds", "adapt_seconds", "decode_seconds"], 1.0),
+    "total_seconds": 3.0,
+    "memory_bytes": 2**30,
+}
+LEFT = {"seconds_left": 3.0}
+MADE = {**STEP, "steps": 8, **LEFT}
 STREAM = [
-    ("adaptation.step", STEP),
+    ("request.accepted", {"id": "answer-1", "queue_position": 2, "estimate": COST, **LEFT}),
+    ("request.queued", {"queue_position": 0, **LEFT}),
+    ("document.reading", {"tokens_read": 1, "document_tokens": 3, **LEFT}),
+    ("request.progress", {"phase": "reading", "seconds": 2.0, **LEFT}),
+    ("adaptation.started", {"steps": 8, **LEFT}),
+    ("adaptation.step", MADE),
     ("answer.delta", {"text": "yes"}),
     ("of.tomorrow", {"x": 1}),
     ("answer.completed", ANSWER),
@@ -172,17 +192,29 @@ class Script:
 
 def test_a_stream_is_typed_events(kind: type[Sync]) -> None:
     script = Script(stream(STREAM))
-    step, delta, unknown, answer = kind(script).stream(
+    *before, step, delta, unknown, answer = kind(script).stream(
         adapt={"optimizer": {"steps": 1}}, max_tokens=3
     )
+    accepted, queued, reading, progress, started = before
+    assert isinstance(accepted, Accepted)
+    assert accepted.estimate is not None
+    assert (accepted.queue_position, accepted.estimate.total_seconds) == (2, 3.0)
+    assert isinstance(queued, QueuePosition)
+    assert isinstance(reading, Reading)
+    assert (reading.tokens_read, reading.document_tokens) == (1, 3)
+    assert isinstance(progress, Progress)
+    assert progress.phase == "reading"
+    assert isinstance(started, AdaptationStarted)
     assert isinstance(step, Step)
+    assert isinstance(step, StepMade)
+    assert (step.step, step.steps, step.seconds_left) == (1, 8, 3.0)
     assert (step.loss, step.grad_norm) == (0.5, None)
     assert isinstance(delta, AnswerDelta)
     assert delta.text == "yes"
     assert isinstance(unknown, UnknownEvent)
     assert unknown.model_extra == {"x": 1}
     assert isinstance(answer, Answer)
-    assert answer.adaptation_report.steps == [step]
+    assert answer.adaptation_report.steps == [Step.model_validate(STEP)]
     assert answer.timings.adapt_seconds == 0.5
     assert json.loads(script.requests[0].content) == {
         "document": "a document",
@@ -346,6 +378,9 @@ RESOURCE = {
     "created_at": 1.0,
     "expires_at": None,
     "ttl_seconds": 60.0,
+    "queue_position": 0,
+    "estimate": COST,
+    "seconds_left": 0.0,
     "adapt": {"optimizer": {"steps": 1}},
     "document_tokens": 3,
     "overflow": None,
@@ -375,13 +410,13 @@ def test_an_adaptation_is_made_followed_asked_and_deleted(kind: type[Sync]) -> N
     body = {"document": "a document", "adapt": {"optimizer": {"steps": 1}}, "ttl_seconds": 60.0}
     assert json.loads(script.requests[0].content) == body
 
-    ending = [("adaptation.step", STEP), ("adaptation.ready", RESOURCE)]
+    ending = [("adaptation.step", MADE), ("adaptation.ready", RESOURCE)]
     script = Script(stream(ending))
     step, adaptation = kind(script).call("follow_adaptation", "adapt/1")
     assert script.requests[0].url.raw_path == b"/v1/adaptations/adapt%2F1/events"
-    assert isinstance(step, Step)
+    assert isinstance(step, StepMade)
     assert isinstance(adaptation, Adaptation)
-    assert adaptation.steps == [step]
+    assert adaptation.steps == [Step.model_validate(STEP)]
     assert kind(Script(stream(ending))).call("wait_for_adaptation", "adapt-1") == adaptation
 
     listed = httpx.Response(200, json={"data": [RESOURCE]})

@@ -17,6 +17,13 @@ from refine_server.ttt.interface.config import AdaptConfig
 
 RESPONSES: dict[str, type[BaseModel]] = {
     "StepReport": sdk.Step,
+    "RequestAccepted": sdk.Accepted,
+    "QueuePosition": sdk.QueuePosition,
+    "RequestProgress": sdk.Progress,
+    "ReadingProgress": sdk.Reading,
+    "AdaptationBegun": sdk.AdaptationStarted,
+    "StepProgress": sdk.StepMade,
+    "AnswerText": sdk.AnswerDelta,
     "AnswerResponse": sdk.Answer,
     "AdaptationResource": sdk.Adaptation,
     "Model": sdk.Model,
@@ -72,12 +79,23 @@ def test_every_event_is_typed(openapi: dict[str, Any]) -> None:
     paths = openapi["paths"]
     assert event_names(paths["/v1/answers"]["post"]) == {*sdk.EVENTS, "error"}
     followed = paths["/v1/adaptations/{adaptation_id}/events"]["get"]
-    assert event_names(followed) == {sdk.Step.name, *sdk.ENDINGS, "error"}
+    progress = {event.name for event in sdk.PROGRESS}
+    assert event_names(followed) == {*progress, *sdk.ENDINGS, "error"}
 
 
 def event_names(operation: dict[str, Any]) -> set[str]:
     stream = operation["responses"]["200"]["content"]["text/event-stream"]
-    return set(stream["itemSchema"]["properties"]["event"]["enum"])
+    return {item["properties"]["event"]["const"] for item in stream["itemSchema"]["oneOf"]}
+
+
+def test_the_data_of_every_event_is_described(openapi: dict[str, Any]) -> None:
+    schemas = openapi["components"]["schemas"]
+    for path in ("/v1/answers", "/v1/adaptations/{adaptation_id}/events"):
+        [operation] = openapi["paths"][path].values()
+        stream = operation["responses"]["200"]["content"]["text/event-stream"]
+        for item in stream["itemSchema"]["oneOf"]:
+            described = item["properties"]["data"]["contentSchema"]["$ref"]
+            assert described.rsplit("/", 1)[1] in schemas
 
 
 Form = Any

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
+from refine_server.server.engine.events import RunEvent
 from refine_server.server.engine.run import Run
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
-from refine_server.ttt.interface.events import AnswerCompleted, Event
+from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import Work
 
 
@@ -41,7 +42,7 @@ class Submitted:
 
     def __init__(self, engine: Engine, work: Work, timeout_seconds: float) -> None:
         self.run: Run | None = None
-        self.events: list[Event] = []
+        self.events: list[RunEvent] = []
         self._task = asyncio.create_task(self._follow(engine, work, timeout_seconds))
 
     async def _follow(self, engine: Engine, work: Work, timeout_seconds: float) -> None:
@@ -57,7 +58,7 @@ class Submitted:
             await self._task
         return self
 
-    async def finish(self) -> list[Event]:
+    async def finish(self) -> list[RunEvent]:
         """Wait for the end; return all events, or raise what ended the work early."""
         await self._task
         return self.events

@@ -22,6 +22,7 @@ from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
@@ -31,6 +32,7 @@ from refine_server.ttt.interface.events import (
     CompletionEnded,
     DocumentAdapted,
     DocumentRead,
+    DocumentReading,
     Emit,
     PromptRead,
     ScoredToken,
@@ -289,9 +291,11 @@ class FakeBackend(Backend):
         should_stop: ShouldStop,
     ) -> AdaptationReport:
         request, script = work.request, self._script_of(work.request.document)
+        emit(DocumentReading(tokens_read=0, document_tokens=work.tokens))
         emit(DocumentRead(document_tokens=work.tokens, seconds=0.01))
         if isinstance(work, EncodedAnswer) and work.request.compare_base:
             emit(BaseAnswered("base says no"))
+        emit(AdaptationStarted(request.adapt.optimizer.steps))
         steps: list[StepReport] = []
         stopped = None
         while len(steps) < request.adapt.optimizer.steps and (stopped := should_stop()) is None:

@@ -20,7 +20,7 @@ from refine_server.server.api.openai.target import submit
 from refine_server.server.http.dependencies import Caller, CallerDep, Services, ServicesDep
 from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
-from refine_server.server.http.respond import Exchange, RunResponse, event_stream_docs
+from refine_server.server.http.respond import Exchange, RunResponse, chunk_stream_docs
 from refine_server.ttt.interface.requests import CompletionRequest, Conversation
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=JsonRoute)
@@ -38,7 +38,7 @@ def _usage_in(body: ChoicesBody) -> UsageIn:
 def _documented(response: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     success = {
         "model": response,
-        "content": event_stream_docs(("message", "error"), data_is_json=False),
+        "content": chunk_stream_docs(),
         "description": "The whole response. With `stream`, server-sent events: chunks as data, and "
         "at the end `[DONE]`, or an `error` event if the request fails.",
     }

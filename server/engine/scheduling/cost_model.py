@@ -6,7 +6,8 @@ from typing_extensions import override
 
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.observer import EngineObserver
-from refine_server.server.engine.scheduling.job import Estimate, Job
+from refine_server.server.engine.scheduling.estimate import Estimate
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.ttt.batching import stream
 from refine_server.ttt.interface.config import (
     AdaptConfig,
@@ -101,7 +102,7 @@ class CostModel(EngineObserver):
         if not isinstance(work, AdaptRequest):
             length = min(work.sampling.max_tokens, 2 * self.answer_tokens.seconds)
             decode = continuations * length * self.decode.seconds
-        return Estimate(read=read, adapt=adapt, finish=again + decode)
+        return Estimate(read=read, adapt=adapt, reread=again, decode=decode)
 
     @override
     def on_opened(self, backend: Backend) -> None:

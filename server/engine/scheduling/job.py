@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from refine_server.server.engine.events import QueueMoved
+from refine_server.server.engine.scheduling.estimate import Estimate
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import AnswerRequest, AskRequest, CompletionRequest, Work
 from refine_server.ttt.programs.encode import EncodedWork
@@ -42,28 +44,6 @@ class JobStatus(StrEnum):
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """Seconds of work by phase, as the cost model predicts them."""
-
-    read: float = 0.0
-    """To read the document or the prompts."""
-    adapt: float = 0.0
-    """To make all steps; fewer are made where time runs out."""
-    finish: float = 0.0
-    """From the last step to the end of the answer."""
-
-    @property
-    def total(self) -> float:
-        """Seconds of everything that was asked for."""
-        return self.read + self.adapt + self.finish
-
-    @property
-    def least(self) -> float:
-        """Seconds without any step."""
-        return self.read + self.finish
-
-
 @dataclass(kw_only=True, slots=True, eq=False)
 class Job:
     """Encoded work with an identity and a status.
@@ -78,7 +58,7 @@ class Job:
     work: EncodedWork
     request_id: str
     """The HTTP request that asked for it, for the log."""
-    deliver: Callable[[Event | Exception], None]
+    deliver: Callable[[QueueMoved | Event | Exception], None]
     """Hands an event, or what ended the job early, to the event loop; callable from any thread."""
     priority: int = 0
     """From -10 to 10; lower is more urgent."""
@@ -95,6 +75,8 @@ class Job:
     """When its first turn began."""
     reason: str | None = None
     """Why it was cancelled, or why it ended without an answer."""
+    queue_position: int = 0
+    """Its place in the queue as it was told last; 0: it waits for nothing."""
     stop_reason: str | None = None
     """Why its adaptation should make no further step; the job itself goes on."""
 

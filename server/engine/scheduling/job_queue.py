@@ -3,10 +3,11 @@
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from refine_server.server.engine.events import Accepted, QueueMoved
 from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
@@ -76,6 +77,7 @@ class JobQueue:
         with self._changed:
             if self._scheduler.remove(job):
                 job.status, job.reason = JobStatus.CANCELLED, reason
+                self._tell_positions()
             elif job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
                 job.status, job.reason = JobStatus.CANCELLING, reason
 
@@ -86,8 +88,11 @@ class JobQueue:
         with self._changed:
             self._scheduler.require_place(reuses_adaptation=reuses_adaptation)
 
-    def submit(self, job: Job, charge: AbstractContextManager[None]) -> None:
+    def submit(self, job: Job, charge: AbstractContextManager[None]) -> Accepted:
         """Put a job into the queue, inside the context that charges its owner for it.
+
+        Returns:
+            Its place in the queue, and what is expected of it.
 
         Raises:
             ApiError: no job is accepted any more, too much waits, the job would not end in time,
@@ -98,7 +103,14 @@ class JobQueue:
                 raise self._refusal
             with charge:
                 self._scheduler.add(job, time.monotonic())
+            job.queue_position = self._scheduler.positions()[job]
+            self._tell_positions()
             self._changed.notify()
+            return Accepted(
+                queue_position=job.queue_position,
+                estimate=job.estimate,
+                seconds_left=self._scheduler.seconds_to_end(job, job.estimate.total),
+            )
 
     def request_verification(self) -> Verification:
         """Ask the worker to verify the base weights before its next turn.
@@ -145,10 +157,10 @@ class JobQueue:
     def next_turn(self) -> Turn | None:
         """Wait for work and return it; None when the worker is to stop."""
         with self._changed:
-            head = self._scheduler.next()
+            head = self._next_job()
             while head is None and not self._is_stopping and not self._verifications:
                 self._changed.wait()
-                head = self._scheduler.next()
+                head = self._next_job()
             if self._is_stopping:
                 return None
             jobs = [] if head is None else self._scheduler.batch(head, self._max_batch_size)
@@ -178,3 +190,22 @@ class JobQueue:
             self._scheduler.charge(job, seconds)
             job.status, job.reason = status, reason
             return self._scheduler.end(job)
+
+    # -- places in the queue ------------------------------------------------------------------
+
+    def _next_job(self) -> Job | None:
+        waiting = len(self._scheduler.waiting)
+        head = self._scheduler.next()
+        if len(self._scheduler.waiting) != waiting:
+            self._tell_positions()
+        return head
+
+    def _tell_positions(self) -> None:
+        """Tell the jobs whose place in the queue has changed."""
+        for job, position in self._scheduler.positions().items():
+            if job.queue_position == position:
+                continue
+            job.queue_position = position
+            seconds_left = self._scheduler.seconds_to_end(job, job.estimate.total)
+            with suppress(RuntimeError):  # the event loop is closed, so nobody will read it
+                job.deliver(QueueMoved(queue_position=position, seconds_left=seconds_left))

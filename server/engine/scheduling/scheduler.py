@@ -93,7 +93,7 @@ class Scheduler:
             seconds = sum(other.estimate.total for other in costly) + job.estimate.total
             if seconds > self.limits.seconds:
                 raise errors.too_much_work(self.retry_after(seconds - self.limits.seconds))
-        late = now + self._seconds_to_end(job) - job.deadline
+        late = now + self.seconds_to_end(job, job.estimate.least) - job.deadline
         if self.jobs and late > 0:  # a job that is alone may try
             raise errors.too_late(self.retry_after(late))
         if all(other.owner != job.owner for other in self.jobs):
@@ -120,14 +120,25 @@ class Scheduler:
         slot = self.active.get(job)
         return max(job.estimate.total - (slot.worked_seconds if slot else 0.0), 0.0)
 
-    def _seconds_to_end(self, job: Job) -> float:
-        """Estimate when a new job would end at the earliest, without any step of its own.
+    def seconds_to_end(self, job: Job, own: float) -> float:
+        """Estimate the seconds until a job that has not begun would end.
 
         All take turns, so each of the others takes as much time as the job itself, or what it
         needs to end.
+
+        Args:
+            job: waits, or may be added.
+            own: seconds of its own work.
         """
-        own = job.estimate.least
-        return own + sum(min(self._remaining(other), own) for other in self.jobs)
+        others = (other for other in self.jobs if other is not job)
+        return own + sum(min(self._remaining(other), own) for other in others)
+
+    def positions(self) -> dict[Job, int]:
+        """Return each job's place in the queue; 0 for one that is active or that has a place."""
+        free = self.limits.active - len(self.active)
+        in_line = sorted(self.waiting, key=self._admission_order)
+        places = {job: max(at - free, 0) for at, job in enumerate(in_line, start=1)}
+        return dict.fromkeys(self.active, 0) | places
 
     @property
     def _virtual_time(self) -> float:

@@ -23,7 +23,8 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestContext:
     """Gives a request its id, logs and measures it, and answers 500 if it crashes.
 
-    The id is in ``request.state.request_id`` and in the response's header ``x-request-id``.
+    The id is in ``request.state.request_id`` and in the response's header ``x-request-id``; when it
+    arrived is in ``request.state.arrived``, in monotonic seconds.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -35,7 +36,8 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        began = time.monotonic()
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=began)
         status: int | None = None
         log = RequestLog.of(scope)
 
@@ -54,7 +56,6 @@ class RequestContext:
                 log.hung_up = True
             return message
 
-        began = time.monotonic()
         try:
             await self.app(scope, receive_to_its_end, send_with_id)
         except Exception:

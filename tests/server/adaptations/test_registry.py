@@ -46,7 +46,10 @@ def ready(client: TestClient, document: str = DOCUMENT, **fields: Any) -> dict[s
 def events(client: TestClient, adaptation_id: str) -> list[tuple[str, dict[str, Any]]]:
     text = client.get(f"/v1/adaptations/{adaptation_id}/events").text
     blocks = [b.splitlines() for b in text.replace("\r\n", "\n").split("\n\n") if "event:" in b]
-    return [(b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks]
+    found = [
+        (b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks
+    ]
+    return [(name, data) for name, data in found if name != "request.progress"]
 
 
 def metric(client: TestClient, name: str) -> float:
@@ -98,8 +101,14 @@ def test_a_streamed_answer_comes_from_the_adaptation(client: TestClient) -> None
 def test_events_report_every_step_and_then_the_end(client: TestClient) -> None:
     resource = ready(client, adapt={"optimizer": {"steps": 4}})
     received = events(client, resource["id"])
-    assert [name for name, _ in received] == ["adaptation.step"] * 4 + ["adaptation.ready"]
-    assert received[-1][1]["id"] == resource["id"]
+    assert [name for name, _ in received] == [
+        *("request.accepted", "document.reading", "document.reading", "adaptation.started"),
+        *(["adaptation.step"] * 4),
+        "adaptation.ready",
+    ]
+    assert received[0][1]["id"] == received[-1][1]["id"] == resource["id"]
+    steps = [data for name, data in received if name == "adaptation.step"]
+    assert [(step["step"], step["steps"]) for step in steps] == [(n, 4) for n in (1, 2, 3, 4)]
 
 
 def test_the_same_document_joins_and_another_configuration_does_not(

@@ -7,14 +7,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 import torch
 
-from refine_server.server.engine import worker
+from refine_server.server.engine import run, worker
+from refine_server.server.engine.events import Accepted, Progress, QueueMoved
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.decoding.decode import Prediction
 from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models.state import State
-from support.engines import Served, serving, until
+from support.engines import Served, Submitted, serving, until
 from support.fake_backend import FakeBackend, Script
 
 pytestmark = pytest.mark.anyio
@@ -75,9 +76,67 @@ async def test_waiting_jobs_are_admitted_first_in_first_out(
         jobs = [await served.submit(request(name)).admitted() for name in "abcd"]
         await asyncio.gather(*(job.finish() for job in jobs))
         await until(lambda: fake.closed == ["a", "b", "c", "d"])  # closed after its last event
-        run = jobs[3].run
-        assert run is not None
-        assert run.queue_seconds > 0
+        last_run = jobs[3].run
+        assert last_run is not None
+        assert last_run.queue_seconds > 0
+
+
+def places(job: Submitted) -> list[int]:
+    """Return the places in the queue that a job was told, in their order."""
+    return [e.queue_position for e in job.events if isinstance(e, Accepted | QueueMoved)]
+
+
+async def test_jobs_are_told_their_place_in_the_queue_and_its_changes(
+    start: Start, fake: FakeBackend
+) -> None:
+    async with start(max_active=1) as served:
+        first = served.submit(request("a", fake.hold("held")))
+        await until(lambda: fake.turns == ["a"])
+        others = [await served.submit(request(name)).admitted() for name in "bcd"]
+        await others[0].leave()
+        await until(lambda: places(others[2]) == [3, 2])
+        fake.gate.set()
+        await asyncio.gather(first.finish(), others[1].finish(), others[2].finish())
+        assert places(first) == [0]
+        assert places(others[0]) == [1]
+        assert places(others[1]) == [2, 1, 0]
+        assert places(others[2]) == [3, 2, 1, 0]
+
+
+async def test_the_first_event_says_what_the_work_costs_and_when_it_will_end(
+    start: Start, fake: FakeBackend
+) -> None:
+    async with start(max_active=1) as served:
+        running = served.submit(request("a", fake.hold("held"), steps=20))
+        await until(lambda: fake.turns == ["a"])
+        waiting = await served.submit(request("b")).admitted()
+        fake.gate.set()
+        (alone, *_), (behind, *_) = await running.finish(), await waiting.finish()
+        for first, job in ((alone, running), (behind, waiting)):
+            assert isinstance(first, Accepted)
+            assert job.run is not None
+            assert first.estimate == job.run.estimate
+        assert isinstance(alone, Accepted)
+        assert alone.seconds_left == running.run.estimate.total > 0  # type: ignore[union-attr]
+        assert isinstance(behind, Accepted)
+        assert behind.seconds_left > waiting.run.estimate.total  # type: ignore[operator, union-attr]
+
+
+async def test_a_run_that_is_silent_tells_its_progress(
+    start: Start, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SILENT_SECONDS", 0.01)
+    async with start(max_active=1) as served:
+        working = await served.submit(request("a", fake.hold("held"))).admitted()
+        waiting = await served.submit(request("b")).admitted()
+        await until(lambda: phases(working)[-1:] == ["adapting"])
+        await until(lambda: phases(waiting)[-1:] == ["queued"])
+        fake.gate.set()
+        await asyncio.gather(working.finish(), waiting.finish())
+
+
+def phases(job: Submitted) -> list[str]:
+    return [event.phase for event in job.events if isinstance(event, Progress)]
 
 
 async def test_a_job_whose_client_leaves_takes_no_further_step(

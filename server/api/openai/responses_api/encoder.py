@@ -22,10 +22,11 @@ from refine_server.server.api.openai.responses_api.resource import (
     ResponseUsage,
     Status,
 )
+from refine_server.server.engine.events import RunEvent
 from refine_server.server.files.file import File
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.respond import ResponseEncoder, StreamEvent
-from refine_server.ttt.interface.events import ChoiceEnded, CompletionDelta, Event, PromptRead
+from refine_server.ttt.interface.events import ChoiceEnded, CompletionDelta, PromptRead
 
 PLACE = {"output_index": 0, "content_index": 0}
 """Of the answer in a response, which has one item with one part."""
@@ -143,7 +144,7 @@ class ResponsesEncoder(ContentCollector, ResponseEncoder):
     # -- the stream ---------------------------------------------------------------------------
 
     @override
-    def chunks(self, event: Event) -> Iterator[StreamEvent]:
+    def chunks(self, event: RunEvent) -> Iterator[StreamEvent]:
         yield from self._begin()
         match event:
             case PromptRead():

@@ -37,7 +37,7 @@ STREAM_EVENTS = (
 RESPONSE_DOCS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ResponseResource,
-        "content": event_stream_docs(STREAM_EVENTS),
+        "content": event_stream_docs(dict.fromkeys(STREAM_EVENTS)),
         "description": "The whole response. With `stream`, server-sent events, of which the last "
         "is `response.completed`, `response.incomplete` or `response.failed`.",
     }

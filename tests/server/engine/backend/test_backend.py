@@ -21,6 +21,7 @@ from refine_server.ttt.interface.config import (
 from refine_server.ttt.interface.errors import DamagedError, IsolationError, RequestError
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
+    AdaptationStarted,
     AdaptationStep,
     AnswerCompleted,
     AnswerDelta,
@@ -30,6 +31,7 @@ from refine_server.ttt.interface.events import (
     CompletionEnded,
     DocumentAdapted,
     DocumentRead,
+    DocumentReading,
     Event,
     PromptRead,
     ShouldStop,
@@ -85,8 +87,10 @@ def test_an_answer_is_read_adapted_and_decoded(backend: Backend) -> None:
     work = AnswerRequest(DOCUMENT, "When does he write?", ADAPT, SAMPLING, compare_base=True)
     events = perform(backend, work)
     assert kinds(events) == [
+        DocumentReading,
         DocumentRead,
         BaseAnswered,
+        AdaptationStarted,
         AdaptationStep,
         AdaptationEnded,
         AnswerDelta,
@@ -104,7 +108,10 @@ def test_an_answer_is_read_adapted_and_decoded(backend: Backend) -> None:
 
 def test_a_document_is_adapted_to_and_asked(backend: Backend) -> None:
     events = perform(backend, AdaptRequest(DOCUMENT, ADAPT))
-    assert kinds(events) == [DocumentRead, AdaptationStep, AdaptationEnded, DocumentAdapted]
+    assert kinds(events) == [
+        *(DocumentReading, DocumentRead, AdaptationStarted, AdaptationStep),
+        *(AdaptationEnded, DocumentAdapted),
+    ]
     adapted = events[-1]
     assert isinstance(adapted, DocumentAdapted)
     answered = perform(backend, AskRequest(adapted.document, "When?", SAMPLING))

@@ -8,7 +8,8 @@ from typing import Any, Self, cast
 import pytest
 from typing_extensions import override
 
-from refine_server.server.engine.scheduling.job import Estimate, Job, JobStatus
+from refine_server.server.engine.scheduling.estimate import Estimate
+from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Call, Operation

@@ -2,7 +2,8 @@
 
 import pytest
 
-from refine_server.server.engine.scheduling.job import Estimate, Job
+from refine_server.server.engine.scheduling.estimate import Estimate
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.server.engine.scheduling.step_deadline import StepDeadline
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.interface.requests import AdaptRequest
@@ -22,7 +23,7 @@ def make_job(finish: float, deadline: float) -> Job:
     work = EncodedAdapt(
         request=AdaptRequest("x"), prompt=DocumentPrompt(header=[], document=[0]), query=None
     )
-    estimate = Estimate(finish=finish)
+    estimate = Estimate(decode=finish)
     return Job(
         work=work, request_id="r", deliver=lambda _: None, estimate=estimate, deadline=deadline
     )
