@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from refine_server.server.api.openai.document_report import DocumentReport
 from refine_server.server.api.openai.responses import CompletionUsage, TttReport
+from refine_server.server.engine.events import RunEvent
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
-    Event,
     PromptRead,
     ScoredToken,
 )
@@ -74,7 +74,7 @@ class ChoiceCollector(ABC):
             total_tokens=self._prompt_tokens + self._completion_tokens,
         )
 
-    def add(self, event: Event) -> None:
+    def add(self, event: RunEvent) -> None:
         """Take the next event."""
         if self._ttt is not None:
             self._ttt.add(event)

@@ -3,7 +3,8 @@
 from typing import Any
 
 from refine_server.server.api.openai.responses import ChoiceQuote, PromptCitation, TttReport
-from refine_server.ttt.interface.events import ChoiceEnded, DocumentRead, Event, PromptRead
+from refine_server.server.engine.events import RunEvent
+from refine_server.ttt.interface.events import ChoiceEnded, DocumentRead, PromptRead
 
 
 class DocumentReport:
@@ -17,7 +18,7 @@ class DocumentReport:
         self.whole = known
         """All that is known."""
 
-    def add(self, event: Event) -> None:
+    def add(self, event: RunEvent) -> None:
         """Take the next event."""
         report = self.whole
         match event:

@@ -30,11 +30,11 @@ from refine_server.server.api.openai.responses import (
     TopLogprob,
     TttReport,
 )
+from refine_server.server.engine.events import RunEvent
 from refine_server.server.http.respond import ResponseEncoder, StreamEvent
 from refine_server.ttt.interface.events import (
     ChoiceEnded,
     CompletionDelta,
-    Event,
     PromptRead,
     ScoredToken,
 )
@@ -97,7 +97,7 @@ class GenerationEncoder(ChoiceCollector, ResponseEncoder, ABC):
         }
 
     @override
-    def chunks(self, event: Event) -> Iterator[StreamEvent]:
+    def chunks(self, event: RunEvent) -> Iterator[StreamEvent]:
         for index, delta in self._deltas(event):
             is_end = delta.finish_reason is not None
             ended = index if is_end else None
@@ -118,7 +118,7 @@ class GenerationEncoder(ChoiceCollector, ResponseEncoder, ABC):
         whole = self._response(sorted(self._choices.items()))
         return whole.model_dump_json(exclude={"ttt"} if self._ttt is None else None)
 
-    def _deltas(self, event: Event) -> Iterator[tuple[int, Delta]]:
+    def _deltas(self, event: RunEvent) -> Iterator[tuple[int, Delta]]:
         match event:
             case PromptRead() if event.echo or self.begins_with_role:
                 for index in self._choices_of(event):

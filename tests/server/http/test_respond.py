@@ -11,11 +11,13 @@ from starlette.types import Message
 from typing_extensions import override
 
 from refine_server.clients import sse
+from refine_server.server.engine.events import Accepted, Progress, RunEvent
+from refine_server.server.http import respond
 from refine_server.server.http.connections import ClientDisconnected
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.respond import ResponseEncoder, RunResponse
 from refine_server.ttt.interface.errors import RequestError
-from refine_server.ttt.interface.events import AnswerDelta, Event
+from refine_server.ttt.interface.events import AnswerDelta
 
 pytestmark = pytest.mark.anyio
 
@@ -27,13 +29,14 @@ class Letters(ResponseEncoder):
         self.text = ""
 
     @override
-    def add(self, event: Event) -> None:
-        assert isinstance(event, AnswerDelta)
-        self.text += event.text
+    def add(self, event: RunEvent) -> None:
+        if isinstance(event, AnswerDelta):
+            self.text += event.text
 
     @override
-    def chunks(self, event: Event) -> Iterator[ServerSentEvent]:
-        yield ServerSentEvent(data=self.text)
+    def chunks(self, event: RunEvent) -> Iterator[ServerSentEvent]:
+        if isinstance(event, AnswerDelta):
+            yield ServerSentEvent(data=self.text)
 
     @override
     def last_chunks(self) -> Iterator[ServerSentEvent]:
@@ -49,33 +52,47 @@ class ScriptedRun:
 
     queue_seconds = 1.5
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
+    def __init__(self, events: AsyncIterator[RunEvent]) -> None:
         self._events = events
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> AsyncIterator[RunEvent]:
         return self._events
 
 
 class Exchange:
-    """Scripted work: a text is an event, a number is a pause in seconds, an exception is raised."""
+    """Scripted work: a text is an event, a number is a pause in seconds, an exception is raised.
 
-    def __init__(self, *script: str | float | Exception, before: float | Exception = 0.0) -> None:
+    Args:
+        script: what happens when the work is admitted.
+        before: what happens before.
+        refusal: refuses the work after that.
+    """
+
+    def __init__(
+        self,
+        *script: str | float | Exception | Accepted | Progress,
+        before: float | Exception = 0.0,
+        refusal: Exception | None = None,
+    ) -> None:
         self.script = script
-        self.before = before
+        self.before, self.refusal = before, refusal
         self.ended = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[tuple["ScriptedRun", ResponseEncoder]]:
         try:
             await self._play(self.before)
+            await self._play(self.refusal or 0.0)
             yield ScriptedRun(self._events()), Letters()
         finally:
             self.ended = True
 
-    async def _events(self) -> AsyncIterator[Event]:
+    async def _events(self) -> AsyncIterator[RunEvent]:
         for item in self.script:
             if isinstance(item, str):
                 yield AnswerDelta(item)
+            elif isinstance(item, Accepted | Progress):
+                yield item
             else:
                 await self._play(item)
 
@@ -128,6 +145,49 @@ async def test_a_stream_sends_each_event_and_then_its_end() -> None:
     await client.get(exchange, stream=True)
     assert client.messages[0]["status"] == 200
     assert client.events == [("message", "a"), ("message", "ab"), ("message", "end")]
+    assert exchange.ended
+
+
+async def test_what_has_no_chunk_of_how_far_the_work_is_is_a_comment() -> None:
+    client = Client()
+    told = (
+        Accepted(queue_position=2, estimate=None, seconds_left=4.2),
+        Progress(phase="reading", seconds=2.0, seconds_left=None),
+    )
+    await client.get(Exchange(*told, "a"), stream=True)
+    comments = [line for line in client.body.decode().split("\n") if line.startswith(":")]
+    assert comments == [": queue position 2, about 4 s left", ": reading"]
+    assert client.events == [("message", "a"), ("message", "end")]
+
+
+async def test_a_stream_begins_while_the_work_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(respond, "SILENT_SECONDS", 0.01)
+    client, exchange = Client(), Exchange("a", before=0.1)
+    await client.get(exchange, stream=True)
+    assert client.body.startswith(b": preparing\n\n: preparing\n\n")
+    assert client.events == [("message", "a"), ("message", "end")]
+    assert exchange.ended
+
+
+async def test_an_error_of_work_that_was_prepared_for_long_is_the_only_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(respond, "SILENT_SECONDS", 0.01)
+    client, exchange = Client(), Exchange(before=0.1, refusal=ApiError(409, "lost", "lost"))
+    await client.get(exchange, stream=True)
+    [(name, data)] = client.events
+    assert (name, json.loads(data)["error"]["code"]) == ("error", "lost")
+    assert exchange.ended
+
+
+async def test_a_client_may_leave_a_stream_whose_work_is_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(respond, "SILENT_SECONDS", 0.01)
+    client, exchange = Client(leaves_after=0.1), Exchange("a", before=60.0)
+    with anyio.fail_after(5):
+        await client.get(exchange, stream=True)
+    assert client.events == []
     assert exchange.ended
 
 

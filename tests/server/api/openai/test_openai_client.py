@@ -10,7 +10,10 @@ import openai
 import pytest
 import torch
 
+from refine_server.server.engine import run
+from refine_server.server.http import respond
 from refine_server.ttt.models import CausalLM
+from support.fake_backend import FakeBackend
 
 DOCUMENT = (
     "The harbour code is amber. The bakery owner is Tobias Hartley. The garden flower is orchid. "
@@ -202,3 +205,22 @@ def test_a_failure_after_an_adaptation_is_not_retried(
     with pytest.raises(openai.InternalServerError):
         client.with_options(max_retries=1).completions.create(model="fake", prompt="crash")
     assert fake.turns == ["crash"] * 3  # a crash that cost none is retried once
+
+
+@pytest.mark.parametrize("silent_seconds", [2.0, 0.01])
+def test_a_stream_that_waits_for_an_adaptation_is_read_as_any_other(
+    connect: Callable[..., openai.OpenAI],
+    fake: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    silent_seconds: float,
+) -> None:
+    """The server sends comments meanwhile, which the client skips."""
+    monkeypatch.setattr(respond, "SILENT_SECONDS", silent_seconds)
+    monkeypatch.setattr(run, "SILENT_SECONDS", silent_seconds)
+    ttt = {"document": fake.slow_down("slow text"), "adapt": {"optimizer": {"steps": 8}}}
+    with connect(0).chat.completions.create(
+        model="fake", messages=HELLO, stream=True, extra_body={"ttt": ttt}
+    ) as stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == "Question:"
+    assert fake.turns.count("slow") == 8
