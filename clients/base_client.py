@@ -19,7 +19,7 @@ from refine_server.clients.errors import ProtocolError, RateLimitError, Unavaila
 KEY_VARIABLE = "REFINE_API_KEY"
 CONNECT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 60.0
-"""An open stream is never silent for longer than 15 seconds: the server sends comments."""
+"""On an open stream the server sends something every 2 seconds."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 

@@ -1,6 +1,6 @@
 """Every request of the clients: what is sent, and what is made of the response."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -9,7 +9,7 @@ import httpx
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Estimate, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -63,6 +63,17 @@ def adapt(document: str | DocumentFile, options: AdaptationOptions) -> Call[Adap
         content=encode_body({"document": document, **options}),
         repeatable=True,
         parse=lambda response: Adaptation.model_validate(response.json()),
+    )
+
+
+def estimate(body: Mapping[str, object]) -> Call[Estimate]:
+    """Ask what a request with this body would cost."""
+    return Call(
+        method="POST",
+        path="/v1/estimate",
+        content=encode_body(body),
+        repeatable=True,
+        parse=lambda response: Estimate.model_validate(response.json()),
     )
 
 

@@ -17,7 +17,7 @@ from refine_server.clients.base_client import (
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Event, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Estimate, Event, Model, Version
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -34,7 +34,7 @@ class RefineClient(BaseClient):
         api_key: the key that is sent as a bearer token; by default the environment variable
             ``REFINE_API_KEY``, if it is set.
         read_timeout_seconds: how long the server may send nothing. While a stream is open, it
-            sends something every 15 seconds, however long an adaptation takes.
+            sends something every 2 seconds, however long an adaptation takes.
         attempts: how often a request is sent at most. A request that may have begun an
             adaptation is never sent again.
         transport: a transport of httpx, for tests.
@@ -99,6 +99,16 @@ class RefineClient(BaseClient):
         The same document, options and seed give the adaptation that exists already.
         """
         return self._call(calls.adapt(document, options))
+
+    def estimate(self, query: str, **options: Unpack[AnswerOptions]) -> Estimate:
+        """Return what ``answer`` would cost with these arguments; nothing is done."""
+        return self._call(calls.estimate({"query": query, **options}))
+
+    def estimate_adaptation(
+        self, document: str | DocumentFile, **options: Unpack[AdaptationOptions]
+    ) -> Estimate:
+        """Return what ``adapt`` would cost with these arguments; nothing is done."""
+        return self._call(calls.estimate({"document": document, **options}))
 
     def adaptations(self) -> list[Adaptation]:
         """Return the adaptations of this API key, the newest first."""

@@ -66,7 +66,7 @@ class Cost(_WireObject):
     adapt_seconds: float
     decode_seconds: float
     total_seconds: float
-    memory_bytes: int
+    memory_bytes: int | None
 
 
 class Accepted(Event):
@@ -299,6 +299,33 @@ class Adaptation(_WireObject):
     in_memory: bool
     stored: bool
     error: Failure | None
+
+
+class Refusal(_WireObject):
+    """Why a request would be refused now, and the option that names the limit."""
+
+    status: int
+    code: str
+    message: str
+    option: str | None
+    retry_after: int | None
+
+
+class Estimate(_WireObject):
+    """What a request would cost, and whether it would be admitted now.
+
+    ``adaptation`` is the id of an equal one, which the request would join at no cost.
+    """
+
+    model: str
+    document_tokens: int | None
+    query_tokens: int | None
+    estimate: Cost
+    queue_position: int
+    seconds_left: float | None
+    admitted: bool
+    refusal: Refusal | None
+    adaptation: str | None
 
 
 class UnknownEvent(Event):

@@ -17,7 +17,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.access.quotas import QuotaKeeper
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
-from refine_server.server.api import answers, health, models, tokenizer
+from refine_server.server.api import answers, estimate, health, models, tokenizer
 from refine_server.server.api import files as file_routes
 from refine_server.server.api.answers_schema import ANSWER_EVENTS
 from refine_server.server.api.openai import routes as openai
@@ -120,7 +120,7 @@ def create_app(
     app.state.files = files
     app.state.started = int(time.time())
     exception_handlers.install(app)
-    texts = (answers, adaptation_routes, openai, responses_api)
+    texts = (answers, estimate, adaptation_routes, openai, responses_api)
     for routes in (*texts, file_routes, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)

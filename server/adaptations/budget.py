@@ -25,7 +25,13 @@ def require_place(
     """
     if len(own) >= max_count:
         message = f"This API key keeps {max_count} adaptations, the maximum. Delete one first."
-        raise ApiError(429, message, "too_many_adaptations", retry_after=RETRY_SECONDS)
+        raise ApiError(
+            429,
+            message,
+            "too_many_adaptations",
+            retry_after=RETRY_SECONDS,
+            option="--max-adaptations",
+        )
     if max_bytes is None:
         return
     # The size of one that still runs is not known: it counts as the largest one so far.

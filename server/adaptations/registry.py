@@ -151,6 +151,18 @@ class Adaptations:
         adaptation.touch()
         return adaptation
 
+    def find_equal(self, request: AdaptRequest) -> Adaptation | None:
+        """Return the adaptation that an equal request would join; None if it would make a new one.
+
+        Raises:
+            ApiError: the server is not ready, or the owner keeps too many for a new one.
+        """
+        self.require_open()
+        found = self._by_key.get(request_key(request, self._engine.ready().fingerprint))
+        if found is None:
+            self._require_place(request.owner)
+        return found
+
     def get(self, owner: str, adaptation_id: str) -> Adaptation:
         """Return an owner's adaptation; raise 404 for an unknown one and for another owner's."""
         self.require_open()

@@ -133,7 +133,7 @@ async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncI
     require_model(body.model, model)
     longest = services.settings.request_timeout_seconds
     async with (
-        _open_work(body, services, caller.owner) as work,
+        open_work(body, services, caller.owner) as work,
         services.engine.run(
             work,
             request_id=caller.request_id,
@@ -146,7 +146,7 @@ async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncI
 
 
 @asynccontextmanager
-async def _open_work(body: AnswerBody, services: Services, owner: str) -> AsyncIterator[Work]:
+async def open_work(body: AnswerBody, services: Services, owner: str) -> AsyncIterator[Work]:
     """Give the work that a request asks for; an adaptation stays in memory meanwhile."""
     sampling = body.sampling(services.settings.max_tokens)
     if body.adaptation is None:

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from refine_server.clients import RefineClient, errors
 from refine_server.clients.types import Adaptation
@@ -15,7 +15,7 @@ from refine_server.server.cli.progress import WireEvent
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.json_body import parse_json
-from refine_server.server.http.validation import invalid_body
+from refine_server.server.http.validation import validated
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import stream
 from refine_server.ttt.interface.events import Event
@@ -30,13 +30,9 @@ def parse_body(body: dict[str, Any], kind: type[B]) -> B:
         InputError: a field is invalid; the message names it.
     """
     try:
-        sent = parse_json(json.dumps(body).encode())
-        return kind.model_validate(sent)
+        return validated(kind, parse_json(json.dumps(body).encode()))
     except ApiError as error:
         raise InputError(str(error)) from None
-    except ValidationError as error:
-        located = [{**found, "loc": ("body", *found["loc"])} for found in error.errors()]
-        raise InputError(str(invalid_body(located, sent))) from None
 
 
 def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEvent]:

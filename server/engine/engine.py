@@ -34,6 +34,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import TypeVar
 
 from refine_server.server.engine.backend.protocol import Backend
@@ -42,10 +43,11 @@ from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.run import Delivered, Run
 from refine_server.server.engine.scheduling.cost_model import CostModel
 from refine_server.server.engine.scheduling.job import Job, reuses_adaptation
-from refine_server.server.engine.scheduling.job_queue import JobQueue
+from refine_server.server.engine.scheduling.job_queue import Forecast, JobQueue
 from refine_server.server.engine.scheduling.scheduler import QueueLimits
 from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
+from refine_server.server.http.errors import ApiError
 from refine_server.server.settings import Settings
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import Work
@@ -55,6 +57,10 @@ T = TypeVar("T")
 STALLED = "The model makes no progress."
 JOIN_SECONDS = 10.0
 """Longest wait for the thread's last turn; as a daemon it cannot keep the process."""
+
+
+class _NotSubmitted(Exception):
+    """Ends a charge for work that is not submitted."""
 
 
 class Engine:
@@ -116,6 +122,8 @@ class Engine:
         def deliver(item: Delivered) -> None:
             loop.call_soon_threadsafe(events.put_nowait, item)
 
+        self.ready()
+        self._queue.require_place(reuses_adaptation=reuses_adaptation(work))
         try:
             async with asyncio.timeout_at(deadline):
                 job = await self._encode(work, deliver, request_id=request_id, priority=priority)
@@ -135,6 +143,28 @@ class Engine:
             )
         finally:
             self._queue.cancel(job, "disconnect")
+
+    async def forecast(self, work: Work, *, timeout_seconds: float, priority: int = 0) -> Forecast:
+        """Say what work would cost and whether it would be admitted now.
+
+        It is encoded, and neither submitted nor charged for.
+
+        Raises:
+            RequestError: the request cannot be served as written.
+            ApiError: the server is not ready.
+        """
+        job = await self._encode(work, lambda _: None, request_id="", priority=priority)
+        job.deadline = job.submitted + timeout_seconds
+        forecast = self._queue.forecast(job)
+        if forecast.refusal is not None or job.reuses_adaptation:
+            return forecast
+        try:
+            with self._charge(job.owner, job.tokens):
+                raise _NotSubmitted  # so that nothing is charged
+        except _NotSubmitted:
+            return forecast
+        except ApiError as refusal:
+            return replace(forecast, refusal=refusal)
 
     async def with_tokenizer(self, use: Callable[[PromptTemplate], T], *, characters: int) -> T:
         """Return what ``use`` returns for a tokenizer, in a thread that may use it.
@@ -160,7 +190,6 @@ class Engine:
         priority: int,
     ) -> Job:
         backend = self.ready()
-        self._queue.require_place(reuses_adaptation=reuses_adaptation(work))
         submitted = time.monotonic()
         encoded = await self._encoder.run(
             lambda: backend.encode(work), characters=count_characters(work)

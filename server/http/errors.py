@@ -51,6 +51,7 @@ class ApiError(HTTPException):
         param: dotted path of the field at fault.
         retry_after: seconds after which the client should try again.
         should_retry: False tells OpenAI's clients not to retry by themselves.
+        option: the option or the field that names the limit which was reached.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class ApiError(HTTPException):
         param: str | None = None,
         retry_after: int | None = None,
         should_retry: bool = True,
+        option: str | None = None,
     ) -> None:
         super().__init__(status, message)
+        self.option = option
         self.retry_after = retry_after
         self.should_retry = should_retry
         kind = TYPES.get(status, "invalid_request_error")
@@ -95,16 +98,22 @@ def unauthorized() -> ApiError:
     return ApiError(401, message, "invalid_api_key")
 
 
+def _queue_full(message: str, retry_after: int, option: str) -> ApiError:
+    return ApiError(429, message, "queue_full", retry_after=retry_after, option=option)
+
+
 def queue_full(retry_after: int) -> ApiError:
     """429: as many requests wait as may."""
     message = f"The queue is full (--max-queue). Try again in {retry_after} s."
-    return ApiError(429, message, "queue_full", retry_after=retry_after)
+    return _queue_full(message, retry_after, "--max-queue")
 
 
 def too_much_work(retry_after: int) -> ApiError:
     """429: as many seconds of work wait as may."""
     message = f"The queue is full (--max-queue-seconds). Try again in {retry_after} s."
-    return ApiError(429, message, "queue_full", retry_after=retry_after)
+    return ApiError(
+        429, message, "queue_full", retry_after=retry_after, option="--max-queue-seconds"
+    )
 
 
 def too_late(retry_after: int) -> ApiError:
@@ -113,7 +122,9 @@ def too_late(retry_after: int) -> ApiError:
         "The server is too busy to end this request within its time limit (timeout_seconds, at "
         f"most --request-timeout-seconds). Try again in {retry_after} s."
     )
-    return ApiError(429, message, "queue_full", retry_after=retry_after)
+    return ApiError(
+        429, message, "queue_full", retry_after=retry_after, option="--request-timeout-seconds"
+    )
 
 
 def unavailable(message: str, code: str) -> ApiError:

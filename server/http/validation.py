@@ -1,7 +1,9 @@
 """Errors for bodies that pydantic refused: which field of the request is at fault, and why."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.moved import MOVED, REMOVED
@@ -18,6 +20,22 @@ MAX_PROBLEMS = 20
 TAG_OF = {"on": "kind", "evidence": "by", "content": "type", "input": "type"}
 """The field that tells which kind of object a field has, or each item of a list in it; pydantic
 adds its value to locations."""
+
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def validated(kind: type[B], body: object) -> B:
+    """Return a body as one of a kind.
+
+    Raises:
+        ApiError: 422, a field is at fault.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        located = [{**found, "loc": ("body", *found["loc"])} for found in error.errors()]
+        raise invalid_body(located, body) from None
 
 
 def invalid_body(errors: Sequence[Any], body: object = None) -> ApiError:

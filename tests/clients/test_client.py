@@ -17,6 +17,7 @@ from refine_server.clients.types import (
     AdaptationStarted,
     Answer,
     AnswerDelta,
+    Estimate,
     Event,
     Progress,
     QueuePosition,
@@ -398,6 +399,41 @@ RESOURCE = {
     "stored": False,
     "error": None,
 }
+
+
+ESTIMATE = {
+    "model": "m",
+    "document_tokens": 3,
+    "query_tokens": None,
+    "estimate": COST,
+    "queue_position": 1,
+    "seconds_left": 9.0,
+    "admitted": False,
+    "refusal": {
+        "status": 429,
+        "code": "queue_full",
+        "message": "full",
+        "option": "--max-queue",
+        "retry_after": 3,
+    },
+    "adaptation": None,
+}
+
+
+def test_a_request_is_estimated_before_it_is_sent(kind: type[Sync]) -> None:
+    script = Script(httpx.Response(200, json=ESTIMATE), httpx.Response(200, json=ESTIMATE))
+    client = kind(script)
+    told = client.call("estimate", "a question", document="a document", max_tokens=3)
+    assert isinstance(told, Estimate)
+    assert (told.estimate.total_seconds, told.admitted) == (3.0, False)
+    assert told.refusal is not None
+    assert told.refusal.option == "--max-queue"
+    assert client.call("estimate_adaptation", "a document", ttl_seconds=60.0) == told
+    assert [json.loads(request.content) for request in script.requests] == [
+        {"query": "a question", "document": "a document", "max_tokens": 3},
+        {"document": "a document", "ttl_seconds": 60.0},
+    ]
+    assert {request.url.path for request in script.requests} == {"/v1/estimate"}
 
 
 def test_an_adaptation_is_made_followed_asked_and_deleted(kind: type[Sync]) -> None:

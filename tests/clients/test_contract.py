@@ -24,6 +24,7 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "AdaptationBegun": sdk.AdaptationStarted,
     "StepProgress": sdk.StepMade,
     "AnswerText": sdk.AnswerDelta,
+    "EstimateResponse": sdk.Estimate,
     "AnswerResponse": sdk.Answer,
     "AdaptationResource": sdk.Adaptation,
     "Model": sdk.Model,

@@ -30,6 +30,18 @@ class Turn:
     """What the jobs await, in their order."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What would become of a job if it were submitted now."""
+
+    job: Job
+    """Is not in the queue."""
+    accepted: Accepted
+    """Its place in the queue, and what is expected of it."""
+    refusal: ApiError | None = None
+    """What would refuse it."""
+
+
 class JobQueue:
     """The jobs of the engine, from their submission to their end.
 
@@ -106,11 +118,19 @@ class JobQueue:
             job.queue_position = self._scheduler.positions()[job]
             self._tell_positions()
             self._changed.notify()
-            return Accepted(
-                queue_position=job.queue_position,
-                estimate=job.estimate,
-                seconds_left=self._scheduler.seconds_to_end(job, job.estimate.total),
-            )
+            return self._accepted(job, job.queue_position)
+
+    def forecast(self, job: Job) -> Forecast:
+        """Say what would become of a job if it were submitted now."""
+        with self._changed:
+            position = self._scheduler.positions([job])[job]
+            try:
+                if self._refusal is not None:
+                    raise self._refusal
+                self._scheduler.require_admission(job, time.monotonic())
+            except ApiError as refusal:
+                return Forecast(job=job, accepted=self._accepted(job, position), refusal=refusal)
+            return Forecast(job=job, accepted=self._accepted(job, position))
 
     def request_verification(self) -> Verification:
         """Ask the worker to verify the base weights before its next turn.
@@ -199,6 +219,13 @@ class JobQueue:
         if len(self._scheduler.waiting) != waiting:
             self._tell_positions()
         return head
+
+    def _accepted(self, job: Job, position: int) -> Accepted:
+        return Accepted(
+            queue_position=position,
+            estimate=job.estimate,
+            seconds_left=self._scheduler.seconds_to_end(job, job.estimate.total),
+        )
 
     def _tell_positions(self) -> None:
         """Tell the jobs whose place in the queue has changed."""

@@ -5,6 +5,7 @@ Pure bookkeeping: no threads and no clock. ``JobQueue`` calls it under its lock.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +78,8 @@ class Scheduler:
         if waiting >= self.limits.jobs + free:
             raise errors.queue_full(self.retry_after(0.0))
 
-    def add(self, job: Job, now: float) -> None:
-        """Put a job into the queue.
+    def require_admission(self, job: Job, now: float) -> None:
+        """Raise what refuses a job now.
 
         Args:
             job: is new.
@@ -96,6 +97,14 @@ class Scheduler:
         late = now + self.seconds_to_end(job, job.estimate.least) - job.deadline
         if self.jobs and late > 0:  # a job that is alone may try
             raise errors.too_late(self.retry_after(late))
+
+    def add(self, job: Job, now: float) -> None:
+        """Put a job into the queue, at a time in monotonic seconds.
+
+        Raises:
+            ApiError: 429, as ``require_admission``.
+        """
+        self.require_admission(job, now)
         if all(other.owner != job.owner for other in self.jobs):
             # An owner who comes (back) starts level with those who are being served.
             self._served[job.owner] = max(self._served[job.owner], self._virtual_time)
@@ -133,10 +142,14 @@ class Scheduler:
         others = (other for other in self.jobs if other is not job)
         return own + sum(min(self._remaining(other), own) for other in others)
 
-    def positions(self) -> dict[Job, int]:
-        """Return each job's place in the queue; 0 for one that is active or that has a place."""
+    def positions(self, new: Sequence[Job] = ()) -> dict[Job, int]:
+        """Return each job's place in the queue; 0 for one that is active or that has a place.
+
+        Args:
+            new: jobs that might be added.
+        """
         free = self.limits.active - len(self.active)
-        in_line = sorted(self.waiting, key=self._admission_order)
+        in_line = sorted([*self.waiting, *new], key=self._admission_order)
         places = {job: max(at - free, 0) for at, job in enumerate(in_line, start=1)}
         return dict.fromkeys(self.active, 0) | places
 

@@ -52,6 +52,7 @@ ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
         "evidence.words",
     ),
     "adaptation": ("/v1/adaptations", lambda t: {"document": t}, 413, "document"),
+    "estimate": ("/v1/estimate", lambda t: {"document": "a log", "query": t}, 413, "query"),
     "prompt": ("/v1/completions", lambda t: {"prompt": t}, 400, "prompt"),
     "prompts": ("/v1/completions", lambda t: {"prompt": prompts(t)}, 400, "prompt"),
     "turns": ("/v1/chat/completions", lambda t: {"messages": turns(t)}, 400, "messages"),
