@@ -105,7 +105,8 @@ async def estimate_request(
     The body is that of `/v1/answers`, or without a `query` that of `/v1/adaptations`. It is checked
     and tokenised as there, with the same errors; nothing is queued, kept or charged.
     """
-    asked = validated(AnswerBody if "query" in body else AdaptationBody, body)
+    asked: AnswerBody | AdaptationBody
+    asked = validated(AnswerBody, body) if "query" in body else validated(AdaptationBody, body)
     engine, adaptations = services.engine, services.adaptations
     model = engine.ready().name
     require_model(asked.model, model)

@@ -1,12 +1,22 @@
 """Show a stream of events on a terminal: progress on stderr, answers on stdout."""
 
 import json
+import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 WireEvent = tuple[str, dict[str, Any]]
 """Name and data of a stream's event, whether it came over HTTP or not."""
@@ -16,16 +26,24 @@ MAX_CITED = 100
 """Characters of a citation that are shown."""
 
 
+class TimeLeft(ProgressColumn):
+    """Counts down the seconds that were left when they were told last."""
+
+    def render(self, task: Task) -> Text:
+        """Show the seconds of a task's field ``ends``, if they are known."""
+        ends: float | None = task.fields["ends"]
+        left = None if ends is None else max(ends - time.monotonic(), 0.0)
+        return Text("" if left is None else f"about {left:.0f} s left", style="progress.remaining")
+
+
 class Follower:
     """Shows a stream of events and returns the data of its last event, the whole response.
 
     Args:
-        steps: number of adaptation steps that were requested.
         as_json: print the response as one JSON object, and nothing else on stdout.
     """
 
-    def __init__(self, steps: int, as_json: bool = False) -> None:
-        self.steps = steps
+    def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         self.stderr = Console(stderr=True)
 
@@ -34,36 +52,75 @@ class Follower:
         response: dict[str, Any] = {}
         progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[measured]}"),
+            TimeElapsedColumn(),
+            TimeLeft(),
             console=self.stderr,
             transient=True,
             redirect_stdout=False,  # otherwise answers would go to stderr
         )
         with progress if self.stderr.is_terminal else nullcontext():
-            task = progress.add_task("reading", total=self.steps or None, measured="")
+            task = progress.add_task("starting", total=None, measured="", ends=None)
             for name, data in events:
+                progress.update(task, ends=_end(data.get("seconds_left")))
                 match name:
-                    case "adaptation.step":
-                        self._show_step(progress, task, data)
                     case "answer.base":
                         self._print_base_answer(progress, data["text"])
                     case "answer.delta":
-                        progress.update(task, description="answering")
+                        self._show_phase(progress, task, "answering")
                     case "answer.completed" | "adaptation.ready":
                         response = data
+                    case _:
+                        self._show_progress(progress, task, name, data)
         self._print_response(response)
         return response
+
+    def _show_progress(
+        self, progress: Progress, task: TaskID, name: str, data: dict[str, Any]
+    ) -> None:
+        """Show how far the work is: on a terminal in its line, elsewhere in lines of their own."""
+        match name:
+            case "request.accepted":
+                if (cost := data["estimate"]) is not None:
+                    self._print_line(describe_cost(cost))
+                self._show_place(progress, task, data["queue_position"])
+            case "request.queued":
+                self._show_place(progress, task, data["queue_position"])
+            case "document.reading":
+                read, tokens = data["tokens_read"], data["document_tokens"]
+                said = f"reading, {read:,} of {tokens:,} tokens"
+                progress.update(task, description=said, completed=read, total=tokens)
+            case "adaptation.started":
+                steps = data["steps"]
+                progress.update(task, description=f"step 1 of {steps}", completed=0, total=steps)
+            case "adaptation.step":
+                self._show_step(progress, task, data)
+            case "request.progress" if data["phase"] in ("judging", "answering"):
+                self._show_phase(progress, task, data["phase"])
+
+    def _show_phase(self, progress: Progress, task: TaskID, phase: str) -> None:
+        """Show a phase that has no parts which could be counted."""
+        progress.update(task, description=phase, total=1, completed=1, measured="")
+
+    def _show_place(self, progress: Progress, task: TaskID, place: int) -> None:
+        said = f"waiting, number {place} in the queue" if place else "starting"
+        progress.update(task, description=said)
+        if place and not self.stderr.is_terminal:
+            self._print_line(said)
 
     def _show_step(self, progress: Progress, task: TaskID, step: dict[str, Any]) -> None:
         measured = (
             f"loss {_format(step['loss'])}  reward {_format(step['reward_mean'])}  "
             f"{step['seconds']:.2f} s"
         )
-        progress.update(task, description="adapting", completed=step["step"], measured=measured)
+        made, steps = step["step"], step["steps"]
+        said = f"step {made + 1} of {steps}" if made < steps else "judging"
+        progress.update(task, description=said, completed=made, total=steps, measured=measured)
         if not self.stderr.is_terminal:
-            self._print_line(f"step {step['step']}/{self.steps}  {measured}")
+            left = step["seconds_left"]
+            ends = "" if left is None else f"  about {left:.0f} s left"
+            self._print_line(f"step {made}/{steps}  {measured}{ends}")
 
     def _print_base_answer(self, progress: Progress, text: str) -> None:
         if self.as_json:
@@ -90,6 +147,36 @@ class Follower:
 
     def _print_line(self, line: str) -> None:
         self.stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_estimate(told: dict[str, Any], as_json: bool) -> None:
+    """Print what a request would cost, and whether a server would admit it now."""
+    if as_json:
+        print(json.dumps(told))
+        return
+    print(describe_cost(told["estimate"]))
+    counts = (("document", told["document_tokens"]), ("query", told["query_tokens"]))
+    print(", ".join(f"{count:,} {name} tokens" for name, count in counts if count is not None))
+    if told.get("adaptation") is not None:
+        print(f"an equal adaptation exists and would be joined: {told['adaptation']}")
+    elif told.get("refusal") is not None:
+        print(f"would be refused now: {told['refusal']['message']}")
+    elif told.get("queue_position"):
+        place, left = told["queue_position"], told["seconds_left"]
+        print(f"number {place} in the queue, done in about {left:.0f} s")
+
+
+def describe_cost(cost: dict[str, Any]) -> str:
+    """Describe an estimate in one line."""
+    phases = (("reading", "read"), ("adapting", "adapt"), ("answering", "decode"))
+    parts = [f"{said} {cost[f'{name}_seconds']:.1f} s" for said, name in phases]
+    memory = cost["memory_bytes"]
+    size = "" if memory is None else f", {memory / 2**30:.2f} GiB"
+    return f"about {cost['total_seconds']:.1f} s: {', '.join(parts)}{size}"
+
+
+def _end(seconds_left: float | None) -> float | None:
+    return None if seconds_left is None else time.monotonic() + seconds_left
 
 
 def _cited(citation: dict[str, Any]) -> str:

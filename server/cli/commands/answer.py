@@ -60,6 +60,16 @@ ApiKey = Annotated[
 ]
 
 
+AsEstimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Print the seconds that it would take, by measurement, and whether the server would "
+        "admit it now, instead of doing it.",
+    ),
+]
+
+
 def answer(
     query: Annotated[str, typer.Option(help="Question to answer from the document.")],
     document: Annotated[str | None, Document] = None,
@@ -106,6 +116,7 @@ def answer(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole response as one JSON object.")
     ] = False,
+    as_estimate: AsEstimate = False,
 ) -> None:
     """Answer a question about a document, adapted to it if --adapt says so.
 
@@ -114,7 +125,7 @@ def answer(
     """
     from refine_server.server.api.answers_schema import AnswerBody
     from refine_server.server.cli import event_sources
-    from refine_server.server.cli.progress import Follower
+    from refine_server.server.cli.progress import Follower, print_estimate
     from refine_server.server.settings import read_settings
 
     if document is None and adaptation is None:
@@ -141,13 +152,18 @@ def answer(
         body["adapt"] = {"seed": seed, **_adapt_fields(adapt)}
     parsed = event_sources.parse_body(body, AnswerBody)
     if url is not None:
-        events = event_sources.answer_by_server(url, api_key, body | _given(model=model))
+        body |= _given(model=model)
+        if as_estimate:
+            print_estimate(event_sources.estimate_by_server(url, api_key, body), as_json)
+            return
+        events = event_sources.answer_by_server(url, api_key, body)
     else:
         settings = read_settings().model_copy(update=_given(model=model))
+        if as_estimate:
+            print_estimate(event_sources.estimate_in_process(parsed, settings), as_json)
+            return
         events = event_sources.answer_in_process(parsed, settings)
-    settled = parsed.adapt
-    steps = 0 if settled.objective == "none" else settled.optimizer.steps
-    Follower(steps, as_json).follow(events)
+    Follower(as_json).follow(events)
 
 
 def adapt(
@@ -179,14 +195,15 @@ def adapt(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole adaptation as one JSON object.")
     ] = False,
+    as_estimate: AsEstimate = False,
 ) -> None:
     """Adapt to a document on a server, and print the id of the adaptation.
 
     The server keeps the adaptation. Ask it questions with `refine-server answer --adaptation ID`.
     """
     from refine_server.server.api.adaptations_schema import AdaptationBody
-    from refine_server.server.cli.event_sources import adapt_by_server, parse_body
-    from refine_server.server.cli.progress import Follower
+    from refine_server.server.cli import event_sources
+    from refine_server.server.cli.progress import Follower, print_estimate
 
     text = read_document(document)
     found = _evidence_options(
@@ -197,9 +214,12 @@ def adapt(
         **_given(queries=query or None, evidence=found or None, ttl_seconds=ttl_seconds),
         **_given(on_overflow=on_overflow),
     }
-    parsed = parse_body({"document": text, **options}, AdaptationBody)
-    events = adapt_by_server(url, api_key, text, **options)
-    Follower(parsed.adapt.optimizer.steps, as_json).follow(events)
+    body = {"document": text, **options}
+    event_sources.parse_body(body, AdaptationBody)
+    if as_estimate:
+        print_estimate(event_sources.estimate_by_server(url, api_key, body), as_json)
+        return
+    Follower(as_json).follow(event_sources.adapt_by_server(url, api_key, text, **options))
 
 
 def read_document(path: str) -> str:

@@ -1,6 +1,7 @@
 """``refine-server answer`` and ``adapt``, in this process and over HTTP."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from support.command_line import run, run_failing
 from support.fake_backend import FakeBackend
 
 STEPS = '{"optimizer": {"steps": 2}}'
+STEPS_3 = '{"optimizer": {"steps": 3}}'
 
 
 def test_answer_in_process(in_process: FakeBackend, document: str) -> None:
@@ -185,3 +187,32 @@ def test_on_overflow_is_said_by_an_option(
     run_failing(
         2, "--on-overflow cannot be combined", "answer", *with_url, "--on-overflow", "error"
     )
+
+
+def test_progress_says_what_it_costs_and_how_long_it_will_take(
+    in_process: FakeBackend, live: Callable[..., str], document: str
+) -> None:
+    asked = ("answer", "--document", document, "--query", "who", "--adapt", STEPS_3)
+    for shown in (run(*asked), run(*asked, "--url", live())):
+        assert shown.exit_code == 0, shown.output
+        assert re.search(r"about [\d.]+ s: reading .* s, adapting .* s, answering", shown.stderr)
+        lefts = re.findall(r"step \d/3 .* about (\d+) s left", shown.stderr)
+        assert len(lefts) == 3
+
+
+def test_an_estimate_is_printed_instead_of_an_answer(
+    in_process: FakeBackend, live: Callable[..., str], document: str
+) -> None:
+    asked = ("answer", "--document", document, "--query", "who", "--adapt", STEPS_3)
+    url = live()
+    made = ("adapt", "--document", document, "--adapt", STEPS_3, "--url", url)
+    for command in (asked, (*asked, "--url", url), made):
+        shown = run(*command, "--estimate")
+        assert shown.exit_code == 0, shown.output
+        cost, tokens = shown.stdout.splitlines()
+        assert cost.startswith("about ")
+        assert tokens.startswith("5 document tokens")
+        told = json.loads(run(*command, "--estimate", "--json").stdout)
+        assert told["object"] == "estimate"
+        assert told["estimate"]["adapt_seconds"] > 0
+    assert in_process.turns == []
