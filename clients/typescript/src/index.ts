@@ -22,11 +22,17 @@ export type RefineClient = Client<paths>;
 export type Answer = components["schemas"]["AnswerResponse"];
 export type Step = components["schemas"]["StepReport"];
 export type Question = Omit<components["schemas"]["AnswerBody"], "stream">;
+export type Estimate = components["schemas"]["EstimateResponse"];
 type ErrorDetail = components["schemas"]["ErrorDetail"];
 
 export type AnswerEvent =
+  | { event: "request.accepted"; data: components["schemas"]["RequestAccepted"] }
+  | { event: "request.queued"; data: components["schemas"]["QueuePosition"] }
+  | { event: "request.progress"; data: components["schemas"]["RequestProgress"] }
+  | { event: "document.reading"; data: components["schemas"]["ReadingProgress"] }
+  | { event: "adaptation.started"; data: components["schemas"]["AdaptationBegun"] }
+  | { event: "adaptation.step"; data: components["schemas"]["StepProgress"] }
   | { event: "answer.base"; data: { text: string } }
-  | { event: "adaptation.step"; data: Step }
   | { event: "answer.delta"; data: { text: string } }
   | { event: "answer.completed"; data: Answer };
 
@@ -113,4 +119,23 @@ export async function answer(
     if (event === "answer.completed") return data;
   }
   throw new Error("unreachable: a stream ends with its answer or throws");
+}
+
+/**
+ * Ask what a question would cost, and whether the server would admit it now. Nothing is done.
+ *
+ * @throws InvalidArgumentError when the question cannot be encoded.
+ * @throws RefineError when the server refuses or fails.
+ */
+export async function estimate(
+  client: RefineClient,
+  question: Question,
+  signal?: AbortSignal,
+): Promise<Estimate> {
+  const { data, error, response } = await client.POST("/v1/estimate", {
+    body: question,
+    ...(signal && { signal }),
+  });
+  if (error) throw new RefineError(error.error, response.status);
+  return data;
 }

@@ -1,7 +1,7 @@
 // Against a running server, whose address is in REFINE_URL.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { answer, createRefineClient, RefineError, streamAnswer } from "../dist/index.js";
+import { answer, createRefineClient, estimate, RefineError, streamAnswer } from "../dist/index.js";
 
 const client = createRefineClient({ baseUrl: process.env.REFINE_URL ?? "http://127.0.0.1:8000" });
 const question = {
@@ -24,6 +24,8 @@ test("a stream reports each step and ends with the answer", async () => {
     events.filter(({ event }) => event === "adaptation.step").map(({ data }) => data.step),
     [1, 2],
   );
+  assert.equal(events[0].event, "request.accepted");
+  assert.equal(events[0].data.estimate.total_seconds > 0, true);
   const last = events.at(-1);
   assert.equal(last.event, "answer.completed");
   const pieces = events.filter(({ event }) => event === "answer.delta");
@@ -47,7 +49,13 @@ test("an error names the field at fault", async () => {
 
 test("a stream that is left early is cancelled", async () => {
   for await (const { event } of streamAnswer(client, { ...question, adapt: { optimizer: { steps: 200 } } })) {
-    assert.equal(event, "adaptation.step");
-    break;
+    if (event === "adaptation.step") break;
+    assert.notEqual(event, "answer.completed");
   }
+});
+
+test("a question is estimated without its work", async () => {
+  const { estimate: cost, admitted } = await estimate(client, question);
+  assert.equal(admitted, true);
+  assert.equal(cost.adapt_seconds > 0, true);
 });
