@@ -1,4 +1,4 @@
-"""The curl recipes of docs/clients.md, run as written."""
+"""The first request of the README and the curl recipes of docs/clients.md, run as written."""
 
 import re
 import shutil
@@ -9,18 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "clients.md").read_text(), re.S)
+CONSOLE = re.compile(r"```console\n(.*?)```", re.S)
+BLOCKS = CONSOLE.findall((ROOT / "docs" / "clients.md").read_text())
 RECIPES = [block for block in BLOCKS if "curl" in block]
+FIRST_REQUEST = next(
+    block.partition("$ curl")[2]
+    for block in CONSOLE.findall((ROOT / "README.md").read_text())
+    if "$ curl" in block
+)
+RECIPES.insert(0, f"curl{FIRST_REQUEST}")
+ADAPTED = '"answered_by":"adapted"'
 OUTPUTS = (
+    ('"answer":', ADAPTED),
     ('"status":"ready"', '"id":"fake"'),
-    ('"answer":', '"citations":'),
-    ('"answer":', '"choices":', '"ttt":', '"prompt_index":0'),
-    ('"answer":', '"answered_by":"adapted"'),
-    ("event: request.accepted", "event: adaptation.step", "event: answer.completed"),
+    ('"answer":', '"citations":', ADAPTED),
+    ('"answer":', '"choices":', '"ttt":', '"prompt_index":0', ADAPTED),
+    ('"answer":', ADAPTED),
+    ("event: request.accepted", "event: adaptation.step", "event: answer.completed", ADAPTED),
     ('"total_seconds":', '"admitted":true'),
-    ('"answer":',),
-    ("event: adaptation.ready", '"answer":', '"deleted":true'),
-    ("event: adaptation.ready", '"citations":[{"start":0', '"answer":', '"deleted":true'),
+    ('"answer":', ADAPTED),
+    ("event: adaptation.ready", '"answer":', ADAPTED, '"deleted":true'),
+    ("event: adaptation.ready", '"citations":[{"start":0', '"answer":', ADAPTED, '"deleted":true'),
     ('"param": "adapt.optimizer.steps"',),
 )
 """Parts of each recipe's output."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from refine_server.ttt.refine.loop import adapt
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 from support.small_models import Families, Perturbed, Tokens
 from support.steps import prepared, step_alone
+
+SHORTEST = 52
+"""Tokens of the shortest document that can be adapted to with the guard, the header included."""
 
 
 @pytest.fixture(params=["delta_net", "overlay"])
@@ -282,6 +286,15 @@ def test_what_cannot_be_learned_is_answered_from_the_base(
 def test_a_document_too_short_to_be_evaluated_on_is_answered_from_the_base(
     model: CausalLM, tokens: Tokens
 ) -> None:
-    adapted, _ = adapted_to(model, tokens(1, 50), config())
+    adapted, _ = adapted_to(model, tokens(1, SHORTEST - 1), config())
     assert adapted.report.kept_base_reason == guard.DOCUMENT_TOO_SHORT
     assert adapted.fast_weights.is_base
+
+
+def test_the_shortest_document_that_can_be_adapted_to_is_as_the_documentation_says(
+    model: CausalLM, tokens: Tokens
+) -> None:
+    adapted, _ = adapted_to(model, tokens(1, SHORTEST), config())
+    assert adapted.report.steps
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    assert f"{SHORTEST} tokens" in readme
