@@ -60,10 +60,10 @@ KeptBaseReason = Annotated[
     Field(
         description="Why the base weights answer although an adaptation was asked for: "
         "`no_better_step` (no step did better on what was held out), `nothing_similar` (no word of "
-        "the query occurs in the document), `document_too_short` (the held-out guard needs a document "
-        "of 52 tokens; without it, and on evidence, 12 are enough), `non_finite_loss`, `non_finite_gradient`, "
-        "`non_finite_weights`, or why it was stopped before its first step. Null unless "
-        "`answered_by` is `kept_base`."
+        "the query occurs in the document), `document_too_short` (the held-out guard needs a "
+        "document of 52 tokens; without it, and on evidence, 12 are enough), `non_finite_loss`, "
+        "`non_finite_gradient`, `non_finite_weights`, or why it was stopped before its first step. "
+        "Null unless `answered_by` is `kept_base`."
     ),
 ]
 
