@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("server", "ttt", "kernels", "clients", "benchmarks")
+FOLDERS = ("server", "ttt", "kernels", "clients", "benchmarks", "examples")
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "ttt": {"ttt", "kernels"},
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "server": {"server", "ttt"},
     "server/cli": {"server", "ttt", "clients", "benchmarks"},
     "benchmarks": {"benchmarks", "clients", "server", "ttt", "kernels"},
+    "examples": set(),
 }
 THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
 
