@@ -141,6 +141,8 @@ def _cors(settings: Settings) -> list[Middleware]:
             # the browser's: it sends no cookies, and the origin is one that was named.
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=["location", "retry-after", "x-request-id", "x-should-retry"],
+            expose_headers=[
+                *("location", "retry-after", "x-request-id", "x-should-retry", "x-refine-warning"),
+            ],
         )
     ]

@@ -32,13 +32,18 @@ def longbench(
     base_url: str = "",
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """Return the rows of one task as prompts, cut in the middle to ``max_length`` tokens.
+    """Return the rows of one task as prompts, cut in the middle.
 
-    By default a prompt is as long as the server at ``base_url`` reads, less its answer and what a
-    chat template adds. The tokenizer is read from a file or, by default, used over HTTP from that
-    server.
+    A prompt, its answer and what a chat template adds have ``max_length`` tokens together, which is
+    the model's argument of the same name. In chats, which the harness does not cut, the default is
+    what the server at ``base_url`` reads. The tokenizer is read from a file or, by default, used
+    over HTTP from that server.
+
+    Raises:
+        DataError: the harness would cut prompts, or something is missing from the metadata.
     """
     folder = _given("longbench_data", longbench_data)
+    _require_max_length(base_url, max_length)
     if tokenizer is not None and max_length is not None:
         return _dataset(folder, dataset, int(max_length), FileTokenizer(tokenizer))
     if not base_url:
@@ -49,7 +54,7 @@ def longbench(
         if tokenizer is not None:
             tokens = FileTokenizer(tokenizer)
         if max_length is None:
-            max_length = client.models()[0].max_model_len - task_of(dataset).max_tokens - TEMPLATE
+            max_length = client.models()[0].max_model_len
         return _dataset(folder, dataset, int(max_length), tokens)
 
 
@@ -63,7 +68,7 @@ def _dataset(
 ) -> dict[str, datasets.Dataset]:
     docs = []
     for row in load(folder, [dataset]):
-        asked = split_prompt(row, max_length, tokens)
+        asked = split_prompt(row, max_length - row.task.max_tokens - TEMPLATE, tokens)
         docs.append(
             {
                 "id": row.id,
@@ -82,9 +87,20 @@ def longbench_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]
     return {"score": score(task, results[0], doc["answers"], doc["all_classes"])}
 
 
-def ruler(family: str, ruler_data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Return the samples of one family: ``niah``, ``vt``, ``cwe``, ``fwe`` or ``qa``."""
+def ruler(
+    family: str,
+    ruler_data: str | None = None,
+    max_length: int | str | None = None,
+    base_url: str = "",
+    **_: Any,
+) -> dict[str, datasets.Dataset]:
+    """Return the samples of one family: ``niah``, ``vt``, ``cwe``, ``fwe`` or ``qa``.
+
+    Raises:
+        DataError: the harness would cut prompts, or the file has no samples of the family.
+    """
     path = _given("ruler_data", ruler_data)
+    _require_max_length(base_url, max_length)
     docs = [
         {**sample.row(), "prompt": sample.prompt, "outputs": list(sample.outputs)}
         for sample in read_rows(path, Sample.parse)
@@ -99,6 +115,19 @@ def ruler_score(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Return ``string_match_all`` or ``string_match_part`` of one prediction, 0 to 100."""
     row = {name: doc[name] for name in Sample.__dataclass_fields__}
     return {"score": Sample.parse(row).score(results[0])}
+
+
+def _require_max_length(base_url: str, max_length: int | str | None) -> None:
+    """Refuse to have prompts cut: without ``max_length`` the harness keeps their last 2,047 tokens.
+
+    Raises:
+        DataError: the model completes prompts, which the harness cuts, and no length is given.
+    """
+    if base_url and max_length is None and "/chat/" not in base_url:
+        raise DataError(
+            "--model_args needs max_length=N, the max_model_len of the server's /v1/models: "
+            "without it lm-evaluation-harness cuts all prompts to 2,047 tokens from the left"
+        )
 
 
 def _given(name: str, value: str | None) -> Path:

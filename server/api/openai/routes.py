@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from refine_server.server.api.openai.cut_prompt import warning_of
 from refine_server.server.api.openai.format import (
     ChatEncoder,
     CompletionEncoder,
@@ -47,13 +48,21 @@ def _documented(response: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 @router.post("/completions", responses=_documented(Completion), response_model=None)
 async def create_completion(
-    body: CompletionBody, services: ServicesDep, caller: CallerDep
+    body: CompletionBody, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
     """Continue prompts as they are.
 
     With `ttt.document`, or an adaptation's id as `model`, each prompt continues the document, under
     the adaptation's fast weights if there is one; otherwise the base model continues it alone.
+
+    A prompt that seems to have lost its beginning before it was sent is told in the response header
+    `x-refine-warning`.
     """
+    request.state.warning = warning_of(
+        body.prompt,
+        body.to_sampling(services.settings.max_tokens).max_tokens,
+        services.engine.ready().limits.sequence_tokens,
+    )
     return RunResponse(
         complete(body, services, caller),
         stream=bool(body.stream),

@@ -24,7 +24,8 @@ class RequestContext:
     """Gives a request its id, logs and measures it, and answers 500 if it crashes.
 
     The id is in ``request.state.request_id`` and in the response's header ``x-request-id``; when it
-    arrived is in ``request.state.arrived``, in monotonic seconds.
+    arrived is in ``request.state.arrived``, in monotonic seconds. What a route writes to
+    ``request.state.warning`` is logged, and sent in ``x-refine-warning``.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -45,7 +46,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if (warning := scope["state"].get("warning")) is not None:
+                    headers["x-refine-warning"] = warning
+                    logger.warning("request %s: %s", request_id, warning)
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 log.has_ended = True

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from refine_server.benchmarks.common.rows import DataError
 from refine_server.benchmarks.quality.longbench.tasks import tasks
 from refine_server.benchmarks.quality.ruler.samples import templates
 
@@ -48,6 +49,18 @@ def test_every_task_is_there_with_its_generation_length(metadata: dict[str, str]
     for name, length in expected.items():
         file = FOLDER / f"{name.removeprefix('refine_')}.yaml"
         assert f"max_gen_toks: {length}\n" in file.read_text()
+
+
+@pytest.mark.parametrize("task", ["longbench_hotpotqa", "ruler_qa"])
+def test_prompts_are_not_cut_unnoticed(metadata: dict[str, str], task: str) -> None:
+    """Without max_length the harness keeps the last 2,047 tokens of a prompt, but not in chats."""
+    del metadata["max_length"]
+    completions = {**metadata, "base_url": "http://127.0.0.1:9/v1/completions"}
+    with pytest.raises(DataError, match="needs max_length=N"):
+        manager(completions).load([f"refine_{task}"])
+    chats = {**metadata, "base_url": "http://127.0.0.1:9/v1/chat/completions"}
+    if task == "ruler_qa":
+        assert manager(chats).load([f"refine_{task}"])
 
 
 def test_lm_eval_asks_and_scores_over_http(scripted: Any, metadata: dict[str, str]) -> None:

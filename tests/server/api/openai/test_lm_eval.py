@@ -177,6 +177,8 @@ def test_the_projects_tasks_run_in_chats_and_with_slashes_at_the_end(
         "local-chat-completions ": "/v1/chat/completions/",
     }.items():
         address = {"base_url": f"{tiny_url}{path}", "model": "tiny"}
+        if "chat" not in path:
+            address["max_length"] = "2048"
         # What the command line hands to tasks: the metadata, with the model's arguments.
         metadata = {"longbench_data": str(tmp_path), **address}
         runs.append(
