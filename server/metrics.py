@@ -191,6 +191,21 @@ class Metrics:
         self.store_errors = counter(
             "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )
+        self.store_entries = Gauge(
+            "refine_store_entries",
+            "Adaptations in the store; unreadable ones are of another version of refine-server.",
+            ["state"],
+            registry=registry,
+        )
+        self.store_bytes = Gauge(
+            "refine_store_bytes", "Bytes of all adaptations in the store.", registry=registry
+        )
+        self.store_up = Gauge(
+            "refine_store_up",
+            "Whether the store can be read and written (1) or not (0); 1 where there is none.",
+            registry=registry,
+        )
+        self.store_up.set(1)
         self._model = Info("refine_model", "The model that is served.", registry=registry)
 
     def describe(self, backend: Backend) -> None:

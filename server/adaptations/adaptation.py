@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ class Adaptation:
         self.id = id
         self.owner = owner
         self.key = key
+        self.store_key = key
+        """Its key in the store, which it keeps when no other request may join it any more."""
         self.config = config
         self.ttl_seconds = ttl_seconds
         self.created_at = time.time()
@@ -86,11 +89,18 @@ class Adaptation:
         # The work
         self.status = Status.QUEUED
         self.task: asyncio.Task[None] | None = None
-        """Follows the work on the event loop; None for one that was stored by another process."""
+        """Follows the work on the event loop, here or on another server; None for one that was
+        stored by another process."""
         self.run: Run | None = None
         """The work; None before it is admitted and after it has ended."""
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Resolves when the work is in the queue, or to what refused it."""
+        self.work: AbstractAsyncContextManager[Run] | None = None
+        """Makes it, where this server can; None for one that another process makes or has made."""
+        self.is_elsewhere = False
+        """Whether another server makes it."""
+        self.twin: Adaptation | None = None
+        """The same adaptation, which another server makes or has stored, in place of this one."""
         self.joined = 0
         """Requests that wait for the admission."""
         self.events: list[RunEvent] = []
@@ -114,6 +124,10 @@ class Adaptation:
         """None while it is not in memory."""
         self.nbytes = 0
         self.stored = False
+        self.confirmed = -math.inf
+        """When it was last known to be in the store, in monotonic seconds."""
+        self.marked = -math.inf
+        """When other servers were last told of its use, in monotonic seconds."""
         self.users = 0
         """Requests that use the document now, which keeps it in memory."""
         self.last_used = time.monotonic()
@@ -126,6 +140,10 @@ class Adaptation:
         self.last_used = time.monotonic()
         if self.status is Status.READY:
             self.expires = self.last_used + self.ttl_seconds
+
+    def expire_in(self, seconds: float) -> None:
+        """Set what is left of its time to live; the wall clock may have jumped, so all at most."""
+        self.expires = time.monotonic() + min(max(seconds, 0.0), self.ttl_seconds)
 
     @property
     def expires_at(self) -> float | None:
@@ -141,7 +159,12 @@ class Adaptation:
         """Record that its work is in the queue."""
         self.run, self.estimate = run, run.estimate
         self.document_tokens = run.document_tokens
-        self.admitted.set_result(None)
+        self.join()
+
+    def join(self) -> None:
+        """Record that it is under way, here or on another server."""
+        if not self.admitted.done():
+            self.admitted.set_result(None)
 
     def refuse(self, error: Exception) -> None:
         """Give ``error`` to those who wait for the admission; do nothing after it."""

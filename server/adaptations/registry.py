@@ -5,44 +5,45 @@ thread. Documents that leave memory are loaded from the store when they are aske
 """
 
 import asyncio
-import logging
+import contextlib
+import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
 from refine_server.server.adaptations.budget import MemoryBudget, require_place
-from refine_server.server.adaptations.ids import new_id
-from refine_server.server.adaptations.storage import Storage
-from refine_server.server.adaptations.store.errors import StoreError
+from refine_server.server.adaptations.connection import Connection
+from refine_server.server.adaptations.ids import ID_PATTERN, new_id
+from refine_server.server.adaptations.index import Index
+from refine_server.server.adaptations.maker import Maker
+from refine_server.server.adaptations.sharing import Sharing, adaptation_elsewhere
+from refine_server.server.adaptations.storage import Storage, StoredAdaptation, revive
+from refine_server.server.adaptations.store.errors import (
+    DamagedEntryError,
+    MissingEntryError,
+    StoreError,
+    UnreadableEntryError,
+)
+from refine_server.server.adaptations.store.leases import Lease
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
-from refine_server.server.engine.events import Accepted, QueueMoved, RunEvent
-from refine_server.server.engine.run import Run
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
-from refine_server.server.http.request_log import RequestLog
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
-from refine_server.ttt.interface.events import (
-    AdaptationEnded,
-    AdaptationStarted,
-    AdaptationStep,
-    DocumentAdapted,
-    DocumentRead,
-    DocumentReading,
-)
 from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
 
-logger = logging.getLogger(__name__)
-
 SWEEP_SECONDS = 5.0
-"""Time between two sweeps of what has expired."""
+"""Time between two sweeps of what has expired, and between two looks at the store."""
+CONFIRM_SECONDS = 1.0
+"""How long it is taken for granted that what was in the store is there still."""
 
 
 class Adaptations:
@@ -60,11 +61,13 @@ class Adaptations:
     ) -> None:
         self._engine, self._settings, self._metrics = engine, settings, metrics
         self._keyring = keyring
-        self._storage = Storage(settings, metrics)
+        self._connection = Connection(settings, metrics)
+        self._storage = Storage(self._connection, metrics)
+        self._sharing = Sharing(self._connection, self._storage)
         self._budget = MemoryBudget(settings.adaptation_memory_bytes)
-        self._by_id: dict[str, Adaptation] = {}
-        self._by_key: dict[str, Adaptation] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._index = Index(self._forget_document)
+        self._maker = Maker(self._index, self._storage, self._sharing, metrics, self._evict)
+        self._synchronised = -math.inf
         self._backend: Backend | None = None
         self.is_open = False
         """Whether it is known what the store has."""
@@ -72,25 +75,26 @@ class Adaptations:
     # -- life cycle ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Bring back what is stored, then sweep what expires; runs until cancelled."""
+        """Find what is stored; then sweep what expires and see what other servers do."""
         self._backend = backend = await asyncio.wrap_future(self._engine.opened)
-        for manifest, expires_at in await self._storage.open(backend):
-            adaptation = self._storage.revive(manifest, expires_at)
-            if adaptation is not None and adaptation.id not in self._by_id:
-                self._register(adaptation)
-        self.is_open = True
+        self._storage.open(backend)
         while True:
-            self._update_gauges()
-            await asyncio.sleep(SWEEP_SECONDS)
+            was_available = self._connection.is_available
+            await self._connection.check(backend.fingerprint)
+            await self._synchronise()
             await self.sweep()
+            if self._connection.is_available and not was_available:
+                await self._maker.store_again()
+            self._update_gauges()
+            self.is_open = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._connection.failed.wait()
 
     async def close(self, seconds: float) -> None:
         """Wait for adaptations that run, which the engine ends, and store their results."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-        for task in self._tasks:
-            task.cancel()
-        await self._storage.close()
+        await self._maker.close(seconds)
+        await self._connection.close()
 
     def require_open(self) -> None:
         """Raise 503 while it is not known yet what the store has."""
@@ -100,13 +104,40 @@ class Adaptations:
                 "The server is still reading its store of adaptations.", "loading"
             )
 
+    def require_store(self) -> None:
+        """Raise 503 while the store cannot be used."""
+        if not self._connection.is_available:
+            raise store_unavailable()
+
     async def sweep(self) -> None:
-        """Forget and delete what has expired."""
+        """Forget and delete what has expired, and tell other servers what is in use."""
         if self._backend is not None:
             self._backend.drop_expired_documents()
-        for adaptation in [a for a in self._by_id.values() if a.is_expired]:
-            self._forget(adaptation)
-            await self._storage.delete(adaptation)
+        for adaptation in list(self._index.all):
+            if adaptation.users:
+                self._storage.mark_use(adaptation)
+            elif adaptation.is_expired:
+                left = await self._storage.expire(adaptation) if adaptation.stored else None
+                if left is None:
+                    self._index.forget(adaptation)
+                elif left > 0:  # it was used through another server
+                    adaptation.expire_in(left)
+
+    async def _synchronise(self) -> None:
+        """Take over what other servers, or a former process of this one, changed in the store."""
+        if not (self._connection.is_used and self._connection.is_available):
+            return
+        known = {a.id for a in self._index.all}
+        stored = [a.id for a in self._index.all if a.stored]
+        try:
+            changes = await self._storage.changes(known, stored)
+        except StoreError:
+            return
+        for found in changes.found:
+            self._discover(found)
+        for adaptation in filter(None, map(self._index.get, changes.gone)):
+            self._index.forget(adaptation)
+        self._synchronised = time.monotonic()
 
     # -- what routes call ---------------------------------------------------------------------
 
@@ -130,25 +161,28 @@ class Adaptations:
         """
         self.require_open()
         key = request_key(request, self._engine.ready().fingerprint)
-        adaptation = self._by_key.get(key)
+        adaptation = await self._current(key)
+        longest = self._settings.request_timeout_seconds
+        work = self._engine.run(
+            request,
+            request_id=request_id,
+            timeout_seconds=min(timeout_seconds or longest, longest),
+            priority=priority,
+        )
         if adaptation is not None:
             self._metrics.cache_hits.inc()
+            if adaptation.is_elsewhere:  # to be made here should that server stop
+                adaptation.work = adaptation.work or work
         else:
             self._require_place(request.owner)
-            self._metrics.cache_misses.inc()
             ttl = self._settings.adaptation_ttl_seconds if ttl_seconds is None else ttl_seconds
             adaptation = Adaptation(new_id(), request.owner, key, request.adapt, ttl)
-            self._register(adaptation)
-            longest = self._settings.request_timeout_seconds
-            work = self._engine.run(
-                request,
-                request_id=request_id,
-                timeout_seconds=min(timeout_seconds or longest, longest),
-                priority=priority,
-            )
-            self._start(adaptation, work)
-        await self._admission_of(adaptation)
-        adaptation.touch()
+            adaptation.work = work
+            self._index.add(adaptation)
+            self._maker.start(adaptation)
+        await self._maker.admission_of(adaptation)
+        adaptation = adaptation.twin or adaptation
+        self._touch(adaptation)
         return adaptation
 
     def find_equal(self, request: AdaptRequest) -> Adaptation | None:
@@ -158,37 +192,56 @@ class Adaptations:
             ApiError: the server is not ready, or the owner keeps too many for a new one.
         """
         self.require_open()
-        found = self._by_key.get(request_key(request, self._engine.ready().fingerprint))
+        found = self._index.find(request_key(request, self._engine.ready().fingerprint))
         if found is None:
             self._require_place(request.owner)
         return found
 
-    def get(self, owner: str, adaptation_id: str) -> Adaptation:
-        """Return an owner's adaptation; raise 404 for an unknown one and for another owner's."""
+    async def get(self, owner: str, adaptation_id: str) -> Adaptation:
+        """Return an owner's adaptation, of this server or another that uses the same store.
+
+        Raises:
+            ApiError: 404 for an unknown one and for another owner's; 503 if only the store could
+                tell, and it cannot be used.
+        """
         self.require_open()
-        adaptation = self._by_id.get(adaptation_id)
+        adaptation = self._index.get(adaptation_id)
+        if adaptation is not None and adaptation.owner != owner:
+            adaptation = None
+        elif adaptation is None or adaptation.is_expired:
+            adaptation = await self._find(adaptation_id)
+        elif adaptation.is_elsewhere and not adaptation.status.is_final:
+            await self._sharing.look(adaptation)
+        elif not await self._is_current(adaptation):
+            adaptation = None
         if adaptation is None or adaptation.owner != owner or adaptation.is_expired:
             raise errors.no_adaptation(adaptation_id)
         return adaptation
 
-    def list(self, owner: str) -> list[Adaptation]:
-        """Return an owner's adaptations, the newest first."""
-        own = [a for a in self._by_id.values() if a.owner == owner and not a.is_expired]
-        return sorted(own, key=lambda a: a.created_at, reverse=True)
+    def _own(self, owner: str) -> list[Adaptation]:
+        return [a for a in self._index.all if a.owner == owner and not a.is_expired]
+
+    async def list(self, owner: str) -> list[Adaptation]:
+        """Return an owner's adaptations on all servers that use the store, the newest first."""
+        if time.monotonic() - self._synchronised > CONFIRM_SECONDS:
+            await self._synchronise()
+        return sorted(self._own(owner), key=lambda a: a.created_at, reverse=True)
 
     async def delete(self, owner: str, adaptation_id: str) -> Adaptation:
-        """Cancel an adaptation if it runs, and forget it; requests that use it now go on."""
-        adaptation = self.get(owner, adaptation_id)
-        self._forget(adaptation)
+        """Cancel an adaptation if it runs, and forget it; requests that use it now go on.
+
+        Raises:
+            ApiError: it does not exist, or it is stored and the store cannot be used.
+        """
+        adaptation = await self.get(owner, adaptation_id)
         if not adaptation.status.is_final:
-            adaptation.set_status(Status.CANCELLED)
-            error = errors.no_adaptation(adaptation_id)
-            adaptation.refuse(error)
-            if adaptation.run is not None:
-                adaptation.run.cancel("deleted", error)
-            elif adaptation.task is not None:
-                adaptation.task.cancel()
-        await self._storage.delete(adaptation)
+            self._maker.cancel(adaptation)
+        try:
+            await self._storage.delete(adaptation)
+        except StoreError:
+            if adaptation.stored:
+                raise store_unavailable() from None
+        self._index.forget(adaptation)
         return adaptation
 
     @asynccontextmanager
@@ -198,9 +251,9 @@ class Adaptations:
         Raises:
             ApiError: it does not exist, it failed, or it does not fit into memory now.
         """
-        adaptation = self.get(owner, adaptation_id)
+        adaptation = await self.get(owner, adaptation_id)
         adaptation.users += 1
-        adaptation.touch()
+        self._touch(adaptation)
         try:
             if await adaptation.wait_until_final() is not Status.READY:
                 raise errors.adaptation_failed(adaptation_id, adaptation.error)
@@ -209,145 +262,120 @@ class Adaptations:
             yield document
         finally:
             adaptation.users -= 1
-            adaptation.touch()
+            self._touch(adaptation)
             self._evict()
 
-    # -- the work of one adaptation -----------------------------------------------------------
+    # -- what other servers do ----------------------------------------------------------------
 
-    def _start(self, adaptation: Adaptation, work: AbstractAsyncContextManager[Run]) -> None:
-        adaptation.task = asyncio.create_task(self._adapt(adaptation, work))
-        self._tasks.add(adaptation.task)
-        adaptation.task.add_done_callback(self._tasks.discard)
+    async def _current(self, key: str) -> Adaptation | None:
+        """Return the adaptation that a request with this key joins, unless it was deleted."""
+        while (adaptation := self._index.find(key)) is not None:
+            if await self._is_current(adaptation):
+                return adaptation
+        return None
 
-    async def _admission_of(self, adaptation: Adaptation) -> None:
-        adaptation.joined += 1
+    async def _is_current(self, adaptation: Adaptation) -> bool:
+        """Return whether no other server has deleted an adaptation; forget one that was deleted.
+
+        One that is in memory can answer without the store, so a store that fails is no obstacle.
+        """
+        now = time.monotonic()
+        is_recent = now - adaptation.confirmed < CONFIRM_SECONDS
+        if is_recent or not adaptation.stored or not self._connection.is_available:
+            return True
+        if await self._storage.exists(adaptation.id):
+            adaptation.confirmed = now
+            return True
+        self._index.forget(adaptation)
+        return False
+
+    async def _find(self, adaptation_id: str) -> Adaptation | None:
+        """Look for an adaptation in the store that is not known, or has expired here."""
+        if not self._connection.is_used or ID_PATTERN.fullmatch(adaptation_id) is None:
+            return None
+        if not self._connection.is_available:
+            raise store_unavailable()
         try:
-            await asyncio.shield(adaptation.admitted)
-        finally:
-            adaptation.joined -= 1
-            if not (adaptation.joined or adaptation.admitted.done() or adaptation.task is None):
-                self._forget(adaptation)
-                adaptation.task.cancel()
+            found = await self._storage.find(adaptation_id)
+        except UnreadableEntryError as error:
+            raise ApiError(409, f"{error}.", "adaptation_unreadable", param="adaptation") from None
+        except StoreError:
+            raise store_unavailable() from None
+        return None if found is None else self._discover(found)
 
-    async def _adapt(self, adaptation: Adaptation, work: AbstractAsyncContextManager[Run]) -> None:
-        log = RequestLog()
-        try:
-            async with work as run:
-                adaptation.admit(run)
-                async for event in log.recorded(run):
-                    await self._handle(adaptation, event)
-        except Exception as error:
-            if adaptation.admitted.done():
-                self._forget_key(adaptation)
-                adaptation.fail(errors.as_api_error(error))
-            else:
-                self._forget(adaptation)
-                adaptation.refuse(error)
-        finally:
-            adaptation.run = None
-            adaptation.refuse(errors.shutting_down())
-            if adaptation.status.is_final:
-                _log_end(adaptation, log)
-            self._update_gauges()
-
-    async def _handle(self, adaptation: Adaptation, event: RunEvent) -> None:
-        match event:
-            case (
-                Accepted()
-                | QueueMoved()
-                | DocumentReading()
-                | AdaptationStarted()
-                | AdaptationStep()
-            ):
-                adaptation.add_event(event)
-            case DocumentRead():
-                adaptation.overflow, adaptation.document_key = event.overflow, event.key
-                adaptation.add_event(event)
-                adaptation.set_status(Status.ADAPTING)
-            case AdaptationEnded(report):
-                adaptation.report = report
-            case DocumentAdapted(document):
-                await self._keep(adaptation, document)
-
-    async def _keep(self, adaptation: Adaptation, document: "Kept") -> None:
-        adaptation.document, adaptation.nbytes = document, document.nbytes
-        adaptation.citations = document.citations
-        if document.report.stopped == "shutdown":  # it made fewer steps than were asked for
-            self._forget_key(adaptation)
-        adaptation.stored = await self._storage.save(adaptation, document)
-        if adaptation.id not in self._by_id:  # it was deleted meanwhile
-            await self._storage.delete(adaptation)
-        adaptation.set_status(Status.READY)
-        adaptation.touch()
-        self._evict()
+    def _discover(self, found: StoredAdaptation | Lease) -> Adaptation | None:
+        """Add an adaptation that another server has stored or makes, or a former process did."""
+        if isinstance(found, StoredAdaptation):
+            adaptation = self._index.get(found.manifest.id)
+            if adaptation is not None and adaptation.stored:
+                adaptation.expire_in(found.expires_at - time.time())
+                return adaptation
+            adaptation = revive(found)
+            if adaptation is not None:
+                self._index.add(adaptation)
+            return adaptation
+        adaptation = self._index.get(found.id)
+        if adaptation is None and not self._sharing.is_own(found):
+            adaptation = adaptation_elsewhere(found)
+            self._index.add(adaptation)
+            self._maker.start(adaptation)
+        return adaptation
 
     # -- memory -------------------------------------------------------------------------------
 
     async def _load(self, adaptation: Adaptation) -> "Kept":
         self._evict(adaptation.nbytes)
-        if not self._budget.fits(self._by_id.values(), adaptation.nbytes):
+        if not self._budget.fits(self._index.all, adaptation.nbytes):
             raise errors.unavailable(
                 "Adaptations in use take all memory for adaptations.", "memory_in_use"
             )
         try:
             adaptation.document = await self._storage.load(adaptation.id)
-        except StoreError as error:
-            self._forget(adaptation)
+        except MissingEntryError:
+            self._index.forget(adaptation)
+            raise errors.no_adaptation(adaptation.id) from None
+        except (DamagedEntryError, UnreadableEntryError) as error:
+            self._index.forget(adaptation)
             message = f"The adaptation {adaptation.id!r} is lost: {error}. Adapt again."
             raise ApiError(409, message, "adaptation_lost") from error
+        except StoreError:
+            raise store_unavailable() from None
         return adaptation.document
 
     def _evict(self, nbytes: int = 0) -> None:
         """Keep within the memory budget with ``nbytes`` more; forget what is not stored."""
-        for adaptation in self._budget.evict(self._by_id.values(), nbytes):
+        for adaptation in self._budget.evict(self._index.all, nbytes):
             self._metrics.cache_evictions.inc()
             if not adaptation.stored:
-                self._forget(adaptation)
+                self._index.forget(adaptation)
         self._update_gauges()
 
     # -- bookkeeping --------------------------------------------------------------------------
 
-    def _register(self, adaptation: Adaptation) -> None:
-        self._by_id[adaptation.id] = adaptation
-        if adaptation.key is not None:
-            self._by_key[adaptation.key] = adaptation
+    def _touch(self, adaptation: Adaptation) -> None:
+        adaptation.touch()
+        self._storage.mark_use(adaptation)
 
-    def _forget(self, adaptation: Adaptation) -> None:
-        self._by_id.pop(adaptation.id, None)
-        self._forget_key(adaptation)
-        self._forget_document(adaptation)
-
-    def _forget_document(self, adaptation: Adaptation) -> None:
-        """Drop the document as the base model read it, unless another adaptation uses it."""
-        owner, key = adaptation.owner, adaptation.document_key
-        used = {a.document_key for a in self._by_id.values() if a.owner == owner}
-        if self._backend is not None and key is not None and key not in used:
+    def _forget_document(self, owner: str, key: str) -> None:
+        """Drop a document as the base model read it."""
+        if self._backend is not None:
             self._backend.forget_document(owner, key)
-
-    def _forget_key(self, adaptation: Adaptation) -> None:
-        """Let no other request join the adaptation."""
-        if adaptation.key is not None and self._by_key.get(adaptation.key) is adaptation:
-            del self._by_key[adaptation.key]
-        adaptation.key = None
 
     def _require_place(self, owner: str) -> None:
         require_place(
-            self.list(owner),
-            self._by_id.values(),
+            self._own(owner),
+            self._index.all,
             max_count=self._settings.max_adaptations,
             max_bytes=self._keyring.quotas_of(owner).adaptation_bytes,
         )
 
     def _update_gauges(self) -> None:
-        counts = Counter(adaptation.status for adaptation in self._by_id.values())
+        counts = Counter(adaptation.status for adaptation in self._index.all)
         for status in Status:
             self._metrics.adaptations.labels(status.value).set(counts[status])
-        self._metrics.adaptation_bytes.set(self._budget.used(self._by_id.values()))
+        self._metrics.adaptation_bytes.set(self._budget.used(self._index.all))
 
 
-def _log_end(adaptation: Adaptation, log: RequestLog) -> None:
-    """Log how the work of an adaptation ended; the request that asked for it may be long over."""
-    if report := adaptation.report:
-        log.answered_by, log.kept_base_reason = report.answered_by, report.kept_base_reason
-    more = {"key": adaptation.owner, "adaptation": adaptation.id, **log.fields()}
-    logger.info("adaptation %s is %s", adaptation.id, adaptation.status.value, extra=more)
+def store_unavailable() -> ApiError:
+    """503: the request needs the store, which cannot be used now."""
+    return errors.unavailable("The store of adaptations cannot be used now.", "store_unavailable")

@@ -90,7 +90,9 @@ async def list_adaptations(
 ) -> AdaptationList:
     """List the caller's adaptations, the newest first."""
     model = engine.ready().name
-    return AdaptationList(data=[AdaptationResource.of(a, model) for a in adaptations.list(owner)])
+    return AdaptationList(
+        data=[AdaptationResource.of(a, model) for a in await adaptations.list(owner)]
+    )
 
 
 @router.get("/{adaptation_id}", responses=documented(404, 422, 503))
@@ -99,7 +101,7 @@ async def get_adaptation(
 ) -> AdaptationResource:
     """Show an adaptation as it is now."""
     model = engine.ready().name
-    return AdaptationResource.of(adaptations.get(owner, adaptation_id), model)
+    return AdaptationResource.of(await adaptations.get(owner, adaptation_id), model)
 
 
 @router.get(
@@ -123,7 +125,7 @@ async def follow_adaptation(
     the whole resource.
     """
     model = engine.ready().name
-    adaptation = adaptations.get(owner, adaptation_id)
+    adaptation = await adaptations.get(owner, adaptation_id)
     log = RequestLog.of(request.scope)
     log.describe(model=model, adaptation=adaptation_id)
     return event_stream(_chunks(adaptation, model, log), settings.shutdown_seconds)

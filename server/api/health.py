@@ -41,9 +41,11 @@ async def live() -> Health:
 
 @router.get("/health/ready", responses=documented(503))
 async def ready(engine: EngineDep, adaptations: AdaptationsDep) -> Health:
-    """Report that requests are served: the model is loaded and the engine makes progress."""
+    """Report that requests are served: the model is loaded, the engine makes progress, and
+    the store of adaptations can be used."""
     engine.ready()
     adaptations.require_open()
+    adaptations.require_store()
     return Health(status="ready")
 
 

@@ -67,7 +67,7 @@ async def list_models(
         context_length=backend.limits.context_length,
         fingerprint=backend.fingerprint,
     )
-    ready = [a for a in adaptations.list(owner) if a.status is Status.READY]
+    ready = [a for a in await adaptations.list(owner) if a.status is Status.READY]
     return ModelList(data=[served, *(_adapted(served, a, backend.limits) for a in ready)])
 
 

@@ -174,14 +174,16 @@ class Store:
             for folder, (nbytes, is_complete) in found.items()
         ]
 
-    def manifests(self, known: Collection[str] = ()) -> list[Manifest]:
-        """Return the manifests of all entries but those with a known id.
+    def manifests(
+        self, listed: Collection[ListedEntry], known: Collection[str] = ()
+    ) -> list[Manifest]:
+        """Return the manifests of entries that are listed, but of those with a known id.
 
         Damaged entries are put into quarantine, and abandoned ones are deleted. Those that only
         another version can read are left as they are.
         """
         found = []
-        for entry in self.entries():
+        for entry in listed:
             if entry.id in known or entry.id in self.unreadable:
                 continue
             try:

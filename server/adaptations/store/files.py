@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import fsspec
@@ -73,13 +73,23 @@ class Files:
         with _store_errors("open"):
             # Cached listings would hide what other servers write and delete.
             self.fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
-        self.root = root.rstrip("/")
+        self.root = self._top = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def make_root(self) -> None:
+        """Make the store's folder, where it is on a disk.
+
+        Only here, so that a folder that is lost later is not taken for an empty store.
+        """
+        with _store_errors("write"):
+            if self.is_local:
+                os.makedirs(self._top, exist_ok=True)
 
     def within(self, folder: str) -> "Files":
         """Return the files of a folder."""
         inner = object.__new__(Files)
-        inner.fs, inner.is_local, inner.root = self.fs, self.is_local, self._path(folder)
+        inner.fs, inner.is_local, inner._top = self.fs, self.is_local, self._top
+        inner.root = self._path(folder)
         return inner
 
     def read(self, path: str) -> bytes | None:
@@ -109,8 +119,7 @@ class Files:
         """
         with _store_errors("write"):
             if self.is_local:
-                with self._temporary(path, data, is_durable) as temporary:
-                    os.replace(temporary, self._path(path))
+                self._place(os.replace, path, data, is_durable)
             else:
                 self.fs.pipe_file(self._path(path), data)
 
@@ -122,8 +131,7 @@ class Files:
         with _store_errors("write"):
             try:
                 if self.is_local:
-                    with self._temporary(path, data, is_durable=True) as temporary:
-                        os.link(temporary, self._path(path))
+                    self._place(os.link, path, data, is_durable=True)
                 else:
                     self.fs.pipe_file(self._path(path), data, mode="create")
             except FileExistsError:
@@ -188,34 +196,42 @@ class Files:
         """
         name = f"{PROBE}-{secrets.token_hex(4)}"
         data = bytes(PROBE_BYTES)
-        with _store_errors("write"):
-            if self.is_local:
-                os.makedirs(self.root, exist_ok=True)
         try:
             if not (self.create(name, data) and self.read(name) == data):
                 raise StoreError("the store cannot read what it has written")
-        finally:
-            self.delete(name)
+        except StoreError:
+            with contextlib.suppress(StoreError):
+                self.delete(name)
+            raise
+        self.delete(name)
 
     def _path(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
 
-    @contextlib.contextmanager
-    def _temporary(self, path: str, data: bytes, is_durable: bool) -> Iterator[str]:
-        """Write a file beside the one that it will become, and delete what is left of it."""
+    def _place(
+        self, place: Callable[[str, str], None], path: str, data: bytes, is_durable: bool
+    ) -> None:
+        """Write a file on a disk under another name, and rename or link it when it is whole."""
         final = self._path(path)
-        os.makedirs(os.path.dirname(final), exist_ok=True)
         temporary = f"{final}.{secrets.token_hex(4)}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                if is_durable:
-                    os.fsync(file.fileno())
-            yield temporary
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        for is_last in (False, False, True):
+            if not os.path.isdir(self._top):
+                raise NotADirectoryError(f"there is no folder {self._top}")
+            try:
+                os.makedirs(os.path.dirname(final), exist_ok=True)
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    if is_durable:
+                        os.fsync(file.fileno())
+                place(temporary, final)
+                return
+            except FileNotFoundError:  # another server has deleted the folder meanwhile
+                if is_last:
+                    raise
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
 
 
 @contextlib.contextmanager

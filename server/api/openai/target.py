@@ -129,7 +129,7 @@ async def open_target(
             raise _unfit(field, "requires document, or a model that is an adaptation")
         yield Target()
         return
-    _require_adaptation(adaptation_id, adaptations, owner)
+    await _require_adaptation(adaptation_id, adaptations, owner)
     async with adaptations.use(owner, adaptation_id) as kept:
         report = TttReport(
             adaptation=adaptation_id,
@@ -225,10 +225,10 @@ def _unfit(field: str, reason: str) -> ApiError:
     return ApiError(422, f"{param}: {reason}", "invalid_value", param=param)
 
 
-def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str) -> None:
+async def _require_adaptation(adaptation_id: str, adaptations: Adaptations, owner: str) -> None:
     """Raise 404 for an unknown adaptation as for an unknown model."""
     try:
-        adaptations.get(owner, adaptation_id)
+        await adaptations.get(owner, adaptation_id)
     except ApiError as error:
         if error.status_code != HTTPStatus.NOT_FOUND:
             raise

@@ -66,7 +66,7 @@ def quarantine(
 
 
 def _url(store: str) -> str:
-    from refine_server.server.adaptations.storage import default_url
+    from refine_server.server.adaptations.connection import default_url
 
     return store or default_url()
 

@@ -12,7 +12,7 @@ import pytest
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.adaptations.registry import Adaptations
-from refine_server.server.adaptations.storage import Storage
+from refine_server.server.adaptations.storage import Saved, Storage
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest
@@ -63,16 +63,22 @@ def create(adaptations: Adaptations, document: str) -> "asyncio.Task[Adaptation]
     return asyncio.create_task(adaptations.create(AdaptRequest(document), request_id="r"))
 
 
+async def until_one_is_listed(adaptations: Adaptations) -> None:
+    async with asyncio.timeout(10):
+        while len(await adaptations.list("local")) != 1:
+            await asyncio.sleep(0.005)
+
+
 async def test_work_whose_clients_left_before_it_was_queued_is_dropped(
     registry: Open, fake: FakeBackend, encoding: threading.Event
 ) -> None:
     async with registry() as adaptations:
         askers = [create(adaptations, "left alone") for _ in range(2)]
-        await until(lambda: len(adaptations.list("local")) == 1)
+        await until_one_is_listed(adaptations)
         for asker in askers:
             asker.cancel()
         await asyncio.wait(askers)
-        assert adaptations.list("local") == []
+        assert await adaptations.list("local") == []
         encoding.set()
         made = await create(adaptations, "asked for")
         assert await made.wait_until_final() is Status.READY
@@ -84,13 +90,13 @@ async def test_work_goes_on_for_the_others_when_one_client_leaves(
 ) -> None:
     async with registry() as adaptations:
         leaves, stays = (create(adaptations, "a document") for _ in range(2))
-        await until(lambda: len(adaptations.list("local")) == 1)
+        await until_one_is_listed(adaptations)
         await asyncio.sleep(0.01)
         leaves.cancel()
         encoding.set()
         made = await stays
         assert await made.wait_until_final() is Status.READY
-        assert adaptations.list("local") == [made]
+        assert await adaptations.list("local") == [made]
 
 
 async def test_a_refusal_reaches_all_clients_that_joined(
@@ -98,12 +104,12 @@ async def test_a_refusal_reaches_all_clients_that_joined(
 ) -> None:
     async with registry() as adaptations:
         askers = [create(adaptations, "long " * 199) for _ in range(2)]
-        await until(lambda: len(adaptations.list("local")) == 1)
+        await until_one_is_listed(adaptations)
         encoding.set()
         for refused in await asyncio.gather(*askers, return_exceptions=True):
             assert isinstance(refused, RequestError)
             assert refused.code == "document_too_long"
-        assert adaptations.list("local") == []
+        assert await adaptations.list("local") == []
 
 
 async def test_an_adaptation_deleted_while_it_is_stored_does_not_come_back(
@@ -112,7 +118,7 @@ async def test_an_adaptation_deleted_while_it_is_stored_does_not_come_back(
     saving, gate = asyncio.Event(), asyncio.Event()
     save = Storage.save
 
-    async def held(self: Storage, adaptation: Adaptation, document: Any) -> bool:
+    async def held(self: Storage, adaptation: Adaptation, document: Any) -> Saved:
         saving.set()
         await gate.wait()
         return await save(self, adaptation, document)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.adaptations.adaptation import Adaptation
-from refine_server.server.adaptations.storage import Storage
+from refine_server.server.adaptations.storage import Saved, Storage
 from support.fake_backend import FakeBackend
 
 MakeClient = Callable[..., TestClient]
@@ -263,7 +263,7 @@ def test_an_adaptation_stays_in_memory_while_it_is_stored(
     saving: list[str] = []
     save = Storage.save
 
-    async def held(self: Storage, adaptation: Adaptation, document: Any) -> bool:
+    async def held(self: Storage, adaptation: Adaptation, document: Any) -> Saved:
         saving.append(adaptation.id)
         await asyncio.to_thread(gates[len(saving) - 1].wait, 10)
         return await save(self, adaptation, document)

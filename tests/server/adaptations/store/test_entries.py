@@ -36,12 +36,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def ids(store: Store) -> list[str]:
-    return sorted(m.id for m in store.manifests())
+    return sorted(m.id for m in store.manifests(store.entries()))
 
 
 def test_entries_are_saved_loaded_listed_and_deleted(url: str) -> None:
     store = Store(url, FINGERPRINT)
-    assert store.manifests() == []
+    assert store.manifests(store.entries()) == []
     written = [save(store, IDS[i], bytes([i]) * 100) for i in (1, 2)]
     again = Store(url, FINGERPRINT)
     assert ids(again) == IDS[1:3]
@@ -55,7 +55,7 @@ def test_entries_are_saved_loaded_listed_and_deleted(url: str) -> None:
 
 def test_another_models_entries_are_not_seen(url: str) -> None:
     save(Store(url, FINGERPRINT), IDS[0])
-    assert Store(url, "0" * 64).manifests() == []
+    assert Store(url, "0" * 64).entries() == []
 
 
 @pytest.mark.parametrize("bad", ["../../etc/passwd", "adapt-1", "", "adapt-" + "g" * 32])
@@ -216,11 +216,11 @@ def test_an_entry_without_manifest_is_not_there_and_is_deleted_when_old(tmp_path
     store = Store(tmp_path.as_uri(), FINGERPRINT)
     path = f"{ENTRIES}/{IDS[0]}/document.safetensors"
     store.files.write(path, b"half")
-    assert store.manifests() == []
+    assert store.manifests(store.entries()) == []
     assert store.files.read(path)  # it may be being written
     long_ago = time.time() - 2 * PARTIAL_SECONDS
     os.utime(f"{store.files.root}/{path}", (long_ago, long_ago))
-    assert store.manifests() == []
+    assert store.manifests(store.entries()) == []
     assert store.files.find() == []
 
 
@@ -270,7 +270,7 @@ def test_of_two_writers_that_are_killed_whole_entries_are_left(
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     store = Store(tmp_path.as_uri(), FINGERPRINT)
-    found = store.manifests()
+    found = store.manifests(store.entries())
     assert len(found) >= 6
     for entry in found:
         _, data = store.load(entry.id)

@@ -14,7 +14,9 @@ from refine_server.server.adaptations.store.files import Files, require_file_sys
 @pytest.fixture(params=["file", "memory"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     folder = tmp_path.as_uri() if request.param == "file" else f"memory://{tmp_path.name}"
-    return Files(f"{folder}/store")
+    files = Files(f"{folder}/store")
+    files.make_root()
+    return files
 
 
 def test_files_are_written_read_listed_and_deleted(files: Files) -> None:
@@ -82,6 +84,16 @@ def test_a_probe_tells_that_a_folder_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(StoreError, match="cannot write"):
         Files((tmp_path / "file" / "store").as_uri()).probe()
+
+
+def test_a_folder_that_is_lost_is_not_made_again(tmp_path: Path) -> None:
+    files = Files((tmp_path / "store").as_uri())
+    files.make_root()
+    (tmp_path / "store").rmdir()
+    for write in (lambda: files.probe(), lambda: files.within("a").write("b", b"x")):
+        with pytest.raises(StoreError, match="there is no folder"):
+            write()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["file:///x", "/x", "memory://x", "tar://x::file:///y"])
