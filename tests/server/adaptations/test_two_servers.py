@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TestClient], None]]:
+def frozen(monkeypatch: pytest.MonkeyPatch) -> Callable[[TestClient], None]:
     """Return a function that lets a server's leases get old, as if it had been killed."""
     renew, dead = Leases.write, set()
 
@@ -61,7 +61,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TestClient], N
 
     monkeypatch.setattr(Leases, "write", write)
     monkeypatch.setattr(sharing, "LEASE_SECONDS", 0.4)
-    yield freeze
+    return freeze
 
 
 def create(client: TestClient, document: str = DOCUMENT, **fields: Any) -> dict[str, Any]:
