@@ -130,9 +130,9 @@ class Connection:
         raise error
 
     async def close(self) -> None:
-        """Wait for the write that runs, and drop those that have not begun."""
-        for pool in (self._bulk, self._quick):
-            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        """Wait for the tensors that are written, and drop what has not begun."""
+        self._quick.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._bulk.shutdown, cancel_futures=True)
 
 
 def default_url() -> str:

@@ -151,10 +151,14 @@ class Files:
 
     def move_folder(self, path: str, target: str) -> None:
         """Move a folder with its files; another may have done so already."""
-        parent = target.rpartition("/")[0]
-        with _store_errors("move"), contextlib.suppress(FileNotFoundError):
-            self.fs.makedirs(self._path(parent), exist_ok=True)
-            self.fs.mv(self._path(path), self._path(target), recursive=True)
+        files = self.find(path)
+        with _store_errors("move"):
+            for file in files:
+                moved = self._path(f"{target}/{file.path.removeprefix(path + '/')}")
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.makedirs(moved.rpartition("/")[0], exist_ok=True)
+                    self.fs.cp_file(self._path(file.path), moved)
+        self.delete_folder(path)
 
     def folders(self) -> list[str]:
         """Return the names of the folders in the root."""
