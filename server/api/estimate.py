@@ -157,7 +157,7 @@ async def _open_work(
         yield body.to_work(document.text, owner)
         return
     if body.adaptation is not None:
-        kept = services.adaptations.get(owner, body.adaptation)
+        kept = await services.adaptations.get(owner, body.adaptation)
         if not kept.status.is_final:
             message = f"The adaptation {kept.id!r} is still being made; its stream says how long."
             raise ApiError(409, message, "adaptation_not_ready", param="adaptation")
