@@ -20,7 +20,7 @@ from refine_server.ttt.interface.reports import (
 from refine_server.ttt.models.state import STORABLE, State, field_names
 
 FORMAT = 1
-FAST, STATE, HIDDEN = "fast.", "state.", "hidden"
+FAST, STATE, HIDDEN, INPUT_IDS = "fast.", "state.", "hidden", "input_ids"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,9 @@ class AdaptedDocument:
     """How the adaptation went."""
     document_tokens: int
     """Tokens of the document itself, without the prompt's header and without its tail."""
+    input_ids: Tensor | None = None
+    """[1, T], what was read: the prompt up to the end of the document. None for one that an earlier
+    version stored."""
     tail: str = ""
     """The document's last characters, which the state has not read: they are read with a query."""
     overflow: Overflow | None = None
@@ -67,6 +70,8 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
     """Write a document: its tensors as safetensors bytes, the rest as a description for JSON."""
     tensors = {FAST + name: document.fast_weights[name] for name in document.fast_weights}
     tensors[HIDDEN] = document.hidden
+    if document.input_ids is not None:
+        tensors[INPUT_IDS] = document.input_ids
     state = _describe(document.state, tensors, STATE)
     description = {
         "format": FORMAT,
@@ -100,6 +105,7 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> A
             fast_weights=FastWeights(fast, owner),
             state=state,
             hidden=tensors[HIDDEN],
+            input_ids=tensors.get(INPUT_IDS),
             report=AdaptationReport.model_validate(description["report"]),
             document_tokens=description["document_tokens"],
             tail=description.get("tail", ""),  # documents of version 0.2 have none

@@ -58,10 +58,10 @@ def question(
         sampling: how the answer is decoded.
         context: what is read; a document with a state of its own is read as it is.
         evidence: how evidence is found, where the document's text is kept.
-        compare_base: whether the unadapted model answers as well, where it has the same state.
+        compare_base: whether the unadapted model answers as well.
     """
     if isinstance(kept, AdaptedDocument):
-        return AskRequest(kept, query, sampling, kept.owner)
+        return AskRequest(kept, query, sampling, kept.owner, compare_base)
     return AnswerRequest(
         document=kept.document,
         query=query,

@@ -142,10 +142,10 @@ class AnswerBody(StrictModel):
         """
         self._refuse_beside_adaptation("document", "on_overflow", "adapt")
         if kept.kind == "document":
-            self._refuse_beside_adaptation("evidence", "compare_base")
+            self._refuse_beside_adaptation("evidence")
             if self.context != "document":
                 self._refuse_beside_adaptation("context")
-            return AskRequest(kept, self.query, sampling, kept.owner)
+            return AskRequest(kept, self.query, sampling, kept.owner, self.compare_base)
         return AnswerRequest(
             document=kept.document,
             query=self.query,
@@ -162,7 +162,7 @@ class AnswerBody(StrictModel):
         for name in names:
             if name in self.model_fields_set and getattr(self, name) is not None:
                 message = f"{name}: cannot be combined with an adaptation"
-                if name in ("context", "evidence", "compare_base"):
+                if name in ("context", "evidence"):
                     message += " to the whole document, only with one on evidence"
                 raise RequestError(message, name, "invalid_value")
 

@@ -231,6 +231,10 @@ class FakeBackend(Backend):
         """Answer with the word that the document's fast weights hold."""
         adapted = work.request.adapted
         adapted.require_owner(work.request.owner)
+        base_answer = None
+        if work.request.compare_base:
+            base_answer = "base says no"
+            emit(BaseAnswered(base_answer))
         word = "".join(map(chr, adapted.fast_weights["model.norm.weight"][0].int().tolist()))
         for letter in word:
             await Call(lambda: None)
@@ -238,7 +242,7 @@ class FakeBackend(Backend):
         emit(
             AnswerCompleted(
                 answer=word,
-                base_answer=None,
+                base_answer=base_answer,
                 finish_reason="stop",
                 adaptation=adapted.report,
                 usage=Usage(
@@ -367,6 +371,7 @@ def adapted_document(
         hidden=torch.zeros(1, 4),
         report=report,
         document_tokens=tokens,
+        input_ids=torch.zeros(1, tokens, dtype=torch.int64),
     )
 
 

@@ -9,9 +9,9 @@ import torch
 from refine_server.ttt.batching import run
 from refine_server.ttt.document import AdaptedDocument, dump, restore
 from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
-from refine_server.ttt.interface.errors import DamagedError, IsolationError
-from refine_server.ttt.interface.events import AnswerCompleted, DocumentAdapted
-from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
+from refine_server.ttt.interface.errors import DamagedError, IsolationError, RequestError
+from refine_server.ttt.interface.events import AnswerCompleted, BaseAnswered, DocumentAdapted
+from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, AskRequest
 from refine_server.ttt.models import load
 from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -82,8 +82,11 @@ def test_damaged_bytes_are_refused(model, tokens) -> None:
             restore(broken, described, CPU)
 
 
+SHORT = SamplingConfig(max_tokens=4)
+
+
 def question(document: AdaptedDocument, owner: str) -> AskRequest:
-    return AskRequest(document, "What is the harbour code?", SamplingConfig(max_tokens=4), owner)
+    return AskRequest(document, "What is the harbour code?", SHORT, owner)
 
 
 def make(tiny, owner: str) -> AdaptedDocument:
@@ -103,6 +106,30 @@ def test_many_questions_leave_the_document_as_it_is(tiny) -> None:
         answers.add(last.answer.strip())
     assert answers == {"amber"}
     assert last.usage.document_tokens == document.document_tokens > 50
+
+
+def test_the_unadapted_model_answers_beside_a_kept_document(tiny) -> None:
+    document = make(tiny, "a")
+    data, form = dump(document)
+    stored = restore(data, form, CPU)
+    base = AnswerRequest(
+        TEXT, "What is the harbour code?", AdaptConfig(objective="none"), SHORT, context="document"
+    )
+    *_, unadapted = perform(tiny, base)
+    assert isinstance(unadapted, AnswerCompleted)
+    for kept in (document, stored):
+        *events, last = perform(tiny, replace(question(kept, "a"), compare_base=True))
+        assert isinstance(last, AnswerCompleted)
+        assert last.base_answer == unadapted.answer
+        assert BaseAnswered(unadapted.answer) in events
+        assert last.timings.decode_seconds > 0
+
+
+def test_a_document_of_an_earlier_version_has_no_unadapted_answer(tiny) -> None:
+    document = replace(make(tiny, "a"), input_ids=None)
+    with pytest.raises(RequestError, match="Adapt again") as refused:
+        next(perform(tiny, replace(question(document, "a"), compare_base=True)))
+    assert refused.value.param == "compare_base"
 
 
 def test_a_document_answers_its_owner_alone(tiny) -> None:

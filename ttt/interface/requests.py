@@ -136,6 +136,8 @@ class AskRequest:
     query: str
     sampling: SamplingConfig = SamplingConfig()
     owner: str = LOCAL
+    compare_base: bool = False
+    """Whether the unadapted model answers as well."""
 
 
 @dataclass(frozen=True)

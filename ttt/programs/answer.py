@@ -32,11 +32,13 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.programs.ask_base import answer_unadapted
 from refine_server.ttt.programs.best_answer import Answer, decode_answer, decode_base
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
 from refine_server.ttt.programs.frozen import quote
+from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
@@ -57,8 +59,16 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
     emit(DocumentAdapted(replace(adapted, report=adapted.report.without_traces())))
 
 
-async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
+async def ask(
+    model: CausalLM, work: EncodedAsk, emit: Emit, documents: DocumentCache | None
+) -> None:
     """Answer a query from an adapted document, which stays as it is for the next query.
+
+    Args:
+        model: the base model.
+        work: the query, and what answers it.
+        emit: receives the events.
+        documents: documents that the base model has read; None keeps none.
 
     Raises:
         IsolationError: the document belongs to another owner.
@@ -66,6 +76,10 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
     request, adapted = work.request, work.request.adapted
     adapted.require_owner(request.owner)
     clock = Clock()
+    base_answer = None
+    if request.compare_base:
+        base_answer = await answer_unadapted(model, work, emit, documents)
+        clock.lap("other")
     decoded = await decode(
         model,
         work.query,
@@ -85,7 +99,7 @@ async def ask(model: CausalLM, work: EncodedAsk, emit: Emit) -> None:
     emit(
         AnswerCompleted(
             answer=decoded.text,
-            base_answer=None,
+            base_answer=base_answer,
             finish_reason=decoded.finish_reason,
             adaptation=adapted.report,
             usage=usage,
@@ -186,7 +200,12 @@ async def _adapt(
         should_stop=should_stop,
     )
     emit(AdaptationEnded(adapted.report, time.monotonic() - began))
-    return replace(adapted, tail=work.prompt.tail, overflow=work.overflow)
+    return replace(
+        adapted,
+        input_ids=document.input_ids,
+        tail=work.prompt.tail,
+        overflow=work.overflow,
+    )
 
 
 def answer_deltas(emit: Emit, clock: Clock) -> Callable[[DecodedToken], None]:

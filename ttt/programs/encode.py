@@ -196,6 +196,10 @@ def _encode_texts(
             _require_words(work.evidence, template, limits)
             return encode_adaptation(work, template, limits)
         case AskRequest():
+            if work.compare_base and work.adapted.input_ids is None:
+                message = "compare_base: this adaptation was kept by an earlier version, without "
+                message += "its document's tokens. Adapt again."
+                raise RequestError(message, "compare_base", "invalid_value")
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
             read = int(work.adapted.state.position[0])
             require_place(read, len(query), limits, "query", "query_too_long")

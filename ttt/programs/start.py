@@ -50,7 +50,7 @@ def start(
         case EncodedQueryAdapt():
             return adapt_on_evidence(model, work, emit, should_stop, documents)
         case EncodedAsk():
-            return ask(model, work, emit)
+            return ask(model, work, emit, documents)
         case EncodedCompletion():
             return complete(model, work, emit, documents)
 

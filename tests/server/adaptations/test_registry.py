@@ -111,6 +111,14 @@ def test_events_report_every_step_and_then_the_end(client: TestClient) -> None:
     assert [(step["step"], step["steps"]) for step in steps] == [(n, 4) for n in (1, 2, 3, 4)]
 
 
+def test_the_unadapted_model_answers_beside_a_kept_adaptation(client: TestClient) -> None:
+    made = ready(client)
+    asked = {"adaptation": made["id"], "query": "who", "compare_base": True}
+    answer = client.post("/v1/answers", json=asked).json()
+    assert answer["base_answer"] == "base says no"
+    assert (answer["adaptation"], answer["adaptation_report"]) == (made["id"], None)
+
+
 def test_the_same_document_joins_and_another_configuration_does_not(
     client: TestClient, fake: FakeBackend
 ) -> None:
@@ -191,7 +199,7 @@ def test_bad_input_names_the_field_and_leaves_nothing(
         ({"query": "q", "model": "adapt-0"}, 404, "model"),
         ({"query": "q", "adaptation": "{id}", "document": "x"}, 422, "document"),
         ({"query": "q", "adaptation": "{id}", "adapt": {"optimizer": {"steps": 1}}}, 422, "adapt"),
-        ({"query": "q", "adaptation": "{id}", "compare_base": True}, 422, "compare_base"),
+        ({"query": "q", "adaptation": "{id}", "evidence": {"by": "bm25"}}, 422, "evidence"),
         ({"query": "q", "adaptation": "{id}", "model": "other"}, 404, "model"),
     ],
 )
