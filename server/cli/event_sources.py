@@ -59,7 +59,7 @@ def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEven
     estimate = _estimate(encoded, backend) if adapts else None
     began, job_id = time.monotonic(), secrets.token_hex(16)
     tracker = ProgressTracker(estimate, began)
-    total = estimate and estimate.total
+    total = None if estimate is None else estimate.total
     accepted = Accepted(queue_position=0, estimate=estimate, seconds_left=total)
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
     for event in itertools.chain[RunEvent]([accepted], events):

@@ -43,7 +43,7 @@ class DocumentRead:
 
 @dataclass(frozen=True)
 class AdaptationStarted:
-    """The steps of the adaptation begin."""
+    """The adaptation begins; of a document that is too short it makes no step."""
 
     steps: int
     """The most steps that are made."""

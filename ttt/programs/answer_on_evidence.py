@@ -61,9 +61,10 @@ async def answer_on_evidence(
 
     candidates, aim = await find_evidence(document, work.context, request.evidence)
     clock.lap("other")
+    adapts = request.kept is None and request.adapt.objective != "none"
     if request.kept is None:
         began = time.monotonic()
-        if request.adapt.objective != "none":
+        if adapts:
             emit(AdaptationStarted(request.adapt.optimizer.steps))
         fast, report = await adapt_queries(
             document,
@@ -79,7 +80,7 @@ async def answer_on_evidence(
         # Detached: what is derived from it for this answer ends with the answer.
         fast, report = request.kept.fast_weights.detach(), request.kept.report
         guard = request.kept.guard
-    clock.lap("adapt")
+    clock.lap("adapt" if adapts else "other")
 
     fast.require_owner(request.owner)
     deltas = answer_deltas(emit, clock)
