@@ -52,7 +52,7 @@ def test_folders_import_only_downwards(path: Path) -> None:
     if folder == "kernels":
         assert others <= THIRD_PARTY_OF_KERNELS
     if path.is_relative_to(ROOT / "ttt" / "models"):
-        allowed = ("refine_server.ttt.models", "refine_server.ttt.fast_weights")
+        allowed = tuple(f"refine_server.ttt.{n}" for n in ("models", "fast_weights", "pieces"))
         ours = {n for n in names if n.startswith("refine_server.ttt")}
         assert all(n.startswith(allowed) for n in ours)
 

@@ -5,6 +5,9 @@ Awaiting an operation suspends the program, and the driver of the program runs t
 resumes the program with the result, or raises the failure at that place. Between two operations a
 program does next to nothing, so the driver decides at every operation whose work comes next and
 which operations of different requests run as one batch.
+
+An operation that takes long runs in pieces: it is a generator that yields after each of them, and
+the driver may run other work before the next one.
 """
 
 import functools
@@ -17,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from typing_extensions import override
+
+from refine_server.ttt.pieces import Pieces, run_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,12 @@ class Operation(ABC, Generic[R]):
             Exception: if the batch failed as a whole; nothing was changed then.
         """
 
+    @classmethod
+    def in_pieces(cls, operations: Sequence[Self]) -> Pieces[Sequence[R | Exception]]:
+        """Do what ``run_batch`` does, in pieces; here it is a single one."""
+        yield from ()
+        return cls.run_batch(operations)
+
     def __await__(self) -> Generator["Operation[Any]", R, R]:
         """Suspend the program until its driver sends the result."""
         return (yield self)
@@ -84,24 +95,117 @@ class Call(Operation[R]):
         return [operation.call() for operation in operations]
 
 
+@dataclass(frozen=True)
+class LongCall(Operation[R]):
+    """A call that makes its result in pieces; several can run beside each other in threads."""
+
+    name: ClassVar[str] = "call"
+    call: Callable[[], Pieces[R]]
+    threads: int = 1
+
+    @property
+    @override
+    def max_batch_size(self) -> int:
+        return self.threads
+
+    @override
+    def can_batch_with(self, head: Self) -> bool:
+        return self.threads > 1
+
+    @classmethod
+    @override
+    def run_batch(cls, operations: Sequence[Self]) -> Sequence[R | Exception]:
+        return run_pieces(cls.in_pieces(operations))
+
+    @classmethod
+    @override
+    def in_pieces(cls, operations: Sequence[Self]) -> Pieces[Sequence[R | Exception]]:
+        results: list[R | Exception] = []
+        for operation in operations:
+            results.append((yield from operation.call()))
+        return results
+
+
 Program = Coroutine[Operation[Any], Any, R]
 """A coroutine that awaits operations and other programs only, and returns an R."""
 
 
-def run_batch(operations: Sequence[Operation[Any]]) -> list[Any]:
-    """Run operations that can batch with each other; return results, an exception where one failed.
+class Batch:
+    """Operations that can batch with each other, and that run together, piece by piece.
 
     Operations share nothing that is written, so the parts of a batch can run in threads of their
     own. A part that fails as a whole is run again one operation at a time, so that only the
     operation at fault fails.
     """
-    parts = min(operations[0].threads, len(operations))
-    if parts == 1:
-        return _run_part(operations)
-    shares = [operations[part::parts] for part in range(parts)]
-    others = [_pool(parts - 1).submit(_run_part, share) for share in shares[1:]]
-    outcomes = [_run_part(shares[0]), *(other.result() for other in others)]
-    return [outcomes[place % parts][place // parts] for place in range(len(operations))]
+
+    def __init__(self, operations: Sequence[Operation[Any]]) -> None:
+        self._operations = list(operations)
+        parts = min(operations[0].threads, len(operations))
+        self._parts = [_Part(operations[part::parts]) for part in range(parts)]
+        self._left: set[int] = set()  # ids of operations that nobody waits for any more
+
+    def run_piece(self) -> list[Any] | None:
+        """Run the next piece of every part that has not ended.
+
+        Returns:
+            None until all parts have ended; then the results in order, an exception where an
+            operation failed. Operations that were left are missing.
+        """
+        first, *others = [part for part in self._parts if not part.has_ended]
+        futures = [_pool(len(others)).submit(part.run_piece) for part in others]
+        first.run_piece()
+        for future in futures:
+            future.result()
+        if not all(part.has_ended for part in self._parts):
+            return None
+        count = len(self._parts)
+        return [
+            self._parts[place % count].outcomes[place // count]
+            for place, operation in enumerate(self._operations)
+            if id(operation) not in self._left
+        ]
+
+    def leave(self, operation: Operation[Any]) -> None:
+        """Drop the result of an operation; when all are dropped, free what the batch holds."""
+        self._left.add(id(operation))
+        if all(id(own) in self._left for own in self._operations):
+            for part in self._parts:
+                part.close()
+
+
+class _Part:
+    """The operations of a batch that run in one thread."""
+
+    def __init__(self, operations: Sequence[Operation[Any]]) -> None:
+        self._pieces = _in_pieces(operations)
+        self.outcomes: list[Any] = []
+        self.has_ended = False
+
+    def run_piece(self) -> None:
+        """Run the next piece, which may be the last."""
+        try:
+            next(self._pieces)
+        except StopIteration as end:
+            self.outcomes, self.has_ended = end.value, True
+
+    def close(self) -> None:
+        """End the work where it is."""
+        self._pieces.close()
+
+
+def _in_pieces(operations: Sequence[Operation[Any]]) -> Pieces[list[Any]]:
+    if len(operations) > 1:
+        try:
+            return list((yield from type(operations[0]).in_pieces(operations)))
+        except Exception:
+            logger.warning("a batch of %d failed; one by one", len(operations), exc_info=True)
+    outcomes: list[Any] = []
+    for operation in operations:
+        try:
+            outcomes += yield from type(operation).in_pieces([operation])
+        except Exception as error:
+            outcomes.append(error)
+    return outcomes
 
 
 @functools.cache
@@ -109,18 +213,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "refine-batch")
 
 
-def _run_part(operations: Sequence[Operation[Any]]) -> list[Any]:
-    if len(operations) > 1:
-        try:
-            return list(type(operations[0]).run_batch(operations))
-        except Exception:
-            logger.warning("a batch of %d failed; one by one", len(operations), exc_info=True)
-    outcomes: list[Any] = []
-    for operation in operations:
-        try:
-            outcomes += type(operation).run_batch([operation])
-        except Exception as error:
-            outcomes.append(error)
+def run_batch(operations: Sequence[Operation[Any]]) -> list[Any]:
+    """Run a ``Batch`` to its end; return the results, an exception where an operation failed."""
+    batch = Batch(operations)
+    while (outcomes := batch.run_piece()) is None:
+        pass
     return outcomes
 
 

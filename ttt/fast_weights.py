@@ -130,11 +130,11 @@ class FastWeights:
 
     def clone(self) -> "FastWeights":
         """Return a copy that shares no memory and has no graph."""
-        return self._map(lambda t: t.detach().clone())
+        return self.map(lambda t: t.detach().clone())
 
     def detach(self) -> "FastWeights":
         """Return the same tensors outside any graph."""
-        return self._map(Tensor.detach)
+        return self.map(Tensor.detach)
 
     def requires_grad_(self, on: bool = True) -> "FastWeights":
         """Mark every tensor as a leaf that requires a gradient."""
@@ -148,7 +148,7 @@ class FastWeights:
 
     def select(self, request: int) -> "FastWeights":
         """Return one request's part, as fast weights of one request."""
-        return self._map(lambda t: t[request : request + 1])
+        return self.map(lambda t: t[request : request + 1])
 
     @staticmethod
     def stack(requests: Sequence["FastWeights"]) -> "FastWeights":
@@ -199,7 +199,7 @@ class FastWeights:
                     stacked[row].narrow(axis - 1, 0, t.shape[axis]).copy_(t[0])
         return FastWeights(tensors)
 
-    def _map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
         return FastWeights({name: fn(t) for name, t in self.tensors.items()}, self.owner)
 
 

@@ -15,7 +15,7 @@ from refine_server.server.engine.scheduling.job_queue import JobQueue, Turn, Ver
 from refine_server.server.engine.scheduling.step_deadline import StepDeadline
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.batching import Operation, Program, resume, run_batch
+from refine_server.ttt.batching import Batch, Operation, Program, resume
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import Event
 from refine_server.ttt.interface.requests import PromptForm
@@ -53,6 +53,8 @@ class Worker:
         self._queue = queue
         self._observers = observers
         self._programs: dict[Job, Program[None]] = {}
+        self._begun: dict[Job, tuple[Batch, Operation[Any]]] = {}
+        """Batches of which a piece was run, and the jobs' own operations in them."""
         self._backend: Backend
 
     def run(self, open_backend: Callable[[], Backend]) -> None:
@@ -80,7 +82,7 @@ class Worker:
         self._end_all(self.failure or errors.shutting_down())
 
     def step(self) -> bool:
-        """Take one turn: schedule a batch, run its operations, advance its jobs to the next ones.
+        """Take one turn: run a piece of a batch; at its end advance its jobs to what they do next.
 
         Waits while there is nothing to do. Returns False when the engine stops.
         """
@@ -90,9 +92,12 @@ class Worker:
         self.turn_began = time.monotonic()
         if turn.verifications:
             self._verify(turn.verifications)
-        outcomes, seconds = self._run_batch(turn)
-        for job, outcome in zip(turn.jobs, outcomes, strict=True):
-            self._advance(job, outcome, seconds / len(turn.jobs))
+        outcomes, seconds = self._run_piece(turn)
+        if outcomes is None:
+            self._queue.pause(turn.jobs, seconds / len(turn.jobs))
+        else:
+            for job, outcome in zip(turn.jobs, outcomes, strict=True):
+                self._advance(job, outcome, seconds / len(turn.jobs))
         if any(job.status is JobStatus.FAILED for job in turn.jobs):
             self._verify()
         self.turn_began = None
@@ -109,6 +114,7 @@ class Worker:
             self.opened.set_exception(error)
             return False
         self._backend = backend
+        backend.share(self._queue.has_company)
         for observer in self._observers:
             observer.on_opened(backend)
         self.opened.set_result(backend)
@@ -121,20 +127,34 @@ class Worker:
         )
         return True
 
-    def _run_batch(self, turn: Turn) -> tuple[list[Any], float]:
-        """Run what the jobs of a turn await; return the outcomes and the seconds that they took.
+    def _run_piece(self, turn: Turn) -> tuple[list[Any] | None, float]:
+        """Run the next piece of what the jobs of a turn await.
 
-        An outcome is a result, the exception of an operation that failed, or None for a job that
-        awaits nothing.
+        Returns:
+            None while the batch has not ended; then the outcomes: a result, the exception of an
+            operation that failed, or None for a job that awaits nothing. And the seconds of the
+            piece.
         """
         if not turn.operations:
             return [None for _ in turn.jobs], 0.0
         began = time.monotonic()
-        outcomes = run_batch(turn.operations)
+        batch = self._batch(turn)
+        outcomes = batch.run_piece()
         seconds = time.monotonic() - began
-        for observer in self._observers:
-            observer.on_batch(turn.operations[0].name, outcomes)
+        if outcomes is not None:
+            for job in turn.jobs:
+                del self._begun[job]
+            for observer in self._observers:
+                observer.on_batch(turn.operations[0].name, outcomes)
         return outcomes, seconds
+
+    def _batch(self, turn: Turn) -> Batch:
+        """Return the batch that a turn goes on with, or begin one."""
+        if turn.jobs[0] not in self._begun:
+            batch = Batch(turn.operations)
+            for job, operation in zip(turn.jobs, turn.operations, strict=True):
+                self._begun[job] = batch, operation
+        return self._begun[turn.jobs[0]][0]
 
     def _advance(self, job: Job, outcome: object, seconds: float) -> None:
         """Take a job to its next operation or its end; ``seconds`` were spent on its outcome."""
@@ -189,6 +209,9 @@ class Worker:
     def _end(self, job: Job, status: JobStatus, reason: str | None, seconds: float = 0.0) -> None:
         """End an admitted job and free everything that its program holds."""
         program = self._programs.pop(job, None)
+        if job in self._begun:
+            batch, operation = self._begun.pop(job)
+            batch.leave(operation)
         try:
             if program is not None:
                 program.close()

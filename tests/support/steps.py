@@ -3,6 +3,7 @@
 import torch
 
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loop import prepare
@@ -16,7 +17,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 def prepared(document: Rows, settings: AdaptConfig) -> AdaptationRun:
     """Make an adaptation of the document's own fast weights, before its first step."""
-    run = prepare(document, document.fast, settings)
+    run = run_pieces(prepare(document, document.fast, settings))
     assert isinstance(run, AdaptationRun)
     return run
 

@@ -9,15 +9,15 @@ The forward reads tokens ids [B, T] from a state, under the requests' fast weigh
     logits       = hidden W_head^T                         # [B, T, V], only when asked for
     state        = (trace.final() for every layer)
 
-An adaptation step needs the same of a whole document, differentiably, again and again: ``freeze``
-computes the layers below all fast weights once, ``trunk`` finishes the others under the present
-fast weights, and rollouts branch off from ``Trunk.state_at``.
+An adaptation step needs the same of a whole document, again and again: ``freeze`` computes the layers
+below all fast weights once, ``trunk`` the others, and rollouts branch off from ``Trunk.state_at``.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.checkpointing import run_checkpointed
 from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
 from refine_server.ttt.models.layers.low_rank import new_low_rank_updates
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.trunk import Frozen, Trunk
+from refine_server.ttt.pieces import Pace
 
 
 class ModelError(ValueError):
@@ -89,7 +89,7 @@ class CausalLM(nn.Module, ABC):
         self.prefill_chunk: int | None = None
         """Tokens of a document that are read at once (chunked prefill); None: all."""
         self.activation_budget: int | None = None
-        """Bytes that a trunk's graph may keep; a longer one is recomputed in its backward pass."""
+        """Bytes that a step's graph may keep; more is recomputed in the backward pass."""
         self.threads = 1
         """Threads that work for different requests at once, each on ops of a single thread."""
 
@@ -98,6 +98,11 @@ class CausalLM(nn.Module, ABC):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.pack_weights()
         return self
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How many tokens pieces of the model's work have."""
+        return Pace(self.num_parameters, self.device.type)
 
     # -- what states can do ---------------------------------------------------------------------
 
@@ -205,7 +210,7 @@ class CausalLM(nn.Module, ABC):
         if self._can_decode_fast(x, states, fast):
             return self._decode_fast(x, states, position, fast)
         x, traces = self.run_layers(x, states, position, fast, 0, self.num_layers)
-        return self._final_norm(x, fast), tuple(trace.final() for trace in traces)
+        return self.final_norm(x, fast), tuple(trace.final() for trace in traces)
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:
@@ -214,12 +219,10 @@ class CausalLM(nn.Module, ABC):
         A model with a ``prefill_chunk`` reads so many tokens at once, so that no more than a chunk
         and a state is in memory however long the text.
         """
-        output, state = None, None
+        output = None
         for chunk in input_ids.split(self.prefill_chunk or input_ids.shape[1], dim=1):
-            output = self(chunk, state, fast)
-            state = output.state
-        if output is None:
-            raise ValueError("input_ids must be [B, T] with T >= 1")
+            output = self(chunk, None if output is None else output.state, fast)
+        assert output is not None, "T >= 1"
         return output.hidden[:, -1], output.state
 
     def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
@@ -242,8 +245,8 @@ class CausalLM(nn.Module, ABC):
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)
         position, states = self._begin(frozen.input_ids, state, first, self.num_layers)
-        x, traces = run_checkpointed(self, x, states, position, fast, first)
-        return Trunk(self._final_norm(x, fast), (*frozen.traces, *traces))
+        x, traces = self.run_layers(x, states, position, fast, first, self.num_layers)
+        return Trunk(self.final_norm(x, fast), (*frozen.traces, *traces))
 
     def _begin(
         self, input_ids: Tensor, state: State | None, first: int, last: int
@@ -270,7 +273,8 @@ class CausalLM(nn.Module, ABC):
             traces.append(trace)
         return x, traces
 
-    def _final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
+    def final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
+        """Apply the norm behind the last layer to x [B, T, D]."""
         return rms_norm(x, self.model.norm.weight, self.norm_eps, fast, "model.norm")
 
     def attention_to_prefix(

@@ -9,12 +9,13 @@ from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.state import State
 
-READ_TOKENS = 256
-"""Tokens of a piece. Smaller ones cost more: half as many 12 % on SmolLM2."""
+BOUNDARY_TOKENS = 256
+"""A piece ends at every multiple of so many tokens, so that states are kept at the same places
+whatever the pace."""
 
 
 class Reader:
-    """Reads a text, ``READ_TOKENS`` at a time, without a graph.
+    """Reads a text without a graph, in pieces of the model's pace.
 
     Args:
         model: reads.
@@ -51,13 +52,17 @@ class Reader:
 
     @torch.no_grad()
     def read_piece(self) -> Tensor:
-        """Read the next tokens and return their hidden states [1, n, D], n <= READ_TOKENS."""
+        """Read the next tokens and return their hidden states [1, n, D]."""
         began = time.monotonic()
-        ids = self._input_ids[:, self.tokens : self.tokens + READ_TOKENS]
+        pace, layers = self._model.pace, self._model.num_layers
+        n = min(pace.tokens("read", layers), BOUNDARY_TOKENS - self.tokens % BOUNDARY_TOKENS)
+        ids = self._input_ids[:, self.tokens : self.tokens + n]
         output = self._model(ids, self._state, self._fast)
         # A state that others share is not copied to be one with what follows it.
         self._state = output.state.joined() if self._is_start else output.state
+        seconds = time.monotonic() - began
+        pace.observe("read", layers, ids.shape[1], seconds)
         self.tokens += ids.shape[1]
-        self.seconds += time.monotonic() - began
+        self.seconds += seconds
         hidden: Tensor = output.hidden
         return hidden

@@ -7,10 +7,11 @@ for one request. The base weights are never written; the fast weights are the re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from refine_server.ttt.batching import Call
+from refine_server.ttt.batching import LongCall
 from refine_server.ttt.decoding.decoder import DecodedToken, decode
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt
 from refine_server.ttt.document import AdaptedDocument
@@ -32,6 +33,7 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.pieces import Pieces
 from refine_server.ttt.programs.ask_base import answer_unadapted
 from refine_server.ttt.programs.best_answer import Answer, decode_answer, decode_base
 from refine_server.ttt.programs.clock import Clock
@@ -118,7 +120,8 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
 
     base = None
     if request.compare_base:
-        base = await decode_base(model, work, document.base_end.state)
+        end = await LongCall(partial(document.end, BASE), model.threads)
+        base = await decode_base(model, work, end.state)
         clock.lap("other")
         emit(BaseAnswered(base.decoded.text))
 
@@ -143,14 +146,17 @@ async def _prefill(
         isinstance(request, AnswerRequest) and request.compare_base
     )
 
-    def prefill() -> tuple[FastWeights, Rows]:
+    def prefill() -> Pieces[tuple[FastWeights, Rows]]:
         fast = new_fast_weights(model, request)
-        document = read_document(model, prompt, request, fast)
+        document = document_rows(model, prompt, request, fast)
+        if model.prefill_chunk is None:
+            yield from document.read_frozen()
         if is_base_needed:
-            _ = document.base_end  # the base model's reading of all layers
+            yield
+            yield from document.end(BASE)  # the base model's reading of all layers
         return fast, document
 
-    call = Call(prefill, model.threads)
+    call = LongCall(prefill, model.threads)
     return await call
 
 
@@ -165,13 +171,13 @@ def new_fast_weights(model: CausalLM, request: AdaptRequest | AnswerRequest) -> 
     return FastWeights(fast.tensors, request.owner)
 
 
-def read_document(
+def document_rows(
     model: CausalLM,
     prompt: DocumentPrompt,
     request: AdaptRequest | AnswerRequest,
     fast: FastWeights,
 ) -> Rows:
-    """Prepare the prompt up to the end of the document, with its frozen layers computed."""
+    """Make the row that steps read: the prompt up to the end of the document."""
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     context = len(prompt.header)
     return Rows(

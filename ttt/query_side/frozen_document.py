@@ -19,7 +19,7 @@ from refine_server.ttt.models.state import LayerState, State
 SNAPSHOT_TOKENS = 1024
 """Tokens between two kept states of a layer whose state does not hold those of its prefixes. The
 state before any other token is read again from the last one kept before it. A multiple of
-``READ_TOKENS``."""
+``BOUNDARY_TOKENS``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

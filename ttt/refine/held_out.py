@@ -14,8 +14,15 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.reports import EvalResult
+from refine_server.ttt.models.segments import (
+    freeze_in_pieces,
+    token_stats_in_pieces,
+    trunk_in_pieces,
+)
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.tape import Graph
 from refine_server.ttt.models.trunk import Frozen
+from refine_server.ttt.pieces import Pieces, timed
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk, RowBatch
 from refine_server.ttt.refine.inputs.rows import Rows, Span
 
@@ -120,16 +127,18 @@ class HeldOutEvaluator:
         return steps_made % self.every == 0
 
     @torch.no_grad()
-    def evaluate(self, steps_made: int, trunk: RequestTrunk | None = None) -> None:
-        """Evaluate the present weights, which so many steps made.
+    def evaluate(self, steps_made: int, trunk: RequestTrunk | None = None) -> Pieces[None]:
+        """Evaluate the present weights, which so many steps made, in pieces.
 
         Args:
             steps_made: 0 for the base weights.
             trunk: the forward over the document under the present weights, if there is one.
         """
         if trunk is None:
-            [trunk] = RowBatch([self.document]).forward(self.fast).requests()
-        evaluate_batch([self], [steps_made], trunk.hidden, trunk.end_state())
+            forward = yield from RowBatch([self.document]).forward(self.fast, Graph())
+            [trunk] = forward.requests()
+            yield
+        yield from evaluate_batch([self], [steps_made], trunk.hidden, trunk.end_state())
 
     def record(self, result: EvalResult) -> None:
         """Record a result, and keep a copy of the weights if none were better.
@@ -165,8 +174,8 @@ class HeldOutEvaluator:
 @torch.no_grad()
 def evaluate_batch(
     evaluators: Sequence[HeldOutEvaluator], steps_made: Sequence[int], hidden: Tensor, state: State
-) -> None:
-    """Evaluate the weights of R requests in one forward, and record each result.
+) -> Pieces[None]:
+    """Evaluate the weights of R requests in one forward, in pieces, and record each result.
 
     Args:
         evaluators: R of them.
@@ -174,38 +183,47 @@ def evaluate_batch(
         hidden: [R, T, D], of each document under those weights, padded at the end.
         state: R rows, each after its document's own last token.
     """
-    began = time.monotonic()
     fast = FastWeights.stack([own.fast for own in evaluators])
-    losses = _losses(evaluators, hidden, fast)
-    accuracies = _accuracies(evaluators, state.detach(), fast)
-    seconds = (time.monotonic() - began) / len(evaluators)
+    (losses, accuracies), seconds = yield from timed(_figures(evaluators, hidden, state, fast))
+    seconds /= len(evaluators)
     for own, step, loss, accuracy in zip(evaluators, steps_made, losses, accuracies, strict=True):
         own.record(EvalResult(step=step, loss=loss, accuracy=accuracy, seconds=seconds))
 
 
+def _figures(
+    evaluators: Sequence[HeldOutEvaluator], hidden: Tensor, state: State, fast: FastWeights
+) -> Pieces[tuple[list[float], list[float]]]:
+    losses = yield from _losses(evaluators, hidden, fast)
+    yield
+    accuracies = yield from _accuracies(evaluators, state.detach(), fast)
+    return losses, accuracies
+
+
 def _losses(
     evaluators: Sequence[HeldOutEvaluator], hidden: Tensor, fast: FastWeights
-) -> list[float]:
+) -> Pieces[list[float]]:
     """Compute the mean next-token loss of each document's held-out tokens in their places."""
     counts = [own.tokens.shape[0] for own in evaluators]
     at = torch.stack([_padded(own.tokens, max(counts)) for own in evaluators])  # [R, N]
     targets = [own.document.input_ids[0, own.tokens] for own in evaluators]
     row = torch.arange(len(evaluators), device=at.device)[:, None]
-    log_prob, _ = evaluators[0].model.token_stats(
-        hidden[row, at - 1], torch.stack([_padded(t, max(counts)) for t in targets]), fast
-    )
+    padded = torch.stack([_padded(t, max(counts)) for t in targets])  # [R, N]
+    model, before = evaluators[0].model, hidden[row, at - 1]  # [R, N, D]
+    log_prob, _ = yield from token_stats_in_pieces(model, before, padded, fast, Graph())
     return [-float(own[:count].mean()) for own, count in zip(log_prob, counts, strict=True)]
 
 
 def _accuracies(
     evaluators: Sequence[HeldOutEvaluator], state: State, fast: FastWeights
-) -> list[float]:
+) -> Pieces[list[float]]:
     """Compute the share of held-out tokens that greedy decoding repeats behind their cues."""
     model, counts = evaluators[0].model, [own.probe_ids.shape[0] for own in evaluators]
     state = state.repeat(max(counts))
-    frozen = _frozen_probes(evaluators, max(counts), state, fast)
-    hidden = model.trunk(frozen, fast, state).hidden  # [R P, 2 SPAN_TOKENS, D]
-    predicting = hidden[:, SPAN_TOKENS - 1 : -1].flatten(0, 1)
+    frozen = yield from _frozen_probes(evaluators, max(counts), state, fast)
+    yield
+    trunk = yield from trunk_in_pieces(model, frozen, fast, state, Graph())
+    yield
+    predicting = trunk.hidden[:, SPAN_TOKENS - 1 : -1].flatten(0, 1)  # of [R P, 2 SPAN_TOKENS, D]
     greedy = model.head_logits(predicting, fast).argmax(-1)  # [R P SPAN_TOKENS]
     right = (greedy == frozen.input_ids[:, SPAN_TOKENS:].flatten()).float()
     return [
@@ -216,7 +234,7 @@ def _accuracies(
 
 def _frozen_probes(
     evaluators: Sequence[HeldOutEvaluator], rows: int, state: State, fast: FastWeights
-) -> Frozen:
+) -> Pieces[Frozen]:
     """Compute the forward over the probes below all fast weights, from the documents' ends.
 
     Each evaluator computes it once. Nothing is read after a probe, so no traces are kept.
@@ -231,7 +249,7 @@ def _frozen_probes(
     known = [_padded(own.probe_hidden, rows) for own in evaluators if own.probe_hidden is not None]
     if len(known) == len(evaluators):
         return Frozen(ids, torch.cat(known), (), fast.first_layer or 0)
-    frozen = evaluators[0].model.freeze(ids, fast, state)
+    frozen = yield from freeze_in_pieces(evaluators[0].model, ids, fast, state)
     if frozen.hidden is not None:
         for own, hidden in zip(evaluators, frozen.hidden.chunk(len(evaluators)), strict=True):
             probes = own.probe_ids.shape[0]

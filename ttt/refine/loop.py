@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
-from refine_server.ttt.batching import Call
+from refine_server.ttt.batching import LongCall
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, OnSpans
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
 from refine_server.ttt.interface.requests import LOCAL
 from refine_server.ttt.models.state import compact
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.pieces import Pieces
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.held_out import HeldOutEvaluator, held_out_spans
 from refine_server.ttt.refine.inputs.row_batch import RowBatch
@@ -73,14 +75,16 @@ async def adapt(
         steps: Sequence[StepReport] = (),
         stopped: str | None = None,
     ) -> AdaptedDocument:
-        call = Call(lambda: _unadapted(document, config, owner, reason, steps, stopped), threads)
+        call = LongCall(
+            lambda: _unadapted(document, config, owner, reason, steps, stopped), threads
+        )
         return await call
 
     if config.objective == "none":
         return await unadapted()
     if document.num_targets < 2 * config.rollouts.tokens:
         return await unadapted(guard.DOCUMENT_TOO_SHORT)
-    run = await Call(lambda: prepare(document, fast, config, query), threads)
+    run = await LongCall(lambda: prepare(document, fast, config, query), threads)
     if isinstance(run, str):
         return await unadapted(run)
 
@@ -89,7 +93,7 @@ async def adapt(
         return await unadapted(stopped.reason, [*steps, stopped.report])
     if not steps:
         return await unadapted(stopped, stopped=stopped)
-    call = Call(lambda: finish(run, owner, steps, stopped), threads)
+    call = LongCall(lambda: finish(run, owner, steps, stopped), threads)
     return await call
 
 
@@ -155,7 +159,7 @@ class StepLimit:
 
 def prepare(
     document: Rows, fast: FastWeights, config: AdaptConfig, query: QueryContext | None = None
-) -> AdaptationRun | str:
+) -> Pieces[AdaptationRun | str]:
     """Choose what the steps of an adaptation read, and hold spans of the document out of it.
 
     Returns:
@@ -165,7 +169,7 @@ def prepare(
     fast.requires_grad_()
     optimizer = FastWeightOptimizer(config, fast)
     on = config.on
-    spans = choose_spans(document, config, generator, query)
+    spans = yield from choose_spans(document, config, generator, query)
     if isinstance(on, OnSpans | OnQuerySpans) and not spans:
         return guard.NOTHING_SIMILAR
     evaluator = None
@@ -176,6 +180,7 @@ def prepare(
             return guard.DOCUMENT_TOO_SHORT
         evaluator = HeldOutEvaluator(document, fast, config.optimizer.steps)
     rows = _adapted_rows(document, spans, fast, config, query)
+    yield from rows.read_frozen()
     ntp_on_document = isinstance(on, OnSpans | OnQuerySpans) and on.ntp_on == "document"
     inputs = StepInputs(
         ntp_rows=document if ntp_on_document else rows,
@@ -224,7 +229,7 @@ class ChosenWeights:
 @torch.no_grad()
 def choose_weights(
     run: AdaptationRun, steps: Sequence[StepReport], stopped: str | None
-) -> ChosenWeights:
+) -> Pieces[ChosenWeights]:
     """Choose the weights of the best step, of the last one without a guard, or the base weights.
 
     Args:
@@ -237,13 +242,17 @@ def choose_weights(
     end = None
     reason = guard.check_weights(run.fast)
     if reason is None and stopped != guard.NO_IMPROVEMENT:  # nothing was read under them so far
-        [trunk] = RowBatch([run.inputs.ntp_rows]).forward(run.fast).requests()
+        forward = yield from RowBatch([run.inputs.ntp_rows]).forward(run.fast, Graph())
+        yield
+        yield from forward.read_token_stats(Graph())
+        [trunk] = forward.requests()
         losses.append(float(trunk.token_stats.ntp_loss))
         reason = guard.check_loss(losses[-1])
         if run.reads_document:
             end = trunk.end()
         if reason is None and evaluator is not None:
-            evaluator.evaluate(step, trunk if run.reads_document else None)
+            yield
+            yield from evaluator.evaluate(step, trunk if run.reads_document else None)
     if reason is None and evaluator is not None:
         step = evaluator.restore_best()
         reason = None if step else guard.NO_BETTER_STEP
@@ -272,10 +281,13 @@ def final_report(
 
 def finish(
     run: AdaptationRun, owner: str, steps: Sequence[StepReport], stopped: str | None
-) -> AdaptedDocument:
+) -> Pieces[AdaptedDocument]:
     """Choose the weights, and read the document under them where that was not done already."""
-    chosen = choose_weights(run, steps, stopped)
-    end = run.document.end(chosen.fast) if chosen.end is None else chosen.end
+    chosen = yield from choose_weights(run, steps, stopped)
+    end = chosen.end
+    if end is None:
+        yield
+        end = yield from run.document.end(chosen.fast)
     report = final_report(run, steps, stopped, chosen)
     return _adapted_document(run.document, chosen.fast, end, owner, report)
 
@@ -287,7 +299,7 @@ def _unadapted(
     reason: str | None,
     steps: Sequence[StepReport],
     stopped: str | None,
-) -> AdaptedDocument:
+) -> Pieces[AdaptedDocument]:
     """Read the document under the base weights, whatever steps were made."""
     report = AdaptationReport(
         objective=config.objective,
@@ -299,7 +311,8 @@ def _unadapted(
         final_ntp_loss=None,
         fast_weight_bytes=0,
     )
-    return _adapted_document(document, BASE, document.base_end, owner, report)
+    end = yield from document.end(BASE)
+    return _adapted_document(document, BASE, end, owner, report)
 
 
 def _adapted_document(

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.pieces import Pieces, run_pieces
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk, RowBatch
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.positions import select_starts
@@ -70,35 +72,54 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
         The losses in the requests' order. Each has a graph to its own request's fast weights; the
         graphs share their trunk, so one backward pass serves all of them.
     """
+    return run_pieces(losses_in_pieces(requests, Graph()))
+
+
+def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[list[StepLoss]]:
+    """Compute ``step_losses`` in pieces, in parts of a graph.
+
+    The gradients of the last part are those of the losses' sum; the graph's backward pass hands
+    them on to the requests' fast weights.
+    """
     R, shape = len(requests), requests[0].shape
     if shape.objective == "attention":
-        return [_attention_loss(request) for request in requests]
-    fast = FastWeights.stack([r.fast for r in requests])  # [R, ...] each
+        return [_attention_loss(request, graph) for request in requests]
+    # Of one request they are the leaves themselves.
+    own_fast = [r.fast for r in requests]
+    fast = own_fast[0] if R == 1 else graph.cut(lambda: FastWeights.stack(own_fast))  # [R, ...]
 
     # Trunk: one differentiable forward over the rows of all requests.
-    ntp_trunk = RowBatch([r.ntp_rows for r in requests]).forward(fast)  # hidden [R S, T, D]
+    ntp_trunk = yield from RowBatch([r.ntp_rows for r in requests]).forward(fast, graph)
+    yield  # hidden [R S, T, D]
+    yield from ntp_trunk.read_token_stats(graph)
+    yield
     if shape.objective == "ntp":
-        return [_ntp_loss(*own) for own in zip(requests, ntp_trunk.requests(), strict=True)]
+        parts = zip(requests, ntp_trunk.requests(), strict=True)
+        return [_ntp_loss(request, own, graph) for request, own in parts]
     trunk = ntp_trunk
     if not shape.one_trunk:
-        trunk = RowBatch([r.rollout_rows for r in requests]).forward(fast)
+        trunk = yield from RowBatch([r.rollout_rows for r in requests]).forward(fast, graph)
+        yield
 
     # Token statistics: log-probabilities and entropies, [S, T - first] of each request.
-    stats = trunk.token_stats
+    stats = yield from trunk.read_token_stats(graph)
 
     # Positions (section 3.1): one of high entropy in every chunk, and the prefix that ends there.
     own_starts = [select_starts(r, s) for r, s in zip(requests, stats, strict=True)]  # [S, G] each
     starts = torch.cat(own_starts)  # [R S, G]
-    prefixes = trunk.prefixes(starts)  # hidden [P, D] and P states, in the graph
+    prefixes = graph.cut(lambda: trunk.prefixes(starts))  # hidden [P, D] and P states
+    yield
 
     # Rollouts (section 3.2): n continuations of every prefix, sampled without graph.
     policy = Policy(requests[0].model, fast, shape.temperature)
     noise = torch.cat([rollout_noise(r, s) for r, s in zip(requests, own_starts, strict=True)])
     references = trunk.continuations(starts, shape.rollout_tokens) if shape.reference else None
-    rollouts = sample_rollouts(policy, prefixes, starts, noise, references)  # tokens [N, k]
+    rollouts = yield from sample_rollouts(policy, prefixes, starts, noise, references)
+    yield  # tokens [N, k]
 
     # Log-probabilities: one forward over all rollouts, in the graph.
-    scores = score_rollouts(policy, prefixes, rollouts)  # [N, k] each, hidden [N, k, D]
+    scores = yield from score_rollouts(policy, prefixes, rollouts, graph)
+    yield  # [N, k] each, hidden [N, k, D]
 
     losses = []
     parts = ntp_trunk.requests(), trunk.requests(), rollouts.split(R), scores.split(R)
@@ -108,10 +129,10 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
 
         # Loss (section 3.4): policy gradient, KL to the unadapted policy, next-token loss.
         log_prob, old_log_prob = own_scores.log_prob, own_scores.old_log_prob  # [N / R, k]
-        base = base_log_prob(request, own_rollouts)  # [N / R, k]
+        base = yield from base_log_prob(request, own_rollouts)  # [N / R, k]
         grpo, kl = dispatch.grpo_loss(log_prob, old_log_prob, advantages, base)  # [] each
         ntp, weights = ntp_own.token_stats.ntp_loss, request.config.loss  # []
-        attention = _attention_term(request)  # []
+        attention = _attention_term(request, graph)  # []
         total = weights.grpo * grpo + weights.ntp * ntp + weights.kl * kl
         losses.append(
             StepLoss(
@@ -129,9 +150,9 @@ def step_losses(requests: Sequence[StepInputs]) -> list[StepLoss]:
     return losses
 
 
-def _ntp_loss(request: StepInputs, trunk: RequestTrunk) -> StepLoss:
+def _ntp_loss(request: StepInputs, trunk: RequestTrunk, graph: Graph) -> StepLoss:
     """Make the loss of a step without rollouts (``objective = ntp``)."""
-    ntp, attention = trunk.token_stats.ntp_loss, _attention_term(request)
+    ntp, attention = trunk.token_stats.ntp_loss, _attention_term(request, graph)
     weights, zero = request.config.loss, ntp.new_zeros(())
     return StepLoss(
         total=weights.ntp * ntp + weights.attention * attention,
@@ -146,9 +167,9 @@ def _ntp_loss(request: StepInputs, trunk: RequestTrunk) -> StepLoss:
     )
 
 
-def _attention_loss(request: StepInputs) -> StepLoss:
+def _attention_loss(request: StepInputs, graph: Graph) -> StepLoss:
     """Make the loss of a step that reads the question alone (``objective = attention``)."""
-    attention = _attention_term(request)
+    attention = _attention_term(request, graph)
     zero = attention.new_zeros(())
     return StepLoss(
         total=request.config.loss.attention * attention,
@@ -163,8 +184,9 @@ def _attention_loss(request: StepInputs) -> StepLoss:
     )
 
 
-def _attention_term(request: StepInputs) -> Tensor:
+def _attention_term(request: StepInputs, graph: Graph) -> Tensor:
     """Compute the attention term of one request; 0 where the loss has none."""
-    if request.attention is None:
+    term = request.attention
+    if term is None:
         return torch.zeros((), device=request.model.device)
-    return request.attention.loss(request.fast)
+    return graph.cut(lambda: term.loss(request.fast))

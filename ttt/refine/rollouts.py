@@ -13,6 +13,10 @@ from torch import Tensor
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.segments import token_stats_in_pieces, trunk_in_pieces
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.models.trunk import Frozen
+from refine_server.ttt.pieces import Pieces
 from refine_server.ttt.refine.inputs.row_batch import RequestTrunk
 from refine_server.ttt.refine.inputs.rows import Prefix
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
@@ -27,8 +31,8 @@ class Policy:
     temperature: float
 
     @torch.no_grad()
-    def sample(self, prefixes: Prefix, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Continue P prefixes n times each by k sampled tokens.
+    def sample(self, prefixes: Prefix, noise: Tensor) -> Pieces[tuple[Tensor, Tensor]]:
+        """Continue P prefixes n times each by k sampled tokens, each token a piece of work.
 
         Args:
             prefixes: P of them; those of one request are neighbours.
@@ -44,6 +48,7 @@ class Policy:
         log_probs: list[Tensor] = []
         for j in range(noise.shape[1]):
             if j > 0:
+                yield
                 output = self.model(tokens[-1][:, None], state, self.fast)
                 hidden, state = output.hidden[:, 0], output.state
             wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -53,20 +58,28 @@ class Policy:
             log_probs.append(log_prob.gather(-1, tokens[-1][:, None])[:, 0])
         return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
 
-    def score(self, prefixes: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, prefixes: Prefix, tokens: Tensor, graph: Graph
+    ) -> Pieces[tuple[Tensor, Tensor]]:
         """Compute the log-probabilities of given continuations in one forward, in the graph.
 
         Args:
             prefixes: P of them.
             tokens: [N, k]; N is a multiple of P, the continuations of one prefix are neighbours.
+            graph: its parts end with the results.
 
         Returns:
             Log-probabilities [N, k] of the tokens, and their final hidden states [N, k, D].
         """
-        branches = prefixes.repeat(tokens.shape[0] // prefixes.hidden.shape[0])
-        hidden = self.model(tokens, branches.state, self.fast).hidden
-        predicting = torch.cat([branches.hidden[:, None], hidden[:, :-1]], dim=1)
-        log_prob, _ = self.model.token_stats(predicting, tokens, self.fast, self.temperature)
+        n = tokens.shape[0] // prefixes.hidden.shape[0]
+        before, state = graph.cut(lambda: prefixes.repeat(n))  # [N, D]
+        frozen = Frozen(tokens, None, (), 0)
+        trunk = yield from trunk_in_pieces(self.model, frozen, self.fast, state, graph)
+        hidden = trunk.hidden  # [N, k, D]
+        predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
+        log_prob, _ = yield from token_stats_in_pieces(
+            self.model, predicting, tokens, self.fast, graph, self.temperature
+        )
         return log_prob, hidden
 
 
@@ -126,7 +139,7 @@ def rollout_noise(request: StepInputs, starts: Tensor) -> Tensor:
 
 def sample_rollouts(
     policy: Policy, prefixes: Prefix, starts: Tensor, noise: Tensor, references: Tensor | None
-) -> Rollouts:
+) -> Pieces[Rollouts]:
     """Sample n rollouts of k tokens from each of P prefixes.
 
     Args:
@@ -136,15 +149,17 @@ def sample_rollouts(
         noise: [P n, k], from ``rollout_noise``.
         references: [P, k], a reference rollout for each group, or None.
     """
-    tokens, log_prob = policy.sample(prefixes, noise)
+    tokens, log_prob = yield from policy.sample(prefixes, noise)
     if references is not None:
         tokens = interleave(tokens, references)
     return Rollouts(starts=starts, tokens=tokens, sampled_log_prob=log_prob)
 
 
-def score_rollouts(policy: Policy, prefixes: Prefix, rollouts: Rollouts) -> Scores:
+def score_rollouts(
+    policy: Policy, prefixes: Prefix, rollouts: Rollouts, graph: Graph
+) -> Pieces[Scores]:
     """Compute the rollouts' log-probabilities and hidden states in the graph of their prefixes."""
-    log_prob, hidden = policy.score(prefixes, rollouts.tokens)
+    log_prob, hidden = yield from policy.score(prefixes, rollouts.tokens, graph)
     old_log_prob = rollouts.sampled_log_prob
     if rollouts.group > rollouts.sampled:
         references = log_prob.detach()[rollouts.sampled :: rollouts.group]
@@ -172,7 +187,7 @@ def reward_rollouts(
 
 
 @torch.no_grad()
-def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Tensor | None:
+def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Pieces[Tensor | None]:
     """Compute a request's rollouts' log-probabilities [N, k] under the unadapted policy.
 
     None where the loss has no KL term.
@@ -181,8 +196,10 @@ def base_log_prob(request: StepInputs, rollouts: Rollouts) -> Tensor | None:
         return None
     base = Policy(request.model, BASE, request.config.rollouts.temperature)
     rows = request.rollout_rows
-    prefixes = rows.prefixes(rows.base_trunk, rollouts.starts, BASE)
-    return base.score(prefixes, rollouts.tokens)[0]
+    trunk = yield from rows.read_base()
+    prefixes = rows.prefixes(trunk, rollouts.starts, BASE)
+    log_prob, _ = yield from base.score(prefixes, rollouts.tokens, Graph())
+    return log_prob
 
 
 def interleave(sampled: Tensor, references: Tensor) -> Tensor:

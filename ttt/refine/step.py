@@ -15,11 +15,13 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.tape import Tape
+from refine_server.ttt.pieces import Pieces, run_pieces, timed
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.held_out import HeldOutEvaluator, evaluate_batch
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
-from refine_server.ttt.refine.loss import StepLoss, step_losses
+from refine_server.ttt.refine.loss import StepLoss, losses_in_pieces
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 from refine_server.ttt.refine.trace import trace_of
 
@@ -139,18 +141,22 @@ class AdaptStep(Operation[StepOutcome]):
     @classmethod
     @override
     def run_batch(cls, operations: Sequence[Self]) -> Sequence[StepOutcome | Exception]:
+        return run_pieces(cls.in_pieces(operations))
+
+    @classmethod
+    @override
+    def in_pieces(cls, operations: Sequence[Self]) -> Pieces[Sequence[StepOutcome | Exception]]:
         """Make R steps with one forward and one backward pass; each request has its own update."""
-        started = time.monotonic()
-        inputs = [step.run.inputs for step in operations]
-        with _restored_on_failure([own.generator for own in inputs]):
-            losses = step_losses(inputs)
-            stops = _evaluate(operations, losses)
-            _backward(operations, losses, stops)
-        seconds = (time.monotonic() - started) / len(operations)
-        return [
-            _attempt(partial(step.update, loss, seconds)) if stop is None else stop
-            for step, loss, stop in zip(operations, losses, stops, strict=True)
-        ]
+        try:
+            (losses, stops), seconds = yield from timed(_passes(operations))
+            seconds /= len(operations)
+            return [
+                _attempt(partial(step.update, loss, seconds)) if stop is None else stop
+                for step, loss, stop in zip(operations, losses, stops, strict=True)
+            ]
+        finally:  # of a step that was not made, too
+            for step in operations:
+                step.run.optimizer.zero_grad()
 
     def update(self, loss: StepLoss, seconds: float) -> StepOutcome:
         """Write the update that the gradient asks for, if gradient and loss are finite.
@@ -170,7 +176,7 @@ class AdaptStep(Operation[StepOutcome]):
             report = report.model_copy(update={"trace": trace})
         return StepDone(report) if reason is None else StepRejected(report, reason)
 
-    def evaluate(self, loss: StepLoss) -> None:
+    def evaluate(self, loss: StepLoss) -> Pieces[None]:
         """Evaluate the weights that the steps before this one made, if that is due.
 
         Args:
@@ -178,7 +184,7 @@ class AdaptStep(Operation[StepOutcome]):
         """
         if (evaluator := self.due_evaluator) is not None:
             trunk = loss.ntp_trunk if self.run.reads_document else None
-            evaluator.evaluate(self.number - 1, trunk)
+            yield from evaluator.evaluate(self.number - 1, trunk)
 
     @property
     def due_evaluator(self) -> HeldOutEvaluator | None:
@@ -191,7 +197,20 @@ Stop = NoImprovement | Exception | None
 """Why a step of a batch is not made, or None if it is."""
 
 
-def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[Stop]:
+def _passes(steps: Sequence[AdaptStep]) -> Pieces[tuple[list[StepLoss], list[Stop]]]:
+    """Compute the losses of steps, and the gradients of those that are made."""
+    inputs = [step.run.inputs for step in steps]
+    with _restored_on_failure([own.generator for own in inputs]):
+        tape = Tape()
+        losses = yield from losses_in_pieces(inputs, tape)
+        yield
+        stops = yield from _evaluate(steps, losses)
+        yield
+        yield from _backward(steps, losses, stops, tape)
+    return losses, stops
+
+
+def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> Pieces[list[Stop]]:
     """Evaluate the weights whose evaluation is due, under which the losses were computed.
 
     One forward serves all of them where all are due and the batch's trunk is over whole documents.
@@ -203,10 +222,13 @@ def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[St
     all_due = len(evaluators) == len(steps) > 1
     if trunk is not None and all_due and all(step.run.reads_document for step in steps):
         made = [step.number - 1 for step in steps]
-        evaluate_batch(evaluators, made, trunk.batch.hidden, trunk.batch.ends)
+        yield from evaluate_batch(evaluators, made, trunk.batch.hidden, trunk.batch.ends)
     else:
-        attempts = (partial(s.evaluate, loss) for s, loss in zip(steps, losses, strict=True))
-        failures = [_attempt(attempt) for attempt in attempts]
+        for number, (step, loss) in enumerate(zip(steps, losses, strict=True)):
+            try:
+                yield from step.evaluate(loss)
+            except Exception as error:
+                failures[number] = error
     return [
         NoImprovement() if failure is None and step.run.out_of_patience else failure
         for step, failure in zip(steps, failures, strict=True)
@@ -214,8 +236,8 @@ def _evaluate(steps: Sequence[AdaptStep], losses: Sequence[StepLoss]) -> list[St
 
 
 def _backward(
-    steps: Sequence[AdaptStep], losses: Sequence[StepLoss], stops: Sequence[Stop]
-) -> None:
+    steps: Sequence[AdaptStep], losses: Sequence[StepLoss], stops: Sequence[Stop], tape: Tape
+) -> Pieces[None]:
     """Compute the gradients of all steps that are made in one backward pass.
 
     Requests share no term and no leaf, so the gradient of the losses' sum gives each its own.
@@ -227,6 +249,7 @@ def _backward(
             totals.append(loss.total)
     if totals:
         torch.stack(totals).sum().backward()
+        yield from tape.backward()
 
 
 def _attempt(call: Callable[[], T]) -> T | Exception:

@@ -1,5 +1,6 @@
 """The backend of a real model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,10 @@ class ModelBackend(Backend):
     @override
     def start(self, work: EncodedWork, emit: Emit, should_stop: ShouldStop) -> Program[None]:
         return start(self.model, work, emit, should_stop, self._documents)
+
+    @override
+    def share(self, has_company: Callable[[], bool]) -> None:
+        self.model.pace.is_shared = has_company
 
     @override
     def verify(self) -> bool:

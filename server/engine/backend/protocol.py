@@ -1,5 +1,6 @@
 """The interface between the engine and a model."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from refine_server.server.engine.encoder import TemplatePool
@@ -58,6 +59,9 @@ class Backend(Protocol):
         The last event that it emits is a ``Last``. The program raises IsolationError if the work
         uses a document of another owner.
         """
+
+    def share(self, has_company: Callable[[], bool]) -> None:
+        """Run work in shorter pieces while ``has_company`` says that other work waits for it."""
 
     def verify(self) -> bool:
         """Return whether the base weights are, bit for bit, what was loaded."""

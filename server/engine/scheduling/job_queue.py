@@ -1,7 +1,9 @@
 """What the event loop and the worker share: the jobs, behind one lock."""
 
+import math
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -12,6 +14,9 @@ from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.batching import Operation
+
+COMPANY_SECONDS = 5.0
+"""A job counts as not alone so long after another one ended: who chats sends again."""
 
 Verification = Future[bool]
 """Resolves to whether the base weights are what was loaded."""
@@ -24,10 +29,10 @@ class Turn:
     verifications: list[Verification]
     """Requests to verify the base weights, all answered by one verification."""
     jobs: list[Job]
-    """The jobs of the batch. A job alone without an operation is started, or ended if it was
-    cancelled."""
+    """The jobs of the batch, which may be one that was begun before. A job alone without an
+    operation is started, or ended if it was cancelled."""
     operations: list[Operation[Any]]
-    """What the jobs await, in their order."""
+    """What the jobs await, in their order; none where there is nothing to run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +60,7 @@ class JobQueue:
         self._verifications: list[Verification] = []
         self._refusal: ApiError | None = None
         self._is_stopping = False
+        self._last_company = -math.inf  # when there were several jobs, in monotonic seconds
         # Guards everything above, and the jobs' progress. A thread that holds it may take it again.
         self._changed = threading.Condition(threading.RLock())
 
@@ -77,6 +83,14 @@ class JobQueue:
         """How many jobs take turns."""
         with self._changed:
             return len(self._scheduler.active)
+
+    def has_company(self) -> bool:
+        """Return whether there are several jobs, or were a moment ago."""
+        with self._changed:
+            now = time.monotonic()
+            if len(self._scheduler.jobs) > 1:
+                self._last_company = now
+            return now - self._last_company < COMPANY_SECONDS
 
     @property
     def refusal(self) -> ApiError | None:
@@ -184,7 +198,8 @@ class JobQueue:
             if self._is_stopping:
                 return None
             jobs = [] if head is None else self._scheduler.batch(head, self._max_batch_size)
-            awaited = [self._scheduler.active[job].operation for job in jobs]
+            running = [job for job in jobs if job.status is not JobStatus.CANCELLING]
+            awaited = [self._scheduler.active[job].operation for job in running]
             return Turn(
                 verifications=self.take_verifications(),
                 jobs=jobs,
@@ -198,11 +213,18 @@ class JobQueue:
             if job.status is JobStatus.QUEUED:
                 job.status = JobStatus.RUNNING
 
+    def pause(self, jobs: Sequence[Job], seconds: float) -> None:
+        """Charge the jobs of a batch for a piece of it; they run its next piece together."""
+        with self._changed:
+            for job in jobs:
+                self._scheduler.charge(job, seconds)
+            self._scheduler.pause(jobs)
+
     def requeue(self, job: Job, operation: Operation[Any], seconds: float) -> None:
         """Charge a job for a turn, after which it awaits ``operation``."""
         with self._changed:
             self._scheduler.charge(job, seconds)
-            self._scheduler.active[job].operation = operation
+            self._scheduler.requeue(job, operation)
 
     def end(self, job: Job, status: JobStatus, reason: str | None, seconds: float) -> float:
         """Charge a job for its last turn and remove it; return the seconds that it worked."""

@@ -6,18 +6,24 @@ Pure bookkeeping: no threads and no clock. ``JobQueue`` calls it under its lock.
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.http import errors
-from refine_server.ttt.batching import Call, Operation
+from refine_server.ttt.batching import Call, LongCall, Operation
 
 MAX_RETRY_SECONDS = 3600
 MIN_TURN_SECONDS = 1e-3
 """Turns count as at least this long, so that very short ones alternate."""
 PRIORITY_STEP = 1.25
 """One step of priority weighs a turn by a quarter, as one step of ``nice`` does."""
+HEAD_START_SECONDS = 0.5
+"""Seconds that a new job may work before the jobs that are there: enough for a short prompt, so that
+its first token waits for the turn in progress alone."""
+MAX_HEAD_STARTS = 2.0
+"""The most seconds that new jobs may work before the others in a row. They earn as many again while
+the others work, so that no stream of new jobs takes more than half of the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +46,13 @@ class Slot:
     """Weighted seconds of its turns."""
     start_tag: float
     """Seconds that its owner had been served when it was admitted."""
+    head_start: float = 0.0
+    """Seconds that it may still work before the others."""
     operation: Operation[Any] | None = None
     """The operation that it awaits; None before its first turn."""
+    batch: list[Job] = field(default_factory=list)
+    """The jobs of the batch in which its operation was begun, shared by all of them; empty where it
+    was not begun."""
     longest_turn: float = 0.0
     """Weighted seconds."""
     worked_seconds: float = 0.0
@@ -53,7 +64,8 @@ class Scheduler:
 
     The next turn goes to the job with the least attained time, weighted by its priority and by the
     number of its owner's jobs: owners get equal shares, and a decoded token does not wait for the
-    end of a long adaptation. The limit on active jobs keeps their fast weights within memory. A
+    end of a long adaptation. A new job works before the others for a moment, which it is charged
+    for like any other. The limit on active jobs keeps their fast weights within memory. A
     question about a document that was adapted to before is only refused when too many such
     questions wait.
     """
@@ -63,6 +75,7 @@ class Scheduler:
         self.waiting: list[Job] = []
         self.active: dict[Job, Slot] = {}
         self._served: defaultdict[str, float] = defaultdict(float)  # seconds of work by owner
+        self._head_starts = MAX_HEAD_STARTS  # seconds that are left for new jobs
 
     @property
     def jobs(self) -> list[Job]:
@@ -160,9 +173,13 @@ class Scheduler:
 
     def _admit(self, job: Job) -> None:
         self.waiting.remove(job)
-        # A newcomer starts level with the others: it neither owes nor is owed a turn.
+        # A new job starts level with the others: it neither owes nor is owed a turn.
         attained = min((slot.attained for slot in self.active.values()), default=0.0)
-        self.active[job] = Slot(attained=attained, start_tag=self._served[job.owner])
+        self.active[job] = Slot(
+            attained=attained,
+            start_tag=self._served[job.owner],
+            head_start=HEAD_START_SECONDS if job.priority <= 0 else 0.0,
+        )
 
     def _admission_order(self, job: Job) -> tuple[int, float, int, float]:
         """Priority first, then the owner served least, then the earliest deadline."""
@@ -183,36 +200,53 @@ class Scheduler:
         for job in self.active:
             if job.status is JobStatus.CANCELLING:
                 return job
-        head = min(self.active, key=self._attained)
-        operation = self.active[head].operation
-        if operation is not None and operation.waits_for_peers:
+        head = min(self.active, key=self._turn_order)
+        slot = self.active[head]
+        if slot.operation is not None and slot.operation.waits_for_peers and not slot.batch:
             return min(self._future_peers(head), key=self._attained, default=head)
         return head
 
     def batch(self, head: Job, max_batch_size: int) -> list[Job]:
         """Return ``head`` and the active jobs whose operations can run in one batch with its own.
 
-        Those with the least attained time come first.
+        Those with the least attained time come first. A batch that was begun stays as it is, but
+        for the jobs that ended. A job that was cancelled is alone.
         """
-        operation = self.active[head].operation
-        if operation is None:
+        operation, begun = self.active[head].operation, self.active[head].batch
+        if begun and head.status is not JobStatus.CANCELLING:
+            return list(begun)
+        if operation is None or head.status is JobStatus.CANCELLING:
             return [head]
         peers = [
             job
             for job, slot in self.active.items()
             if job is not head
             and job.status is not JobStatus.CANCELLING
+            and not slot.batch
             and type(slot.operation) is type(operation)
             and slot.operation.can_batch_with(operation)
         ]
         peers.sort(key=self._attained)
         return [head, *peers[: min(max_batch_size, operation.max_batch_size) - 1]]
 
+    def pause(self, jobs: Sequence[Job]) -> None:
+        """Keep the jobs of a batch together until it has ended: a piece of it was run."""
+        batch = self.active[jobs[0]].batch or list(jobs)
+        for job in jobs:
+            self.active[job].batch = batch
+
+    def requeue(self, job: Job, operation: Operation[Any]) -> None:
+        """Let a job, whose operation has ended, await the next one."""
+        self.active[job].operation, self.active[job].batch = operation, []
+
     def charge(self, job: Job, seconds: float) -> None:
         """Account for a turn of a job that took ``seconds``."""
         slot = self.active[job]
         slot.worked_seconds += seconds
         self._served[job.owner] += seconds
+        earned = -seconds if slot.head_start > 0 else seconds
+        self._head_starts = min(self._head_starts + earned, MAX_HEAD_STARTS)
+        slot.head_start = max(slot.head_start - seconds, 0.0)
         own = sum(other.owner == job.owner for other in self.active)
         is_start = slot.operation is None  # the program ran to its first operation, which is quick
         turn = seconds if is_start else max(seconds, MIN_TURN_SECONDS)
@@ -226,12 +260,20 @@ class Scheduler:
         The owners' shares start anew when no job is left.
         """
         slot = self.active.pop(job)
+        if slot.batch:
+            slot.batch.remove(job)
         if not self.jobs:
             self._served.clear()
         return slot.worked_seconds
 
     def _attained(self, job: Job) -> float:
         return self.active[job].attained
+
+    def _turn_order(self, job: Job) -> tuple[bool, float]:
+        """Jobs with a head start first, as long as any is left; then the least attained time."""
+        slot = self.active[job]
+        is_new = slot.head_start > 0 and self._head_starts > 0
+        return not is_new, slot.attained
 
     def _future_peers(self, head: Job) -> list[Job]:
         """Return jobs that ``head`` lets go first, as they may join its batches afterwards.
@@ -243,6 +285,6 @@ class Scheduler:
         return [
             job
             for job, slot in self.active.items()
-            if (slot.operation is None or isinstance(slot.operation, Call))
+            if (slot.operation is None or isinstance(slot.operation, Call | LongCall))
             and slot.attained <= limit
         ]

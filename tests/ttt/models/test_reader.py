@@ -10,7 +10,7 @@ from support.small_models import MakeModel, Tokens
 
 @pytest.fixture(autouse=True)
 def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "READ_TOKENS", 16)
+    monkeypatch.setattr(reader, "BOUNDARY_TOKENS", 16)
 
 
 @pytest.mark.parametrize("T", [1, 15, 16, 17, 67])

@@ -19,7 +19,7 @@ LENGTH = 131
 
 @pytest.fixture(autouse=True)
 def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "READ_TOKENS", 24)
+    monkeypatch.setattr(reader, "BOUNDARY_TOKENS", 24)
     monkeypatch.setattr(frozen_document, "SNAPSHOT_TOKENS", 48)
 
 

@@ -14,6 +14,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans
 from refine_server.ttt.interface.reports import EvalResult, StepReport
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine import guard, held_out
 from refine_server.ttt.refine.held_out import (
     BLOCK_TOKENS,
@@ -137,7 +138,7 @@ def test_an_evaluation_equals_reading_the_document_and_its_cues_again(
     fast = perturbed(model, "low_rank")
     document = Rows(model, tokens(1, 300), fast)
     evaluator = evaluator_of(document, fast)
-    evaluator.evaluate(0)
+    run_pieces(evaluator.evaluate(0))
 
     ids = document.input_ids
     log_prob = model(ids, None, fast).logits[0].log_softmax(-1)
@@ -186,7 +187,7 @@ def test_one_step_is_evaluated_once(model: CausalLM, tokens: Tokens) -> None:
     fast = model.new_fast_weights("low_rank", 8, 0)
     evaluator = evaluator_of(Rows(model, tokens(1, 200), fast), fast)
     for _ in range(2):
-        evaluator.evaluate(0)
+        run_pieces(evaluator.evaluate(0))
     assert [result.step for result in evaluator.results] == [0]
 
 

@@ -5,6 +5,8 @@ import torch
 
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.rollouts import Policy, Rollouts, interleave
@@ -40,8 +42,8 @@ def test_a_rollout_is_scored_as_it_was_sampled(
     read = model(tokens(2, 40), None, policy.fast)
     prefixes = Prefix(read.hidden[:, -1], read.state)
     noise = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampled, log_prob = policy.sample(prefixes, noise)
-    scored, hidden = policy.score(prefixes, sampled)
+    sampled, log_prob = run_pieces(policy.sample(prefixes, noise))
+    scored, hidden = run_pieces(policy.score(prefixes, sampled, Graph()))
     torch.testing.assert_close(scored, log_prob, check_dtype=False)
     assert (sampled.shape, hidden.shape[:2]) == ((6, 5), (6, 5))
 
@@ -52,10 +54,12 @@ def test_the_same_noise_gives_the_same_rollout_in_any_batch(
     policy = Policy(model, perturbed(model), 1.0)
     read = model(tokens(3, 40), None, policy.fast)
     noise = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    together, _ = policy.sample(Prefix(read.hidden[:, -1], read.state), noise)
+    together, _ = run_pieces(policy.sample(Prefix(read.hidden[:, -1], read.state), noise))
     for row, ids in enumerate(tokens(3, 40).split(1)):
         read = model(ids, None, policy.fast)
-        alone, _ = policy.sample(Prefix(read.hidden[:, -1], read.state), noise[row : row + 1])
+        alone, _ = run_pieces(
+            policy.sample(Prefix(read.hidden[:, -1], read.state), noise[row : row + 1])
+        )
         assert torch.equal(alone[0], together[row])
 
 

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.segments import token_stats_in_pieces, trunk_in_pieces
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.tape import Graph
 from refine_server.ttt.models.trunk import Frozen, Trunk
+from refine_server.ttt.pieces import Pieces, run_pieces
 from refine_server.ttt.refine.inputs.rows import Prefix, Rows, TokenStats, continuations
 
 
@@ -29,9 +32,10 @@ class RowBatch:
         if self.state is not None and len(requests) > 1:
             raise ValueError("rows that continue from a state make a batch of their own")
 
-    def forward(self, fast: FastWeights) -> "TrunkBatch":
+    def forward(self, fast: FastWeights, graph: Graph) -> Pieces["TrunkBatch"]:
         """Compute one differentiable forward over all rows under the requests' fast weights."""
-        return TrunkBatch(self, self.model.trunk(self.frozen, fast, self.state), fast)
+        trunk = yield from trunk_in_pieces(self.model, self.frozen, fast, self.state, graph)
+        return TrunkBatch(self, trunk, fast)
 
     def rows_of(self, r: int) -> slice:
         """Return the rows of request r."""
@@ -50,6 +54,7 @@ class TrunkBatch:
     def __init__(self, row_batch: RowBatch, trunk: Trunk, fast: FastWeights) -> None:
         self.row_batch, self.trunk, self.fast = row_batch, trunk, fast
         self.hidden = trunk.hidden
+        self._token_stats: list[TokenStats] | None = None
 
     def requests(self) -> list["RequestTrunk"]:
         """Return each request's own part."""
@@ -63,13 +68,23 @@ class TrunkBatch:
             for r, rows in enumerate(self.row_batch.requests)
         ]
 
-    @cached_property
+    @property
     def token_stats(self) -> list[TokenStats]:
         """The statistics of each request's own tokens, padding left out: R of [S, T - first]."""
+        return run_pieces(self.read_token_stats(Graph()))
+
+    def read_token_stats(self, graph: Graph) -> Pieces[list[TokenStats]]:
+        """Compute ``token_stats`` in pieces, unless that was done."""
+        if self._token_stats is None:
+            self._token_stats = yield from self._compute_token_stats(graph)
+        return self._token_stats
+
+    def _compute_token_stats(self, graph: Graph) -> Pieces[list[TokenStats]]:
         requests, ids = self.row_batch.requests, self.row_batch.frozen.input_ids
         first = min(rows.first for rows in requests)
-        log_prob, entropy = self.row_batch.model.token_stats(
-            self.hidden[:, first - 1 : -1], ids[:, first:], self.fast
+        before, targets = self.hidden[:, first - 1 : -1], ids[:, first:]
+        log_prob, entropy = yield from token_stats_in_pieces(
+            self.row_batch.model, before, targets, self.fast, graph
         )
         stats = []
         for r, rows in enumerate(requests):

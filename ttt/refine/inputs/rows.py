@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,8 +9,11 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.segments import freeze_in_pieces, trunk_in_pieces
 from refine_server.ttt.models.state import State
+from refine_server.ttt.models.tape import Graph
 from refine_server.ttt.models.trunk import Frozen, Trunk
+from refine_server.ttt.pieces import Pieces, run_pieces
 
 MIN_PREFIX = 20
 """The fewest tokens that stand before a rollout, as in the paper's code."""
@@ -97,8 +99,9 @@ class Rows:
         self.held_out: Sequence[Span] = ()
         """Spans that are read like all others, but are in no loss and in no rollout."""
         self.positions = min(positions, self.num_targets)
-        if model.prefill_chunk is None:
-            _ = self.frozen  # computed with the prefill, not with the first step
+        self._frozen: Frozen | None = None
+        self._base_trunk: Trunk | None = None
+        self._base_end: Prefix | None = None
 
     @property
     def num_targets(self) -> int:
@@ -107,10 +110,18 @@ class Rows:
 
     # -- forward --------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def frozen(self) -> Frozen:
         """The forward over the rows below all fast weights."""
-        return self.model.freeze(self.input_ids, self.fast, self.state)
+        return run_pieces(self.read_frozen())
+
+    def read_frozen(self) -> Pieces[Frozen]:
+        """Compute ``frozen`` in pieces, unless that was done."""
+        if self._frozen is None:
+            self._frozen = yield from freeze_in_pieces(
+                self.model, self.input_ids, self.fast, self.state
+            )
+        return self._frozen
 
     def trunk(self, fast: FastWeights) -> Trunk:
         """Compute the forward over the rows under ``fast``, in the graph: hidden [S, T, D]."""
@@ -130,27 +141,38 @@ class Rows:
         row = torch.arange(starts.shape[0], device=starts.device)[:, None]
         return Prefix(trunk.hidden[row, starts - 1].flatten(0, 1), trunk.state_at(starts))
 
-    @cached_property
+    @property
     def base_trunk(self) -> Trunk:
         """The forward over the rows under the base weights, without graph."""
-        with torch.no_grad():
-            return self.trunk(BASE)
-
-    def end(self, fast: FastWeights) -> Prefix:
-        """Read the whole rows under ``fast``, without graph, as S prefixes of what follows."""
-        return self.base_end if fast.is_base else self._end(fast)
-
-    @cached_property
-    def base_end(self) -> Prefix:
-        """The whole rows, read under the base weights, as S prefixes of what follows."""
-        return self._end(BASE)
+        return run_pieces(self.read_base())
 
     @torch.no_grad()
-    def _end(self, fast: FastWeights) -> Prefix:
+    def read_base(self) -> Pieces[Trunk]:
+        """Compute ``base_trunk`` in pieces, unless that was done."""
+        if self._base_trunk is None:
+            self._base_trunk = yield from self._read(BASE)
+        return self._base_trunk
+
+    def end(self, fast: FastWeights) -> Pieces[Prefix]:
+        """Read the whole rows under ``fast``, without graph, as S prefixes of what follows."""
+        if not fast.is_base:
+            return (yield from self._read_end(fast))
+        if self._base_end is None:
+            self._base_end = yield from self._read_end(BASE)
+        return self._base_end
+
+    @torch.no_grad()
+    def _read_end(self, fast: FastWeights) -> Pieces[Prefix]:
         if self.model.prefill_chunk is not None:
             return Prefix(*self.model.read(self.input_ids, fast))
-        trunk = self.base_trunk if fast.is_base else self.trunk(fast)
+        trunk = yield from (self.read_base() if fast.is_base else self._read(fast))
         return Prefix(trunk.hidden[:, -1], trunk.state)
+
+    def _read(self, fast: FastWeights) -> Pieces[Trunk]:
+        if self.state is not None:
+            return self.trunk(fast)  # few tokens, of which all traces are kept
+        frozen = yield from self.read_frozen()
+        return (yield from trunk_in_pieces(self.model, frozen, fast, None, Graph()))
 
     def token_stats(self, hidden: Tensor, fast: FastWeights) -> TokenStats:
         """Compute the statistics of all tokens from ``first`` on out of hidden [S, T, D]."""

@@ -9,7 +9,10 @@ from torch import Tensor
 from refine_server.kernels.select_positions import smooth
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, OnSpans, Selection
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.pieces import Pieces
 from refine_server.ttt.refine.inputs.query_spans import similar_spans, whole_sentences
+from refine_server.ttt.refine.inputs.row_batch import RowBatch, TrunkBatch
 from refine_server.ttt.refine.inputs.rows import Rows, Span
 
 POOL_KERNEL = 5
@@ -30,7 +33,7 @@ class QueryContext:
 
 def choose_spans(
     document: Rows, config: AdaptConfig, generator: torch.Generator, query: QueryContext | None
-) -> list[Span]:
+) -> Pieces[list[Span]]:
     """Choose the spans of a document that are adapted on; none where it is the document itself.
 
     By a query, the most similar ones, in the order that ``learn_as`` asks for; there are none when
@@ -50,8 +53,10 @@ def choose_spans(
         if query is None:
             raise ValueError("adapt.on: query_spans needs a query")
         return _query_spans(document, on, query, count, length)
-    with torch.no_grad():
-        stats = document.token_stats(document.base_trunk.hidden, BASE)
+    trunk = yield from document.read_base()
+    yield
+    batch = TrunkBatch(RowBatch([document]), trunk, BASE)
+    [stats] = yield from batch.read_token_stats(Graph())
     starts = select_spans(
         stats.entropy[0],
         -stats.log_prob[0],

@@ -5,6 +5,8 @@ import torch
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models.tape import Graph
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.row_batch import RowBatch
 from refine_server.ttt.refine.inputs.rows import Rows, Span, continuations
 from refine_server.ttt.refine.inputs.spans import QueryContext, answer_rows, span_rows
@@ -76,7 +78,8 @@ def test_rows_of_a_batch_are_read_as_alone(
         for fast, length, context in zip(copies, (90, 131, 64), (5, 0, 12), strict=True)
     ]
     after = tokens(1, 3, seed=7)
-    parts = RowBatch(alone).forward(FastWeights.stack(copies)).requests()
+    forward = RowBatch(alone).forward(FastWeights.stack(copies), Graph())
+    parts = run_pieces(forward).requests()
     for rows, part in zip(alone, parts, strict=True):
         trunk = rows.trunk(rows.fast)
         expected = rows.token_stats(trunk.hidden, rows.fast)

@@ -16,6 +16,7 @@ from refine_server.ttt.interface.config import (
     Selection,
 )
 from refine_server.ttt.models import CausalLM, load
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext, choose_spans, select_spans
 
@@ -69,7 +70,7 @@ def test_a_guard_has_its_share_of_a_short_document(tiny: CausalLM, guard: str) -
     settings = AdaptConfig(
         on=OnSpans(tokens=10), rollouts=RolloutConfig(positions=128), guard=guard
     )
-    spans = choose_spans(document, settings, seeded(), None)
+    spans = run_pieces(choose_spans(document, settings, seeded(), None))
     covered = sum(end - start for start, end in spans)
     share = 1.0 if guard == "none" else 0.75
     assert share / 2 < covered / document.num_targets <= share
@@ -82,7 +83,7 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
     found = {}
     for spans_as in ("text", "answer"):
         settings = AdaptConfig(on=OnQuerySpans(learn_as=spans_as, tokens=12), guard="none")
-        ids, spans = document.input_ids[0], choose_spans(document, settings, seeded(), query)
+        ids, spans = document.input_ids[0], run_pieces(choose_spans(document, settings, seeded(), query))
         found[spans_as] = [tiny.tokenizer.decode(ids[start:end]).strip() for start, end in spans]
     for spans_as, expected in (("text", facts[::-1]), ("answer", facts)):
         pairs = zip(expected, found[spans_as], strict=True)
@@ -92,4 +93,4 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
 def test_query_spans_need_a_query(tiny: CausalLM) -> None:
     settings = AdaptConfig(on=OnQuerySpans())
     with pytest.raises(ValueError, match="needs a query"):
-        choose_spans(rows_of(tiny, FILLER), settings, seeded(), None)
+        run_pieces(choose_spans(rows_of(tiny, FILLER), settings, seeded(), None))

@@ -157,7 +157,7 @@ class HFCausalLM(CausalLM):
         return weights
 
     @override
-    def _final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
+    def final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
         return self.norms["model.norm"](x, fast)
 
     def _mlp(self, index: int, h: Tensor, fast: FastWeights) -> Tensor:

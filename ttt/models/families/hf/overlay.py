@@ -201,4 +201,4 @@ class Overlay(HFCausalLM):
             else:
                 x, own = layer.decode(x, state, fast, *rotary)
                 after.append(own)
-        return self._final_norm(x, fast), tuple(after)
+        return self.final_norm(x, fast), tuple(after)

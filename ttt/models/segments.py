@@ -1,0 +1,287 @@
+"""Reading tokens in segments, one after the other, each a piece of work of its own.
+
+A segment starts from the state that the tokens before it left, in the graph, so the gradient is
+that of the whole reading. Where the activations of all segments exceed the model's budget, a
+segment is forgotten and computed again for its gradient (activation checkpointing); what is kept of
+it then are its output and its traces, from which branches start.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from refine_server.kernels.delta_rule import CHUNK
+from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.layers.functional import embedding
+from refine_server.ttt.models.state import LayerState, State, Trace
+from refine_server.ttt.models.tape import Graph, tensors_of
+from refine_server.ttt.models.trunk import Frozen, Trunk
+from refine_server.ttt.pieces import Pace, PieceKind, Pieces
+
+PROBE_TOKENS = 2 * CHUNK
+"""Tokens that are read to measure what a token's activations take."""
+
+HEAD = 0
+"""The number of layers of a piece that computes tokens' statistics by the LM head."""
+
+Traces = tuple[Trace, ...]
+"""A layer's traces of consecutive segments."""
+
+
+class LayerStack(Protocol):
+    """What is needed of a model: to run its layers, and to know how much their graph may keep."""
+
+    activation_budget: int | None
+    embed_name: str
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding."""
+
+    @property
+    def pace(self) -> Pace:
+        """How many tokens pieces of the model's work have."""
+
+    @property
+    def joins_segments(self) -> bool:
+        """Whether traces of consecutive segments join into one."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the base weights."""
+
+    def run_layers(
+        self,
+        x: Tensor,
+        states: Sequence[LayerState | None],
+        position: Tensor,
+        fast: FastWeights,
+        first: int,
+        last: int,
+    ) -> tuple[Tensor, list[Trace]]:
+        """Run layers ``first`` … ``last`` - 1 over x [B, T, D]."""
+
+    def final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
+        """Apply the norm behind the last layer to x [B, T, D]."""
+
+    def token_stats(
+        self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Compute log-probabilities of targets [N, T] and entropies after hidden [N, T, D]."""
+
+
+@torch.no_grad()
+def freeze_in_pieces(
+    model: LayerStack, input_ids: Tensor, fast: FastWeights, state: State | None = None
+) -> Pieces[Frozen]:
+    """Do what ``CausalLM.freeze`` does, in pieces; behind a state no traces are kept."""
+    frozen = Frozen(input_ids, None, (), 0)
+    first = model.num_layers if fast.is_base else fast.first_layer
+    if first is None:
+        return frozen
+    below = _Segments(model, frozen, BASE, state, range(first), is_top=False)
+    hidden, traces = yield from below.read(Graph())
+    return Frozen(input_ids, hidden, traces, first)
+
+
+def trunk_in_pieces(
+    model: LayerStack, frozen: Frozen, fast: FastWeights, state: State | None, graph: Graph
+) -> Pieces[Trunk]:
+    """Do what ``CausalLM.trunk`` does, in parts of a graph; behind a state no traces are kept."""
+    layers = range(frozen.first_layer, model.num_layers)
+    above = _Segments(model, frozen, fast, state, layers, is_top=True)
+    hidden, traces = yield from above.read(graph)
+    return Trunk(hidden, (*frozen.traces, *traces))
+
+
+def token_stats_in_pieces(
+    model: LayerStack,
+    hidden: Tensor,
+    targets: Tensor,
+    fast: FastWeights,
+    graph: Graph,
+    temperature: float = 1.0,
+) -> Pieces[tuple[Tensor, Tensor]]:
+    """Do what ``CausalLM.token_stats`` does for hidden [N, T, D] and targets [N, T], in pieces."""
+    N, T = targets.shape
+    kind: PieceKind = "step" if torch.is_grad_enabled() and hidden.requires_grad else "read"
+    parts: list[tuple[Tensor, Tensor]] = []
+    start = 0
+    while start < T:
+        if parts:
+            yield
+        began = time.monotonic()
+        own = slice(start, start + model.pace.tokens_of_row(kind, HEAD, N))
+        make = partial(model.token_stats, hidden[:, own], targets[:, own], fast, temperature)
+        parts.append(graph.cut(make))
+        start += parts[-1][0].shape[1]
+        model.pace.observe(kind, HEAD, parts[-1][0].numel(), time.monotonic() - began)
+    log_prob, entropy = (torch.cat(own, dim=1) for own in zip(*parts, strict=True))
+    return log_prob, entropy
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Some consecutive layers over the tokens of ``frozen`` [B, T], segment by segment."""
+
+    model: LayerStack
+    frozen: Frozen
+    fast: FastWeights
+    state: State | None
+    layers: range
+    is_top: bool
+    """Whether the final norm follows."""
+
+    def read(self, graph: Graph) -> Pieces[tuple[Tensor, Traces]]:
+        """Read all tokens: hidden states [B, T, D], and the trace of each layer.
+
+        There is one segment for families whose traces cannot be joined, unless nothing branches
+        off, as behind a state.
+        """
+        rows, T = self.frozen.input_ids.shape
+        kind: PieceKind = "step" if self._is_differentiable else "read"
+        longest, recompute = self._within_budget()
+        one_piece = self.state is None and not self.model.joins_segments
+        pace = self.model.pace
+        before: Sequence[Traces] = [()] * len(self.layers)
+        outputs: list[Tensor] = []
+        start = 0
+        while start < T:
+            if outputs:
+                yield
+            began = time.monotonic()
+            paced = pace.tokens_of_row(kind, len(self.layers), rows)
+            end = T if one_piece else min(start + min(paced, longest), T)
+            make = partial(self._segment, start, end, before)
+            observe = partial(pace.observe, kind, len(self.layers), rows * (end - start))
+            output, own = graph.cut(make, recompute=recompute, on_backward=observe)
+            outputs.append(output)
+            before = [(*layer, trace) for layer, trace in zip(before, own, strict=True)]
+            if kind == "read":
+                observe(time.monotonic() - began)
+            start = end
+        if len(outputs) == 1:
+            return output, tuple(own)
+        yield
+        return graph.cut(lambda: (torch.cat(outputs, dim=1), self._joined(before)))
+
+    def _segment(
+        self, start: int, end: int, before: Sequence[Traces]
+    ) -> tuple[Tensor, list[Trace]]:
+        """Read tokens ``start`` … ``end`` - 1 after the segments ``before`` of every layer.
+
+        A layer's state is made here, not outside: joined keys and values live only while it runs.
+        """
+        model, fast, layers = self.model, self.fast, self.layers
+        ids = self.frozen.input_ids[:, start:end]
+        if self.frozen.hidden is None:
+            x = embedding(ids, model.embedding, fast, model.embed_name)  # [B, n, D]
+        else:
+            x = self.frozen.hidden[:, start:end]
+        position = torch.full(ids.shape[:1], start, device=ids.device)  # [B]
+        if self.state is not None:
+            position = position + self.state.position
+        states = [self._state(layer, own) for layer, own in zip(layers, before, strict=True)]
+        with _joined_again([] if self.state is not None else states, before):
+            x, traces = model.run_layers(x, states, position, fast, layers.start, layers.stop)
+        return (model.final_norm(x, fast) if self.is_top else x), traces
+
+    def _state(self, layer: int, before: Traces) -> LayerState | None:
+        """Return the state that a layer continues from."""
+        if self.state is None:
+            return before[0].state_after(before) if before else None
+        return before[-1].final() if before else self.state.layers[layer]
+
+    def _joined(self, before: Sequence[Traces]) -> Traces:
+        return () if self.state is not None else tuple(own[0].join(own) for own in before)
+
+    @property
+    def _is_differentiable(self) -> bool:
+        return torch.is_grad_enabled() and not self.fast.is_base
+
+    def _within_budget(self) -> tuple[int, bool]:
+        """Return the longest segment, in tokens of a row, and whether it is computed again."""
+        model, (R, T) = self.model, self.frozen.input_ids.shape
+        budget = model.activation_budget
+        if budget is None or not self._is_differentiable or T <= PROBE_TOKENS:
+            return T, False
+        tokens = int(budget / (R * activation_bytes(model, self.frozen, self.fast)))
+        return (T, False) if tokens >= T else (max(tokens // CHUNK, 1) * CHUNK, True)
+
+
+@contextmanager
+def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces]) -> Iterator[None]:
+    """Let graphs keep no copy of states that were joined of earlier segments.
+
+    Every segment reads the keys and values of all segments before it as one tensor. Copies of all
+    of these would take memory by the square of the tokens, so the backward pass joins them again.
+    """
+    places = {
+        tensor.untyped_storage().data_ptr(): (layer, number)
+        for layer, state in enumerate(states)
+        for number, tensor in enumerate(tensors_of(state))
+        if tensor.numel() and tensor.requires_grad
+    }
+
+    def pack(tensor: Tensor) -> Any:
+        place = places.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+        if place is None:
+            return tensor
+        return place, tensor.shape, tensor.stride(), tensor.storage_offset()
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        (layer, number), *view = kept
+        with torch.no_grad():
+            own = before[layer]
+            joined = tensors_of(own[0].state_after(own))[number]
+        return joined.as_strided(*view)
+
+    if not places:
+        yield
+        return
+    with saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def activation_bytes(model: LayerStack, frozen: Frozen, fast: FastWeights) -> float:
+    """Measure what the graph of the layers above ``frozen`` keeps for one token of one row.
+
+    A few tokens are read for it. The base weights and the requests' own are not counted.
+    """
+    fast = FastWeights({name: t.detach() for name, t in fast.select(0).tensors.items()})
+    fast.requires_grad_()
+    few = Frozen(
+        frozen.input_ids[:1, :PROBE_TOKENS],
+        None if frozen.hidden is None else frozen.hidden[:1, :PROBE_TOKENS].clone(),
+        (),
+        frozen.first_layer,
+    )
+    parameters = (*model.parameters(), *fast.parameters())
+    own = {t.untyped_storage().data_ptr() for t in parameters}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    layers = range(frozen.first_layer, model.num_layers)
+    segments = _Segments(model, few, fast, None, layers, is_top=False)
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        tokens = few.input_ids.shape[1]
+        graph = segments._segment(0, tokens, [()] * len(layers))  # alive: no storage is reused
+    del graph
+    return sum(kept.values()) / tokens

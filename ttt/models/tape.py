@@ -1,0 +1,145 @@
+"""A graph that is cut into parts, so that its backward pass goes piece by piece, too.
+
+Autograd computes the gradient of a graph in one call. Here the results of each part are made leaves
+of what follows, and the backward pass hands their gradients to the part that made them, from the
+last part to the first. The gradient is that of the whole graph, by the chain rule. A part can be
+forgotten and computed again for its gradient (activation checkpointing), so that the activations of
+one part are in memory at a time.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.pieces import Pieces
+
+T = TypeVar("T")
+
+
+class Graph:
+    """One graph, which is not cut: ``backward`` of what is computed from it does everything."""
+
+    def cut(
+        self,
+        make: Callable[[], T],
+        *,
+        recompute: bool = False,
+        on_backward: Callable[[float], None] | None = None,
+    ) -> T:
+        """Compute something; a ``Tape`` ends a part of the graph here.
+
+        Args:
+            make: returns tensors in tuples, lists, dataclasses and fast weights. It may read
+                nothing that is in the graph of another part, but for what ``cut`` returned.
+            recompute: whether the part is forgotten, and computed again for its gradient.
+            on_backward: called with the seconds of the part's backward pass.
+        """
+        return make()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    make: Callable[[], Any] | None
+    """Computes the part's results again; None where ``results`` are kept."""
+    results: list[Tensor]
+    """Those in the part's graph."""
+    leaves: list[Tensor]
+    """What follows reads these in the place of the results."""
+    on_backward: Callable[[float], None] | None
+
+    def backward(self) -> None:
+        """Add the gradients of what the part has read, from those of its results."""
+        began = time.monotonic()
+        results = self.results
+        if self.make is not None:
+            results = _in_graph(self.make())
+        used = [(r, x.grad) for r, x in zip(results, self.leaves, strict=True) if x.grad is not None]
+        if used:
+            torch.autograd.backward([r for r, _ in used], [grad for _, grad in used])
+        for leaf in self.leaves:
+            leaf.grad = None
+        if self.on_backward is not None:
+            self.on_backward(time.monotonic() - began)
+
+
+class Tape(Graph):
+    """The parts of a graph, in the order in which they were computed.
+
+    A tape is used up by its backward pass. Whoever drops it frees all its parts.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+
+    @override
+    def cut(
+        self,
+        make: Callable[[], T],
+        *,
+        recompute: bool = False,
+        on_backward: Callable[[float], None] | None = None,
+    ) -> T:
+        if not torch.is_grad_enabled():
+            return make()
+        made = make()
+        leaves: list[Tensor] = []
+
+        def leaf(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            leaves.append(tensor.detach().requires_grad_())
+            return leaves[-1]
+
+        results = [] if recompute else _in_graph(made)
+        cut = map_tensors(made, leaf)
+        if leaves:
+            again = make if recompute else None
+            self._parts.append(_Part(again, results, leaves, on_backward))
+        return cut
+
+    def backward(self) -> Pieces[None]:
+        """Add the gradients of the leaves that the parts began with, one part in each piece.
+
+        The gradients of what was computed behind the last part must have been computed.
+        """
+        while self._parts:
+            self._parts.pop().backward()
+            yield
+
+
+def map_tensors(value: T, fn: Callable[[Tensor], Tensor]) -> T:
+    """Replace the tensors in tuples, lists, dataclasses and fast weights; the rest stays the same."""
+    if isinstance(value, Tensor):
+        return cast(T, fn(value))
+    if isinstance(value, FastWeights):
+        return cast(T, value.map(fn))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return cast(T, type(value)(*(map_tensors(item, fn) for item in value)))
+    if isinstance(value, tuple | list):
+        return cast(T, type(value)(map_tensors(item, fn) for item in value))
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: map_tensors(getattr(value, f.name), fn) for f in fields(value)}
+        return cast(T, type(value)(**own))
+    return value
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """Return the tensors in ``value``, in the order of ``map_tensors``."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
+
+
+def _in_graph(value: object) -> list[Tensor]:
+    return [tensor for tensor in tensors_of(value) if tensor.requires_grad]
