@@ -67,6 +67,13 @@ class Operation(ABC, Generic[R]):
         yield from ()
         return cls.run_batch(operations)
 
+    def interrupted(self) -> R | None:
+        """Return the result with which the operation ends between two pieces; None if it goes on.
+
+        It then leaves its batch, whose other operations go on.
+        """
+        return None
+
     def __await__(self) -> Generator["Operation[Any]", R, R]:
         """Suspend the program until its driver sends the result."""
         return (yield self)
@@ -139,36 +146,36 @@ class Batch:
     """
 
     def __init__(self, operations: Sequence[Operation[Any]]) -> None:
-        self._operations = list(operations)
         parts = min(operations[0].threads, len(operations))
         self._parts = [_Part(operations[part::parts]) for part in range(parts)]
-        self._left: set[int] = set()  # ids of operations that nobody waits for any more
+        self._left = list(operations)
 
-    def run_piece(self) -> list[Any] | None:
+    def run_piece(self) -> list[tuple[Operation[Any], Any]]:
         """Run the next piece of every part that has not ended.
 
         Returns:
-            None until all parts have ended; then the results in order, an exception where an
-            operation failed. Operations that were left are missing.
+            The operations that have ended with it, in order, and their results, an exception where
+            one failed. All parts end together; an operation that is interrupted ends before.
         """
         first, *others = [part for part in self._parts if not part.has_ended]
         futures = [_pool(len(others)).submit(part.run_piece) for part in others]
         first.run_piece()
         for future in futures:
             future.result()
-        if not all(part.has_ended for part in self._parts):
-            return None
-        count = len(self._parts)
-        return [
-            self._parts[place % count].outcomes[place // count]
-            for place, operation in enumerate(self._operations)
-            if id(operation) not in self._left
-        ]
+        if all(part.has_ended for part in self._parts):
+            results = {id(own): result for part in self._parts for own, result in part.results()}
+            ended = [(operation, results[id(operation)]) for operation in self._left]
+        else:
+            asked = [(operation, operation.interrupted()) for operation in self._left]
+            ended = [(operation, result) for operation, result in asked if result is not None]
+        for operation, _ in ended:
+            self.leave(operation)
+        return ended
 
     def leave(self, operation: Operation[Any]) -> None:
-        """Drop the result of an operation; when all are dropped, free what the batch holds."""
-        self._left.add(id(operation))
-        if all(id(own) in self._left for own in self._operations):
+        """Go on without an operation; free what the batch holds when none is left."""
+        self._left = [own for own in self._left if own is not operation]
+        if not self._left:
             for part in self._parts:
                 part.close()
 
@@ -177,8 +184,9 @@ class _Part:
     """The operations of a batch that run in one thread."""
 
     def __init__(self, operations: Sequence[Operation[Any]]) -> None:
+        self._operations = operations
         self._pieces = _in_pieces(operations)
-        self.outcomes: list[Any] = []
+        self._results: list[Any] = []
         self.has_ended = False
 
     def run_piece(self) -> None:
@@ -186,7 +194,11 @@ class _Part:
         try:
             next(self._pieces)
         except StopIteration as end:
-            self.outcomes, self.has_ended = end.value, True
+            self._results, self.has_ended = end.value, True
+
+    def results(self) -> Iterator[tuple[Operation[Any], Any]]:
+        """Yield the operations and their results; the part has ended."""
+        return zip(self._operations, self._results, strict=True)
 
     def close(self) -> None:
         """End the work where it is."""
@@ -215,10 +227,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def run_batch(operations: Sequence[Operation[Any]]) -> list[Any]:
     """Run a ``Batch`` to its end; return the results, an exception where an operation failed."""
-    batch = Batch(operations)
-    while (outcomes := batch.run_piece()) is None:
-        pass
-    return outcomes
+    batch, results = Batch(operations), dict[int, Any]()
+    while len(results) < len(operations):
+        results |= {id(operation): result for operation, result in batch.run_piece()}
+    return [results[id(operation)] for operation in operations]
 
 
 def resume(program: Program[Any], outcome: object = None) -> Operation[Any]:

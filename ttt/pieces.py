@@ -7,8 +7,8 @@ from typing import Literal, TypeVar
 R = TypeVar("R")
 
 Pieces = Generator[None, None, R]
-"""Work in pieces, with a result of type R: it yields between two of them, and whoever runs it may do
-other work there. A piece may run in another thread than the one before it."""
+"""Work in pieces, with a result of type R: it yields between two of them, and whoever runs it may
+do other work there. A piece may run in another thread than the one before it."""
 
 MIN_TOKENS = 64
 """The fewest tokens of a piece."""

@@ -92,12 +92,11 @@ class Worker:
         self.turn_began = time.monotonic()
         if turn.verifications:
             self._verify(turn.verifications)
-        outcomes, seconds = self._run_piece(turn)
-        if outcomes is None:
-            self._queue.pause(turn.jobs, seconds / len(turn.jobs))
-        else:
-            for job, outcome in zip(turn.jobs, outcomes, strict=True):
-                self._advance(job, outcome, seconds / len(turn.jobs))
+        ended, seconds = self._run_piece(turn)
+        seconds /= max(len(turn.jobs), 1)
+        self._queue.pause([job for job in turn.jobs if job not in ended], seconds)
+        for job, outcome in ended.items():
+            self._advance(job, outcome, seconds)
         if any(job.status is JobStatus.FAILED for job in turn.jobs):
             self._verify()
         self.turn_began = None
@@ -127,26 +126,30 @@ class Worker:
         )
         return True
 
-    def _run_piece(self, turn: Turn) -> tuple[list[Any] | None, float]:
+    def _run_piece(self, turn: Turn) -> tuple[dict[Job, Any], float]:
         """Run the next piece of what the jobs of a turn await.
 
         Returns:
-            None while the batch has not ended; then the outcomes: a result, the exception of an
+            The outcomes of the jobs whose operation has ended: a result, the exception of an
             operation that failed, or None for a job that awaits nothing. And the seconds of the
             piece.
         """
         if not turn.operations:
-            return [None for _ in turn.jobs], 0.0
+            return dict.fromkeys(turn.jobs), 0.0
         began = time.monotonic()
-        batch = self._batch(turn)
-        outcomes = batch.run_piece()
+        results = self._batch(turn).run_piece()
         seconds = time.monotonic() - began
-        if outcomes is not None:
-            for job in turn.jobs:
-                del self._begun[job]
+        ended = {}
+        for job in turn.jobs:
+            for operation, result in results:
+                if operation is self._begun[job][1]:
+                    ended[job] = result
+        for job in ended:
+            del self._begun[job]
+        if results:
             for observer in self._observers:
-                observer.on_batch(turn.operations[0].name, outcomes)
-        return outcomes, seconds
+                observer.on_batch(turn.operations[0].name, [result for _, result in results])
+        return ended, seconds
 
     def _batch(self, turn: Turn) -> Batch:
         """Return the batch that a turn goes on with, or begin one."""

@@ -302,7 +302,7 @@ class FakeBackend(Backend):
         emit(AdaptationStarted(request.adapt.optimizer.steps))
         steps: list[StepReport] = []
         stopped = None
-        while len(steps) < request.adapt.optimizer.steps and (stopped := should_stop()) is None:
+        while len(steps) < request.adapt.optimizer.steps and (stopped := should_stop(0.0)) is None:
             await self._turn(name, script)
             steps.append(step_report(len(steps) + 1, loss=script.loss))
             emit(AdaptationStep(steps[-1]))

@@ -195,5 +195,11 @@ Last = AnswerCompleted | DocumentAdapted | CompletionEnded
 
 Emit = Callable[[Event], None]
 """Receives a program's events while it runs."""
-ShouldStop = Callable[[], str | None]
-"""Asked before every step; returns the reason to make no more steps, or None to go on."""
+ShouldStop = Callable[[float], str | None]
+"""Asked before every step with the seconds that it is expected to take, and with 0 between the
+pieces of a step; returns the reason to make no more steps and to leave the present one, or None."""
+
+
+def never_stop(seconds: float) -> str | None:
+    """Let an adaptation make all its steps."""
+    return None

@@ -9,8 +9,8 @@ The forward reads tokens ids [B, T] from a state, under the requests' fast weigh
     logits       = hidden W_head^T                         # [B, T, V], only when asked for
     state        = (trace.final() for every layer)
 
-An adaptation step needs the same of a whole document, again and again: ``freeze`` computes the layers
-below all fast weights once, ``trunk`` the others, and rollouts branch off from ``Trunk.state_at``.
+A step needs the same of a whole document, again and again: ``freeze`` computes the layers below all
+fast weights once, ``trunk`` the others, and rollouts branch off from ``Trunk.state_at``.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ class CausalLM(nn.Module, ABC):
 
     @property
     def joins_segments(self) -> bool:
-        """Whether traces of consecutive segments join into one (``checkpointing``)."""
+        """Whether traces of consecutive segments join into one (``segments``)."""
         return all(kind.joins_segments for kind in self.state_classes)
 
     @property

@@ -59,7 +59,9 @@ class _Part:
         results = self.results
         if self.make is not None:
             results = _in_graph(self.make())
-        used = [(r, x.grad) for r, x in zip(results, self.leaves, strict=True) if x.grad is not None]
+        used = [
+            (r, x.grad) for r, x in zip(results, self.leaves, strict=True) if x.grad is not None
+        ]
         if used:
             torch.autograd.backward([r for r, _ in used], [grad for _, grad in used])
         for leaf in self.leaves:
@@ -114,7 +116,7 @@ class Tape(Graph):
 
 
 def map_tensors(value: T, fn: Callable[[Tensor], Tensor]) -> T:
-    """Replace the tensors in tuples, lists, dataclasses and fast weights; the rest stays the same."""
+    """Replace the tensors in tuples, lists, dataclasses and fast weights; keep everything else."""
     if isinstance(value, Tensor):
         return cast(T, fn(value))
     if isinstance(value, FastWeights):

@@ -6,7 +6,7 @@ from functools import partial
 from refine_server.ttt.batching import Program, stream
 from refine_server.ttt.decoding.grammar import GrammarCompiler
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.interface.events import Emit, Event, ShouldStop
+from refine_server.ttt.interface.events import Emit, Event, ShouldStop, never_stop
 from refine_server.ttt.interface.requests import Limits, Work
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.adapt_queries import adapt_on_evidence
@@ -22,11 +22,6 @@ from refine_server.ttt.programs.encode import (
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt, EncodedQueryAdapt
 from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.query_side.document_cache import DocumentCache
-
-
-def never_stop() -> str | None:
-    """Let an adaptation make all its steps."""
-    return None
 
 
 def start(

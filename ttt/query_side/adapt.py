@@ -14,6 +14,7 @@ from refine_server.ttt.batching import Call
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
+from refine_server.ttt.interface.events import ShouldStop, never_stop
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
 from refine_server.ttt.query_side.attention_target import AttentionTarget, AttentionTargets
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
@@ -50,7 +51,7 @@ async def adapt_queries(
     aims: Sequence[Aim],
     *,
     on_step: Callable[[StepReport], None] = lambda report: None,
-    should_stop: Callable[[], str | None] = lambda: None,
+    should_stop: ShouldStop = never_stop,
 ) -> tuple[FastWeights, AdaptationReport]:
     """Adapt ``fast`` to the evidence of a document, in place.
 
@@ -60,7 +61,7 @@ async def adapt_queries(
         config: the settings of the adaptation.
         aims: the evidence for each question. Steps read the evidence of all.
         on_step: called with the report of every step that was made.
-        should_stop: called before every step; returns the reason to make no more steps, or None.
+        should_stop: asked before every step, and between the pieces of one.
 
     Returns:
         The weights to answer with, ``fast`` or the base weights, and the report.
@@ -104,7 +105,9 @@ def prepare(
         attention=_target(document, config, aims),
     )
     optimizer = FastWeightOptimizer(config, fast)
-    return AdaptationRun(document=rows, inputs=inputs, optimizer=optimizer, evaluator=None)
+    return AdaptationRun(
+        document=rows, inputs=inputs, optimizer=optimizer, evaluator=None, reads_again=False
+    )
 
 
 def equal_spans(evidence: Sequence[Span], end: int, rollout_tokens: int) -> list[Span]:

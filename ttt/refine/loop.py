@@ -4,7 +4,6 @@ Each step is a REFINE step (``loss``, arXiv 2602.16704). The program makes steps
 all of them, until the held-out guard sees no improvement, or until the caller stops it.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from refine_server.ttt.batching import LongCall
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnQuerySpans, OnSpans
+from refine_server.ttt.interface.events import ShouldStop, never_stop
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
 from refine_server.ttt.interface.requests import LOCAL
 from refine_server.ttt.models.state import compact
@@ -37,9 +37,11 @@ from refine_server.ttt.refine.step import (
     AdaptationRun,
     AdaptStep,
     NoImprovement,
+    StepAbandoned,
     StepDone,
     StepRejected,
 )
+from refine_server.ttt.refine.time_limit import TimeLimit
 
 
 async def adapt(
@@ -50,7 +52,7 @@ async def adapt(
     owner: str = LOCAL,
     query: QueryContext | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
-    should_stop: Callable[[], str | None] = lambda: None,
+    should_stop: ShouldStop = never_stop,
 ) -> AdaptedDocument:
     """Adapt ``fast`` to a document in place and return the adapted document.
 
@@ -66,7 +68,7 @@ async def adapt(
         owner: who alone may use the adapted document.
         query: the query that is adapted on, or by which spans are chosen; None if there is none.
         on_step: called with the report of every step that was made.
-        should_stop: called before every step; returns the reason to make no more steps, or None.
+        should_stop: asked before every step, and between the pieces of one.
     """
     threads = document.model.threads
 
@@ -100,61 +102,43 @@ async def adapt(
 async def make_steps(
     run: AdaptationRun,
     on_step: Callable[[StepReport], None],
-    should_stop: Callable[[], str | None],
+    should_stop: ShouldStop,
 ) -> tuple[list[StepReport], StepRejected | str | None]:
     """Make the steps of an adaptation, until one is rejected or there is a reason to stop.
+
+    A step is expected to take as long as the longest one before it. One that turns out to take too
+    long is left where it is.
 
     Args:
         run: the adaptation.
         on_step: called with the report of every step that was made.
-        should_stop: called before every step; returns the reason to make no more steps, or None.
+        should_stop: asked before every step, and between the pieces of one.
 
     Returns:
         The reports of the steps that were made, and why there are no more: the rejected step, a
         reason, or None if all were made.
     """
     settings = run.config.optimizer
-    longest = StepLimit(settings.max_seconds)
+    limit = TimeLimit(settings.max_seconds, should_stop, reads_again=run.reads_again)
     steps: list[StepReport] = []
+    longest = 0.0
     while len(steps) < settings.steps:
-        if (stopped := longest() or should_stop()) is not None:
+        if (stopped := limit.reason(longest)) is not None:
             return steps, stopped
-        match await AdaptStep(run, len(steps) + 1):
+        began = time.monotonic()
+        match await AdaptStep(run, len(steps) + 1, limit):
             case NoImprovement():
                 return steps, guard.NO_IMPROVEMENT
+            case StepAbandoned(reason):
+                run.optimizer.zero_grad()
+                return steps, reason
             case StepRejected() as rejected:
                 return steps, rejected
             case StepDone(report):
+                longest = max(longest, time.monotonic() - began)
                 steps.append(report)
                 on_step(report)
     return steps, None
-
-
-class StepLimit:
-    """Says whether another step fits into the seconds that an adaptation may take.
-
-    A step is expected to take as long as the longest one before it, and the reading and evaluation
-    after the last step as long as a step. The first step is always made.
-
-    Args:
-        seconds: from now; None for no limit.
-    """
-
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = math.inf if seconds is None else seconds
-        self._began = self._asked = time.monotonic()
-        self._longest: float | None = None
-
-    def __call__(self) -> str | None:
-        """Return the reason to make no more steps, or None."""
-        now = time.monotonic()
-        step, self._asked = now - self._asked, now
-        if self._longest is None:
-            self._longest = 0.0  # nothing was done yet
-            return None
-        self._longest = max(self._longest, step)
-        is_late = now - self._began + 2 * self._longest > self._seconds
-        return guard.MAX_SECONDS if is_late else None
 
 
 def prepare(

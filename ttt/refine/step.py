@@ -23,6 +23,7 @@ from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import StepLoss, losses_in_pieces
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
+from refine_server.ttt.refine.time_limit import TimeLimit
 from refine_server.ttt.refine.trace import trace_of
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ class AdaptationRun:
     optimizer: FastWeightOptimizer
     evaluator: HeldOutEvaluator | None
     """Evaluates the weights between the steps; None without a guard."""
+    reads_again: bool = True
+    """Whether the document is read once more after the last step."""
 
     @classmethod
     def of(cls, document: Rows, fast: FastWeights, config: AdaptConfig) -> "AdaptationRun":
@@ -98,7 +101,14 @@ class NoImprovement:
     """The step was not made, because the last evaluations found no better weights."""
 
 
-StepOutcome = StepDone | StepRejected | NoImprovement
+@dataclass(frozen=True, slots=True)
+class StepAbandoned:
+    """The step was left before its end, for a ``reason``; nothing was changed."""
+
+    reason: str
+
+
+StepOutcome = StepDone | StepRejected | NoImprovement | StepAbandoned
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,8 @@ class AdaptStep(Operation[StepOutcome]):
     waits_for_peers: ClassVar[bool] = True
     run: AdaptationRun
     number: int
+    limit: TimeLimit | None = None
+    """When the step is left before its end; None: never."""
 
     @property
     @override
@@ -134,6 +146,11 @@ class AdaptStep(Operation[StepOutcome]):
         shorter, longer = sorted((self._tokens, head._tokens))
         return self.max_batch_size > 1 and longer <= MAX_LENGTH_RATIO * shorter
 
+    @override
+    def interrupted(self) -> StepOutcome | None:
+        reason = None if self.limit is None else self.limit.reason()
+        return None if reason is None else StepAbandoned(reason)
+
     @property
     def _tokens(self) -> int:
         return self.run.inputs.ntp_rows.input_ids.numel()
@@ -147,16 +164,12 @@ class AdaptStep(Operation[StepOutcome]):
     @override
     def in_pieces(cls, operations: Sequence[Self]) -> Pieces[Sequence[StepOutcome | Exception]]:
         """Make R steps with one forward and one backward pass; each request has its own update."""
-        try:
-            (losses, stops), seconds = yield from timed(_passes(operations))
-            seconds /= len(operations)
-            return [
-                _attempt(partial(step.update, loss, seconds)) if stop is None else stop
-                for step, loss, stop in zip(operations, losses, stops, strict=True)
-            ]
-        finally:  # of a step that was not made, too
-            for step in operations:
-                step.run.optimizer.zero_grad()
+        (losses, stops), seconds = yield from timed(_passes(operations))
+        seconds /= len(operations)
+        return [
+            _attempt(partial(step.update, loss, seconds)) if stop is None else stop
+            for step, loss, stop in zip(operations, losses, stops, strict=True)
+        ]
 
     def update(self, loss: StepLoss, seconds: float) -> StepOutcome:
         """Write the update that the gradient asks for, if gradient and loss are finite.
@@ -201,10 +214,15 @@ def _passes(steps: Sequence[AdaptStep]) -> Pieces[tuple[list[StepLoss], list[Sto
     """Compute the losses of steps, and the gradients of those that are made."""
     inputs = [step.run.inputs for step in steps]
     with _restored_on_failure([own.generator for own in inputs]):
+        limits = [step.limit for step in steps if step.limit is not None]
+        for limit in limits:
+            limit.begin_reading()
         tape = Tape()
         losses = yield from losses_in_pieces(inputs, tape)
         yield
         stops = yield from _evaluate(steps, losses)
+        for limit in limits:
+            limit.end_reading()
         yield
         yield from _backward(steps, losses, stops, tape)
     return losses, stops

@@ -19,8 +19,8 @@ MIN_TURN_SECONDS = 1e-3
 PRIORITY_STEP = 1.25
 """One step of priority weighs a turn by a quarter, as one step of ``nice`` does."""
 HEAD_START_SECONDS = 0.5
-"""Seconds that a new job may work before the jobs that are there: enough for a short prompt, so that
-its first token waits for the turn in progress alone."""
+"""Seconds that a new job may work before the jobs that are there: enough for a short prompt, so
+that its first token waits for the turn in progress alone."""
 MAX_HEAD_STARTS = 2.0
 """The most seconds that new jobs may work before the others in a row. They earn as many again while
 the others work, so that no stream of new jobs takes more than half of the time."""
@@ -231,7 +231,7 @@ class Scheduler:
 
     def pause(self, jobs: Sequence[Job]) -> None:
         """Keep the jobs of a batch together until it has ended: a piece of it was run."""
-        batch = self.active[jobs[0]].batch or list(jobs)
+        batch = list(jobs)
         for job in jobs:
             self.active[job].batch = batch
 

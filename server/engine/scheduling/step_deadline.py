@@ -10,7 +10,7 @@ DEADLINE = "deadline"
 
 
 class StepDeadline:
-    """Is asked before every step of a job's adaptation whether there is time for it.
+    """Is asked before every step of a job's adaptation, and in it, whether there is time for it.
 
     Args:
         job: adapts; its estimate says how long its end takes when it is alone.
@@ -25,15 +25,10 @@ class StepDeadline:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._job, self._active_jobs, self._clock = job, active_jobs, clock
-        self._asked: float | None = None
-        """When it was asked last; a step has been made since, in turns with others."""
 
-    def __call__(self) -> str | None:
-        """Return the reason to make no more steps, or None."""
+    def __call__(self, seconds: float) -> str | None:
+        """Return the reason to make no more steps, or None if there is time for ``seconds``."""
         if self._job.stop_reason is not None:
             return self._job.stop_reason
-        now = self._clock()
-        step = 0.0 if self._asked is None else now - self._asked
-        self._asked = now
         finish = self._job.estimate.finish * self._active_jobs()
-        return DEADLINE if now + step + finish > self._job.deadline else None
+        return DEADLINE if self._clock() + seconds + finish > self._job.deadline else None

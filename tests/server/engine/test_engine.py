@@ -10,7 +10,7 @@ import torch
 from refine_server.server.engine import run
 from refine_server.server.engine.events import Accepted, Progress, QueueMoved
 from refine_server.server.http.errors import ApiError
-from refine_server.ttt.batching import Batch
+from refine_server.ttt.batching import Call
 from refine_server.ttt.decoding.decode import Prediction
 from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig, SamplingConfig
 from refine_server.ttt.interface.events import AnswerCompleted
@@ -280,7 +280,8 @@ async def test_an_abandoned_verification_has_no_effect(start: Start, fake: FakeB
 
 async def test_drafts_are_counted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     predicted = Prediction(torch.zeros(3, 5), State((), torch.zeros(1)), drafted=4)
-    monkeypatch.setattr(Batch, "run_piece", lambda batch: [predicted])
+    run_batch = classmethod(lambda cls, operations: [predicted for _ in operations])
+    monkeypatch.setattr(Call, "run_batch", run_batch)
     async with start() as served:
         await served.submit(request("1", steps=2)).finish()
         drafted = served.metrics.drafted_tokens._value.get()

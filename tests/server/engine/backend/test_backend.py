@@ -35,6 +35,7 @@ from refine_server.ttt.interface.events import (
     Event,
     PromptRead,
     ShouldStop,
+    never_stop,
 )
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
@@ -62,7 +63,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return open_backend(Settings(model="tiny", max_document_tokens=160, max_query_tokens=60))
 
 
-def perform(backend: Backend, work: Work, should_stop: ShouldStop = lambda: None) -> list[Event]:
+def perform(backend: Backend, work: Work, should_stop: ShouldStop = never_stop) -> list[Event]:
     encoded = backend.encode(work)
     events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, should_stop))
     return list(events)

@@ -301,6 +301,88 @@ def test_nobody_starves() -> None:
     assert job is old
 
 
+def test_a_new_job_works_first_for_a_moment() -> None:
+    """It starts and reads its prompt before the next piece of a long job."""
+    scheduler = Scheduler(limits(active=3))
+    old, new = make_job("a"), make_job("b")
+    scheduler.add(old, now=0.0)
+    served(scheduler, 5, lambda _: 1.0)
+    scheduler.add(new, now=0.0)
+    seconds = iter([0.01, 0.3, 0.3, 0.3])  # started, prompt read, two tokens
+    order = served(scheduler, 5, lambda job: next(seconds) if job is new else 0.9)
+    assert order == [new, new, new, old, new]
+
+
+def test_a_new_job_is_charged_for_its_head_start() -> None:
+    scheduler = Scheduler(limits(active=3))
+    old, new = make_job("a"), make_job("b")
+    scheduler.add(old, now=0.0)
+    served(scheduler, 5, lambda _: 1.0)
+    scheduler.add(new, now=0.0)
+    order = served(scheduler, 40, lambda _: 0.1)
+    assert abs(order.count(old) - order.count(new)) <= 1
+
+
+def test_less_urgent_jobs_have_no_head_start() -> None:
+    scheduler = Scheduler(limits(active=3))
+    old, new = make_job("a"), make_job("b", priority=1)
+    for job in (old, new):
+        scheduler.add(job, now=0.0)
+    assert served(scheduler, 1, lambda _: 0.1) == [old]
+
+
+def test_new_jobs_take_no_more_than_half_of_the_time_from_an_old_one() -> None:
+    scheduler = Scheduler(limits(active=3))
+    old = make_job("old")
+    scheduler.add(old, now=0.0)
+    seconds = {"old": 0.0, "new": 0.0}
+    for i in range(300):
+        if i % 2 == 0:
+            scheduler.add(make_job(f"new{i}"), now=0.0)
+        job = scheduler.next()
+        assert job is not None
+        scheduler.charge(job, 0.4)
+        seconds["old" if job is old else "new"] += 0.4
+        if job is not old:
+            scheduler.end(job)
+    assert seconds["old"] > 0.4 * sum(seconds.values())
+
+
+def test_a_batch_that_was_begun_goes_on_together() -> None:
+    """Its jobs take their turns as one, and no other job joins it."""
+    scheduler, jobs = active_with(Step(), Step(), None)
+    batch = scheduler.batch(jobs[0], 8)
+    assert batch == jobs[:2]
+    for job in batch:
+        scheduler.charge(job, 0.1)
+    scheduler.pause(batch)
+    scheduler.active[jobs[2]].operation = Step()
+    assert scheduler.batch(jobs[1], 8) == batch
+    assert scheduler.batch(jobs[2], 8) == [jobs[2]]
+    scheduler.end(jobs[0])
+    assert scheduler.batch(jobs[1], 8) == [jobs[1]]
+    scheduler.requeue(jobs[1], Step())
+    assert set(scheduler.batch(jobs[1], 8)) == set(jobs[1:])
+
+
+def test_a_begun_step_does_not_wait_for_jobs_that_can_join_it_no_more() -> None:
+    scheduler, jobs = active_with(Step(), Call(lambda: None))
+    scheduler.charge(jobs[1], 0.1)
+    scheduler.pause(jobs[:1])
+    assert scheduler.next() is jobs[0]
+
+
+def test_a_cancelled_job_leaves_its_batch_alone() -> None:
+    scheduler, jobs = active_with(Step(), Step())
+    scheduler.pause(jobs)
+    jobs[1].status = JobStatus.CANCELLING
+    head = scheduler.next()
+    assert head is jobs[1]
+    assert scheduler.batch(head, 8) == [head]
+    scheduler.end(head)
+    assert scheduler.batch(jobs[0], 8) == [jobs[0]]
+
+
 def test_a_cancelled_job_goes_first_and_a_waiting_one_is_removed() -> None:
     scheduler = Scheduler(LIMITS)
     jobs = [make_job() for _ in range(3)]

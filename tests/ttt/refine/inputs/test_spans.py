@@ -83,7 +83,10 @@ def test_an_answer_is_learned_in_the_documents_order(tiny: CausalLM) -> None:
     found = {}
     for spans_as in ("text", "answer"):
         settings = AdaptConfig(on=OnQuerySpans(learn_as=spans_as, tokens=12), guard="none")
-        ids, spans = document.input_ids[0], run_pieces(choose_spans(document, settings, seeded(), query))
+        ids, spans = (
+            document.input_ids[0],
+            run_pieces(choose_spans(document, settings, seeded(), query)),
+        )
         found[spans_as] = [tiny.tokenizer.decode(ids[start:end]).strip() for start, end in spans]
     for spans_as, expected in (("text", facts[::-1]), ("answer", facts)):
         pairs = zip(expected, found[spans_as], strict=True)
