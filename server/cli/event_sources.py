@@ -26,7 +26,7 @@ from refine_server.server.http.json_body import parse_json
 from refine_server.server.http.validation import validated
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import stream
-from refine_server.ttt.interface.events import Event
+from refine_server.ttt.interface.events import Event, never_stop
 from refine_server.ttt.programs.encode import EncodedAnswer
 
 B = TypeVar("B", bound=BaseModel)
@@ -61,7 +61,7 @@ def answer_in_process(body: AnswerBody, settings: Settings) -> Iterator[WireEven
     tracker = ProgressTracker(estimate, began)
     total = None if estimate is None else estimate.total
     accepted = Accepted(queue_position=0, estimate=estimate, seconds_left=total)
-    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, lambda: None))
+    events: Iterator[Event] = stream(lambda emit: backend.start(encoded, emit, never_stop))
     for event in itertools.chain[RunEvent]([accepted], events):
         now = time.monotonic()
         tracker.update(event, now)

@@ -219,10 +219,10 @@ class CausalLM(nn.Module, ABC):
         A model with a ``prefill_chunk`` reads so many tokens at once, so that no more than a chunk
         and a state is in memory however long the text.
         """
-        output = None
-        for chunk in input_ids.split(self.prefill_chunk or input_ids.shape[1], dim=1):
-            output = self(chunk, None if output is None else output.state, fast)
-        assert output is not None, "T >= 1"
+        first, *others = input_ids.split(self.prefill_chunk or input_ids.shape[1], dim=1)
+        output: Output = self(first, None, fast)
+        for chunk in others:
+            output = self(chunk, output.state, fast)
         return output.hidden[:, -1], output.state
 
     def freeze(self, input_ids: Tensor, fast: FastWeights, state: State | None = None) -> Frozen:
@@ -237,10 +237,7 @@ class CausalLM(nn.Module, ABC):
         return Frozen(input_ids, x, tuple(traces), first)
 
     def trunk(self, frozen: Frozen, fast: FastWeights, state: State | None = None) -> Trunk:
-        """Finish the reading that ``frozen`` began, under ``fast``, differentiably.
-
-        ``state`` is what both parts continue from, None the beginning.
-        """
+        """Finish what ``frozen`` began from ``state``, under ``fast`` and in the graph."""
         x, first = frozen.hidden, frozen.first_layer
         if x is None:
             x = embedding(frozen.input_ids, self.embedding, fast, self.embed_name)

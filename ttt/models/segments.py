@@ -11,19 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.layers.functional import embedding
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.tape import Graph, tensors_of
 from refine_server.ttt.models.trunk import Frozen, Trunk
-from refine_server.ttt.pieces import Pace, PieceKind, Pieces
+from refine_server.ttt.pieces import PieceKind, Pieces
 
 PROBE_TOKENS = 2 * CHUNK
 """Tokens that are read to measure what a token's activations take."""
@@ -35,54 +36,9 @@ Traces = tuple[Trace, ...]
 """A layer's traces of consecutive segments."""
 
 
-class LayerStack(Protocol):
-    """What is needed of a model: to run its layers, and to know how much their graph may keep."""
-
-    activation_budget: int | None
-    embed_name: str
-
-    @property
-    def embedding(self) -> nn.Embedding:
-        """The token embedding."""
-
-    @property
-    def pace(self) -> Pace:
-        """How many tokens pieces of the model's work have."""
-
-    @property
-    def joins_segments(self) -> bool:
-        """Whether traces of consecutive segments join into one."""
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Iterate over the base weights."""
-
-    def run_layers(
-        self,
-        x: Tensor,
-        states: Sequence[LayerState | None],
-        position: Tensor,
-        fast: FastWeights,
-        first: int,
-        last: int,
-    ) -> tuple[Tensor, list[Trace]]:
-        """Run layers ``first`` … ``last`` - 1 over x [B, T, D]."""
-
-    def final_norm(self, x: Tensor, fast: FastWeights) -> Tensor:
-        """Apply the norm behind the last layer to x [B, T, D]."""
-
-    def token_stats(
-        self, hidden: Tensor, targets: Tensor, fast: FastWeights, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities of targets [N, T] and entropies after hidden [N, T, D]."""
-
-
 @torch.no_grad()
 def freeze_in_pieces(
-    model: LayerStack, input_ids: Tensor, fast: FastWeights, state: State | None = None
+    model: CausalLM, input_ids: Tensor, fast: FastWeights, state: State | None = None
 ) -> Pieces[Frozen]:
     """Do what ``CausalLM.freeze`` does, in pieces; behind a state no traces are kept."""
     frozen = Frozen(input_ids, None, (), 0)
@@ -95,7 +51,7 @@ def freeze_in_pieces(
 
 
 def trunk_in_pieces(
-    model: LayerStack, frozen: Frozen, fast: FastWeights, state: State | None, graph: Graph
+    model: CausalLM, frozen: Frozen, fast: FastWeights, state: State | None, graph: Graph
 ) -> Pieces[Trunk]:
     """Do what ``CausalLM.trunk`` does, in parts of a graph; behind a state no traces are kept."""
     layers = range(frozen.first_layer, model.num_layers)
@@ -105,7 +61,7 @@ def trunk_in_pieces(
 
 
 def token_stats_in_pieces(
-    model: LayerStack,
+    model: CausalLM,
     hidden: Tensor,
     targets: Tensor,
     fast: FastWeights,
@@ -134,7 +90,7 @@ def token_stats_in_pieces(
 class _Segments:
     """Some consecutive layers over the tokens of ``frozen`` [B, T], segment by segment."""
 
-    model: LayerStack
+    model: CausalLM
     frozen: Frozen
     fast: FastWeights
     state: State | None
@@ -246,7 +202,8 @@ def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces])
         with torch.no_grad():
             own = before[layer]
             joined = tensors_of(own[0].state_after(own))[number]
-        return joined.as_strided(*view)
+        again: Tensor = joined.as_strided(*view)
+        return again
 
     if not places:
         yield
@@ -255,7 +212,7 @@ def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces])
         yield
 
 
-def activation_bytes(model: LayerStack, frozen: Frozen, fast: FastWeights) -> float:
+def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> float:
     """Measure what the graph of the layers above ``frozen`` keeps for one token of one row.
 
     A few tokens are read for it. The base weights and the requests' own are not counted.

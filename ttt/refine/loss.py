@@ -94,8 +94,8 @@ def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[lis
     yield from ntp_trunk.read_token_stats(graph)
     yield
     if shape.objective == "ntp":
-        parts = zip(requests, ntp_trunk.requests(), strict=True)
-        return [_ntp_loss(request, own, graph) for request, own in parts]
+        pairs = zip(requests, ntp_trunk.requests(), strict=True)
+        return [_ntp_loss(request, own, graph) for request, own in pairs]
     trunk = ntp_trunk
     if not shape.one_trunk:
         trunk = yield from RowBatch([r.rollout_rows for r in requests]).forward(fast, graph)

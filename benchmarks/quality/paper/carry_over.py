@@ -17,9 +17,11 @@ from torch import Tensor
 from refine_server.benchmarks.common.rows import DataError
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models.tape import Tape
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
-from refine_server.ttt.refine.loss import step_losses
+from refine_server.ttt.refine.loss import losses_in_pieces
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 
 
@@ -67,7 +69,9 @@ class CarriedWeights:
                 config=self.config,
                 generator=self.generator,
             )
-            [loss] = step_losses([inputs])
+            tape = Tape()
+            [loss] = run_pieces(losses_in_pieces([inputs], tape))
             (loss.total / len(prompts)).backward()
+            run_pieces(tape.backward())
         self.optimizer.step(torch.ones((), dtype=torch.bool, device=self.model.device))
         self.optimizer.zero_grad()

@@ -26,7 +26,7 @@ from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingC
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
-from refine_server.ttt.programs.answer import new_fast_weights, read_document
+from refine_server.ttt.programs.answer import document_rows, new_fast_weights
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt
 
@@ -181,7 +181,7 @@ class AdaptationBench:
         header = prompt.header + self.tokenizer.encode(item.before)
         whole = DocumentPrompt(header=header, document=prompt.document)
         fast = new_fast_weights(self.model, request)
-        document = read_document(self.model, whole, request, fast)
+        document = document_rows(self.model, whole, request, fast)
         adapted = run(adapt(document, fast, config, query=context))
         return replace(adapted, tail=prompt.tail)
 

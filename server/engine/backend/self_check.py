@@ -10,7 +10,7 @@ from refine_server.ttt.interface.config import (
     RolloutConfig,
     SamplingConfig,
 )
-from refine_server.ttt.interface.events import AnswerCompleted, Event
+from refine_server.ttt.interface.events import AnswerCompleted, Event, never_stop
 from refine_server.ttt.interface.requests import AnswerRequest
 
 SELF_CHECK = AnswerRequest(
@@ -33,7 +33,7 @@ def self_check(backend: Backend) -> None:
         RuntimeError: the adaptation is not finite, or it changed the base weights.
     """
     work = backend.encode(SELF_CHECK)
-    events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
+    events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, never_stop))
     for event in events:
         if isinstance(event, AnswerCompleted) and event.adaptation.kept_base_reason is not None:
             raise RuntimeError(f"self-check failed: {event.adaptation.kept_base_reason}")

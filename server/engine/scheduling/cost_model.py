@@ -25,6 +25,7 @@ from refine_server.ttt.interface.events import (
     DocumentRead,
     Event,
     PromptRead,
+    never_stop,
 )
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
@@ -111,7 +112,7 @@ class CostModel(EngineObserver):
             work = backend.encode(WARM_UP)
         except RequestError:
             return
-        events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, lambda: None))
+        events: Iterator[Event] = stream(lambda emit: backend.start(work, emit, never_stop))
         for event in events:
             self.observe(WARM_UP, work.tokens, event)
         self.answer_tokens = Rate(TYPICAL_TOKENS)

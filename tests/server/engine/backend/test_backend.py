@@ -10,7 +10,7 @@ from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.settings import Settings
-from refine_server.ttt.batching import resume, stream
+from refine_server.ttt.batching import resume, run, stream
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.interface.config import (
     AdaptConfig,
@@ -137,8 +137,16 @@ def test_an_adaptation_stops_early_when_asked_and_keeps_its_steps(
     backend: Backend, steps: int
 ) -> None:
     """It is asked before every step, before the first one too."""
-    reasons = iter([None] * steps + ["shutdown"])
-    *_, last = perform(backend, AdaptRequest(DOCUMENT, ADAPT), lambda: next(reasons))
+    work, made = backend.encode(AdaptRequest(DOCUMENT, ADAPT)), list[Event]()
+
+    def emit(event: Event) -> None:
+        made.append(event)
+
+    def should_stop(seconds: float) -> str | None:
+        return "shutdown" if kinds(made).count(AdaptationStep) == steps else None
+
+    run(backend.start(work, emit, should_stop))
+    last = made[-1]
     assert isinstance(last, DocumentAdapted)
     report = last.document.report
     assert (report.stopped, len(report.steps)) == ("shutdown", steps)
@@ -176,7 +184,7 @@ def test_a_document_is_of_use_to_its_owner_only(backend: Backend) -> None:
 def test_closing_a_program_between_operations_ends_it(backend: Backend, operations: int) -> None:
     events: list[Event] = []
     encoded = backend.encode(AnswerRequest(DOCUMENT, "When?", ADAPT, SAMPLING))
-    program = backend.start(encoded, events.append, lambda: None)
+    program = backend.start(encoded, events.append, never_stop)
     outcome: object = None
     for _ in range(operations):
         [outcome] = type(operation := resume(program, outcome)).run_batch([operation])
@@ -226,7 +234,7 @@ def test_requests_to_a_small_model_share_the_threads_unless_configured(threads: 
     for configured in (1, threads, None):
         torch.set_num_threads(threads)
         backend = open_backend(Settings(model="tiny", threads=configured))
-        program = backend.start(backend.encode(SELF_CHECK), lambda _: None, lambda: None)
+        program = backend.start(backend.encode(SELF_CHECK), lambda _: None, never_stop)
         first = resume(program)
         seen.append((torch.get_num_threads(), first.threads))
         program.close()
