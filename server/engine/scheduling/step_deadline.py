@@ -7,6 +7,8 @@ from refine_server.server.engine.scheduling.job import Job
 
 DEADLINE = "deadline"
 """Another step would have left too little time for the answer."""
+MARGIN = 1.2
+"""The end may take this many times longer than it is expected to."""
 
 
 class StepDeadline:
@@ -30,5 +32,5 @@ class StepDeadline:
         """Return the reason to make no more steps, or None if there is time for ``seconds``."""
         if self._job.stop_reason is not None:
             return self._job.stop_reason
-        finish = self._job.estimate.finish * self._active_jobs()
+        finish = MARGIN * self._job.estimate.finish * self._active_jobs()
         return DEADLINE if self._clock() + seconds + finish > self._job.deadline else None

@@ -1,4 +1,4 @@
-"""Steps end early where the answer would come too late otherwise."""
+"""Steps end early where the answer would come too late otherwise, which a fifth is added to."""
 
 from refine_server.server.engine.scheduling.estimate import Estimate
 from refine_server.server.engine.scheduling.job import Job
@@ -41,18 +41,18 @@ def reasons(
 
 def test_a_step_is_made_while_it_and_the_answer_fit() -> None:
     job = make_job(finish=10, deadline=60)
-    assert reasons(job, [20, 40, 41], seconds=10) == [None, None, "deadline"]
+    assert reasons(job, [20, 38, 39], seconds=10) == [None, None, "deadline"]
 
 
 def test_a_step_is_left_when_only_the_answer_fits() -> None:
     job = make_job(finish=10, deadline=60)
-    assert reasons(job, [41, 50, 51]) == [None, None, "deadline"]
+    assert reasons(job, [39, 48, 49]) == [None, None, "deadline"]
 
 
 def test_an_answer_takes_longer_beside_others() -> None:
     job = make_job(finish=10, deadline=60)
-    assert reasons(job, [25], active=3) == [None]
-    assert reasons(job, [35], active=3) == ["deadline"]
+    assert reasons(job, [24], active=3) == [None]
+    assert reasons(job, [25], active=3) == ["deadline"]
 
 
 def test_a_reason_from_elsewhere_comes_first() -> None:
