@@ -5,7 +5,6 @@ Some spans of the document are therefore kept out of every loss and every rollou
 evaluated on them between the steps, and the best ones are kept.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from refine_server.server.engine.scheduling.job import Estimate, Job
+from refine_server.server.engine.scheduling.estimate import Estimate
+from refine_server.server.engine.scheduling.job import Job
 from refine_server.server.engine.scheduling.scheduler import QueueLimits, Scheduler
 from refine_server.server.engine.scheduling.step_deadline import StepDeadline
 from refine_server.server.http.errors import ApiError
@@ -29,7 +30,7 @@ class Needs:
 
     @property
     def estimate(self) -> Estimate:
-        return Estimate(read=self.read, adapt=self.step * self.steps, finish=self.finish)
+        return Estimate(read=self.read, adapt=self.step * self.steps, decode=self.finish)
 
 
 @dataclass
