@@ -174,7 +174,8 @@ class OptimizerConfig(_Settings):
     max_grad_norm: float = Field(1.0, gt=0.0, le=1e4)
     """Norm to which a larger gradient is scaled down."""
     max_seconds: float | None = Field(None, gt=0.0, le=3600.0)
-    """Stop at the first step boundary past this many seconds."""
+    """Most seconds of the adaptation, judging its weights included. A step that would take longer
+    is left within a segment, and the best weights so far are kept."""
 
 
 class FastWeightConfig(_Settings):

@@ -88,9 +88,9 @@ def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[lis
     own_fast = [r.fast for r in requests]
     fast = own_fast[0] if R == 1 else graph.cut(lambda: FastWeights.stack(own_fast))  # [R, ...]
 
-    # Trunk: one differentiable forward over the rows of all requests.
+    # Trunk: one differentiable forward over the rows of all requests, hidden [R S, T, D].
     ntp_trunk = yield from RowBatch([r.ntp_rows for r in requests]).forward(fast, graph)
-    yield  # hidden [R S, T, D]
+    yield
     yield from ntp_trunk.read_token_stats(graph)
     yield
     if shape.objective == "ntp":
@@ -110,16 +110,16 @@ def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[lis
     prefixes = graph.cut(lambda: trunk.prefixes(starts))  # hidden [P, D] and P states
     yield
 
-    # Rollouts (section 3.2): n continuations of every prefix, sampled without graph.
+    # Rollouts (section 3.2): n continuations of every prefix, sampled without graph: [N, k].
     policy = Policy(requests[0].model, fast, shape.temperature)
     noise = torch.cat([rollout_noise(r, s) for r, s in zip(requests, own_starts, strict=True)])
     references = trunk.continuations(starts, shape.rollout_tokens) if shape.reference else None
     rollouts = yield from sample_rollouts(policy, prefixes, starts, noise, references)
-    yield  # tokens [N, k]
+    yield
 
-    # Log-probabilities: one forward over all rollouts, in the graph.
+    # Log-probabilities: one forward over all rollouts, in the graph: [N, k], hidden [N, k, D].
     scores = yield from score_rollouts(policy, prefixes, rollouts, graph)
-    yield  # [N, k] each, hidden [N, k, D]
+    yield
 
     losses = []
     parts = ntp_trunk.requests(), trunk.requests(), rollouts.split(R), scores.split(R)

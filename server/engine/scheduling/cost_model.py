@@ -93,7 +93,7 @@ class CostModel(EngineObserver):
                 step = step_tokens(work.adapt, tokens) * self.step.seconds
                 adapt = optimizer.steps * step
                 if optimizer.max_seconds is not None:
-                    adapt = min(adapt, max(optimizer.max_seconds, step))
+                    adapt = min(adapt, optimizer.max_seconds)
                 # A document is read once more under weights that its state depends on.
                 again = read if adapt and work.adapt.on.kind != "evidence" else 0.0
                 continuations = answers_to(work)
