@@ -306,11 +306,12 @@ class FakeBackend(Backend):
             await self._turn(name, script)
             steps.append(step_report(len(steps) + 1, loss=script.loss))
             emit(AdaptationStep(steps[-1]))
+        reason = script.kept_base_reason or (None if steps else stopped)
         report = AdaptationReport(
             objective="refine",
             steps=tuple(steps),
-            accepted_step=0 if script.kept_base_reason else len(steps),
-            kept_base_reason=script.kept_base_reason,
+            accepted_step=0 if reason else len(steps),
+            kept_base_reason=reason,
             stopped=stopped,
             first_ntp_loss=2.0,
             final_ntp_loss=1.5,

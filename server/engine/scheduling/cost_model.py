@@ -30,6 +30,7 @@ from refine_server.ttt.interface.events import (
 from refine_server.ttt.interface.requests import (
     AdaptRequest,
     AnswerRequest,
+    AskRequest,
     CompletionRequest,
     Work,
 )
@@ -130,7 +131,9 @@ class CostModel(EngineObserver):
                 self.read.observe(event.seconds, event.tokens)
             case AdaptationStep(report) if isinstance(work, AdaptRequest | AnswerRequest):
                 self.step.observe(report.seconds, step_tokens(work.adapt, tokens))
-            case AnswerCompleted() if isinstance(work, AdaptRequest) or answers_to(work) == 1:
+            case AnswerCompleted() if (
+                isinstance(work, AnswerRequest | AskRequest) and answers_to(work) == 1
+            ):
                 seconds, length = event.timings.decode_seconds, event.usage.completion_tokens
                 self.decode.observe(seconds, length)
                 self.answer_tokens.observe(length, 1)
@@ -139,13 +142,14 @@ class CostModel(EngineObserver):
                 self.answer_tokens.observe(event.completion_tokens, len(work.prompts) * work.n)
 
 
-def answers_to(work: Work) -> int:
+def answers_to(work: AdaptRequest | AnswerRequest | AskRequest) -> int:
     """Return how many answers are decoded, of which the likeliest is given."""
-    if not isinstance(work, AnswerRequest):
+    if isinstance(work, AdaptRequest):
         return 0
+    if isinstance(work, AskRequest):
+        return 1
     ways = 3 if work.context == "best" else 1
-    config = work.adapt
-    is_guarded = config.objective != "none" and config.guard == "answer"
+    is_guarded = work.adapt.objective != "none" and work.adapt.guard == "answer"
     return 2 * ways if is_guarded else ways
 
 

@@ -1,5 +1,6 @@
 """Cost estimates of requests, learned from the cost of earlier ones."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -106,11 +107,13 @@ def test_an_answer_on_evidence_reads_its_document_once() -> None:
     work = AnswerRequest(
         "text",
         "?",
-        AdaptConfig().updated(on={"kind": "evidence"}, optimizer={"steps": 1}),
+        AdaptConfig().updated(on={"kind": "evidence"}, optimizer={"steps": 1}, guard="none"),
         SamplingConfig(max_tokens=1),
     )
     assert phases(costs, work, 6000)[0] == pytest.approx(6.0)
     assert phases(costs, work, 6000)[2] == pytest.approx(1 / 30)
+    guarded = replace(work, adapt=work.adapt.updated(guard="answer"))
+    assert phases(costs, guarded, 6000)[2] == pytest.approx(2 / 30), "the base weights answer too"
 
 
 def test_answers_are_expected_to_end_before_their_longest_length() -> None:
