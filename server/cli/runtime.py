@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import threading
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``, from its malloc.h."""
@@ -14,6 +15,19 @@ def tune_runtime() -> None:
     _keep_freed_memory()
     # OpenMP threads that spin while idle slow down a busy machine; torch reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def keep_log_clean() -> None:
+    """Keep libraries from drawing progress bars into the log, and from leaving notices at its end.
+
+    A bar's lock between processes is a semaphore, which Python reports as leaked when the process
+    is killed; one between threads does as well here.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _keep_freed_memory() -> None:

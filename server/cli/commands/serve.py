@@ -12,9 +12,11 @@ SERVE_CONTEXT = {
 
 def serve(context: typer.Context) -> None:
     """Serve a model over HTTP. For the options and their environment variables: serve --help."""
+    from refine_server.server.cli.runtime import keep_log_clean
     from refine_server.server.settings import read_settings
 
     settings = read_settings(context.args)
+    keep_log_clean()
     from refine_server.server import process  # imports the whole server, which --help must not
 
     process.serve(settings)
