@@ -54,8 +54,11 @@ def use(client: RefineClient, text: Text, checks: Checks, max_tokens: int = 24) 
         checks.check(f"{name}: the answer is the same", asked[0].answer == asked[1].answer)
         client.delete_adaptation(made.id)
     with checks.step(f"{name}: stream"):
-        options = {"document": document, "max_tokens": max_tokens}
-        events = list(client.stream_answer(first, adapt={"preset": "fast"}, **options))
+        events = list(
+            client.stream_answer(
+                first, document=document, adapt={"preset": "fast"}, max_tokens=max_tokens
+            )
+        )
         steps = [event.step for event in events if isinstance(event, Step)]
         checks.check(f"{name}: steps are streamed", steps == [1, 2], steps)
         said = "".join(event.text for event in events if isinstance(event, AnswerDelta))

@@ -35,7 +35,7 @@ def users(
     checks = Checks()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options = {"model": model, "store": "none", "log_format": "json"}
+        options: dict[str, object] = {"model": model, "store": "none", "log_format": "json"}
         keys = {"REFINE_API_KEYS": f"{operations.NAME}:{operations.KEY}"}
         server = ServerProcess(options, keys, folder / "server.log")
         if {"application", "operations"} & set(chosen):
