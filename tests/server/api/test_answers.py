@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from refine_server.clients import sse
 from refine_server.ttt.interface.errors import RequestError
-from support.fake_backend import Script
+from support.fake_backend import FakeBackend, Script
 
 ASKED = [{"role": "user", "content": "who"}]
 BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 2}}}
@@ -89,6 +90,31 @@ def test_a_stream_has_every_event_in_order_and_ends_with_the_response(client: Te
     whole = post(client, compare_base=True).json()
     assert set(events[-1][1]) == set(whole)
     assert events[-1][1]["adaptation_report"]["steps"] == whole["adaptation_report"]["steps"]
+
+
+def test_of_two_requests_at_once_the_second_is_told_its_place_in_the_queue(
+    live: Callable[..., str], fake: FakeBackend, wait_for: Callable[..., None]
+) -> None:
+    url = live(max_active=1)
+    with httpx.Client(base_url=url, timeout=30) as client:
+        held = {**BODY, "document": fake.hold("held text"), "stream": True}
+        with client.stream("POST", "/v1/answers", json=held) as first:
+            wait_for(lambda: fake.turns)
+            with client.stream("POST", "/v1/answers", json={**BODY, "stream": True}) as second:
+                lines = second.iter_lines()
+                places = [place_told(lines, "request.accepted")]
+                fake.gate.set()
+                places.append(place_told(lines, "request.queued"))
+                assert "event: answer.completed" in lines
+            assert place_told(first.iter_lines(), "request.accepted") == 0
+    assert places == [1, 0]
+
+
+def place_told(lines: Iterator[str], event: str) -> int:
+    """Read a stream's lines up to an event; return the place in the queue that it tells."""
+    assert f"event: {event}" in lines  # reads up to it
+    place: int = json.loads(next(lines).removeprefix("data: "))["queue_position"]
+    return place
 
 
 def test_an_error_in_a_stream_is_its_final_event(client: TestClient, fake: Any) -> None:
