@@ -52,10 +52,10 @@ def stratified(values: Mapping[str, Sequence[float]]) -> Interval:
     n = sum(len(v) for v in values.values())
     mean = float(np.mean([np.mean(v) for v in values.values()]))
     if min(len(v) for v in values.values()) == 1:
-        why = "n = 1" if len(values) == 1 else "no interval: n = 1 in a part"
+        why = "n = 1" if len(values) == 1 else "no interval: n = 1 in a task"
         return Interval(mean, None, None, n, why)
     if all(min(v) == max(v) for v in values.values()):
-        why = "all equal" if len(values) == 1 else "no interval: all equal in each part"
+        why = "all equal" if len(values) == 1 else "no interval: all equal in each task"
         return Interval(mean, None, None, n, why)
     generator = np.random.default_rng(0)
     means = np.mean([_resampled(np.asarray(v), generator) for v in values.values()], axis=0)

@@ -75,13 +75,22 @@ class Summary:
             *(f"{task} ({len(self.scores(self.arms[0], task))})" for task in self.tasks),
         ]
         lines = [f"## {title}", "", about, "", "```console", command, "```", ""]
-        lines += _table([*head, "mean", f"against {BASELINE}", "wins/ties/losses", "seconds"])
+        lines += _table(
+            [
+                *head,
+                "mean over tasks",
+                f"against {BASELINE}, mean over documents",
+                "wins/ties/losses",
+                "median seconds",
+            ]
+        )
         for arm in self.arms:
             means = [sum(s) / len(s) for s in (self.scores(arm, task) for task in self.tasks)]
             against = self.compared(arm, BASELINE if BASELINE in self.arms else arm)
             outcomes = f"{against.wins}/{against.ties}/{against.losses}"
             cells = [arm, *(f"{mean:.1f}" for mean in means), self.score(arm)]
-            lines.append(_row([*cells, against.difference, outcomes, f"{self.seconds(arm):.1f}"]))
+            compared = ["-", "-"] if arm == BASELINE else [against.difference, outcomes]
+            lines.append(_row([*cells, *compared, f"{self.seconds(arm):.1f}"]))
         return "\n".join(lines) + "\n"
 
     def draw(self, path: Path, title: str) -> None:

@@ -29,9 +29,9 @@ def test_one_value_and_equal_values_have_no_interval() -> None:
 
 
 def test_a_mean_over_tasks_has_no_interval_where_the_spread_of_one_is_unknown() -> None:
-    assert str(stratified({"a": SPREAD, "b": ONE})) == "40.0 (no interval: n = 1 in a part)"
+    assert str(stratified({"a": SPREAD, "b": ONE})) == "40.0 (no interval: n = 1 in a task)"
     assert str(stratified({"a": EQUAL, "b": [0.0, 0.0]})) == (
-        "50.0 (no interval: all equal in each part)"
+        "50.0 (no interval: all equal in each task)"
     )
     assert stratified({"a": SPREAD, "b": EQUAL}).why_none is None
 
