@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from refine_server.clients import ClientError, RefineClient
-from refine_server.clients.types import Answer
+from refine_server.clients.types import Answer, StepMade
 from refine_server.server.process import StartError, serve
 from refine_server.server.settings import Settings
 from support.processes import environment
@@ -55,7 +55,7 @@ def test_sigterm_lets_running_requests_end_first(
     events = RefineClient(url).stream_answer(
         "who", document="slow", adapt={"optimizer": {"steps": 25}}
     )
-    next(events)
+    next(event for event in events if isinstance(event, StepMade))
     server.send_signal(signal.SIGTERM)
     assert [event.name for event in events][-1] == "answer.completed"
     assert server.wait(10) == 0
@@ -68,7 +68,7 @@ def test_sigterm_ends_long_adaptations_early_and_answers(
     events = RefineClient(url).stream_answer(
         "who", document="slow", adapt={"optimizer": {"steps": 250}}
     )
-    next(events)
+    next(event for event in events if isinstance(event, StepMade))
     server.send_signal(signal.SIGTERM)
     *_, answer = events
     assert isinstance(answer, Answer)
@@ -83,7 +83,7 @@ def test_sigterm_gives_streams_that_do_not_end_in_time_a_final_error_event(
     events = RefineClient(url).stream_answer(
         "who", document="endless", adapt={"optimizer": {"steps": 2}}
     )
-    next(events)
+    next(event for event in events if isinstance(event, StepMade))
     server.send_signal(signal.SIGTERM)
     with pytest.raises(ClientError) as stopped:
         list(events)

@@ -10,7 +10,7 @@ import pytest
 
 from refine_server.clients import ClientError, RefineClient
 from refine_server.clients.errors import NotFoundError
-from refine_server.clients.types import Adaptation, Answer, Event, Step
+from refine_server.clients.types import Accepted, Adaptation, Answer, Event, StepMade
 
 HELD = {"document": "held", "query": "gone", "adapt": {"optimizer": {"steps": 50}}}
 
@@ -43,7 +43,7 @@ def test_a_client_that_leaves_a_stream_cancels_its_job_at_the_next_step(
     with httpx.stream("POST", f"{url}/v1/answers", json={**HELD, "stream": True}) as response:
         assert response.status_code == 200
         wait_for(lambda: fake.turns == ["gone"])
-    ended = 'refine_requests_total{endpoint="/v1/answers",status="200"} 1.0'
+    ended = 'refine_requests_total{endpoint="/v1/answers",status="499"} 1.0'
     wait_for(lambda: ended in httpx.get(f"{url}/metrics").text)
     fake.gate.set()
     wait_for(lambda: "gone" in fake.closed)
@@ -98,8 +98,7 @@ def test_a_client_that_leaves_the_queue_gives_its_place_back(
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}{path}", json={**body, **document, "stream": stream}, timeout=0.2)
     wait_for(lambda: "refine_queue_depth 0.0" in httpx.get(f"{url}/metrics").text)
-    status = 200 if stream else 499  # a stream has begun
-    wait_for(lambda: f'endpoint="{path}",status="{status}"' in httpx.get(f"{url}/metrics").text)
+    wait_for(lambda: f'endpoint="{path}",status="499"' in httpx.get(f"{url}/metrics").text)
     fake.gate.set()
     thread.join()
     assert "left" not in fake.turns
@@ -166,10 +165,13 @@ def test_the_client_adapts_once_and_asks_often(live: Callable[..., str]) -> None
     with RefineClient(live()) as client:
         made = client.adapt("a document", adapt={"optimizer": {"steps": 2}})
         assert client.adapt("a document", adapt={"optimizer": {"steps": 2}}).id == made.id
-        *steps, ready = client.follow_adaptation(made.id)
-        assert [type(event) for event in steps] == [Step, Step]
+        accepted, *told, ready = client.follow_adaptation(made.id)
+        assert isinstance(accepted, Accepted)
+        assert accepted.id == made.id
+        steps = [event for event in told if isinstance(event, StepMade)]
         assert isinstance(ready, Adaptation)
-        assert client.wait_for_adaptation(made.id).steps == ready.steps == steps
+        assert client.wait_for_adaptation(made.id).steps == ready.steps
+        assert [step.step for step in ready.steps] == [step.step for step in steps] == [1, 2]
         assert client.adaptation(made.id).status == ready.status == "ready"
         assert [adaptation.id for adaptation in client.adaptations()] == [made.id]
         for query in ("one", "two"):
