@@ -141,6 +141,8 @@ class Maker:
         if known is not None and known is not adaptation and known.status is not Status.FAILED:
             self._index.forget(adaptation)
             self._index.add(known)
+            if known.is_elsewhere:  # to be made here should that server stop
+                known.work = known.work or adaptation.work
             adaptation.twin = known
             adaptation.join()
             return None

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from refine_server.server.adaptations import registry, sharing, storage
 from refine_server.server.adaptations.store.entries import ENTRIES, Store
 from refine_server.server.adaptations.store.leases import Leases
-from support.fake_backend import FINGERPRINT, FakeBackend
+from support.fake_backend import FINGERPRINT, FakeBackend, Script
 
 WaitFor = Callable[..., None]
 Servers = tuple[TestClient, TestClient]
@@ -223,15 +223,18 @@ def test_deleting_where_it_is_made_ends_it_for_the_other(
 
 def test_a_failure_is_told_on_both_and_can_be_retried(servers: Servers, fake: FakeBackend) -> None:
     ours, theirs = servers
-    made = create(ours, fake.hold("held text"))["id"]
-    create(theirs, "held text")
-    fake.fail("held text")
+
+    def fail_after_the_gate() -> None:
+        assert fake.gate.wait(20)
+        raise RuntimeError("secret internals")
+
+    fake.script("held text", Script(step=fail_after_the_gate))
+    made = create(ours, "held text")["id"]
+    assert create(theirs, "held text")["id"] == made
     fake.gate.set()
     for client in servers:
         failed = end_of(client, made)
-        if failed["status"] == "ready":  # its last step was made before it could fail
-            return
-        assert failed["error"]["code"] == "internal_error"
+        assert (failed["status"], failed["error"]["code"]) == ("failed", "internal_error")
     assert create(theirs, "held text")["id"] != made
 
 
