@@ -18,16 +18,20 @@ from refine_server.server.access.quotas import QuotaKeeper
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
 from refine_server.server.api import answers, estimate, health, models, tokenizer
+from refine_server.server.api import batches as batch_routes
 from refine_server.server.api import files as file_routes
 from refine_server.server.api.answers_schema import ANSWER_EVENTS
+from refine_server.server.api.batch_requests import BatchSender
 from refine_server.server.api.openai import routes as openai
 from refine_server.server.api.openai.responses_api import routes as responses_api
 from refine_server.server.api.openapi import add_schemas
+from refine_server.server.batches.registry import Batches
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.files.registry import Files
 from refine_server.server.http import errors, exception_handlers
+from refine_server.server.http.dependencies import Services
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
 from refine_server.server.http.middleware.content_encoding import ContentEncoding
@@ -71,6 +75,8 @@ def create_app(
     metrics.queue_depth.set_function(lambda: engine.queue_depth)
     adaptations = Adaptations(engine, settings, metrics, keyring)
     files = Files(settings, metrics, keyring)
+    services = Services(engine=engine, adaptations=adaptations, files=files, settings=settings)
+    batches = Batches(settings, files, metrics, BatchSender(services, quotas).send)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +84,7 @@ def create_app(
         keeping = [
             asyncio.create_task(adaptations.run()),
             asyncio.create_task(files.run(engine.opened)),
+            asyncio.create_task(batches.run(engine.opened)),
         ]
         try:
             yield
@@ -86,6 +93,7 @@ def create_app(
             for task in keeping:
                 task.cancel()
             await adaptations.close(settings.shutdown_seconds + 1.0)
+            await batches.close()
             await files.close()
             await anyio.to_thread.run_sync(engine.stop)
 
@@ -118,10 +126,11 @@ def create_app(
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.files = files
+    app.state.batches = batches
     app.state.started = int(time.time())
     exception_handlers.install(app)
     texts = (answers, estimate, adaptation_routes, openai, responses_api)
-    for routes in (*texts, file_routes, models, tokenizer, health):
+    for routes in (*texts, file_routes, batch_routes, models, tokenizer, health):
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )

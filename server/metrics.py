@@ -188,6 +188,12 @@ class Metrics:
             "Size of all files that the server keeps, in bytes.",
             registry=registry,
         )
+        self.open_batches = Gauge(
+            "refine_open_batches", "Batches that have not ended.", registry=registry
+        )
+        self.batch_requests = counter(
+            "batch_requests_total", "Requests of batches that have ended, by outcome.", "outcome"
+        )
         self.store_errors = counter(
             "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )

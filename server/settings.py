@@ -134,6 +134,15 @@ class Settings(BaseSettings):
         description="Time in seconds that a file is kept after its upload, unless its request sets "
         "expires_after.",
     )
+    max_batch_lines: int = Field(
+        50_000, ge=1, description="Maximum number of requests in the input of one batch."
+    )
+    max_batch_requests: int = Field(
+        2,
+        ge=1,
+        description="Maximum number of requests of batches that are processed at the same time; "
+        "always less than --max-active, unless that is 1.",
+    )
     client_timeout_seconds: float = Field(
         30.0,
         gt=0,

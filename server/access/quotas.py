@@ -64,6 +64,14 @@ def _bucket(limit: int | None, period: float, now: float) -> TokenBucket | None:
     return None if limit is None else TokenBucket(limit, period, now)
 
 
+def _take_request(usage: _Usage, now: float) -> None:
+    if usage.requests is None:
+        return
+    if wait := usage.requests.wait(1, now):
+        raise exceeded("requests_per_minute", usage.requests.limit, wait)
+    usage.requests.take(1, now)
+
+
 class QuotaKeeper:
     """Holds requests and documents against the quotas of their keys; safe to use in any thread.
 
@@ -92,16 +100,22 @@ class QuotaKeeper:
             now = self._clock()
             if limit is not None and usage.running >= limit:
                 raise exceeded("concurrent_requests", limit, 1.0)
-            if usage.requests is not None:
-                if wait := usage.requests.wait(1, now):
-                    raise exceeded("requests_per_minute", usage.requests.limit, wait)
-                usage.requests.take(1, now)
+            _take_request(usage, now)
             usage.running += 1
         try:
             yield
         finally:
             with self._lock:
                 usage.running -= 1
+
+    def take_request(self, owner: str) -> None:
+        """Count a request that is no HTTP request: one of a batch, whose number is bounded anyway.
+
+        Raises:
+            ApiError: 429, too many requests in a minute.
+        """
+        with self._lock:
+            _take_request(self._usage[owner], self._clock())
 
     @contextmanager
     def document(self, owner: str, tokens: int) -> Iterator[None]:

@@ -131,7 +131,7 @@ async def answer(body: AnswerBody, services: Services, caller: Caller) -> AsyncI
     """
     model = services.engine.ready().name
     require_model(body.model, model)
-    longest = services.settings.request_timeout_seconds
+    longest = caller.timeout_seconds or services.settings.request_timeout_seconds
     async with (
         open_work(body, services, caller.owner) as work,
         services.engine.run(

@@ -113,9 +113,23 @@ class Files:
             ApiError: the server is not ready, or there is no room for it.
         """
         self._require_open()
+        self.require_place(owner, len(data))
+        return await self.keep(
+            data, owner=owner, filename=filename, purpose=purpose, ttl_seconds=ttl_seconds
+        )
+
+    async def keep(
+        self,
+        data: bytes,
+        *,
+        owner: str,
+        filename: str,
+        purpose: Purpose,
+        ttl_seconds: float | None = None,
+    ) -> File:
+        """Keep a file for which ``require_place`` has found room, as ``create`` does."""
         ttl = self._settings.file_ttl_seconds if ttl_seconds is None else ttl_seconds
         file = await asyncio.to_thread(File.of, data, owner, filename, purpose, ttl)
-        self._require_place(owner, len(data))
         self._files[file.id], self._contents[file.id] = file, data
         if await self._save(file, data):
             self._contents.pop(file.id, None)
@@ -189,7 +203,8 @@ class Files:
         if not self.is_open:
             raise errors.unavailable("The server is still reading its store of files.", "loading")
 
-    def _require_place(self, owner: str, nbytes: int) -> None:
+    def require_place(self, owner: str, nbytes: int) -> None:
+        """Raise ApiError unless one more file of an owner, of this size, can be kept."""
         own = self.list(owner)
         quota = self._keyring.quotas_of(owner).file_bytes
         if len(own) >= MAX_FILES:

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from refine_server.server.adaptations.registry import Adaptations
+from refine_server.server.batches.registry import Batches
 from refine_server.server.engine.engine import Engine
 from refine_server.server.files.registry import Files
 from refine_server.server.http.request_log import RequestLog
@@ -37,6 +38,11 @@ async def _settings(request: Request) -> Settings:
 async def _adaptations(request: Request) -> Adaptations:
     adaptations: Adaptations = request.app.state.adaptations
     return adaptations
+
+
+async def _batches(request: Request) -> Batches:
+    batches: Batches = request.app.state.batches
+    return batches
 
 
 async def _files(request: Request) -> Files:
@@ -71,9 +77,12 @@ class Caller:
     """When the request arrived, in monotonic seconds."""
     priority: int | None = None
     """The priority of all its work; None: what the request says."""
+    timeout_seconds: float | None = None
+    """The time limit of all its work; None: the server's."""
 
 
 AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
+BatchesDep = Annotated[Batches, Depends(_batches)]
 FilesDep = Annotated[Files, Depends(_files)]
 OwnerDep = Annotated[str, Depends(_owner)]
 EngineDep = Annotated[Engine, Depends(_engine)]

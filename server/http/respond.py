@@ -101,9 +101,7 @@ class RunResponse(Response):
                     await self._send_stream(scope, send, log)
                     return
                 async with self._exchange as (run, encoder):
-                    async for event in log.recorded(run):
-                        encoder.add(event)
-                    content = await encoder.response()
+                    content = await _collected(log.recorded(run), encoder)
         except ClientDisconnected:
             if self._has_begun:
                 return
@@ -131,6 +129,23 @@ async def _entering(context: AbstractAsyncContextManager[T]) -> "AsyncIterator[a
             task.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({task})
+
+
+async def collect(exchange: AbstractAsyncContextManager[Exchange]) -> str:
+    """Submit work and return its whole response as JSON, for a caller without a connection.
+
+    Raises:
+        RequestError: the work cannot be done as asked for.
+        ApiError: it was refused, or failed.
+    """
+    async with exchange as (events, encoder):
+        return await _collected(events, encoder)
+
+
+async def _collected(events: AsyncIterable[RunEvent], encoder: ResponseEncoder) -> str:
+    async for event in events:
+        encoder.add(event)
+    return await encoder.response()
 
 
 class _EventStream(EventSourceResponse):

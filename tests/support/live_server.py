@@ -19,7 +19,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def wait_until_open(app: FastAPI) -> None:
     if app.state.engine.opened.exception(10) is None:
-        wait_for(lambda: app.state.adaptations.is_open and app.state.files.is_open)
+        kept = (app.state.adaptations, app.state.files, app.state.batches)
+        wait_for(lambda: all(resources.is_open for resources in kept))
 
 
 @contextmanager

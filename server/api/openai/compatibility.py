@@ -32,6 +32,7 @@ OWN_TEMPLATE = "prompts are written by the model's own chat template"
 ONE_FORM = "send it as structured_outputs"
 NEXT_TURN = "the assistant answers with a turn of its own"
 
+NO_EMBEDDINGS = "the model answers from texts and has no embeddings of them"
 NOT_KEPT = "responses are not kept; send the earlier turns as input"
 NEUTRAL: dict[str | None, Neutral] = {
     "add_generation_prompt": Neutral((True,), NEXT_TURN),

@@ -182,7 +182,7 @@ async def submit(
             services.engine.run(
                 target.of(work, caller.owner),
                 request_id=caller.request_id,
-                timeout_seconds=services.settings.request_timeout_seconds,
+                timeout_seconds=caller.timeout_seconds or services.settings.request_timeout_seconds,
                 priority=caller.priority or 0,
             ) as run,
         ):

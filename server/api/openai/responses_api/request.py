@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator
 from typing_extensions import override
 
 from refine_server.server.api.fields import AnswerTokens
+from refine_server.server.api.metadata import Metadata
 from refine_server.server.api.openai.compatibility import Ignored, Unsupported
 from refine_server.server.api.openai.documents import FileFields
 from refine_server.server.api.openai.generation import GenerationBody
@@ -30,14 +31,6 @@ INCLUDABLE = Literal[
     "web_search_call.results",
 ]
 """What a response can include. All but the first belong to items that this server never makes."""
-
-Metadata = Annotated[
-    dict[
-        Annotated[str, Field(max_length=64)],
-        Annotated[str, Field(max_length=512)],
-    ],
-    Field(max_length=16, description="Texts by name, which are returned as they are."),
-]
 
 
 class JsonSchemaConfig(StrictModel):

@@ -1,0 +1,1 @@
+"""Batches: requests in a file, which are answered at low priority."""
