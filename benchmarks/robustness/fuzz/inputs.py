@@ -11,6 +11,7 @@ from refine_server.benchmarks.robustness.fuzz.values import changed
 from refine_server.server.api.adaptations_schema import AdaptationBody
 from refine_server.server.api.answers_schema import AnswerBody
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody
+from refine_server.server.api.openai.responses_api.request import LOGPROBS, ResponsesBody
 from refine_server.ttt.interface.config import AdaptConfig
 
 DOCUMENT = "The harbour code is amber. The bakery owner is Tobias Hartley. Ask the captain at noon."
@@ -20,6 +21,29 @@ MESSAGES = [
     {"role": "assistant", "content": None},
     {"role": "user", "content": "Which code?"},
 ]
+WITH_FILE = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "file", "file": {"file_data": DOCUMENT, "filename": "a.txt"}},
+            {"type": "text", "text": "Which code?"},
+        ],
+    }
+]
+INPUT = [
+    {"type": "message", "role": "system", "content": "Be brief."},
+    {"role": "assistant", "content": [{"type": "output_text", "text": "a", "annotations": []}]},
+    {"type": "reasoning", "summary": []},
+    {
+        "role": "user",
+        "content": [
+            {"type": "input_file", "file_data": "data:text/plain;base64,VGhlIGNvZGUgaXMgYW1iZXIu"},
+            {"type": "input_text", "text": "Which code?"},
+        ],
+    },
+]
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["b"]}}}
+TEXT = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}, "verbosity": "low"}
 ADAPT = {"optimizer": {"steps": 1}, "rollouts": {"positions": 2, "tokens": 2}}
 KINDS = ("document", "prompt", "spans", "query_spans", "evidence")
 EVIDENCE: tuple[dict[str, Any], ...] = (
@@ -51,6 +75,11 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
     ttt = {"document": DOCUMENT, "adapt": ADAPT}
     completion = _whole(CompletionBody, prompt=["a", "b"], **short, logprobs=2, echo=True, n=2)
     chat = _whole(ChatBody, messages=MESSAGES, **short, logprobs=True, top_logprobs=1)
+    response = _whole(
+        ResponsesBody, input="hello", max_output_tokens=2, stream=True, include=[LOGPROBS]
+    )
+    batch = {"input_file_id": "file-0", "endpoint": "/v1/responses", "completion_window": "24h"}
+    batch["metadata"] = {"run": "7"}
     return [
         *(("/v1/answers", body) for body in answers),
         ("/v1/adaptations", _whole(AdaptationBody, document=DOCUMENT, adapt=ADAPT)),
@@ -58,6 +87,11 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
         ("/v1/completions", {"prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0.5}),
         ("/v1/completions", {"prompt": "a", "max_tokens": 2, "ttt": ttt}),
         ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", {"messages": WITH_FILE, "max_tokens": 2}),
+        ("/v1/responses", response),
+        ("/v1/responses", {"input": INPUT, "max_output_tokens": 2, "ttt": {"adapt": ADAPT}}),
+        ("/v1/responses", {"input": "hello", "max_output_tokens": 2, "text": TEXT}),
+        ("/v1/batches", batch),
         ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2, "ttt": ttt}),
         ("/tokenize", {"prompt": "a b", "return_token_strs": True}),
         ("/tokenize", {"messages": MESSAGES}),
@@ -69,6 +103,7 @@ BODIES = _bodies()
 """Valid requests of every route that has a body."""
 PATHS = (
     *("/health/live", "/health/ready", "/metrics", "/version", "/v1/models", "/tokenizer_info"),
+    *("/v1/files", "/v1/files/x/content", "/v1/batches", "/v1/batches/x/cancel", "/v1/embeddings"),
     *("/v1/adaptations", "/v1/adaptations/x/events", "/v1/models/%ED%A0%BD", "/openapi.json", "/"),
     *dict(BODIES),
 )
@@ -83,7 +118,6 @@ METHODS = (
     *(b"get", b"", b"G\xff", b"GET POST"),
 )
 JSON_TYPE = (b"content-type", b"application/json")
-TYPES = (b"", b"text/plain", b"application/x+json", b"multipart/form-data", b"\xff/\xfe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,5 +226,41 @@ def raw_heads(draw: st.DrawFn) -> Request:
     )
 
 
-REQUESTS = {"contract": contract_requests, "bodies": raw_bodies, "heads": raw_heads}
+FIELDS = (
+    *(b"file", b"purpose", b"expires_after[anchor]", b"expires_after[seconds]", b"expires_after"),
+    *(b"expires_after[", b"", b"\xff", b"a" * 300),
+)
+VALUES = (b"user_data", b"batch", b"fine-tune", b"created_at", b"3600", b"-1", b"9" * 400, b"\xff")
+
+
+@st.composite
+def uploads(draw: st.DrawFn) -> Request:
+    """Forms with files, whole and damaged."""
+    boundary = draw(st.sampled_from((b"x", b"x" * 80, b"", b"\xff")))
+    pieces = []
+    for name in draw(st.lists(st.sampled_from(FIELDS), max_size=5)):
+        head = b'content-disposition: form-data; name="%s"' % name
+        content = draw(st.sampled_from(VALUES) | st.binary(max_size=60))
+        if draw(st.booleans()):
+            head += b'; filename="%s"' % draw(_VISIBLE)
+            content = draw(
+                st.sampled_from((b"text", b"%PDF-1.4", b"{}\n{\xff}")) | st.just(content)
+            )
+        pieces.append(b"--%s\r\n%s\r\n\r\n%s\r\n" % (boundary, head, content))
+    data = b"".join(pieces) + b"--%s--\r\n" % boundary
+    if draw(st.booleans()):
+        data = data[: draw(st.integers(0, len(data)))]
+    charset = draw(st.sampled_from((b"", b"; charset=utf-16", b"; charset=idna", b"; charset=x")))
+    kind = b"multipart/form-data; boundary=%s%s" % (boundary, charset)
+    return Request(
+        method=b"POST", target=b"/v1/files", headers=((b"content-type", kind),), body=data
+    )
+
+
+REQUESTS = {
+    "contract": contract_requests,
+    "bodies": raw_bodies,
+    "heads": raw_heads,
+    "uploads": uploads,
+}
 """Strategies by the name under which their inputs are counted."""
