@@ -28,6 +28,7 @@ OUTPUTS = (
     ("event: request.accepted", "event: adaptation.step", "event: answer.completed", ADAPTED),
     ('"total_seconds":', '"admitted":true'),
     ('"answer":', ADAPTED),
+    ('"answer":', ADAPTED, '"object":"file","deleted":true'),
     ("event: adaptation.ready", '"answer":', ADAPTED, '"deleted":true'),
     ("event: adaptation.ready", '"citations":[{"start":0', '"answer":', ADAPTED, '"deleted":true'),
     ('"param": "adapt.optimizer.steps"',),

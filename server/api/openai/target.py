@@ -217,6 +217,9 @@ def own_params(body: GenerationBody) -> Iterator[None]:
             raise RequestError(str(error), f"ttt.{error.param}", error.code) from None
         if field == "queries":
             raise RequestError(str(error), body.prompt_field, error.code) from None
+        if error.param in ("messages", "prompt"):  # what a request's turns or texts become
+            message = body.prompt_field + str(error).removeprefix(field)
+            raise RequestError(message, body.prompt_field, error.code) from None
         raise
 
 

@@ -1,6 +1,7 @@
 """Files over HTTP: uploaded, listed, read, deleted, and used as documents."""
 
 import base64
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -188,6 +189,22 @@ def test_a_key_has_a_quota_of_bytes(make_client: Callable[..., TestClient], tmp_
     assert upload(client, b"123", status=413)["code"] == "quota_file_bytes"
     client.delete(f"/v1/files/{made['id']}")
     upload(client, b"123")
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/"])
+def test_a_form_may_be_compressed_and_counts_as_it_is_unpacked(
+    make_client: Callable[..., TestClient], path: str
+) -> None:
+    client = make_client(max_file_bytes=1000)
+    form = client.build_request(
+        "POST", path, files={"file": ("a", b"a" * 1000)}, data={"purpose": "batch"}
+    )
+    kind = form.headers["content-type"]
+    for size, status in ((1000, 200), (500_000, 413)):
+        data = form.read().replace(b"a" * 1000, b"a" * size)
+        headers = {"content-type": kind, "content-encoding": "gzip"}
+        response = client.post(path, content=gzip.compress(data), headers=headers)
+        assert response.status_code == status, response.text
 
 
 # -- as documents ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/adaptations": {"document": DOCUMENT, "adapt": STEP},
     "/v1/completions": {"prompt": DOCUMENT, "max_tokens": 2},
     "/v1/chat/completions": CHAT,
+    "/v1/responses": {"input": "hello", "max_output_tokens": 2},
 }
 
 

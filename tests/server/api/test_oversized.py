@@ -62,6 +62,25 @@ ROUTES: dict[str, tuple[str, Callable[[str], dict[str, Any]], int, str]] = {
         413,
         "ttt.document",
     ),
+    "input": ("/v1/responses", lambda t: {"input": t}, 400, "input"),
+    "input turns": ("/v1/responses", lambda t: {"input": turns(t)}, 400, "input"),
+    "instructions": ("/v1/responses", lambda t: {"input": "a", "instructions": t}, 400, "input"),
+    "file": (
+        "/v1/responses",
+        lambda t: {
+            "input": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_file", "file_data": f"- {t}"},
+                        {"type": "input_text", "text": "who?"},
+                    ],
+                }
+            ]
+        },
+        413,
+        "input.0.content.0.file_data",
+    ),
     "tokenize": ("/tokenize", lambda t: {"prompt": t}, 400, "prompt"),
     "tokenize turns": ("/tokenize", lambda t: {"messages": turns(t)}, 400, "messages"),
 }
@@ -100,7 +119,8 @@ def test_an_oversized_text_is_refused_before_it_is_encoded_whole(
     assert "at most" in error["message"]
     # tiny's tokens have 14 characters at most, and the longest text is refused by that alone.
     # Of a document more is accepted than is read.
-    accepted = Limits().sent_tokens if param.endswith("document") else Limits().prompt_tokens
+    is_document = param.endswith(("document", "file_data"))
+    accepted = Limits().sent_tokens if is_document else Limits().prompt_tokens
     assert sum(encoded) <= accepted + 1
 
 

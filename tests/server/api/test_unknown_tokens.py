@@ -55,6 +55,24 @@ def chat(content: Any, **options: Any) -> dict[str, Any]:
         ("/v1/adaptations", {"document": f"{DOCUMENT} {WORD}"}, "document"),
         ("/v1/adaptations", {"document": f"{DOCUMENT}\n{WORD}\n"}, "document"),
         ("/v1/completions", {"prompt": WORD}, "prompt"),
+        ("/v1/responses", {"input": WORD}, "input"),
+        ("/v1/responses", {"input": "a", "instructions": f"say {WORD}", "stream": True}, "input"),
+        ("/v1/responses", {"input": "a", "ttt": {"document": WORD}}, "ttt.document"),
+        (
+            "/v1/responses",
+            {
+                "input": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "input_file", "file_data": f"a {WORD}"},
+                            {"type": "input_text", "text": "a"},
+                        ],
+                    }
+                ]
+            },
+            "input.0.content.0.file_data",
+        ),
         ("/v1/completions", {"prompt": ["a", f"b {WORD}"], "stream": True}, "prompt"),
         ("/v1/completions", {"prompt": [5, 2560]}, "prompt"),
         ("/v1/completions", {"prompt": [[5], [2**40]]}, "prompt"),

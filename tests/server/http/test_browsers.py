@@ -38,6 +38,9 @@ def preflight(client: TestClient, path: str, headers: str, **options: str) -> ht
         ("/v1/chat/completions", STAINLESS),
         ("/v1/completions", "authorization, content-type, openai-organization, openai-project"),
         ("/v1/answers", "x-api-key,x-request-id"),
+        ("/v1/responses", STAINLESS),
+        ("/v1/files", "authorization,x-stainless-lang,idempotency-key"),
+        ("/v1/batches/batch_0/cancel", "authorization,openai-beta"),
         ("/v1/models", "authorization,http-referer,x-title,helicone-auth"),
         ("/v1/adaptations/x/events", "authorization,cache-control,last-event-id"),
     ],
@@ -101,7 +104,8 @@ def test_a_page_can_read_that_its_key_is_wrong(client: TestClient) -> None:
 # -- HEAD -----------------------------------------------------------------------------------------
 
 GETS = ["/health/live", "/health/ready", "/version", "/metrics", "/v1/models", "/v1/models/fake",
-        "/v1/adaptations", "/tokenizer_info", "/openapi.json", "/docs"]  # fmt: skip
+        "/v1/adaptations", "/v1/files", "/v1/batches", "/tokenizer_info", "/openapi.json",
+        "/docs"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", GETS)
@@ -156,6 +160,7 @@ def test_a_slash_at_the_end_changes_nothing_of_a_get(client: TestClient, path: s
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, 200),
         ("/v1/answers", {"document": "a", "query": "b"}, 200),
         ("/v1/adaptations", {"document": "a"}, 202),
+        ("/v1/responses", {"input": "a"}, 200),
         ("/tokenize", {"prompt": "a"}, 200),
     ],
 )

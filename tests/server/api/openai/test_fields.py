@@ -8,8 +8,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.api.openai.compatibility import NEUTRAL
-from refine_server.server.api.openai.messages import ChatMessage, TextPart
+from refine_server.server.api.openai.messages import ChatMessage, FileContent, TextPart
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody
+from refine_server.server.api.openai.responses_api.input import InputFile, InputMessage
+from refine_server.server.api.openai.responses_api.request import ResponsesBody
 from refine_server.ttt.interface.strict import StrictModel
 
 TEXT: dict[str, Any] = {"prompt": "x"}
@@ -179,7 +181,11 @@ def test_the_limit_on_tokens_is_named_as_it_was_sent(client: TestClient, field: 
     assert response.json()["error"]["param"] == field
 
 
-@pytest.mark.parametrize("model", [CompletionBody, ChatBody, ChatMessage, TextPart])
+@pytest.mark.parametrize(
+    "model",
+    [CompletionBody, ChatBody, ChatMessage, TextPart, FileContent, ResponsesBody, InputMessage,
+     InputFile],
+)  # fmt: skip
 def test_the_documentation_has_every_field(model: type[StrictModel]) -> None:
     table = DOCS.read_text(encoding="utf-8").partition("## Fields")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`([a-z_]+)`", table))
