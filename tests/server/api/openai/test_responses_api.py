@@ -266,7 +266,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": "a", "prompt": {"id": "p"}}, "prompt", "prompt templates"),
     ({"input": "a", "truncation": "auto"}, "truncation", "only documents"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "tools", "calls no tools"),
-    ({"input": "a", "max_output_tokens": 0}, "max_output_tokens", "greater"),
+    ({"input": "a", "max_output_tokens": 0}, "max_output_tokens", "at least 1"),
     ({"input": "a", "max_output_tokens": 5000}, "max_output_tokens", "at most 4096"),
     ({"input": "a", "max_tokens": 5}, "max_tokens", "no such field"),
     ({"input": "a", "n": 2}, "n", "no such field"),
