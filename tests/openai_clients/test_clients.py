@@ -35,6 +35,26 @@ def expected(url: str) -> str:
     return chat.choices[0].message.content or ""
 
 
+# -- OpenAI's own client, of an earlier version ---------------------------------------------------
+
+
+def test_openais_client_answers_from_a_file(url: str) -> None:
+    with openai.OpenAI(base_url=url, api_key="none") as client:
+        file = client.files.create(file=("log.txt", DOCUMENT.encode()), purpose="user_data")
+        parts: list[Any] = [
+            {"type": "input_file", "file_id": file.id},
+            {"type": "input_text", "text": QUERY},
+        ]
+        asked: Any = [{"role": "user", "content": parts}]
+        options: dict[str, Any] = {"model": "tiny", "input": asked, "temperature": 0}
+        whole = client.responses.create(**options, max_output_tokens=8)
+        assert whole.output_text == " falcon"
+        events = client.responses.create(**options, max_output_tokens=8, stream=True)
+        texts = [e.delta for e in events if e.type == "response.output_text.delta"]
+        assert "".join(texts) == " falcon"
+        assert client.files.delete(file.id).deleted
+
+
 # -- langchain-openai -----------------------------------------------------------------------------
 
 
