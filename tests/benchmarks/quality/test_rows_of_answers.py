@@ -40,7 +40,7 @@ def test_traces_beyond_the_limit_are_left_out_and_the_row_says_so(
 @pytest.mark.parametrize("asked", [True, False])
 def test_predictions_of_a_replay(scripted: Any, tmp_path: Path, asked: bool) -> None:
     scripted.trace = TRACE
-    scripted.held_out = [{"step": 0, "loss": 2.0, "accuracy": 0.5}]
+    scripted.held_out = [{"step": 0, "loss": 2.0, "accuracy": 0.5, "seconds": 0.1}]
     row = {"task": "qa_1", "context": "It is so.", "query": "What?", "index": 7, "outputs": ["so"]}
     data = tmp_path / "qa.jsonl"
     data.write_text(json.dumps(row) + "\n")
