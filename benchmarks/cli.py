@@ -8,6 +8,7 @@ from refine_server.benchmarks.quality.paper.cli import paper
 from refine_server.benchmarks.quality.regimes.cli import regimes
 from refine_server.benchmarks.quality.replay import cli as replay
 from refine_server.benchmarks.robustness.fuzz.cli import fuzz
+from refine_server.benchmarks.robustness.memory.cli import soak
 from refine_server.benchmarks.robustness.reliability.cli import reliability
 from refine_server.benchmarks.robustness.users.cli import users
 from refine_server.benchmarks.serving.cli import batch, beside, load, overhead
@@ -24,7 +25,7 @@ QUALITY = (
     adaptation, regimes, paper, examples,
 )  # fmt: skip
 SERVING = load, overhead, beside, batch
-ROBUSTNESS = reliability, fuzz, users
+ROBUSTNESS = reliability, fuzz, users, soak
 SPEED = (
     speed.step, speed.evidence_step, speed.ask, speed.decode, speed.prefill, speed.memory,
     speed.costs, speed.kernels,

@@ -58,6 +58,12 @@ class ServerProcess:
             time.sleep(0.05)
         return time.monotonic() - began
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server, which was started."""
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill it at once, as a crash would."""
         self._send(signal.SIGKILL)

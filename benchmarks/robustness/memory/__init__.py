@@ -1,0 +1,1 @@
+"""Benchmark: the memory of a server over time."""
