@@ -39,6 +39,17 @@ def pack(modules: Sequence[nn.Module]) -> Tensor | None:
     return packed
 
 
+def release_files(model: nn.Module) -> None:
+    """Copy weights that can be packed out of the files that they are mapped from.
+
+    Packing copies most weights. Those that are not packed would keep the whole mapping in memory,
+    and with it a second copy of the others.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu" and weight.dtype in DTYPES:
+            weight.data = weight.detach().clone()
+
+
 def plain_linear(module: nn.Module) -> nn.Linear | None:
     """Return the module if it computes x W^T and nothing else."""
     return module if type(module) is nn.Linear and module.bias is None else None

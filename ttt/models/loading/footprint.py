@@ -183,6 +183,11 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, o, log_sum)
         return o
 
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, *_rest = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
 
 def _without_routing(model: nn.Module) -> None:
     """Make the experts of a skeleton compute without looking at where tokens go.

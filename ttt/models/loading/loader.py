@@ -14,6 +14,7 @@ from torch import Tensor
 from refine_server.ttt.models import bundled
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families import native_family, transformers_family
+from refine_server.ttt.models.layers.packing import release_files
 from refine_server.ttt.models.loading.host_memory import require_memory
 
 CONFIGURATION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
@@ -140,6 +141,7 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
         raise ModelError(
             f"the weights do not match config.json: missing {missing}, of a different shape {odd}"
         )
+    release_files(model)
     return model.to(device)
 
 
@@ -281,6 +283,7 @@ def _with_weights(model: CausalLM, weights: dict[str, Tensor]) -> CausalLM:
         strict=False,
         assign=True,
     )
+    release_files(model)
     tied = model.config.tie_word_embeddings
     missing = [n for n in incomplete.missing_keys if not (tied and n == "lm_head.weight")]
     if missing or incomplete.unexpected_keys:
