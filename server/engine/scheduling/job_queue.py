@@ -17,6 +17,8 @@ from refine_server.ttt.batching import Operation
 
 COMPANY_SECONDS = 5.0
 """A job counts as not alone so long after another one ended: who chats sends again."""
+IDLE_SECONDS = 0.5
+"""Time without work after which the worker gets a turn without jobs."""
 
 Verification = Future[bool]
 """Resolves to whether the base weights are what was loaded."""
@@ -30,7 +32,8 @@ class Turn:
     """Requests to verify the base weights, all answered by one verification."""
     jobs: list[Job]
     """The jobs of the batch, which may be one that was begun before. A job alone without an
-    operation is started, or ended if it was cancelled."""
+    operation is started, or ended if it was cancelled. Empty where there is nothing to do but to
+    answer the verifications, and once when there has been no work for a while."""
     operations: list[Operation[Any]]
     """What the jobs await, in their order; none where there is nothing to run."""
 
@@ -60,6 +63,7 @@ class JobQueue:
         self._verifications: list[Verification] = []
         self._refusal: ApiError | None = None
         self._is_stopping = False
+        self._is_idle = False
         self._last_company = -math.inf  # when there were several jobs, in monotonic seconds
         # Guards everything above, and the jobs' progress. A thread that holds it may take it again.
         self._changed = threading.Condition(threading.RLock())
@@ -193,10 +197,13 @@ class JobQueue:
         with self._changed:
             head = self._next_job()
             while head is None and not self._is_stopping and not self._verifications:
-                self._changed.wait()
+                if not self._changed.wait(None if self._is_idle else IDLE_SECONDS):
+                    self._is_idle = True
+                    break
                 head = self._next_job()
             if self._is_stopping:
                 return None
+            self._is_idle = self._is_idle and head is None
             jobs = [] if head is None else self._scheduler.batch(head, self._max_batch_size)
             running = [job for job in jobs if job.status is not JobStatus.CANCELLING]
             awaited = [self._scheduler.active[job].operation for job in running]
