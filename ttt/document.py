@@ -55,6 +55,11 @@ class AdaptedDocument:
         """Bytes that it takes in memory."""
         return self.fast_weights.nbytes + self.state.nbytes + self.hidden.nbytes
 
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that stand before a query."""
+        return int(self.state.position[0])
+
     def require_owner(self, owner: str) -> None:
         """Check that the document and its fast weights are this owner's.
 

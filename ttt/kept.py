@@ -7,20 +7,24 @@ from safetensors import SafetensorError
 
 from refine_server.ttt import document
 from refine_server.ttt.document import FORMAT, AdaptedDocument
+from refine_server.ttt.document_adaptation import DocumentAdaptation
 from refine_server.ttt.interface.config import SamplingConfig
 from refine_server.ttt.interface.errors import DamagedError
 from refine_server.ttt.interface.evidence import ContextStrategy, Evidence
 from refine_server.ttt.interface.requests import DEFAULT_ADAPTATION, AnswerRequest, AskRequest
 from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
-Kept = AdaptedDocument | QueryAdaptation
-"""A document's state under its own weights, or deltas of queries over the base model's state."""
+Kept = AdaptedDocument | DocumentAdaptation | QueryAdaptation
+"""A document's state under its own weights, weights under which the document is read again, or
+deltas of queries over the base model's state."""
 
 
 def dump(kept: Kept) -> tuple[bytes, dict[str, Any]]:
     """Write it: its tensors as safetensors bytes, the rest as a description for JSON."""
     if isinstance(kept, AdaptedDocument):
         return document.dump(kept)
+    if isinstance(kept, DocumentAdaptation):
+        return kept.dump()
     data, description = kept.dump()
     return data, {"format": FORMAT, **description}
 
@@ -31,9 +35,11 @@ def restore(data: bytes, description: dict[str, Any], device: torch.device) -> K
     Raises:
         DamagedError: the bytes or the description are damaged, or of another format.
     """
-    if description.get("kind", AdaptedDocument.kind) == AdaptedDocument.kind:
+    if "state" in description:
         return document.restore(data, description, device)
     try:
+        if description["kind"] == DocumentAdaptation.kind:
+            return DocumentAdaptation.restore(data, description, device)
         if description["format"] != FORMAT or description["kind"] != QueryAdaptation.kind:
             raise DamagedError("its format is unknown")
         return QueryAdaptation.restore(data, description, device)
@@ -60,7 +66,7 @@ def question(
         evidence: how evidence is found, where the document's text is kept.
         compare_base: whether the unadapted model answers as well.
     """
-    if isinstance(kept, AdaptedDocument):
+    if not isinstance(kept, QueryAdaptation):
         return AskRequest(kept, query, sampling, kept.owner, compare_base)
     return AnswerRequest(
         document=kept.document,

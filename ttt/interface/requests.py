@@ -15,6 +15,7 @@ from refine_server.ttt.interface.evidence import (
 
 if TYPE_CHECKING:  # it holds tensors, and requests must be importable without torch
     from refine_server.ttt.document import AdaptedDocument
+    from refine_server.ttt.document_adaptation import DocumentAdaptation
     from refine_server.ttt.query_side.query_adaptation import QueryAdaptation
 
 DEFAULT_CONTEXT: ReadContext = "document+passages"
@@ -132,7 +133,7 @@ class AdaptRequest:
 class AskRequest:
     """Answer a query from a document that was adapted to before."""
 
-    adapted: "AdaptedDocument"
+    adapted: "AdaptedDocument | DocumentAdaptation"
     query: str
     sampling: SamplingConfig = SamplingConfig()
     owner: str = LOCAL
@@ -173,7 +174,7 @@ class CompletionRequest:
     """Number of most likely tokens reported beside each token; None reports no log-probability."""
     echo: bool = False
     """Whether the prompts' own tokens are reported as well."""
-    adapted: "AdaptedDocument | None" = None
+    adapted: "AdaptedDocument | DocumentAdaptation | None" = None
     """The document whose state every prompt continues, under its fast weights."""
     document: str | None = None
     """The text of a document that every prompt follows: of ``adapted``, or else of one that the

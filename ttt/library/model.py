@@ -17,8 +17,7 @@ from refine_server.ttt.programs.start import perform
 from refine_server.ttt.query_side.document_cache import DocumentCache
 
 DOCUMENT_BYTES = 512 * 2**20
-"""The most bytes of documents that a model keeps as it read them, for queries of adaptations on
-evidence."""
+"""The most bytes of documents that a model keeps as it read them, for later queries."""
 
 
 def load_model(name: str, *, device: str, dtype: str | None) -> "Model":
@@ -44,7 +43,7 @@ class Model:
         self.base = base
         self.template = template or PromptTemplate(base.tokenizer)
         self.limits = limits or Limits()
-        self._documents = DocumentCache(DOCUMENT_BYTES, math.inf)
+        self._documents = DocumentCache(lambda: DOCUMENT_BYTES, math.inf)
 
     def adapt(
         self,

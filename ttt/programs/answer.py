@@ -5,6 +5,7 @@ for one request. The base weights are never written; the fast weights are the re
 """
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -40,14 +41,30 @@ from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
 from refine_server.ttt.programs.frozen import quote
+from refine_server.ttt.programs.reread import grows_with_document, read_end, without_state
 from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
 
 
-async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: ShouldStop) -> None:
-    """Adapt a fresh copy of the fast weights to a document; the last event is DocumentAdapted."""
+async def adapt(
+    model: CausalLM,
+    work: EncodedAdapt,
+    emit: Emit,
+    should_stop: ShouldStop,
+    documents: DocumentCache | None,
+) -> None:
+    """Adapt a fresh copy of the fast weights to a document; the last event is DocumentAdapted.
+
+    Args:
+        model: the base model.
+        work: the document, and how to adapt to it.
+        emit: receives the events.
+        should_stop: asked before every step.
+        documents: keeps the state, where it grows with the document; None leaves it with the
+            adaptation.
+    """
     request = work.request
     query = None
     if work.query is not None:
@@ -56,9 +73,19 @@ async def adapt(model: CausalLM, work: EncodedAdapt, emit: Emit, should_stop: Sh
     clock = Clock()
     emit(DocumentReading(0, work.tokens))
     fast, document = await _prefill(model, work.prompt, request)
-    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
+    is_reread = documents is not None and grows_with_document(model)
+    key = uuid.uuid4().hex if is_reread else None
+    ids = document.input_ids
+    emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow, key=key))
     adapted = await _adapt(document, fast, work, emit, should_stop, query)
-    emit(DocumentAdapted(replace(adapted, report=adapted.report.without_traces())))
+    adapted = replace(adapted, report=adapted.report.without_traces())
+    if key is None:
+        emit(DocumentAdapted(adapted))
+        return
+    kept = without_state(adapted, ids, key)
+    del document, adapted  # the state is read again, as it will be when it was dropped
+    await read_end(model, kept, documents)
+    emit(DocumentAdapted(kept))
 
 
 async def ask(
@@ -78,6 +105,8 @@ async def ask(
     request, adapted = work.request, work.request.adapted
     adapted.require_owner(request.owner)
     clock = Clock()
+    end = await read_end(model, adapted, documents)
+    clock.lap("prefill")
     base_answer = None
     if request.compare_base:
         base_answer = await answer_unadapted(model, work, emit, documents)
@@ -85,7 +114,7 @@ async def ask(
     decoded = await decode(
         model,
         work.query,
-        adapted.state,
+        end.state,
         adapted.fast_weights,
         request.sampling,
         grammar=work.grammar,

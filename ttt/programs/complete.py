@@ -32,6 +32,7 @@ from refine_server.ttt.models.reader import Reader
 from refine_server.ttt.models.state import State
 from refine_server.ttt.programs.encode_completion import EncodedCompletion
 from refine_server.ttt.programs.frozen import find_evidence, quote, read_frozen
+from refine_server.ttt.programs.reread import read_end
 from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 
@@ -131,7 +132,8 @@ class _Completer:
         adapted, contexts = self.request.adapted, self.work.contexts
         context = contexts[number] if contexts else None
         if adapted is not None:
-            document = _Document(hidden=adapted.hidden, state=adapted.state)
+            end = await read_end(self.model, adapted, self.documents)
+            document = _Document(hidden=end.hidden, state=end.state)
             return document, None if context is None else context.candidates
         if context is None:
             return None, None

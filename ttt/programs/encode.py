@@ -201,7 +201,7 @@ def _encode_texts(
                 message += "its document's tokens. Adapt again."
                 raise RequestError(message, "compare_base", "invalid_value")
             query = template.encode_query(work.query, limits, tail=work.adapted.tail)
-            read = int(work.adapted.state.position[0])
+            read = work.adapted.read_tokens
             require_place(read, len(query), limits, "query", "query_too_long")
             return EncodedAsk(request=work, query=query)
         case CompletionRequest():

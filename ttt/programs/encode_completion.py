@@ -59,7 +59,7 @@ def encode_completion(
     if work.adapted is None and work.document is None and not all(encoded.prompts):
         raise RequestError("prompt is empty", "prompt", "empty")
     if work.adapted is not None:
-        read = int(work.adapted.state.position[0])
+        read = work.adapted.read_tokens
         for prompt in encoded.prompts:
             require_place(read, len(prompt), limits, "prompt", TOO_LONG)
     _check_log_probs(encoded)
@@ -113,7 +113,7 @@ def _encode_behind_document(
         )
         if adapted is None:
             return encoder.encode(query)
-        return encoder.encode_behind(query, adapted.tail, int(adapted.state.position[0]))
+        return encoder.encode_behind(query, adapted.tail, adapted.read_tokens)
 
     by_prompt = {prompt: encode(prompt) for prompt in _longest_first(work.prompts)}
     contexts = tuple(by_prompt[prompt] for prompt in work.prompts)

@@ -54,7 +54,7 @@ async def read_frozen(
         emit: receives the progress of the reading.
     """
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
-    document = None if documents is None else documents.get(owner, ids)
+    document = None if documents is None else documents.frozen(owner, ids)
     if document is not None:
         return Frozen(document, 0.0, True)
     reader = DocumentReader(model, ids, len(prompt.header))
@@ -63,7 +63,7 @@ async def read_frozen(
         await Call(reader.read_piece, model.threads)
     document = reader.document()
     if documents is not None:
-        documents.put(owner, document)
+        document = documents.keep_frozen(owner, document)
     return Frozen(document, reader.seconds, False)
 
 

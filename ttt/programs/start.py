@@ -41,7 +41,7 @@ def start(
         case EncodedAnswer():
             return answer(model, work, emit, should_stop)
         case EncodedAdapt():
-            return adapt(model, work, emit, should_stop)
+            return adapt(model, work, emit, should_stop, documents)
         case EncodedQueryAdapt():
             return adapt_on_evidence(model, work, emit, should_stop, documents)
         case EncodedAsk():

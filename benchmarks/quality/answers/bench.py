@@ -78,7 +78,7 @@ class AnswerBench:
         self.failures: list[str] = []
         """What was asked, and why it was refused, for each question of an arm without answer."""
         self.template = PromptTemplate(model.tokenizer)
-        self._documents = DocumentCache(KEPT_BYTES, math.inf)
+        self._documents = DocumentCache(lambda: KEPT_BYTES, math.inf)
         self.reading_seconds: dict[tuple[str, int, str, int], float] = {}
         """By task, length, id and tokens of what was read."""
 

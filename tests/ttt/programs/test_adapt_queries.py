@@ -207,7 +207,7 @@ def test_an_answer_reads_what_the_question_says(tiny: CausalLM, context: Any) ->
 
 
 def test_questions_find_the_document_as_it_was_read(tiny: CausalLM) -> None:
-    cache = DocumentCache(10**9, 60.0)
+    cache = DocumentCache(lambda: 10**9, 60.0)
     _, kept = adapted(tiny, documents=cache)
 
     def ask(documents: DocumentCache) -> tuple[bool, str]:
@@ -218,7 +218,7 @@ def test_questions_find_the_document_as_it_was_read(tiny: CausalLM) -> None:
 
     cached, answer = ask(cache)
     assert cached
-    assert ask(DocumentCache(10**9, 60.0)) == (False, answer)  # as after a new start
+    assert ask(DocumentCache(lambda: 10**9, 60.0)) == (False, answer)  # as after a new start
 
 
 @pytest.mark.parametrize("context", ["document", "document+passages"])
@@ -228,7 +228,7 @@ def test_all_queries_read_the_same_parts_of_a_long_document(
 ) -> None:
     """Whatever their own length, so that its state serves all of them."""
     limits = Limits(document_tokens=120, query_tokens=200, context_length=length)
-    cache = DocumentCache(10**9, 60.0)
+    cache = DocumentCache(lambda: 10**9, 60.0)
     events, kept = adapted(tiny, documents=cache, limits=limits)
     assert kept.overflow == reading(events).overflow is not None
     assert kept.overflow.handled == "truncate_middle"

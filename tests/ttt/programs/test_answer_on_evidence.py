@@ -187,7 +187,7 @@ def test_the_model_chooses_the_evidence(
 
 
 def test_a_document_is_read_once_for_all_questions_of_its_owner(tiny: CausalLM) -> None:
-    cache, template = DocumentCache(10**9, 60.0), PromptTemplate(tiny.tokenizer)
+    cache, template = DocumentCache(lambda: 10**9, 60.0), PromptTemplate(tiny.tokenizer)
 
     def ask(question: dict[str, Any], owner: str) -> tuple[bool, AnswerCompleted]:
         request = AnswerRequest(

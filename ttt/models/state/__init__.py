@@ -9,7 +9,13 @@ from refine_server.ttt.models.state.key_value import (
     KVTrace,
     WindowKVState,
 )
-from refine_server.ttt.models.state.storage import STORABLE, compact, field_names, storable
+from refine_server.ttt.models.state.storage import (
+    STORABLE,
+    cast_floats,
+    compact,
+    field_names,
+    storable,
+)
 
 __all__ = [
     "STORABLE",
@@ -23,6 +29,7 @@ __all__ = [
     "State",
     "Trace",
     "WindowKVState",
+    "cast_floats",
     "cat_padded",
     "compact",
     "field_names",

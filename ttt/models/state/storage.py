@@ -1,8 +1,10 @@
 """Which states can be written and read back, and copies that keep nothing else alive."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -24,11 +26,21 @@ def field_names(kind: type[Any]) -> tuple[str, ...]:
 
 def compact(value: T) -> T:
     """Copy a state into tensors of its own: none is a view that keeps a larger one alive."""
+    return _map_tensors(value, lambda tensor: tensor.detach().clone())
+
+
+def cast_floats(value: T, dtype: torch.dtype) -> T:
+    """Return a state with all its floating-point tensors in ``dtype``."""
+    return _map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def _map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
     if isinstance(value, Tensor):
-        return cast(T, value.detach().clone())
+        return cast(T, change(value))
     if type(value).__name__ in STORABLE:
         kind = STORABLE[type(value).__name__]
-        return cast(T, kind(**{name: compact(getattr(value, name)) for name in field_names(kind)}))
+        parts = {n: _map_tensors(getattr(value, n), change) for n in field_names(kind)}
+        return cast(T, kind(**parts))
     if isinstance(value, tuple):
-        return cast(T, tuple(compact(item) for item in value))
+        return cast(T, tuple(_map_tensors(item, change) for item in value))
     return value
