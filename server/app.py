@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 
 import anyio.to_thread
@@ -41,6 +40,9 @@ from refine_server.server.http.middleware.security_headers import SecurityHeader
 from refine_server.server.http.middleware.send_timeout import SendTimeout
 from refine_server.server.http.middleware.trailing_slash import TrailingSlash
 from refine_server.server.http.upload import OVERHEAD_BYTES
+from refine_server.server.memory.budget import MemoryBudget
+from refine_server.server.memory.collector import MemoryCollector
+from refine_server.server.memory.keeper import MemoryKeeper
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
 
@@ -68,12 +70,19 @@ def create_app(
     """
     keyring = Keyring.of(settings)
     quotas = QuotaKeeper(keyring)
+    memory = MemoryBudget()
     metrics = Metrics()
+    metrics.registry.register(MemoryCollector(memory))
+    keeper = MemoryKeeper(memory, settings)
     engine = Engine(
-        partial(open_backend, settings), settings, [EngineMetrics(metrics)], quotas.document
+        keeper.opening(open_backend),
+        settings,
+        [EngineMetrics(metrics), keeper],
+        quotas.document,
+        memory,
     )
     metrics.queue_depth.set_function(lambda: engine.queue_depth)
-    adaptations = Adaptations(engine, settings, metrics, keyring)
+    adaptations = Adaptations(engine, settings, metrics, keyring, memory)
     files = Files(settings, metrics, keyring)
     services = Services(engine=engine, adaptations=adaptations, files=files, settings=settings)
     batches = Batches(settings, files, metrics, BatchSender(services, quotas).send)

@@ -150,11 +150,6 @@ class Metrics:
             ["status"],
             registry=registry,
         )
-        self.adaptation_bytes = Gauge(
-            "refine_adaptation_bytes",
-            "Memory used by adapted documents, in bytes.",
-            registry=registry,
-        )
         self.cache_hits = counter(
             "adaptation_cache_hits_total",
             "Requests for an adaptation that found an equal one, running or kept.",
@@ -172,11 +167,6 @@ class Metrics:
         )
         self.document_cache_misses = counter(
             "document_cache_misses_total", "Answers whose document had to be read."
-        )
-        self.document_cache_bytes = Gauge(
-            "refine_document_cache_bytes",
-            "Memory used by documents that are kept as they were read, in bytes.",
-            registry=registry,
         )
         self.files = Gauge(
             "refine_files",
@@ -216,7 +206,6 @@ class Metrics:
 
     def describe(self, backend: Backend) -> None:
         """Publish which model is served, and what it keeps in memory."""
-        self.document_cache_bytes.set_function(lambda: backend.cached_document_bytes)
         self._model.info(
             {
                 "model": backend.name,

@@ -92,12 +92,19 @@ class Settings(BaseSettings):
         description="CPU threads for one operation. Unset: 1 for a model of less than 10 million "
         "parameters, whose requests then share the cores; otherwise torch's choice.",
     )
-    activation_memory_bytes: int = Field(
-        4 * 2**30,
+    memory_bytes: int | None = Field(
+        None,
         ge=1,
-        description="Memory in bytes for the activations that an adaptation step keeps for its "
-        "backward pass. A document that needs more is recomputed in segments, which takes longer "
-        "and gives the same result.",
+        description="Memory in bytes that the whole process may take: the model, kept adaptations, "
+        "documents as they were read, and requests in work. What is kept makes room for requests; "
+        "a request waits until it fits, and one that can never fit gets status 413. Unset: nine "
+        "tenths of what is free on the machine, or in its control group, when the model is loaded.",
+    )
+    state_dtype: Literal["auto", "bfloat16"] = Field(
+        "auto",
+        description="Data type in which the states of documents are kept between requests; auto: "
+        "that in which they were computed. bfloat16 halves the memory of float32 states and "
+        "rounds them.",
     )
     prompt: str | None = Field(
         None,
@@ -169,8 +176,8 @@ class Settings(BaseSettings):
         4,
         ge=1,
         le=256,
-        description="Maximum number of requests that are processed at the same time. Each keeps "
-        "its own fast weights and state in memory.",
+        description="Maximum number of requests that are processed at the same time, if there is "
+        "memory for them (--memory-bytes).",
     )
     max_batch: int = Field(
         8,
@@ -198,20 +205,6 @@ class Settings(BaseSettings):
         description="Maximum duration of a request in seconds, including its time in the queue; "
         "after that it ends with status 504.",
     )
-    document_cache_bytes: int = Field(
-        512 * 2**20,
-        ge=0,
-        description="Memory in bytes for documents as the base model read them, so that the next "
-        "question on one need not read it again. Each is kept for its owner, for "
-        "--adaptation-ttl-seconds after its last use. 0 keeps none.",
-    )
-    adaptation_memory_bytes: int = Field(
-        2 * 2**30,
-        ge=0,
-        description="Memory in bytes for adapted documents. When it is full, the least recently "
-        "used ones are dropped, and loaded again from the store when needed. Without a store they "
-        "are lost.",
-    )
     adaptation_ttl_seconds: float = Field(
         3600.0,
         gt=0,
@@ -228,6 +221,12 @@ class Settings(BaseSettings):
         description="Store in which adaptations, files and batches survive a restart: an fsspec "
         "URL, e.g. file:// or s3://. Empty: the cache directory (REFINE_CACHE_DIR); none: they are "
         "kept in memory only.",
+    )
+    store_bytes: int = Field(
+        10 * 2**30,
+        ge=1,
+        description="Disk space in bytes that the store may take. When it is full, the adaptations "
+        "that were not used for the longest time are deleted.",
     )
     store_timeout_seconds: float = Field(
         60.0,

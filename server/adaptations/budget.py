@@ -44,36 +44,29 @@ def require_place(
         raise ApiError(429, message, "quota_adaptation_bytes", retry_after=RETRY_SECONDS)
 
 
-class MemoryBudget:
-    """A bound on the bytes of documents in memory; the least recently used are evicted first.
+def used_bytes(adaptations: Collection[Adaptation]) -> int:
+    """Return the bytes of all adaptations that are in memory."""
+    return sum(a.nbytes for a in adaptations if a.document is not None)
+
+
+def evict(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:
+    """Drop unused adaptations from memory, the least recently used first, until they fit.
+
+    Fewer are dropped than needed when the others are in use.
 
     Args:
-        max_bytes: the most that all documents together may take.
+        adaptations: of all owners.
+        room: the most bytes that they may take.
+
+    Returns:
+        Those that were dropped.
     """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-
-    @staticmethod
-    def used(adaptations: Collection[Adaptation]) -> int:
-        """Return the bytes of all documents that are in memory."""
-        return sum(a.nbytes for a in adaptations if a.document is not None)
-
-    def fits(self, adaptations: Collection[Adaptation], nbytes: int) -> bool:
-        """Return whether a document of ``nbytes`` fits beside those in memory."""
-        return self.used(adaptations) + nbytes <= self.max_bytes
-
-    def evict(self, adaptations: Collection[Adaptation], nbytes: int = 0) -> list[Adaptation]:
-        """Drop unused documents until ``nbytes`` more fit; return the adaptations that lost theirs.
-
-        Fewer are dropped than needed when the others are in use.
-        """
-        # A document that is being stored is not in the store yet: dropped now, it would be lost.
-        idle = [a for a in adaptations if a.document and not a.users and a.status.is_final]
-        evicted = []
-        for adaptation in sorted(idle, key=lambda a: a.last_used):
-            if self.fits(adaptations, nbytes):
-                break
-            adaptation.document = None
-            evicted.append(adaptation)
-        return evicted
+    # One that is being stored is not in the store yet: dropped now, it would be lost.
+    idle = [a for a in adaptations if a.document and not a.users and a.status.is_final]
+    evicted = []
+    for adaptation in sorted(idle, key=lambda a: a.last_used):
+        if used_bytes(adaptations) <= room:
+            break
+        adaptation.document = None
+        evicted.append(adaptation)
+    return evicted

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
-from refine_server.server.adaptations.budget import MemoryBudget, require_place
+from refine_server.server.adaptations.budget import evict, require_place, used_bytes
 from refine_server.server.adaptations.connection import Connection
 from refine_server.server.adaptations.ids import ID_PATTERN, new_id
 from refine_server.server.adaptations.index import Index
@@ -33,6 +33,7 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
+from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.metrics import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.requests import AdaptRequest
@@ -51,20 +52,28 @@ class Adaptations:
 
     Args:
         engine: runs the work.
-        settings: the memory budget, times to live, and where the store is.
+        settings: times to live, and where the store is.
         metrics: counts adaptations, cache hits and evictions.
         keyring: has the owners' quotas on stored bytes.
+        memory: says how much of the process's memory adaptations may take.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, metrics: Metrics, keyring: Keyring
+        self,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+        keyring: Keyring,
+        memory: MemoryBudget,
     ) -> None:
         self._engine, self._settings, self._metrics = engine, settings, metrics
         self._keyring = keyring
         self._connection = Connection(settings, metrics)
         self._storage = Storage(self._connection, metrics)
         self._sharing = Sharing(self._connection, self._storage)
-        self._budget = MemoryBudget(settings.adaptation_memory_bytes)
+        self._memory = memory
+        memory.account("adaptations", lambda: self._bytes)
+        self._bytes = 0
         self._index = Index(self._forget_document)
         self._maker = Maker(self._index, self._storage, self._sharing, metrics, self._evict)
         self._synchronised = -math.inf
@@ -325,9 +334,12 @@ class Adaptations:
 
     async def _load(self, adaptation: Adaptation) -> "Kept":
         self._evict(adaptation.nbytes)
-        if not self._budget.fits(self._index.all, adaptation.nbytes):
+        room = self._memory.adaptation_bytes
+        if used_bytes(self._index.all) + adaptation.nbytes > room:
             raise errors.unavailable(
-                "Adaptations in use take all memory for adaptations.", "memory_in_use"
+                f"Adaptations in use take all of the {room} bytes for adaptations, a part of "
+                "--memory-bytes.",
+                "memory_in_use",
             )
         try:
             adaptation.document = await self._storage.load(adaptation.id)
@@ -344,7 +356,8 @@ class Adaptations:
 
     def _evict(self, nbytes: int = 0) -> None:
         """Keep within the memory budget with ``nbytes`` more; forget what is not stored."""
-        for adaptation in self._budget.evict(self._index.all, nbytes):
+        room = self._memory.adaptation_bytes - nbytes
+        for adaptation in evict(self._index.all, room):
             self._metrics.cache_evictions.inc()
             if not adaptation.stored:
                 self._index.forget(adaptation)
@@ -373,7 +386,7 @@ class Adaptations:
         counts = Counter(adaptation.status for adaptation in self._index.all)
         for status in Status:
             self._metrics.adaptations.labels(status.value).set(counts[status])
-        self._metrics.adaptation_bytes.set(self._budget.used(self._index.all))
+        self._bytes = used_bytes(self._index.all)
 
 
 def store_unavailable() -> ApiError:

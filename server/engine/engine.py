@@ -48,9 +48,11 @@ from refine_server.server.engine.scheduling.scheduler import QueueLimits
 from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
+from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.settings import Settings
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import Work
+from refine_server.ttt.programs.encode import EncodedWork
 
 T = TypeVar("T")
 
@@ -72,6 +74,7 @@ class Engine:
         observers: are notified of what the worker does.
         charge: charges an owner for a document of so many tokens, as a context around its
             submission; raises ApiError if the owner's quota is used up.
+        memory: the budget that requests are kept within; None for no limit.
     """
 
     def __init__(
@@ -80,17 +83,21 @@ class Engine:
         settings: Settings,
         observers: Sequence[EngineObserver] = (),
         charge: Callable[[str, int], AbstractContextManager[None]] = lambda *_: nullcontext(),
+        memory: MemoryBudget | None = None,
     ) -> None:
+        self._memory = memory or MemoryBudget()
         limits = QueueLimits(
             active=settings.max_active,
             jobs=settings.max_queue,
             seconds=settings.max_queue_seconds,
+            nbytes=lambda: self._memory.request_bytes,
         )
         self._charge = charge
         self._stall_seconds = settings.stall_seconds
         self._costs = CostModel()
         self._encoder = Encoder()
         self._queue = JobQueue(limits, settings.max_batch)
+        self._memory.account("requests", lambda: self._queue.active_bytes)
         self._worker = Worker(self._queue, [self._costs, *observers])
         self._thread = threading.Thread(
             target=self._worker.run, args=(open_backend,), name="refine-engine", daemon=True
@@ -112,8 +119,8 @@ class Engine:
 
         Raises:
             RequestError: the request cannot be served as written.
-            ApiError: the server is not ready, the queue is full, or the quota or the time is used
-                up.
+            ApiError: the server is not ready, the queue is full, the quota or the time is used up,
+                or there is not enough memory for the work.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
@@ -130,6 +137,7 @@ class Engine:
                 job.deadline = job.submitted + timeout_seconds
         except TimeoutError:
             raise errors.timed_out(timeout_seconds) from None
+        self._memory.require(job.nbytes, job.tokens)
         charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
         accepted = self._queue.submit(job, charge)
         try:
@@ -156,6 +164,10 @@ class Engine:
         job = await self._encode(work, lambda _: None, request_id="", priority=priority)
         job.deadline = job.submitted + timeout_seconds
         forecast = self._queue.forecast(job)
+        try:
+            self._memory.require(job.nbytes, job.tokens)
+        except ApiError as refusal:
+            return replace(forecast, refusal=refusal)
         if forecast.refusal is not None or job.reuses_adaptation:
             return forecast
         try:
@@ -191,11 +203,15 @@ class Engine:
     ) -> Job:
         backend = self.ready()
         submitted = time.monotonic()
-        encoded = await self._encoder.run(
-            lambda: backend.encode(work), characters=count_characters(work)
-        )
+
+        def encode() -> tuple[EncodedWork, int]:
+            encoded = backend.encode(work)
+            return encoded, backend.request_bytes(encoded)
+
+        encoded, nbytes = await self._encoder.run(encode, characters=count_characters(work))
         return Job(
             work=encoded,
+            nbytes=nbytes,
             request_id=request_id,
             deliver=deliver,
             priority=priority,

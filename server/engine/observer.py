@@ -28,5 +28,8 @@ class EngineObserver:
     def on_ended(self, job: Job, worked_seconds: float) -> None:
         """Handle the end of a job that the worker had admitted; its status is final."""
 
+    def on_idle(self) -> None:
+        """Handle that there has been no work for a while."""
+
     def on_isolation_violated(self) -> None:
         """Handle that weights or states were about to be used for another owner, or changed."""

@@ -15,7 +15,6 @@ from refine_server.server.engine.scheduling.job_queue import JobQueue, Turn, Ver
 from refine_server.server.engine.scheduling.step_deadline import StepDeadline
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
-from refine_server.server.memory.allocator import return_freed_memory
 from refine_server.ttt.batching import Batch, Operation, Program, resume
 from refine_server.ttt.interface.errors import IsolationError, RequestError
 from refine_server.ttt.interface.events import Event
@@ -94,7 +93,8 @@ class Worker:
         if turn.verifications:
             self._verify(turn.verifications)
         elif not turn.jobs:
-            return_freed_memory()
+            for observer in self._observers:
+                observer.on_idle()
         ended, seconds = self._run_piece(turn)
         seconds /= max(len(turn.jobs), 1)
         self._queue.pause([job for job in turn.jobs if job not in ended], seconds)

@@ -14,6 +14,7 @@ from typing_extensions import override
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.backend.self_check import SELF_CHECK
 from refine_server.server.engine.encoder import TemplatePool
+from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Call, Program
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
@@ -100,6 +101,8 @@ class FakeBackend(Backend):
         self.open_gate.set()
         self.gate = threading.Event()
         """Steps on held texts wait for it."""
+        self.bytes_per_token = 0
+        """Memory that requests are predicted to take for each of their tokens."""
         self._scripts: dict[str, Script] = {}
 
     # -- scripts ------------------------------------------------------------------------------
@@ -152,6 +155,18 @@ class FakeBackend(Backend):
     @override
     def drop_expired_documents(self) -> None:
         pass
+
+    @override
+    def drop_excess_documents(self) -> None:
+        pass
+
+    @override
+    def limit_memory(self, budget: MemoryBudget) -> None:
+        pass
+
+    @override
+    def request_bytes(self, work: EncodedWork) -> int:
+        return self.bytes_per_token * work.tokens
 
     @override
     def encode(self, work: Work) -> EncodedWork:

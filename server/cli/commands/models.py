@@ -13,7 +13,7 @@ from refine_server.server.cli.exit import InputError
 if TYPE_CHECKING:
     import torch
 
-    from refine_server.ttt.models.loading.footprint import Figures
+    from refine_server.ttt.footprint.figures import Figures
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect and convert models.")
 
@@ -76,7 +76,7 @@ def inspect(
 
     All sizes are computed from the model's configuration; no weights are read or downloaded.
     """
-    from refine_server.ttt.models.loading.footprint import measure
+    from refine_server.ttt.footprint.figures import measure
 
     figures = measure(
         model,

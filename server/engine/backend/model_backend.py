@@ -1,5 +1,6 @@
 """The backend of a real model."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,12 @@ from typing_extensions import override
 
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.encoder import TemplatePool
+from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.settings import Settings
 from refine_server.ttt.batching import Program
 from refine_server.ttt.decoding.grammar import GrammarCompiler
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
+from refine_server.ttt.footprint.estimate import PeakEstimator
 from refine_server.ttt.interface.events import Emit, ShouldStop
 from refine_server.ttt.interface.requests import Work
 from refine_server.ttt.kept import Kept, dump, restore
@@ -20,6 +23,9 @@ from refine_server.ttt.programs.encode import EncodedWork, encode
 from refine_server.ttt.programs.start import start
 from refine_server.ttt.query_side.document_cache import DocumentCache
 
+ACTIVATION_SHARE = 2
+"""Half of the memory for requests may be activations that one step keeps for its backward pass; a
+longer document is read in segments. The rest is for what grows with the document even so."""
 SMALL_MODEL = 10_000_000
 """Parameters below which an op is so short that a second CPU thread costs more than it gains."""
 
@@ -48,9 +54,13 @@ class ModelBackend(Backend):
         self.prompt_form = template.form
         self.templates = TemplatePool(template)
         self._grammars = GrammarCompiler(model)
+        self._document_room: Callable[[], int] = lambda: sys.maxsize
         self._documents = DocumentCache(
-            settings.document_cache_bytes, settings.adaptation_ttl_seconds
+            lambda: self._document_room(),
+            settings.adaptation_ttl_seconds,
+            dtype=None if settings.state_dtype == "auto" else getattr(torch, settings.state_dtype),
         )
+        self._peaks = PeakEstimator(model)
 
     @property
     @override
@@ -64,6 +74,19 @@ class ModelBackend(Backend):
     @override
     def drop_expired_documents(self) -> None:
         self._documents.drop_expired()
+
+    @override
+    def drop_excess_documents(self) -> None:
+        self._documents.shrink()
+
+    @override
+    def limit_memory(self, budget: MemoryBudget) -> None:
+        self._document_room = lambda: budget.document_bytes
+        self.model.activation_budget = budget.request_bytes // ACTIVATION_SHARE
+
+    @override
+    def request_bytes(self, work: EncodedWork) -> int:
+        return self._peaks.estimate(work)
 
     @override
     def encode(self, work: Work) -> EncodedWork:
@@ -105,7 +128,6 @@ def _load(settings: Settings) -> CausalLM:
         raise ModelError(f"--device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
-    model.activation_budget = settings.activation_memory_bytes
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     elif model.device.type == "cpu" and model.num_parameters < SMALL_MODEL:

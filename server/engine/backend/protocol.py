@@ -10,6 +10,7 @@ from refine_server.ttt.interface.requests import Limits, PromptForm, Work
 from refine_server.ttt.programs.encode import EncodedWork
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
+    from refine_server.server.memory.budget import MemoryBudget
     from refine_server.ttt.kept import Kept
 
 
@@ -45,6 +46,15 @@ class Backend(Protocol):
 
     def drop_expired_documents(self) -> None:
         """Drop the kept documents that were not used for too long."""
+
+    def drop_excess_documents(self) -> None:
+        """Drop kept documents that the memory budget has no room for any more."""
+
+    def limit_memory(self, budget: "MemoryBudget") -> None:
+        """Keep documents and activations within the budget; called before any work begins."""
+
+    def request_bytes(self, work: EncodedWork) -> int:
+        """Predict the memory that a request takes at its peak, without what is kept after it."""
 
     def encode(self, work: Work) -> EncodedWork:
         """Return a request with its texts as token ids.

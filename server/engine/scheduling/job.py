@@ -63,6 +63,8 @@ class Job:
     priority: int = 0
     """From -10 to 10; lower is more urgent."""
     estimate: Estimate = Estimate()
+    nbytes: int = 0
+    """Memory that it takes at its peak, as predicted."""
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     submitted: float = field(default_factory=time.monotonic)
     deadline: float = math.inf

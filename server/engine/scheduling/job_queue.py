@@ -97,6 +97,12 @@ class JobQueue:
             return now - self._last_company < COMPANY_SECONDS
 
     @property
+    def active_bytes(self) -> int:
+        """Memory that the jobs that take turns take at their peaks, as predicted."""
+        with self._changed:
+            return self._scheduler.active_bytes
+
+    @property
     def refusal(self) -> ApiError | None:
         """Why no job is accepted any more; None while jobs are accepted."""
         with self._changed:

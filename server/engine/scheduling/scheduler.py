@@ -4,8 +4,9 @@ Pure bookkeeping: no threads and no clock. ``JobQueue`` calls it under its lock.
 """
 
 import math
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ class QueueLimits:
     """Jobs that wait."""
     seconds: float
     """Estimated seconds of work that waits."""
+    nbytes: Callable[[], int] = lambda: sys.maxsize
+    """Returns the memory that active jobs may take together."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +84,11 @@ class Scheduler:
     def jobs(self) -> list[Job]:
         """All jobs, the active ones first."""
         return [*self.active, *self.waiting]
+
+    @property
+    def active_bytes(self) -> int:
+        """Memory that the active jobs take at their peaks, as predicted."""
+        return sum(job.nbytes for job in self.active)
 
     # -- admission ----------------------------------------------------------------------------
 
@@ -171,6 +179,10 @@ class Scheduler:
         """Service that owners had when the active jobs were admitted (start-time fair queueing)."""
         return min((slot.start_tag for slot in self.active.values()), default=0.0)
 
+    def _fits(self, job: Job) -> bool:
+        """Return whether there is memory for a job beside the active ones; alone it may try."""
+        return not self.active or self.active_bytes + job.nbytes <= self.limits.nbytes()
+
     def _admit(self, job: Job) -> None:
         self.waiting.remove(job)
         # A new job starts level with the others: it neither owes nor is owed a turn.
@@ -193,8 +205,11 @@ class Scheduler:
 
         A cancelled job comes first: ending it is quick and frees what it holds.
         """
-        while self.waiting and len(self.active) < self.limits.active:
-            self._admit(min(self.waiting, key=self._admission_order))
+        while len(self.active) < self.limits.active:
+            fitting = [job for job in self.waiting if self._fits(job)]
+            if not fitting:
+                break
+            self._admit(min(fitting, key=self._admission_order))
         if not self.active:
             return None
         for job in self.active:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from refine_server.ttt.footprint.figures import measure
 from refine_server.ttt.models import bundled, load
-from refine_server.ttt.models.loading.footprint import measure
 from support.command_line import run, run_failing
 from support.small_models import tiny_transformers
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from refine_server.ttt.footprint.figures import measure
 from refine_server.ttt.interface.config import (
     AdaptConfig,
     OptimizerConfig,
@@ -20,7 +21,6 @@ from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.models import ModelError, load
 from refine_server.ttt.models.families import model_types
 from refine_server.ttt.models.loading.convert import convert
-from refine_server.ttt.models.loading.footprint import measure
 from refine_server.ttt.programs.start import perform
 from support import checkpoints
 from support.toy_family import MovingAverage

@@ -19,7 +19,7 @@ import json
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
 from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import load
-from refine_server.ttt.models.loading.footprint import measure
+from refine_server.ttt.footprint.figures import measure
 
 template = PromptTemplate(load({ID!r}).tokenizer)
 print(json.dumps({{

@@ -1,0 +1,60 @@
+"""Count the bytes of all tensors that are alive, and the most that were at any time."""
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+READ_A_NUMBER = torch.ops.aten._local_scalar_dense.default
+"""What ``float(tensor)`` calls. On the meta device there is no number to be read."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """A context in which the bytes of the storages that this thread's operations make are counted.
+
+    Args:
+        known: tensors that were there before, which are not counted.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        """The most bytes that were alive at once."""
+        self._alive = 0
+        self._storages = {t.untyped_storage()._cdata for t in known}
+        self._lock = threading.Lock()  # a storage may be freed by another thread
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it returns."""
+        if func is READ_A_NUMBER and args[0].device.type == "meta":
+            return 0.0
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        with self._lock:
+            if key in self._storages:
+                return
+            self._storages.add(key)
+            self._alive += size
+            self.peak = max(self.peak, self._alive)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        with self._lock:
+            self._storages.discard(key)
+            self._alive -= size

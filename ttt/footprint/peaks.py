@@ -1,0 +1,130 @@
+"""The memory that reading a document and adapting to it take at their peak, by its length.
+
+Both are measured on two short documents, by the code that serves requests, and grow by the same
+bytes with every token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.footprint.live_bytes import LiveBytes
+from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.checkpointing import PROBE_TOKENS, activation_bytes
+from refine_server.ttt.models.layers.functional import embedding
+from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
+from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.loop import choose_weights, prepare
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, NoImprovement
+
+MEASURED_TOKENS = (128, 256)
+"""Lengths of the documents that are measured."""
+FEW_ROLLOUTS = RolloutConfig(positions=2, tokens=4)
+"""Rollouts of the measured step; more are added as tokens that the step reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """Bytes that grow by the same number with every token."""
+
+    fixed: float
+    per_token: float
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], sizes: Sequence[int]) -> "Growth":
+        """Fit the bytes at two lengths, in tokens."""
+        (short, long), (less, more) = lengths, sizes
+        per_token = max(more - less, 0) / (long - short)
+        return cls(fixed=max(less - per_token * short, 0.0), per_token=per_token)
+
+    def at(self, tokens: float) -> float:
+        """Return the bytes at a length in tokens."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptationPeak:
+    """What an adaptation to a whole document takes beside the base weights."""
+
+    peak: Growth
+    """All of it, by the document's tokens, where nothing is recomputed."""
+    activations: float
+    """Bytes a token, of these, that only wait for the backward pass: the activation budget bounds
+    them."""
+
+    def at(self, tokens: float, budget: int | None, steps: float | None = None) -> float:
+        """Return the bytes for a document.
+
+        Args:
+            tokens: of the document.
+            budget: bytes of activations that a step may keep; None for any number.
+            steps: tokens that a step reads in its graph; None for all.
+        """
+        kept = self.activations * (tokens if steps is None else steps)
+        rest = self.peak.at(tokens) - self.activations * tokens
+        return rest + (kept if budget is None else min(kept, budget))
+
+
+@torch.no_grad()
+def state_growth(model: CausalLM, lengths: Sequence[int] = MEASURED_TOKENS) -> Growth:
+    """Measure the state of a document that was read under the base weights."""
+    growth = Growth.of(lengths, [model(_tokens(model, T)).state.nbytes for T in lengths])
+    if model.views_prefixes:
+        return growth
+    snapshots = growth.fixed / SNAPSHOT_TOKENS
+    return Growth(fixed=growth.fixed, per_token=growth.per_token + snapshots)
+
+
+def adaptation_peak(
+    model: CausalLM, config: AdaptConfig, lengths: Sequence[int] = MEASURED_TOKENS
+) -> AdaptationPeak:
+    """Measure the first step of an adaptation to a whole document, and its evaluations.
+
+    Args:
+        model: on any device; on the meta device only its shapes are computed.
+        config: says which weights adapt; on evidence, the document stands for it.
+        lengths: of the documents that are measured, in tokens.
+    """
+    config = config.model_copy(update={"rollouts": FEW_ROLLOUTS})
+    peak = Growth.of(lengths, [_measure(model, config, T) for T in lengths])
+    return AdaptationPeak(peak=peak, activations=_activations(model, config))
+
+
+def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
+    with LiveBytes(model.parameters()) as live:
+        fast = _fast_weights(model, config)
+        rows = Rows(model, _tokens(model, tokens), fast, positions=config.rollouts.positions)
+        run = prepare(rows, fast, config)
+        assert isinstance(run, AdaptationRun), "a document of this length can be adapted to"
+        [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert not isinstance(outcome, NoImprovement), "the first step is always made"
+        choose_weights(run, [outcome.report], None)
+    return live.peak
+
+
+def _activations(model: CausalLM, config: AdaptConfig) -> float:
+    """Measure what the graph keeps for one token, as the activation budget does."""
+    fast = _fast_weights(model, config)
+    ids = _tokens(model, PROBE_TOKENS)
+    frozen = model.freeze(ids, fast)
+    x = frozen.hidden
+    if x is None:
+        x = embedding(ids, model.embedding, fast, model.embed_name)
+    return activation_bytes(model, x, fast, frozen.first_layer)
+
+
+def _fast_weights(model: CausalLM, config: AdaptConfig) -> FastWeights:
+    own = config.fast_weights
+    return model.new_fast_weights(own.targets, own.rank, config.seed)
+
+
+def _tokens(model: CausalLM, count: int) -> Tensor:
+    """Make a document of ``count`` tokens, each the next one in the vocabulary: [1, count]."""
+    ids = torch.arange(count, device=model.device) % model.embedding.num_embeddings
+    return ids[None]
