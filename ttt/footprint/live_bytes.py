@@ -23,10 +23,11 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         """The most bytes that were alive at once."""
-        self._alive = 0
+        self.alive = 0
+        """The bytes that are alive now."""
         self._storages = {t.untyped_storage()._cdata for t in known}
         self._lock = threading.Lock()  # a storage may be freed by another thread
 
@@ -50,11 +51,11 @@ class LiveBytes(TorchDispatchMode):
             if key in self._storages:
                 return
             self._storages.add(key)
-            self._alive += size
-            self.peak = max(self.peak, self._alive)
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         with self._lock:
             self._storages.discard(key)
-            self._alive -= size
+            self.alive -= size

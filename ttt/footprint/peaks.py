@@ -105,7 +105,8 @@ def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
             raise outcome
         assert not isinstance(outcome, NoImprovement), "the first step is always made"
         choose_weights(run, [outcome.report], None)
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def _activations(model: CausalLM, config: AdaptConfig) -> float:

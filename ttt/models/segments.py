@@ -233,7 +233,7 @@ def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> floa
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a graph that holds its own outputs would never be freed
 
     layers = range(frozen.first_layer, model.num_layers)
     segments = _Segments(model, few, fast, None, layers, is_top=False)

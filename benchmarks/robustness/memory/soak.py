@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 import psutil
 
+from refine_server.benchmarks.common.tokens import ServerTokenizer
 from refine_server.benchmarks.robustness.reliability.process import ServerProcess
 from refine_server.benchmarks.serving.workload import Mix
-from refine_server.benchmarks.common.tokens import ServerTokenizer
 from refine_server.clients import RefineClient
 
 WARM_UP = 10
