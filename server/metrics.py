@@ -161,6 +161,10 @@ class Metrics:
             "adaptation_cache_evictions_total",
             "Adapted documents dropped from memory to stay within the memory limit.",
         )
+        self.store_evictions = counter(
+            "store_evictions_total",
+            "Adaptations deleted from the store to stay within --store-bytes.",
+        )
         self.document_cache_hits = counter(
             "document_cache_hits_total",
             "Answers whose document had been read before, for an earlier question of its owner.",

@@ -124,6 +124,8 @@ class Adaptation:
         """None while it is not in memory."""
         self.nbytes = 0
         self.stored = False
+        self.stored_bytes = 0
+        """Disk space of its tensors in the store."""
         self.confirmed = -math.inf
         """When it was last known to be in the store, in monotonic seconds."""
         self.marked = -math.inf

@@ -49,6 +49,31 @@ def used_bytes(adaptations: Collection[Adaptation]) -> int:
     return sum(a.nbytes for a in adaptations if a.document is not None)
 
 
+def stored_bytes(adaptations: Collection[Adaptation]) -> int:
+    """Return the bytes of all adaptations that are in the store."""
+    return sum(a.stored_bytes for a in adaptations if a.stored)
+
+
+def to_delete(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:
+    """Return the unused adaptations to delete from the store, so that the others fit.
+
+    The least recently used come first. Fewer are returned than needed when the others are in use.
+
+    Args:
+        adaptations: of all owners.
+        room: the most bytes that they may take in the store.
+    """
+    excess = stored_bytes(adaptations) - room
+    idle = [a for a in adaptations if a.stored and not a.users and a.status.is_final]
+    chosen = []
+    for adaptation in sorted(idle, key=lambda a: a.last_used):
+        if excess <= 0:
+            break
+        excess -= adaptation.stored_bytes
+        chosen.append(adaptation)
+    return chosen
+
+
 def evict(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:
     """Drop unused adaptations from memory, the least recently used first, until they fit.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
@@ -41,6 +41,8 @@ class Maker:
         sharing: says which server makes an adaptation.
         metrics: counts those that were found and those that had to be made.
         on_changed: is called when an adaptation has a document, or has ended without one.
+        make_room: makes room for a document of so many bytes; returns whether it can be stored,
+            and raises ApiError if it can never be kept in memory.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class Maker:
         sharing: Sharing,
         metrics: Metrics,
         on_changed: Callable[[], None],
+        make_room: Callable[[int], Awaitable[bool]],
     ) -> None:
         self._index, self._storage, self._sharing = index, storage, sharing
-        self._metrics, self._on_changed = metrics, on_changed
+        self._metrics, self._on_changed, self._make_room = metrics, on_changed, make_room
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, adaptation: Adaptation) -> None:
@@ -90,6 +93,8 @@ class Maker:
         for adaptation in list(self._index.all):
             document = adaptation.document
             if document is None or adaptation.stored or adaptation.status is not Status.READY:
+                continue
+            if not await self._make_room(document.nbytes):
                 continue
             saved = await self._storage.save(adaptation, document)
             adaptation.stored = saved in (Saved.STORED, Saved.BY_ANOTHER)
@@ -219,11 +224,14 @@ class Maker:
                 await self._keep(adaptation, document)
 
     async def _keep(self, adaptation: Adaptation, document: "Kept") -> None:
+        can_be_stored = await self._make_room(document.nbytes)
         adaptation.document, adaptation.nbytes = document, document.nbytes
         adaptation.citations = document.citations
         if document.report.stopped == "shutdown":  # it made fewer steps than were asked for
             self._index.forget_key(adaptation)
-        saved = await self._storage.save(adaptation, document)
+        saved = Saved.UNSAVED
+        if can_be_stored:
+            saved = await self._storage.save(adaptation, document)
         adaptation.stored = saved in (Saved.STORED, Saved.BY_ANOTHER)
         if saved is Saved.CANCELLED:
             self.cancel(adaptation)

@@ -6,6 +6,7 @@ thread. Documents that leave memory are loaded from the store when they are aske
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections import Counter
@@ -15,7 +16,13 @@ from typing import TYPE_CHECKING
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
-from refine_server.server.adaptations.budget import evict, require_place, used_bytes
+from refine_server.server.adaptations.budget import (
+    evict,
+    require_place,
+    stored_bytes,
+    to_delete,
+    used_bytes,
+)
 from refine_server.server.adaptations.connection import Connection
 from refine_server.server.adaptations.ids import ID_PATTERN, new_id
 from refine_server.server.adaptations.index import Index
@@ -40,6 +47,8 @@ from refine_server.ttt.interface.requests import AdaptRequest
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
     from refine_server.ttt.kept import Kept
+
+logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
 """Time between two sweeps of what has expired, and between two looks at the store."""
@@ -75,7 +84,9 @@ class Adaptations:
         memory.account("adaptations", lambda: self._bytes)
         self._bytes = 0
         self._index = Index(self._forget_document)
-        self._maker = Maker(self._index, self._storage, self._sharing, metrics, self._evict)
+        self._maker = Maker(
+            self._index, self._storage, self._sharing, metrics, self._evict, self._make_room
+        )
         self._synchronised = -math.inf
         self._backend: Backend | None = None
         self.is_open = False
@@ -362,6 +373,36 @@ class Adaptations:
             if not adaptation.stored:
                 self._index.forget(adaptation)
         self._update_gauges()
+
+    async def _make_room(self, nbytes: int) -> bool:
+        """Delete from the store what was not used for the longest time, for ``nbytes`` more.
+
+        One that is deleted from the store is forgotten, even if it is still in memory.
+
+        Returns:
+            Whether the store has room.
+
+        Raises:
+            ApiError: the memory budget has no room for so large an adaptation, ever.
+        """
+        room = self._memory.adaptation_bytes
+        if nbytes > room:
+            message = (
+                f"This adaptation takes {nbytes} bytes, and this server has {room} for "
+                "adaptations (a part of --memory-bytes). Adapt fewer weights "
+                "(adapt.fast_weights), or answer without keeping it (/v1/answers)."
+            )
+            raise ApiError(413, message, "memory_exceeded", param="adapt.fast_weights")
+        if nbytes > self._settings.store_bytes:
+            logger.warning("an adaptation of %d bytes exceeds --store-bytes: not stored", nbytes)
+            return False
+        left = self._settings.store_bytes - nbytes
+        for adaptation in to_delete(self._index.all, left):
+            self._metrics.store_evictions.inc()
+            self._index.forget(adaptation)
+            with contextlib.suppress(StoreError):  # counted; it expires
+                await self._storage.delete(adaptation)
+        return stored_bytes(self._index.all) <= left
 
     # -- bookkeeping --------------------------------------------------------------------------
 

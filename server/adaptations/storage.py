@@ -115,6 +115,7 @@ class Storage:
             if adaptation.key is None and adaptation.store_key is not None:
                 leases.release_key(adaptation.store_key, adaptation.id)
             is_ours = store.save(manifest, data)
+            adaptation.stored_bytes = size
             # Who deletes it writes this first and looks for an entry then, so one of both sees it.
             if leases.is_cancelled(adaptation.id):
                 store.delete(adaptation.id)
@@ -319,7 +320,7 @@ def fill(adaptation: Adaptation, stored: StoredAdaptation) -> bool:
     adaptation.citations = tuple(cited)
     adaptation.overflow = overflow
     adaptation.document_key = manifest.description.get("document_key")
-    adaptation.stored = True
+    adaptation.stored, adaptation.stored_bytes = True, manifest.data_bytes
     adaptation.set_status(Status.READY)
     adaptation.expire_in(stored.expires_at - time.time())
     return True

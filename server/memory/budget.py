@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping
 
 from refine_server.server.http.errors import ApiError
 from refine_server.server.memory.allocator import resident_bytes
+from refine_server.ttt.footprint import shares
 
-ADAPTATIONS_SHARE = 4
-"""A fourth of what the model leaves is for kept adaptations, the rest for requests. Documents as
-they were read take what both leave, and make room when a request begins."""
 GIB = 2**30
 
 
@@ -45,12 +43,17 @@ class MemoryBudget:
     @property
     def adaptation_bytes(self) -> int:
         """The most that kept adaptations may take."""
-        return self._room // ADAPTATIONS_SHARE
+        return shares.for_adaptations(self._room)
 
     @property
     def request_bytes(self) -> int:
         """The most that the requests in work may take together."""
-        return self._room - self.adaptation_bytes
+        return shares.for_requests(self._room)
+
+    @property
+    def activation_bytes(self) -> int:
+        """The most that one adaptation step may keep for its backward pass."""
+        return shares.for_activations(self._room)
 
     @property
     def document_bytes(self) -> int:

@@ -34,7 +34,7 @@ class MemoryKeeper(EngineObserver):
         def open_within_budget() -> Backend:
             backend = open_backend(self._settings)
             return_freed_memory()
-            self._budget.open(self._settings.memory_bytes or _default_bytes())
+            self._budget.open(self._settings.memory_bytes or default_memory_bytes())
             self._budget.account("documents", lambda: backend.cached_document_bytes)
             backend.limit_memory(self._budget)
             self._backend = backend
@@ -55,7 +55,7 @@ class MemoryKeeper(EngineObserver):
         return_freed_memory()
 
 
-def _default_bytes() -> int:
+def default_memory_bytes() -> int:
     """Return what is free now together with what this process takes, less a reserve."""
     from refine_server.ttt.models.loading.host_memory import available_memory  # it imports torch
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.app import create_app
+from refine_server.server.memory import budget
 from refine_server.server.settings import Settings
 from refine_server.ttt.models import CausalLM, load
 from support.fake_backend import FakeBackend
@@ -29,6 +30,15 @@ def make_app(fake: FakeBackend) -> Callable[..., FastAPI]:
         return create_app(Settings(**{**defaults, **options}), fake.open)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def all_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the memory budget see a process that takes nothing without adaptations and requests.
+
+    A fourth of ``memory_bytes`` is then for adaptations, the rest for requests.
+    """
+    monkeypatch.setattr(budget, "resident_bytes", lambda: 0)
 
 
 @pytest.fixture(name="wait_until_open", scope="session")

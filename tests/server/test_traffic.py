@@ -25,10 +25,10 @@ SECONDS = 2.0
 
 
 @pytest.fixture
-def url(live: Callable[..., str], tmp_path: Path) -> str:
+def url(live: Callable[..., str], tmp_path: Path, all_spare: None) -> str:
     keys = ",".join(f"{owner}:{key}" for owner, key in KEYS.items())
     store = (tmp_path / "store").as_uri()
-    return live(api_keys=keys, store=store, adaptation_memory_bytes=20_000, max_queue=2)
+    return live(api_keys=keys, store=store, memory_bytes=4 * 20_000, max_queue=2)
 
 
 def subjects() -> list[Subject]:

@@ -4,6 +4,8 @@ The model is built on torch's meta device, which knows shapes and no numbers, an
 its forward keeps is counted instead of being restated in formulas.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 
-from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.footprint import shares
+from refine_server.ttt.footprint.estimate import MARGIN, PeakEstimator
+from refine_server.ttt.interface.config import AdaptConfig, Targets
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families import native_family
 from refine_server.ttt.models.loading.loader import (
@@ -26,11 +30,13 @@ from refine_server.ttt.models.loading.loader import (
     wrap,
 )
 
-MEASURED = (4096, 8192)
-"""Document lengths, in tokens, that are measured; longer ones are extrapolated from the two."""
-
-OPTIMIZER_COPIES = 4
-"""Fast weights, their gradient and AdamW's two moments."""
+MEASURED = (1024, 2048)
+"""Document lengths, in tokens, that are measured; others are extrapolated from the two."""
+SHOWN = (1024, 4096, 16384)
+"""Document lengths, in tokens, whose peaks are told."""
+MOST_TOKENS = 2**30
+RUNTIME_BYTES = 450 * 2**20
+"""What Python, torch, transformers and the server take beside any model on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,22 +62,21 @@ class Figures:
     """Of one request's fast weights."""
     state_bytes: dict[int, int]
     """Of an adapted document's state, by the document's length in tokens."""
-    step_bytes: dict[int, int]
-    """What one adaptation step keeps for its backward pass, by the document's length in tokens;
-    the work space of single ops comes on top."""
-    memory_bytes: int | None
-    """The memory that a document must fit, if one was given."""
-    longest_document: int | None
-    """Tokens of the longest document that fits ``memory_bytes`` while it is adapted on."""
+    peak_bytes: dict[int, int]
+    """Of the whole process while it adapts to one document, by the document's length in tokens."""
+    memory_bytes: int
+    """What the process may take."""
+    longest_document: int
+    """Tokens of the longest document that can be adapted to in it."""
 
 
 def measure(
     name: str,
     *,
+    memory_bytes: int,
     dtype: torch.dtype | None = None,
-    targets: str = "fast_weights",
+    targets: Targets = "low_rank",
     rank: int = 8,
-    memory_bytes: int | None = None,
 ) -> Figures:
     """Measure a model by name, directory or hub id; of the hub, no weights are fetched.
 
@@ -81,15 +86,18 @@ def measure(
     directory = find(name, weights=False)
     config = read_config(directory)
     model = _skeleton(config, directory, dtype or _dtype_of(config))
-    fast = model.new_fast_weights(targets, rank, 0)
     with torch.no_grad():
-        states = {T: model(_tokens(T)).state.nbytes for T in MEASURED}
-    steps = {T: _kept_by_a_step(model, fast, T) for T in MEASURED}
+        ids = torch.zeros(1, max(MEASURED), dtype=torch.int64, device="meta")
+        states = {T: model(ids[:, :T]).state.nbytes for T in MEASURED}
+    estimator = PeakEstimator(model, MEASURED)
+    settings = AdaptConfig.model_validate({"fast_weights": {"targets": targets, "rank": rank}})
     weight_bytes = sum(p.nbytes for p in model.parameters())
-    longest = None
-    if memory_bytes is not None:
-        left = memory_bytes - weight_bytes - OPTIMIZER_COPIES * fast.nbytes
-        longest = _longest(steps, left)
+    room = memory_bytes - weight_bytes - RUNTIME_BYTES
+    with on_shapes_alone():
+        estimator.adaptation(1, settings)  # measures, without a limit on activations
+        model.activation_budget = max(shares.for_activations(room), 0)
+        peaks = {T: int(MARGIN * estimator.adaptation(T, settings)) for T in SHOWN}
+        longest = _longest(lambda T: MARGIN * estimator.adaptation(T, settings), room)
     return Figures(
         name=name,
         family=model.family,
@@ -100,12 +108,31 @@ def measure(
         parameters=model.num_parameters,
         weight_bytes=weight_bytes,
         targets=targets,
-        fast_weight_bytes=fast.nbytes,
+        fast_weight_bytes=model.new_fast_weights(targets, rank, 0).nbytes,
         state_bytes=states,
-        step_bytes=steps,
+        peak_bytes={T: weight_bytes + RUNTIME_BYTES + own for T, own in peaks.items()},
         memory_bytes=memory_bytes,
         longest_document=longest,
     )
+
+
+@contextmanager
+def on_shapes_alone() -> Iterator[None]:
+    """Let the server's own code run on the meta device, where tensors have no numbers."""
+    with _config.patch(meta_nonzero_assume_all_nonzero=True), FusedAttention():
+        yield
+
+
+def _longest(peak: Callable[[int], float], room: int) -> int:
+    """Return the most tokens whose peak fits the memory for requests, by bisection."""
+    low, high = 0, MOST_TOKENS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if peak(middle) <= shares.for_requests(room):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _skeleton(config: dict[str, Any], directory: Path, dtype: torch.dtype) -> CausalLM:
@@ -134,32 +161,6 @@ def _dtype_of(config: dict[str, Any]) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype {name!r} in config.json is not a data type of torch")
     return dtype
-
-
-def _tokens(T: int) -> Tensor:
-    return torch.zeros(1, T, dtype=torch.int64, device="meta")
-
-
-def _kept_by_a_step(model: CausalLM, fast: FastWeights, T: int) -> int:
-    """Count the bytes that reading T tokens keeps for its backward pass, without the weights."""
-    known = {_key(p) for p in (*model.parameters(), *fast.parameters())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in known:
-            kept[_key(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    ids = _tokens(T)
-    fast = fast.detach().requires_grad_()
-    known |= {_key(p) for p in fast.parameters()}
-    with FusedAttention(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        frozen = model.freeze(ids, fast)
-        trunk = model.trunk(frozen, fast)
-        model.token_stats(trunk.hidden[:, :-1], ids[:, 1:], fast)
-    below = [trace.final() for trace in frozen.traces]
-    hidden = 0 if frozen.hidden is None else frozen.hidden.nbytes
-    return sum(kept.values()) + hidden + sum(state.nbytes for state in below)
 
 
 class FusedAttention(TorchFunctionMode):
@@ -204,15 +205,3 @@ def _without_routing(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             module.forward = partial(experts, module)
-
-
-def _key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
-
-
-def _longest(steps: dict[int, int], left: int) -> int:
-    """Extrapolate: what is kept grows by the same bytes with every token."""
-    (short, at_short), (long, at_long) = sorted(steps.items())
-    per_token = (at_long - at_short) / (long - short)
-    return max(0, int(long + (left - at_long) / per_token))

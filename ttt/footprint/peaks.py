@@ -14,7 +14,7 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.checkpointing import PROBE_TOKENS, activation_bytes
+from refine_server.ttt.models.segments import PROBE_TOKENS, activation_bytes
 from refine_server.ttt.models.layers.functional import embedding
 from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -112,12 +112,8 @@ def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
 def _activations(model: CausalLM, config: AdaptConfig) -> float:
     """Measure what the graph keeps for one token, as the activation budget does."""
     fast = _fast_weights(model, config)
-    ids = _tokens(model, PROBE_TOKENS)
-    frozen = model.freeze(ids, fast)
-    x = frozen.hidden
-    if x is None:
-        x = embedding(ids, model.embedding, fast, model.embed_name)
-    return activation_bytes(model, x, fast, frozen.first_layer)
+    frozen = model.freeze(_tokens(model, PROBE_TOKENS), fast)
+    return activation_bytes(model, frozen, fast)
 
 
 def _fast_weights(model: CausalLM, config: AdaptConfig) -> FastWeights:

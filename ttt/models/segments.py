@@ -226,13 +226,12 @@ def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> floa
         frozen.first_layer,
     )
     parameters = (*model.parameters(), *fast.parameters())
-    own = {t.untyped_storage().data_ptr() for t in parameters}
+    own = {_key(t) for t in parameters}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if _key(tensor) not in own:
+            kept[_key(tensor)] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # a graph that holds its own outputs would never be freed
 
     layers = range(frozen.first_layer, model.num_layers)
@@ -242,3 +241,9 @@ def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> floa
         graph = segments._segment(0, tokens, [()] * len(layers))  # alive: no storage is reused
     del graph
     return sum(kept.values()) / tokens
+
+
+def _key(tensor: Tensor) -> int:
+    """Return what tells storages apart that are alive, on the meta device as well."""
+    key: int = tensor.untyped_storage()._cdata
+    return key

@@ -100,7 +100,7 @@ class ReliabilityBench:
         return ServerProcess({**self.options, **options}, variables, self.folder / f"{name}.log")
 
     def prepare(self) -> None:
-        """Get the right answers from an idle server, one by one, and an adaptation's size."""
+        """Get the right answers from an idle server, one by one."""
         server = self.server("prepare", store="none")
         server.start()
         try:
@@ -110,11 +110,8 @@ class ReliabilityBench:
                         body = {"document": subject.document, "query": query, **SAMPLING}
                         reply = self.ask(server, subject.owner, body | subject.settings)
                         self.expected[subject.number, query] = reply["answer"]
-            nbytes = self.adaptation_bytes(server)
         finally:
             server.stop()
-        # As many as clients can use at once; the others have to be evicted and read again.
-        self.options["adaptation_memory_bytes"] = nbytes * (self.clients + 1)
 
     def ask(self, server: ServerProcess, owner: str, body: dict[str, Any]) -> dict[str, Any]:
         """Return one answer; raise an error if there is none."""
@@ -148,11 +145,6 @@ class ReliabilityBench:
         resource: dict[str, Any] = self.get(server, subject.owner, path).raise_for_status().json()
         kept.id, kept.is_stored = resource["id"], resource["stored"]
         return resource
-
-    def adaptation_bytes(self, server: ServerProcess) -> int:
-        """Return the size of the largest adaptation in memory, in bytes."""
-        first = [Kept(subject) for subject in self.subjects if subject.owner == OWNERS[0]]
-        return max(int(self.adapt(server, kept)["bytes"]) for kept in first)
 
     # -- soak test ----------------------------------------------------------------------------
 

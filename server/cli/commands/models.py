@@ -53,18 +53,17 @@ def inspect(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory size, e.g. 80GiB; reports the longest document that can be adapted to in "
-            "it."
+            help="Memory that the server's process may take, e.g. 80GiB. Default: that of the "
+            "server, --memory-bytes (REFINE_MEMORY_BYTES) or the machine's."
         ),
     ] = None,
     targets: Annotated[
-        Literal["fast_weights", "low_rank", "queries", "all"],
+        Literal["fast_weights", "low_rank", "all"],
         typer.Option(
             help="Weights that each request has its own copy of: the model's fast weights, "
-            "LoRA of its projections, LoRA of its query projections only (queries), or all "
-            "weights."
+            "LoRA of its projections, or all weights."
         ),
-    ] = "fast_weights",
+    ] = "low_rank",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")] = 8,
     dtype: Annotated[
         Dtype | None,
@@ -83,7 +82,7 @@ def inspect(
         dtype=_dtype(dtype),
         targets=targets,
         rank=rank,
-        memory_bytes=None if memory is None else _bytes(memory),
+        memory_bytes=_server_memory() if memory is None else _bytes(memory),
     )
     typer.echo(json.dumps(asdict(figures)) if as_json else _table(figures))
 
@@ -122,6 +121,14 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 
+def _server_memory() -> int:
+    """Return what the server's process may take, by its own settings."""
+    from refine_server.server.memory.keeper import default_memory_bytes
+    from refine_server.server.settings import read_settings
+
+    return read_settings().memory_bytes or default_memory_bytes()
+
+
 def _format_bytes(size: float) -> str:
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= UNITS[unit]:
@@ -135,8 +142,7 @@ def _table(figures: "Figures") -> str:
     growth = (at_long - at_short) / (long - short)
     state = f"{_format_bytes(at_short)} at {short} tokens, "
     state += f"{_format_bytes(growth)} for each further token" if growth else "at any length"
-    (_, step_short), (_, step_long) = sorted(figures.step_bytes.items())
-    step = (step_long - step_short) / (long - short)
+    peaks = (f"{_format_bytes(n)} at {T:,} tokens" for T, n in figures.peak_bytes.items())
     longest = figures.context_length
     rows = [
         ("model", figures.name),
@@ -151,9 +157,11 @@ def _table(figures: "Figures") -> str:
             "4 times that while it adapts with AdamW",
         ),
         ("state", f"{state} (kept for an adapted document)"),
-        ("adaptation step", f"{_format_bytes(step)} for each token, until its backward pass"),
+        ("peak", f"{', '.join(peaks)}, of the process that adapts to one document"),
+        (
+            "longest document",
+            f"{figures.longest_document:,} tokens can be adapted to in "
+            f"{_format_bytes(figures.memory_bytes)} (--memory-bytes)",
+        ),
     ]
-    if figures.memory_bytes is not None:
-        fitting = f"{figures.longest_document:,} tokens can be adapted to in "
-        rows.append(("longest document", fitting + _format_bytes(figures.memory_bytes)))
     return "\n".join(f"{name:<18}{value}" for name, value in rows)

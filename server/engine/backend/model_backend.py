@@ -23,9 +23,6 @@ from refine_server.ttt.programs.encode import EncodedWork, encode
 from refine_server.ttt.programs.start import start
 from refine_server.ttt.query_side.document_cache import DocumentCache
 
-ACTIVATION_SHARE = 2
-"""Half of the memory for requests may be activations that one step keeps for its backward pass; a
-longer document is read in segments. The rest is for what grows with the document even so."""
 SMALL_MODEL = 10_000_000
 """Parameters below which an op is so short that a second CPU thread costs more than it gains."""
 
@@ -82,7 +79,7 @@ class ModelBackend(Backend):
     @override
     def limit_memory(self, budget: MemoryBudget) -> None:
         self._document_room = lambda: budget.document_bytes
-        self.model.activation_budget = budget.request_bytes // ACTIVATION_SHARE
+        self.model.activation_budget = budget.activation_bytes
 
     @override
     def request_bytes(self, work: EncodedWork) -> int:

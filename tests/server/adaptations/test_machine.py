@@ -23,7 +23,7 @@ TWO_DOCUMENTS = 9000
 
 
 @pytest.fixture
-def machine(make_app: Any) -> type[RuleBasedStateMachine]:
+def machine(make_app: Any, all_spare: None) -> type[RuleBasedStateMachine]:
     """Return the state machine's class, bound to the scripted model's apps."""
 
     class AdaptationLife(RuleBasedStateMachine):
@@ -39,9 +39,7 @@ def machine(make_app: Any) -> type[RuleBasedStateMachine]:
             self.start()
 
         def start(self) -> None:
-            app = make_app(
-                store=Path(self.folder.name).as_uri(), adaptation_memory_bytes=TWO_DOCUMENTS
-            )
+            app = make_app(store=Path(self.folder.name).as_uri(), memory_bytes=4 * TWO_DOCUMENTS)
             self.client = self.stack.enter_context(TestClient(app))
             app.state.engine.opened.result(10)
             while self.client.get("/health/ready").status_code == 503:

@@ -22,6 +22,7 @@ MakeClient = Callable[..., TestClient]
 WaitFor = Callable[..., None]
 
 DOCUMENT = "alpha text"
+pytestmark = pytest.mark.usefixtures("all_spare")
 
 
 def create(client: TestClient, document: str = DOCUMENT, **fields: Any) -> Any:
@@ -234,18 +235,18 @@ def test_unused_adaptations_expire(make_client: MakeClient, wait_for: WaitFor) -
 
 
 def test_the_least_recently_used_adaptation_is_evicted(make_client: MakeClient) -> None:
-    client = make_client(adaptation_memory_bytes=9000)  # two documents of 4,000 bytes and some
+    client = make_client(memory_bytes=4 * 9000)  # two documents of 4,000 bytes and some
     first, second = ready(client, "alpha x")["id"], ready(client, "beta x")["id"]
     client.post("/v1/answers", json={"query": "q", "adaptation": first})
     third = ready(client, "gamma x")["id"]
     assert client.get(f"/v1/adaptations/{second}").status_code == 404  # there is no store
     assert {r["id"] for r in client.get("/v1/adaptations").json()["data"]} == {first, third}
     assert metric(client, "refine_adaptation_cache_evictions_total") == 1
-    assert 0 < metric(client, "refine_adaptation_bytes") <= 9000
+    assert 0 < metric(client, 'refine_memory_bytes{kind="adaptations"}') <= 9000
 
 
 def test_stored_adaptations_are_loaded_again(make_client: MakeClient, tmp_path: Path) -> None:
-    options = {"store": tmp_path.as_uri(), "adaptation_memory_bytes": 9000}
+    options = {"store": tmp_path.as_uri(), "memory_bytes": 4 * 9000}
     client = make_client(**options)
     made = [ready(client, f"{name} x")["id"] for name in ("alpha", "beta", "gamma")]
     assert all(client.get(f"/v1/adaptations/{i}").json()["stored"] for i in made)
@@ -277,7 +278,7 @@ def test_an_adaptation_stays_in_memory_while_it_is_stored(
         return await save(self, adaptation, document)
 
     monkeypatch.setattr(Storage, "save", held)
-    client = make_client(store=tmp_path.as_uri(), adaptation_memory_bytes=5000)
+    client = make_client(store=tmp_path.as_uri(), memory_bytes=4 * 5000)
     first = create(client, "alpha x").json()["id"]
     wait_for(lambda: saving == [first])
     second = create(client, "beta x").json()["id"]
