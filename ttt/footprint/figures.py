@@ -119,7 +119,10 @@ def measure(
 @contextmanager
 def on_shapes_alone() -> Iterator[None]:
     """Let the server's own code run on the meta device, where tensors have no numbers."""
-    with _config.patch(meta_nonzero_assume_all_nonzero=True), FusedAttention():
+    with (
+        _config.patch(meta_nonzero_assume_all_nonzero=True),  # type: ignore[attr-defined]
+        FusedAttention(),
+    ):
         yield
 
 
