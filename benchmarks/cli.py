@@ -28,7 +28,7 @@ SERVING = load, overhead, beside, batch
 ROBUSTNESS = reliability, fuzz, users, soak
 SPEED = (
     speed.step, speed.evidence_step, speed.ask, speed.decode, speed.prefill, speed.memory,
-    speed.costs, speed.kernels,
+    speed.peaks, speed.costs, speed.kernels,
 )  # fmt: skip
 
 PANELS = {

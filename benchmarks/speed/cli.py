@@ -178,6 +178,19 @@ def memory(
     print_result(run(model, shortest, longest, budget_mib * 2**20 or None), as_json)
 
 
+def peaks(
+    model: ModelName = "tiny",
+    lengths: Annotated[
+        str, typer.Option(help="Document lengths in tokens, separated by commas.")
+    ] = "512,1024,2048",
+    as_json: AsJson = False,
+) -> None:
+    """Compare the peaks of memory that models inspect predicts with those of adaptations."""
+    from refine_server.benchmarks.speed.peaks import run
+
+    print_result(run(model, numbers_of(lengths, "--lengths")), as_json)
+
+
 def costs(
     model: ModelName = "tiny",
     lengths: Annotated[

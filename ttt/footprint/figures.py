@@ -4,7 +4,7 @@ The model is built on torch's meta device, which knows shapes and no numbers, an
 its forward keeps is counted instead of being restated in formulas.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +77,7 @@ def measure(
     dtype: torch.dtype | None = None,
     targets: Targets = "low_rank",
     rank: int = 8,
+    lengths: Sequence[int] = SHOWN,
 ) -> Figures:
     """Measure a model by name, directory or hub id; of the hub, no weights are fetched.
 
@@ -96,7 +97,7 @@ def measure(
     with on_shapes_alone():
         estimator.adaptation(1, settings)  # measures, without a limit on activations
         model.activation_budget = max(shares.for_activations(room), 0)
-        peaks = {T: int(MARGIN * estimator.adaptation(T, settings)) for T in SHOWN}
+        peaks = {T: int(MARGIN * estimator.adaptation(T, settings)) for T in lengths}
         longest = _longest(lambda T: MARGIN * estimator.adaptation(T, settings), room)
     return Figures(
         name=name,

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 READ_A_NUMBER = torch.ops.aten._local_scalar_dense.default
-"""What ``float(tensor)`` calls. On the meta device there is no number to be read."""
+"""What ``float(tensor)`` calls. On the meta device there is no number to be read: it is 0."""
+COPY = torch.ops.aten._to_copy.default
+"""What ``tensor.tolist()`` calls before it reads numbers."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -38,6 +40,9 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and count what it returns."""
         if func is READ_A_NUMBER and args[0].device.type == "meta":
             return 0.0
+        device = (kwargs or {}).get("device")
+        if func is COPY and args[0].device.type == "meta" and str(device) == "cpu":
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
