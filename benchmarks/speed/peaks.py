@@ -21,8 +21,6 @@ from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import choose_weights, prepare
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
 
-ENOUGH_MEMORY = 2**40
-"""A limit that recomputes nothing."""
 CONFIG = AdaptConfig(optimizer=OptimizerConfig(steps=2))
 RESET_PEAK = "5"
 """Written to ``/proc/self/clear_refs``, it makes the present resident size the highest so far."""
@@ -35,7 +33,7 @@ def run(model: str, lengths: Sequence[int]) -> dict[str, Any]:
         model: name of the model, as for ``load``.
         lengths: of the documents, in tokens.
     """
-    predicted = measure(model, memory_bytes=ENOUGH_MEMORY, lengths=lengths).peak_bytes
+    predicted = measure(model, lengths=lengths).peak_bytes
     measured = {T: _in_a_process(model, T) for T in lengths}
     return {
         "model": model,
