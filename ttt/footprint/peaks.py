@@ -15,7 +15,6 @@ from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.segments import PROBE_TOKENS, activation_bytes
-from refine_server.ttt.models.layers.functional import embedding
 from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import choose_weights, prepare
