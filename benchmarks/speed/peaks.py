@@ -17,6 +17,7 @@ from refine_server.server.memory.allocator import return_freed_memory
 from refine_server.ttt.footprint.figures import measure
 from refine_server.ttt.interface.config import AdaptConfig, OptimizerConfig
 from refine_server.ttt.models import load
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import choose_weights, prepare
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone
@@ -60,14 +61,14 @@ def peak_of_adaptation(name: str, tokens: int) -> int:
     own = CONFIG.fast_weights
     fast = model.new_fast_weights(own.targets, own.rank, CONFIG.seed)
     rows = Rows(model, ids, fast, positions=CONFIG.rollouts.positions)
-    adaptation = prepare(rows, fast, CONFIG)
+    adaptation = run_pieces(prepare(rows, fast, CONFIG))
     assert isinstance(adaptation, AdaptationRun)
     reports = []
     for number in range(1, CONFIG.optimizer.steps + 1):
         [outcome] = AdaptStep.run_batch([AdaptStep(adaptation, number)])
         assert isinstance(outcome, StepDone)
         reports.append(outcome.report)
-    choose_weights(adaptation, reports, None)
+    run_pieces(choose_weights(adaptation, reports, None))
     return _peak()
 
 

@@ -15,6 +15,7 @@ from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.segments import PROBE_TOKENS, activation_bytes
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import choose_weights, prepare
@@ -97,13 +98,13 @@ def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
     with LiveBytes(model.parameters()) as live:
         fast = _fast_weights(model, config)
         rows = Rows(model, _tokens(model, tokens), fast, positions=config.rollouts.positions)
-        run = prepare(rows, fast, config)
+        run = run_pieces(prepare(rows, fast, config))
         assert isinstance(run, AdaptationRun), "a document of this length can be adapted to"
         [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
         if isinstance(outcome, Exception):
             raise outcome
         assert not isinstance(outcome, NoImprovement), "the first step is always made"
-        choose_weights(run, [outcome.report], None)
+        run_pieces(choose_weights(run, [outcome.report], None))
     peak: int = live.peak
     return peak
 
