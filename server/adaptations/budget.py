@@ -54,24 +54,22 @@ def stored_bytes(adaptations: Collection[Adaptation]) -> int:
     return sum(a.stored_bytes for a in adaptations if a.stored)
 
 
-def to_delete(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:
-    """Return the unused adaptations to delete from the store, so that the others fit.
+def next_to_delete(
+    adaptations: Collection[Adaptation], room: int, spared: Collection[Adaptation]
+) -> Adaptation | None:
+    """Return the next adaptation to delete from the store, so that the others fit.
 
-    The least recently used come first. Fewer are returned than needed when the others are in use.
+    It is the least recently used one. None if they fit, or if the others are in use.
 
     Args:
         adaptations: of all owners.
         room: the most bytes that they may take in the store.
+        spared: those that another server uses.
     """
-    excess = stored_bytes(adaptations) - room
-    idle = [a for a in adaptations if a.stored and not a.users and a.status.is_final]
-    chosen = []
-    for adaptation in sorted(idle, key=lambda a: a.last_used):
-        if excess <= 0:
-            break
-        excess -= adaptation.stored_bytes
-        chosen.append(adaptation)
-    return chosen
+    if stored_bytes(adaptations) <= room:
+        return None
+    idle = (a for a in adaptations if a.stored and not a.users and a.status.is_final)
+    return min((a for a in idle if a not in spared), key=lambda a: a.last_used, default=None)
 
 
 def evict(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:

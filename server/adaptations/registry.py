@@ -18,9 +18,9 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
 from refine_server.server.adaptations.budget import (
     evict,
+    next_to_delete,
     require_place,
     stored_bytes,
-    to_delete,
     used_bytes,
 )
 from refine_server.server.adaptations.connection import Connection
@@ -397,11 +397,15 @@ class Adaptations:
             logger.warning("an adaptation of %d bytes exceeds --store-bytes: not stored", nbytes)
             return False
         left = self._settings.store_bytes - nbytes
-        for adaptation in to_delete(self._index.all, left):
-            self._metrics.store_evictions.inc()
-            self._index.forget(adaptation)
-            with contextlib.suppress(StoreError):  # counted; it expires
-                await self._storage.delete(adaptation)
+        spared: list[Adaptation] = []
+        with contextlib.suppress(StoreError):  # counted; what was to be deleted expires
+            while (oldest := next_to_delete(self._index.all, left, spared)) is not None:
+                if await self._storage.is_used_elsewhere(oldest):
+                    spared.append(oldest)
+                    continue
+                self._metrics.store_evictions.inc()
+                self._index.forget(oldest)
+                await self._storage.delete(oldest)
         return stored_bytes(self._index.all) <= left
 
     # -- bookkeeping --------------------------------------------------------------------------

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 EXPIRY_GRACE_SECONDS = 60.0
 """An entry is deleted this long after it expired: for markers of its use that are on their way, and
 for clocks that differ."""
+CLOCK_SECONDS = 1.0
+"""By how much later than the own one a recorded use must be to be another server's."""
 MARK_SECONDS = 10.0
 """Shortest time between two markers of an adaptation's use."""
 
@@ -234,6 +236,17 @@ class Storage:
         adaptation.marked = now
         self._marking.add(task := asyncio.create_task(self._mark(adaptation.id)))
         task.add_done_callback(self._marking.discard)
+
+    async def is_used_elsewhere(self, adaptation: Adaptation) -> bool:
+        """Return whether another server that shares the store has just used an adaptation.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        work = lambda: self._connection.store.last_used(adaptation.id)  # noqa: E731
+        ago = time.time() - await self._connection.run("find", work)
+        own = time.monotonic() - adaptation.marked
+        return ago < 2 * MARK_SECONDS and ago < own - CLOCK_SECONDS
 
     async def _mark(self, adaptation_id: str) -> None:
         try:

@@ -19,7 +19,7 @@ from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.loop import choose_weights, prepare
-from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, NoImprovement
+from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone, StepRejected
 
 MEASURED_TOKENS = (128, 256)
 """Lengths of the documents that are measured."""
@@ -103,7 +103,7 @@ def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
         [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
         if isinstance(outcome, Exception):
             raise outcome
-        assert not isinstance(outcome, NoImprovement), "the first step is always made"
+        assert isinstance(outcome, StepDone | StepRejected), "nothing stops the first step"
         run_pieces(choose_weights(run, [outcome.report], None))
     peak: int = live.peak
     return peak

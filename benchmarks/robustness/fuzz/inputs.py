@@ -78,7 +78,11 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
     response = _whole(
         ResponsesBody, input="hello", max_output_tokens=2, stream=True, include=[LOGPROBS]
     )
-    batch = {"input_file_id": "file-0", "endpoint": "/v1/responses", "completion_window": "24h"}
+    batch: dict[str, Any] = {
+        "input_file_id": "file-0",
+        "endpoint": "/v1/responses",
+        "completion_window": "24h",
+    }
     batch["metadata"] = {"run": "7"}
     return [
         *(("/v1/answers", body) for body in answers),

@@ -148,14 +148,17 @@ class Store:
             f"{entry_folder(entry_id)}/{USED}", f"{now:.3f}".encode(), is_durable=False
         )
 
+    def last_used(self, entry_id: str) -> float:
+        """Return when a server last recorded that it uses an entry, in seconds since 1970; or 0."""
+        marker = self.files.read(f"{entry_folder(entry_id)}/{USED}")
+        try:
+            return 0.0 if marker is None else float(marker)
+        except ValueError:
+            return 0.0
+
     def expires_at(self, manifest: Manifest) -> float:
         """Return when an entry expires that no server uses again, in seconds since 1970."""
-        marker = self.files.read(f"{entry_folder(manifest.id)}/{USED}")
-        try:
-            used = 0.0 if marker is None else float(marker)
-        except ValueError:
-            used = 0.0
-        return max(manifest.expires_at, used + manifest.ttl_seconds)
+        return max(manifest.expires_at, self.last_used(manifest.id) + manifest.ttl_seconds)
 
     # -- all entries --------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.adaptations.storage import Saved, Storage
+from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest
@@ -32,7 +33,10 @@ def registry(fake: FakeBackend) -> Open:
     async def open(store: str = "none") -> AsyncIterator[Adaptations]:
         settings = Settings(model="fake", store=store)
         async with serving(fake.open, model="fake") as served:
-            adaptations = Adaptations(served.engine, settings, served.metrics, Keyring.of(settings))
+            keyring = Keyring.of(settings)
+            adaptations = Adaptations(
+                served.engine, settings, served.metrics, keyring, MemoryBudget()
+            )
             running = asyncio.create_task(adaptations.run())
             await until(lambda: adaptations.is_open)
             try:

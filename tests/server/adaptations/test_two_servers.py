@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.adaptations import registry, sharing, storage
-from refine_server.server.adaptations.store.entries import ENTRIES, Store
+from refine_server.server.adaptations.store.entries import ENTRIES, USED, Store
 from refine_server.server.adaptations.store.leases import Leases
 from support.fake_backend import FINGERPRINT, FakeBackend, Script
 
@@ -296,12 +296,25 @@ def test_what_the_other_uses_does_not_expire(
     assert [status_of(client, made) for client in servers] == [404, 404]
 
 
+@pytest.mark.usefixtures("all_spare")
 def test_what_one_evicts_from_memory_stays_for_both(server: Callable[..., TestClient]) -> None:
-    small, large = server(adaptation_memory_bytes=5000), server()
+    small, large = server(memory_bytes=4 * 5000), server()
     made = [ready(small, f"{name} x") for name in ("alpha", "beta", "gamma")]
     for client in (large, small):
         answers = [ask(client, identity).json()["answer"] for identity in made]
         assert answers == ["alpha", "beta", "gamma"]
+
+
+def test_what_one_deletes_for_room_is_not_what_the_other_uses(
+    server: Callable[..., TestClient], wait_for: WaitFor, tmp_path: Path
+) -> None:
+    one, other = server(store_bytes=9000), server()  # two documents of 4,000 bytes and some
+    made = [ready(one, f"{name} x") for name in ("alpha", "beta")]
+    assert ask(other, made[0]).is_success
+    wait_for(lambda: list(tmp_path.rglob(f"{made[0]}/{USED}")))
+    third = ready(one, "gamma x")
+    assert {path.parent.name for path in tmp_path.rglob("manifest.json")} == {made[0], third}
+    assert ask(other, made[0]).json()["answer"] == "alpha"
 
 
 def test_a_restarted_server_finds_what_the_other_made_meanwhile(
