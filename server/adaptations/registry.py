@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -17,16 +16,13 @@ from typing import TYPE_CHECKING
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
 from refine_server.server.adaptations.budget import (
-    evict,
-    next_to_delete,
     require_place,
-    stored_bytes,
-    used_bytes,
 )
 from refine_server.server.adaptations.connection import Connection
 from refine_server.server.adaptations.ids import ID_PATTERN, new_id
 from refine_server.server.adaptations.index import Index
 from refine_server.server.adaptations.maker import Maker
+from refine_server.server.adaptations.room import Room
 from refine_server.server.adaptations.sharing import Sharing, adaptation_elsewhere
 from refine_server.server.adaptations.storage import Storage, StoredAdaptation, revive
 from refine_server.server.adaptations.store.errors import (
@@ -80,12 +76,15 @@ class Adaptations:
         self._connection = Connection(settings, metrics)
         self._storage = Storage(self._connection, metrics)
         self._sharing = Sharing(self._connection, self._storage)
-        self._memory = memory
-        memory.account("adaptations", lambda: self._bytes)
-        self._bytes = 0
         self._index = Index(self._forget_document)
+        self._room = Room(self._index, self._storage, memory, settings.store_bytes, metrics)
         self._maker = Maker(
-            self._index, self._storage, self._sharing, metrics, self._evict, self._make_room
+            self._index,
+            self._storage,
+            self._sharing,
+            metrics,
+            self._room.evict,
+            self._room.make_in_store,
         )
         self._synchronised = -math.inf
         self._backend: Backend | None = None
@@ -105,7 +104,7 @@ class Adaptations:
             await self.sweep()
             if self._connection.is_available and not was_available:
                 await self._maker.store_again()
-            self._update_gauges()
+            self._room.count()
             self.is_open = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_SECONDS):
@@ -283,7 +282,7 @@ class Adaptations:
         finally:
             adaptation.users -= 1
             self._touch(adaptation)
-            self._evict()
+            self._room.evict()
 
     # -- what other servers do ----------------------------------------------------------------
 
@@ -344,14 +343,7 @@ class Adaptations:
     # -- memory -------------------------------------------------------------------------------
 
     async def _load(self, adaptation: Adaptation) -> "Kept":
-        self._evict(adaptation.nbytes)
-        room = self._memory.adaptation_bytes
-        if used_bytes(self._index.all) + adaptation.nbytes > room:
-            raise errors.unavailable(
-                f"Adaptations in use take all of the {room} bytes for adaptations, a part of "
-                "--memory-bytes.",
-                "memory_in_use",
-            )
+        self._room.require_memory(adaptation.nbytes)
         try:
             adaptation.document = await self._storage.load(adaptation.id)
         except MissingEntryError:
@@ -364,49 +356,6 @@ class Adaptations:
         except StoreError:
             raise store_unavailable() from None
         return adaptation.document
-
-    def _evict(self, nbytes: int = 0) -> None:
-        """Keep within the memory budget with ``nbytes`` more; forget what is not stored."""
-        room = self._memory.adaptation_bytes - nbytes
-        for adaptation in evict(self._index.all, room):
-            self._metrics.cache_evictions.inc()
-            if not adaptation.stored:
-                self._index.forget(adaptation)
-        self._update_gauges()
-
-    async def _make_room(self, nbytes: int) -> bool:
-        """Delete from the store what was not used for the longest time, for ``nbytes`` more.
-
-        One that is deleted from the store is forgotten, even if it is still in memory.
-
-        Returns:
-            Whether the store has room.
-
-        Raises:
-            ApiError: the memory budget has no room for so large an adaptation, ever.
-        """
-        room = self._memory.adaptation_bytes
-        if nbytes > room:
-            message = (
-                f"This adaptation takes {nbytes} bytes, and this server has {room} for "
-                "adaptations (a part of --memory-bytes). Adapt fewer weights "
-                "(adapt.fast_weights), or answer without keeping it (/v1/answers)."
-            )
-            raise ApiError(413, message, "memory_exceeded", param="adapt.fast_weights")
-        if nbytes > self._settings.store_bytes:
-            logger.warning("an adaptation of %d bytes exceeds --store-bytes: not stored", nbytes)
-            return False
-        left = self._settings.store_bytes - nbytes
-        spared: list[Adaptation] = []
-        with contextlib.suppress(StoreError):  # counted; what was to be deleted expires
-            while (oldest := next_to_delete(self._index.all, left, spared)) is not None:
-                if await self._storage.is_used_elsewhere(oldest):
-                    spared.append(oldest)
-                    continue
-                self._metrics.store_evictions.inc()
-                self._index.forget(oldest)
-                await self._storage.delete(oldest)
-        return stored_bytes(self._index.all) <= left
 
     # -- bookkeeping --------------------------------------------------------------------------
 
@@ -426,12 +375,6 @@ class Adaptations:
             max_count=self._settings.max_adaptations,
             max_bytes=self._keyring.quotas_of(owner).adaptation_bytes,
         )
-
-    def _update_gauges(self) -> None:
-        counts = Counter(adaptation.status for adaptation in self._index.all)
-        for status in Status:
-            self._metrics.adaptations.labels(status.value).set(counts[status])
-        self._bytes = used_bytes(self._index.all)
 
 
 def store_unavailable() -> ApiError:
