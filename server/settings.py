@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         2,
         ge=1,
         description="Maximum number of requests of batches that are processed at the same time; "
-        "always less than --max-active, unless that is 1.",
+        "one place at least is left to other requests, if there are two.",
     )
     client_timeout_seconds: float = Field(
         30.0,

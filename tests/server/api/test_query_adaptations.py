@@ -88,7 +88,8 @@ def test_queries_are_aimed_once_and_asked_many_times(serve: MakeServer) -> None:
     assert made["adapt"]["fast_weights"]["targets"] == "queries"
     for context in (None, "document", "passages", "document+passages", "best"):
         answer = ask(client, made["id"], context=context, evidence=FINE, compare_base=True)
-        assert (answer["adaptation"], answer["answered_by"]) == (made["id"], "adapted")
+        assert answer["adaptation"] == made["id"]
+        assert answer["answered_by"] in ("adapted", "kept_base"), "the answer is guarded"
         assert answer["adaptation_report"] is None
         assert [c["text"][:15] for c in answer["citations"]] == ["The castle anim"]
         assert answer["base_answer"] is not None

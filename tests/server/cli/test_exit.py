@@ -86,7 +86,7 @@ def _module(requirement: str) -> str:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("models", "inspect", "no/where/at/all"), "not a directory"),
+        (("models", "inspect", "no/where/at/all", "--memory", "8GiB"), "not a directory"),
         (("bench", "report", "no-such-run"), "no-such-run"),
         (("bench", "ask", "--model", "no-such-model"), "no-such-model"),
         (("train", "mid", "--out", "OUT", "--corpus", "no-such.txt"), "no-such.txt"),

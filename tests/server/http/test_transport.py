@@ -211,5 +211,5 @@ def test_lines_of_an_adaptations_stream_end_in_lf(client: TestClient, fake: Any)
 def test_an_error_event_ends_in_lf(client: TestClient, fake: Any) -> None:
     body = {"prompt": fake.fail("crash"), "stream": True}
     content = client.post("/v1/completions", json=body).content
-    assert content.startswith(b"event: error\ndata: {")
+    assert b"\n\nevent: error\ndata: {" in content
     assert b"\r" not in content

@@ -59,9 +59,9 @@ def test_an_adaptation_without_a_query_has_no_query_spans() -> None:
 def test_nothing_is_held_out_of_evidence() -> None:
     """So that no guard is promised that judges nothing."""
     on = {"kind": "evidence"}
-    assert AdaptConfig.model_validate({"on": on}).guard == "none"
-    assert AdaptConfig().updated(on=on).guard == "none"
+    assert AdaptConfig.model_validate({"on": on}).guard == "answer"
+    assert AdaptConfig().updated(on=on).guard == "answer"
     back = AdaptConfig().updated(on=on).updated(on={"kind": "document"})
     assert back.guard == "held_out"
-    with pytest.raises(ValidationError, match="guard must be none where"):
+    with pytest.raises(ValidationError, match="guard must be answer or none where"):
         AdaptConfig.model_validate({"on": on, "guard": "held_out"})

@@ -36,9 +36,9 @@ INCLUDABLE = Literal[
 class JsonSchemaConfig(StrictModel):
     """A JSON value that a schema describes."""
 
-    type: Literal["json_schema"]
-    name: str | None = None
-    description: str | None = None
+    type: Literal["json_schema"] = Field(description="The form: JSON of a schema.")
+    name: str | None = Field(None, description="Without effect: a name of the form.")
+    description: str | None = Field(None, description="Without effect: what the form is for.")
     definition: dict[str, Any] = Field(alias="schema", description="The JSON schema.")
     strict: bool | None = Field(None, description="Without effect: the schema always holds.")
 

@@ -17,6 +17,7 @@ from refine_server.ttt.interface.requests import AdaptRequest, AskRequest
 from refine_server.ttt.models import ModelError, load
 from refine_server.ttt.models.families.hf.overlay import Overlay
 from refine_server.ttt.models.loading.loader import wrap
+from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine.inputs.rows import Rows
 from support.small_models import MakeTransformers, Perturbed, Tokens
@@ -87,7 +88,7 @@ def test_no_piece_is_longer_than_the_window(
     monkeypatch.setattr(
         model, "forward", lambda ids, *rest: lengths.append(ids.shape[1]) or forward(ids, *rest)
     )
-    Rows(model, tokens(1, 100), BASE).end(BASE)
+    run_pieces(Rows(model, tokens(1, 100), BASE).end(BASE))
     assert lengths == [WINDOW] * 6 + [4]
 
 
