@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.segments import activation_bytes, trunk_in_pieces
@@ -107,21 +108,37 @@ def test_requests_are_read_in_segments_side_by_side(
     torch.testing.assert_close(after[:, 0], hidden[:, 70])
 
 
-def kept_bytes(model: CausalLM, ids: Tensor, fast: FastWeights, tape: Graph) -> int:
-    """Count what the graph of a trunk keeps, without what exists in any case."""
+def test_a_budget_bounds_what_is_kept(
+    families: Families, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    """Traces, from which branches start, are kept in any case: half of what is counted here."""
+    model, ids = families["delta_net"](torch.float32), tokens(1, 640)
+    fast = perturbed(model).requires_grad_()
     frozen = model.freeze(ids, fast)
-    assert frozen.hidden is not None
-    found: dict[int, int] = {}
+    model.pace = FixedPace(64)
+    kept = {}
+    for budget in (0, 1):
+        model.activation_budget, tape = budget or None, Tape()
+        with LiveBytes(model.parameters()) as live:
+            trunk = run_pieces(trunk_in_pieces(model, frozen, fast, None, tape))
+            kept[budget] = live.alive
+        assert trunk.hidden.requires_grad
+        del trunk, tape
+    assert kept[1] < 0.75 * kept[0]
 
-    def note(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trunk = run_pieces(trunk_in_pieces(model, frozen, fast, None, tape))
-    assert trunk.hidden.requires_grad
-    found.pop(frozen.hidden.untyped_storage().data_ptr(), None)
-    return sum(found.values())
+def test_measuring_activations_leaves_nothing_behind(
+    families: Families, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    model = families["delta_net"](torch.float32)
+    fast = perturbed(model)
+    frozen = model.freeze(tokens(1, 640), fast)
+    activation_bytes(model, frozen, fast)  # some tables are made once
+    with LiveBytes(model.parameters()) as live:
+        activation_bytes(model, frozen, fast)
+        after_one = live.alive
+        activation_bytes(model, frozen, fast)
+        assert live.alive == after_one < live.peak
 
 
 def test_activations_are_measured_by_the_token(
