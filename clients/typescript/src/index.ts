@@ -1,6 +1,6 @@
 /**
  * Client of refine-server: `openapi-fetch` over types generated from the server's OpenAPI document,
- * and the event stream of `POST /v1/answers`, which OpenAPI cannot describe in full.
+ * and the event streams of answers and adaptations, which OpenAPI cannot describe in full.
  *
  * ```ts
  * const client = createRefineClient({ baseUrl: "http://127.0.0.1:8000" });
@@ -25,13 +25,22 @@ export type Question = Omit<components["schemas"]["AnswerBody"], "stream">;
 export type Estimate = components["schemas"]["EstimateResponse"];
 type ErrorDetail = components["schemas"]["ErrorDetail"];
 
-export type AnswerEvent =
+export type Adaptation = components["schemas"]["AdaptationResource"];
+
+export type ProgressEvent =
   | { event: "request.accepted"; data: components["schemas"]["RequestAccepted"] }
   | { event: "request.queued"; data: components["schemas"]["QueuePosition"] }
   | { event: "request.progress"; data: components["schemas"]["RequestProgress"] }
   | { event: "document.reading"; data: components["schemas"]["ReadingProgress"] }
   | { event: "adaptation.started"; data: components["schemas"]["AdaptationBegun"] }
-  | { event: "adaptation.step"; data: components["schemas"]["StepProgress"] }
+  | { event: "adaptation.step"; data: components["schemas"]["StepProgress"] };
+
+export type AdaptationEvent =
+  | ProgressEvent
+  | { event: "adaptation.ready" | "adaptation.failed" | "adaptation.cancelled"; data: Adaptation };
+
+export type AnswerEvent =
+  | ProgressEvent
   | { event: "answer.base"; data: { text: string } }
   | { event: "answer.delta"; data: { text: string } }
   | { event: "answer.completed"; data: Answer };
@@ -89,15 +98,45 @@ export async function* streamAnswer(
     ...(signal && { signal }),
   });
   if (error) throw new RefineError(error.error, response.status);
-  const reader = parseEvents(data as ReadableStream<Uint8Array>).getReader();
+  yield* readEvents<AnswerEvent>(data as ReadableStream<Uint8Array>, ["answer.completed"]);
+}
+
+/**
+ * Follow an adaptation from its beginning on, also one that has ended; the last event is
+ * `adaptation.ready`, `adaptation.failed` or `adaptation.cancelled`. It goes on when the loop is
+ * left.
+ *
+ * @throws RefineError when the server refuses or fails.
+ */
+export async function* followAdaptation(
+  client: RefineClient,
+  id: string,
+  signal?: AbortSignal,
+): AsyncGenerator<AdaptationEvent, void, void> {
+  const { data, error, response } = await client.GET("/v1/adaptations/{adaptation_id}/events", {
+    params: { path: { adaptation_id: id } },
+    parseAs: "stream",
+    ...(signal && { signal }),
+  });
+  if (error) throw new RefineError(error.error, response.status);
+  const last = ["adaptation.ready", "adaptation.failed", "adaptation.cancelled"];
+  yield* readEvents<AdaptationEvent>(data as ReadableStream<Uint8Array>, last);
+}
+
+/** Read a stream's events until one of the `last` ones. */
+async function* readEvents<E extends { event: string }>(
+  bytes: ReadableStream<Uint8Array>,
+  last: readonly string[],
+): AsyncGenerator<E, void, void> {
+  const reader = parseEvents(bytes).getReader();
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) throw new Error("the server ended the stream before its last event");
       const event = { event: value.event, data: JSON.parse(value.data) };
       if (event.event === "error") throw new RefineError(event.data.error);
-      yield event as AnswerEvent;
-      if (event.event === "answer.completed") return;
+      yield event as unknown as E;
+      if (last.includes(event.event)) return;
     }
   } finally {
     await reader.cancel();

@@ -1,7 +1,14 @@
 // Against a running server, whose address is in REFINE_URL.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { answer, createRefineClient, estimate, RefineError, streamAnswer } from "../dist/index.js";
+import {
+  answer,
+  createRefineClient,
+  estimate,
+  followAdaptation,
+  RefineError,
+  streamAnswer,
+} from "../dist/index.js";
 
 const client = createRefineClient({ baseUrl: process.env.REFINE_URL ?? "http://127.0.0.1:8000" });
 const question = {
@@ -51,6 +58,18 @@ test("a stream that is left early is cancelled", async () => {
   for await (const { event } of streamAnswer(client, { ...question, adapt: { optimizer: { steps: 200 } } })) {
     if (event === "adaptation.step") break;
     assert.notEqual(event, "answer.completed");
+  }
+});
+
+test("an adaptation is followed from its beginning, also after its end", async () => {
+  const { document, adapt } = question;
+  const { data } = await client.POST("/v1/adaptations", { body: { document, adapt } });
+  for (let time = 0; time < 2; time += 1) {
+    const names = [];
+    for await (const { event } of followAdaptation(client, data.id)) names.push(event);
+    assert.equal(names[0], "request.accepted");
+    assert.equal(names.filter((name) => name === "adaptation.step").length, 2);
+    assert.equal(names.at(-1), "adaptation.ready");
   }
 });
 
