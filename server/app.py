@@ -45,6 +45,7 @@ from refine_server.server.memory.collector import MemoryCollector
 from refine_server.server.memory.keeper import MemoryKeeper
 from refine_server.server.metrics import EngineMetrics, Metrics
 from refine_server.server.settings import Settings
+from refine_server.server.ui import page
 
 DESCRIPTION = """
 Every request adapts its own copy of the model's fast weights to its document (REFINE, arXiv
@@ -143,6 +144,8 @@ def create_app(
         app.include_router(
             routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )
+    if settings.ui:
+        page.install(app)
     add_schemas(app, ANSWER_EVENTS.values())
     return app
 

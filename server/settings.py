@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSuppress, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliSuppress,
+    SettingsConfigDict,
+)
 
 from refine_server.server.logs import LogFormat
 from refine_server.ttt.interface import plain_words
@@ -72,6 +78,11 @@ class Settings(BaseSettings):
         "",
         description="Web origins whose pages may call the server, separated by commas, e.g. "
         "https://example.org. Empty: none.",
+    )
+    ui: CliImplicitFlag[bool] = Field(
+        True,
+        description="Serve a page at / that shows adaptations as they are made. Its files need no "
+        "API key; what it asks the server does.",
     )
     device: str = Field(
         "cpu", description="Torch device that holds the model and runs it, e.g. cpu or cuda."

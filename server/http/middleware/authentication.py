@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from refine_server.server.access.keys import Keyring
 from refine_server.server.access.quotas import QuotaKeeper
 from refine_server.server.http import errors
+from refine_server.server.ui.page import is_page
 
 OPEN_PATHS = ("/health/live", "/health/ready")
 """Paths that need no key: probes have none, and learn only whether the server serves."""
@@ -26,7 +27,7 @@ class Authentication:
         self.quotas = quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_page(scope["path"]):
             await self.app(scope, receive, send)
             return
         principal = self.keyring.identify(_api_key(Headers(scope=scope)))

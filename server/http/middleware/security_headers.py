@@ -3,6 +3,8 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from refine_server.server.ui.page import PAGE_HEADERS, is_page
+
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -34,6 +36,8 @@ class SecurityHeaders:
                 headers.update(SECURITY_HEADERS)
                 if scope["path"] in DOCS_PATHS:
                     headers["content-security-policy"] = DOCS_POLICY
+                elif is_page(scope["path"]):
+                    headers.update(PAGE_HEADERS)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
