@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup harness demo test lint types typescript openai-clients clean
+.PHONY: setup harness demo test lint types typescript page openai-clients clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,12 @@ typescript: setup
 	$(BIN)/refine-server openapi > clients/typescript/openapi.json
 	cd clients/typescript && npm ci && npm run build
 	$(BIN)/pytest tests/clients/test_typescript.py
+
+# The page that the server serves at /. Needs npm; what is built is committed, so that an installation
+# needs none, and a test compares it with a fresh build.
+page: setup
+	cd web && npm ci && npm run build && npm test
+	$(BIN)/pytest tests/web
 
 # Other clients of OpenAI's API, in an environment of their own, against a server of this one.
 OTHER := .venv-openai-clients

@@ -1,0 +1,4 @@
+/** Adaptations. */
+export function Adaptations() {
+  return <h1>Adaptations</h1>;
+}

@@ -1,0 +1,4 @@
+/** Operations. */
+export function Operations() {
+  return <h1>Operations</h1>;
+}
