@@ -2,7 +2,8 @@
 
 JSON leaves some things open, and clients use all of it. Here they are decided once, for every field
 of every route: null is the same as leaving a field out, a whole number is an integer however it is
-written (``16.0``), and a text is valid Unicode.
+written (``16.0``), and a text is valid Unicode. A JSON schema is left as it is, because null is a
+value like others in it (``{"const": null}``).
 """
 
 import json
@@ -21,6 +22,8 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 """An escape that is half of a character. A valid pair of them is found as well."""
 LARGEST = 2.0**63
 """Magnitude from which on a float is no integer of the contract."""
+SCHEMAS = (("json_schema", "schema"), ("format", "schema"), ("structured_outputs", "json"))
+"""Fields that have JSON schemas, each with the field that it is in."""
 
 
 class JsonRoute(APIRoute):
@@ -45,7 +48,7 @@ class _JsonRequest(Request):
 def parse_json(body: bytes) -> Any:
     """Parse the JSON text of a request.
 
-    Fields that are null are left out, and whole floats become integers.
+    Fields that are null are left out but for those of schemas, and whole floats become integers.
 
     Raises:
         ApiError: a text is not valid Unicode, which ``param`` names, or the JSON cannot be read.
@@ -58,7 +61,7 @@ def parse_json(body: bytes) -> Any:
         text = body.decode("utf-8", "surrogateescape")  # lone surrogates for the invalid bytes
         may_be_invalid = True
     try:
-        value = json.loads(text, parse_float=_number, object_hook=_without_nulls)
+        value = json.loads(text, parse_float=_number)
     except json.JSONDecodeError:
         raise
     except (RecursionError, ValueError):  # the latter is raised for thousands of digits
@@ -66,6 +69,8 @@ def parse_json(body: bytes) -> Any:
         raise ApiError(400, message, "invalid_json") from None
     if may_be_invalid:
         _require_unicode(value)
+    if "null" in text:
+        _drop_nulls(value)
     return value
 
 
@@ -74,10 +79,19 @@ def _number(digits: str) -> float | int:
     return int(value) if value.is_integer() and abs(value) < LARGEST else value
 
 
-def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    if None not in fields.values():
-        return fields
-    return {name: value for name, value in fields.items() if value is not None}
+def _drop_nulls(body: Any) -> None:
+    """Remove the fields of a body that are null, in place, but for those of schemas."""
+    waiting: list[tuple[str, Any]] = [("", body)]
+    while waiting:
+        above, value = waiting.pop()
+        if isinstance(value, list):
+            waiting += [(above, item) for item in value if isinstance(item, dict | list)]
+        elif isinstance(value, dict):
+            for name in [name for name, item in value.items() if item is None]:
+                del value[name]
+            waiting += [
+                (name, item) for name, item in value.items() if (above, name) not in SCHEMAS
+            ]
 
 
 class _Place(NamedTuple):

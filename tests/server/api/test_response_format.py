@@ -85,6 +85,26 @@ def test_one_of_several_texts_whole_and_in_a_stream(tiny_url: str, path: str) ->
     assert streamed(tiny_url, path, **body) == text
 
 
+NULL_SCHEMAS = [({"const": None}, None), ({"const": {"a": None}}, {"a": None})]
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/v1/responses"])
+@pytest.mark.parametrize(("schema", "expected"), NULL_SCHEMAS)
+def test_null_in_a_schema_is_a_value(
+    tiny_url: str, path: str, schema: dict[str, Any], expected: Any
+) -> None:
+    """Elsewhere in a request it is the same as leaving a field out."""
+    if path == "/v1/responses":
+        form = {"type": "json_schema", "name": "a", "schema": schema}
+        body = {"input": QUERY, "text": {"format": form}}
+        response = httpx.post(f"{tiny_url}{path}", json=body, timeout=60).json()
+        text = response["output"][0]["content"][0]["text"]
+    else:
+        form = {"type": "json_schema", "json_schema": {"schema": schema}}
+        text, _ = text_of(post(tiny_url, path, **ROUTES[path], response_format=form))
+    assert json.loads(text) == expected
+
+
 @pytest.mark.parametrize("path", ROUTES)
 def test_any_json_object(tiny_url: str, path: str) -> None:
     body = {**ROUTES[path], "response_format": {"type": "json_object"}, "temperature": 0}

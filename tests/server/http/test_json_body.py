@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from refine_server.server.http.errors import ApiError
-from refine_server.server.http.json_body import parse_json
+from refine_server.server.http.json_body import SCHEMAS, parse_json
 
 HALF = "\ud83d"
 """Half of an emoji: what JavaScript's ``text.slice(0, n)`` leaves of one."""
@@ -165,6 +165,14 @@ def test_null_keeps_what_a_preset_says(client: TestClient) -> None:
     created = client.post("/v1/adaptations", json={"document": "a b c", "adapt": adapt}).json()
     assert created["adapt"]["guard"] == "none"
     assert created["adapt"]["optimizer"]["steps"] == 1
+
+
+@pytest.mark.parametrize("item", [{"const": None}, {"enum": [{"a": None}]}, {"a": [{"b": None}]}])
+@pytest.mark.parametrize(("above", "field"), SCHEMAS)
+def test_null_is_a_value_like_others_in_a_schema(above: str, field: str, item: Any) -> None:
+    body = {"left_out": None, "kept": {above: {field: item, "strict": None}}}
+    assert parse_json(json.dumps([body]).encode()) == [{"kept": {above: {field: item}}}]
+    assert parse_json(json.dumps({above: {field: None}}).encode()) == {above: {}}
 
 
 # -- numbers --------------------------------------------------------------------------------------
