@@ -31,6 +31,7 @@ from refine_server.server.engine.engine import Engine
 from refine_server.server.files.registry import Files
 from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.dependencies import Services
+from refine_server.server.http.endpoints import Endpoints
 from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
 from refine_server.server.http.middleware.content_encoding import ContentEncoding
@@ -43,7 +44,9 @@ from refine_server.server.http.upload import OVERHEAD_BYTES
 from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.memory.collector import MemoryCollector
 from refine_server.server.memory.keeper import MemoryKeeper
-from refine_server.server.metrics import EngineMetrics, Metrics
+from refine_server.server.metrics.declarations import Metrics
+from refine_server.server.metrics.engine_collector import EngineCollector
+from refine_server.server.metrics.engine_observer import EngineMetrics
 from refine_server.server.settings import Settings
 from refine_server.server.ui import page
 
@@ -82,7 +85,8 @@ def create_app(
         quotas.document,
         memory,
     )
-    metrics.queue_depth.set_function(lambda: engine.queue_depth)
+    metrics.registry.register(EngineCollector(engine))
+    metrics.store_limit.set(0 if settings.store == "none" else settings.store_bytes)
     adaptations = Adaptations(engine, settings, metrics, keyring, memory)
     files = Files(settings, metrics, keyring)
     services = Services(engine=engine, adaptations=adaptations, files=files, settings=settings)
@@ -107,6 +111,9 @@ def create_app(
             await files.close()
             await anyio.to_thread.run_sync(engine.stop)
 
+    texts = (answers, estimate, adaptation_routes, openai, responses_api)
+    modules = (*texts, file_routes, batch_routes, models, tokenizer, health)
+    endpoints = Endpoints(module.router for module in modules)
     app = FastAPI(
         title="refine-server",
         version=version("refine-server"),
@@ -117,7 +124,7 @@ def create_app(
             Middleware(TrailingSlash),
             Middleware(SecurityHeaders),
             *_cors(settings),
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, metrics=metrics, endpoints=endpoints),
             Middleware(SendTimeout, seconds=settings.client_timeout_seconds),
             Middleware(HeadRequests),
             Middleware(Authentication, keyring=keyring, quotas=quotas),
@@ -139,10 +146,9 @@ def create_app(
     app.state.batches = batches
     app.state.started = int(time.time())
     exception_handlers.install(app)
-    texts = (answers, estimate, adaptation_routes, openai, responses_api)
-    for routes in (*texts, file_routes, batch_routes, models, tokenizer, health):
+    for module in modules:
         app.include_router(
-            routes.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
+            module.router, dependencies=[Security(BEARER)], responses=errors.documented(401, 429)
         )
     if settings.ui:
         page.install(app)

@@ -10,7 +10,7 @@ from refine_server.server.adaptations.store.entries import Store
 from refine_server.server.adaptations.store.errors import MissingEntryError, StoreError
 from refine_server.server.adaptations.store.files import Files
 from refine_server.server.adaptations.store.leases import Leases
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)

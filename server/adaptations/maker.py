@@ -15,7 +15,7 @@ from refine_server.server.engine.events import Accepted, QueueMoved, RunEvent
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.request_log import RequestLog
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.ttt.interface.events import (
     AdaptationEnded,
     AdaptationStarted,

@@ -37,7 +37,7 @@ from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.server.memory.budget import MemoryBudget
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.requests import AdaptRequest
 

@@ -17,7 +17,7 @@ from refine_server.server.adaptations.store.errors import StoreError
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.server.memory.budget import MemoryBudget
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from refine_server.server.adaptations.store.errors import (
 from refine_server.server.adaptations.store.leases import Lease
 from refine_server.server.adaptations.store.manifest import Manifest, describe_data
 from refine_server.server.engine.backend.protocol import Backend
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.ttt.interface.errors import DamagedError
 from refine_server.ttt.interface.events import AdaptationStep
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, overflow_of

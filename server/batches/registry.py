@@ -16,7 +16,7 @@ from refine_server.server.files.objects import ObjectError, Objects, objects_of
 from refine_server.server.files.registry import SWEEP_SECONDS, Files
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.server.settings import MAX_TTL_SECONDS, Settings
 
 logger = logging.getLogger(__name__)

@@ -43,7 +43,7 @@ from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.run import Delivered, Run
 from refine_server.server.engine.scheduling.cost_model import CostModel
 from refine_server.server.engine.scheduling.job import Job, reuses_adaptation
-from refine_server.server.engine.scheduling.job_queue import Forecast, JobQueue
+from refine_server.server.engine.scheduling.job_queue import Forecast, JobQueue, Load
 from refine_server.server.engine.scheduling.scheduler import QueueLimits
 from refine_server.server.engine.worker import Worker
 from refine_server.server.http import errors
@@ -95,10 +95,11 @@ class Engine:
         self._charge = charge
         self._stall_seconds = settings.stall_seconds
         self._costs = CostModel()
+        self._observers = [self._costs, *observers]
         self._encoder = Encoder()
         self._queue = JobQueue(limits, settings.max_batch)
         self._memory.account("requests", lambda: self._queue.active_bytes)
-        self._worker = Worker(self._queue, [self._costs, *observers])
+        self._worker = Worker(self._queue, self._observers)
         self._thread = threading.Thread(
             target=self._worker.run, args=(open_backend,), name="refine-engine", daemon=True
         )
@@ -136,6 +137,7 @@ class Engine:
                 job = await self._encode(work, deliver, request_id=request_id, priority=priority)
                 job.deadline = job.submitted + timeout_seconds
         except TimeoutError:
+            self._miss_deadline("encoding")
             raise errors.timed_out(timeout_seconds) from None
         self._memory.require(job.nbytes, job.tokens)
         charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
@@ -146,6 +148,7 @@ class Engine:
                 accepted,
                 events,
                 self._queue.cancel,
+                self._miss_deadline,
                 deadline=deadline,
                 timeout_seconds=timeout_seconds,
             )
@@ -192,6 +195,10 @@ class Engine:
                 return use(template)
 
         return await self._encoder.run(run, characters=characters)
+
+    def _miss_deadline(self, stage: str) -> None:
+        for observer in self._observers:
+            observer.on_deadline_missed(stage)
 
     async def _encode(
         self,
@@ -246,9 +253,23 @@ class Engine:
         return await asyncio.wrap_future(self._queue.request_verification())
 
     @property
-    def queue_depth(self) -> int:
-        """How many jobs wait to be admitted."""
-        return len(self._queue.waiting)
+    def is_ready(self) -> bool:
+        """Whether requests are being served."""
+        try:
+            self.ready()
+        except ApiError:
+            return False
+        return True
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do now."""
+        return self._queue.load
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that the model has worked, without the present turn."""
+        return self._worker.busy_seconds
 
     @property
     def is_busy(self) -> bool:

@@ -10,7 +10,8 @@ from refine_server.ttt.interface.events import Event
 class EngineObserver:
     """Is notified of what the worker does; each method does nothing unless it is overridden.
 
-    All methods are called on the worker's thread, so they must be quick.
+    All methods must be quick. They are called on the worker's thread, but for
+    ``on_deadline_missed``, which is called on the event loop's.
     """
 
     def on_opened(self, backend: Backend) -> None:
@@ -30,6 +31,9 @@ class EngineObserver:
 
     def on_idle(self) -> None:
         """Handle that there has been no work for a while."""
+
+    def on_deadline_missed(self, stage: str) -> None:
+        """Handle that work reached its time limit while it was encoding, queued or running."""
 
     def on_isolation_violated(self) -> None:
         """Handle that weights or states were about to be used for another owner, or changed."""

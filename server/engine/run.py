@@ -32,11 +32,13 @@ class Run:
         accepted: Accepted,
         events: asyncio.Queue[Delivered],
         cancel: Callable[[Job, str], None],
+        on_deadline_missed: Callable[[str], None],
         *,
         deadline: float,
         timeout_seconds: float,
     ) -> None:
         self._job, self._events, self._cancel = job, events, cancel
+        self._on_deadline_missed = on_deadline_missed
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline  # in the event loop's time
         self._timeout_seconds = timeout_seconds
@@ -116,5 +118,6 @@ class Run:
         except TimeoutError:
             if until < self._deadline:
                 return self.progress
+        self._on_deadline_missed("queued" if self._job.started is None else "running")
         self._cancel(self._job, "timeout")
         return errors.timed_out(self._timeout_seconds)

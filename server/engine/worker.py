@@ -34,8 +34,8 @@ WASTE_REASONS = {JobStatus.REFUSED: "refused", JobStatus.FAILED: "error"}
 class Worker:
     """Opens a backend, then runs the jobs' programs on it, turn by turn.
 
-    ``run`` is the body of the thread. Other threads may read ``opened``, ``failure`` and
-    ``turn_began``; everything else belongs to the thread.
+    ``run`` is the body of the thread. Other threads may read ``opened``, ``failure``,
+    ``turn_began`` and ``busy_seconds``; everything else belongs to the thread.
 
     Args:
         queue: gives turns, and takes back the jobs that await their next operation.
@@ -50,6 +50,8 @@ class Worker:
         """Why the thread died."""
         self.turn_began: float | None = None
         """When the present turn began, in monotonic seconds; None between turns."""
+        self.busy_seconds = 0.0
+        """Seconds of all turns that have ended."""
         self._queue = queue
         self._observers = observers
         self._programs: dict[Job, Program[None]] = {}
@@ -102,6 +104,7 @@ class Worker:
             self._advance(job, outcome, seconds)
         if any(job.status is JobStatus.FAILED for job in turn.jobs):
             self._verify()
+        self.busy_seconds += time.monotonic() - self.turn_began
         self.turn_began = None
         return True
 

@@ -15,7 +15,7 @@ from refine_server.server.batches.registry import Batches
 from refine_server.server.engine.engine import Engine
 from refine_server.server.files.registry import Files
 from refine_server.server.http.request_log import RequestLog
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.requests import LOCAL
 

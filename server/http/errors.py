@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from refine_server.ttt.interface.errors import TOO_LONG, RequestError
@@ -81,12 +82,27 @@ class ApiError(HTTPException):
         """The body in ASCII, because a name quoted from a request may contain lone surrogates."""
         return json.dumps(self.body.model_dump())
 
-    def response(self) -> Response:
+    def response(self) -> "ErrorResponse":
         """Make the HTTP response of the error."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         if not self.should_retry:
             headers["x-should-retry"] = "false"  # read by OpenAI's clients
-        return Response(self.json, self.status_code, headers, media_type="application/json")
+        return ErrorResponse(self, headers)
+
+
+class ErrorResponse(Response):
+    """The response of an error; leaves the error's code in ``request.state.error_code``."""
+
+    media_type = "application/json"
+
+    def __init__(self, error: ApiError, headers: dict[str, str]) -> None:
+        super().__init__(error.json, error.status_code, headers)
+        self._code = error.body.error.code
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def unauthorized() -> ApiError:

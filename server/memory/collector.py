@@ -22,6 +22,16 @@ class MemoryCollector(Collector):
             "Memory that the process may take (--memory-bytes).",
             value=self._budget.total_bytes,
         )
+        limits = GaugeMetricFamily(
+            "refine_memory_limit_bytes",
+            "The most that a kind of memory may take: kept adaptations, requests in work, and "
+            "documents as they were read, which get what the other two leave now.",
+            labels=["kind"],
+        )
+        limits.add_metric(["adaptations"], self._budget.adaptation_bytes)
+        limits.add_metric(["requests"], self._budget.request_bytes)
+        limits.add_metric(["documents"], self._budget.document_bytes)
+        yield limits
         kinds = GaugeMetricFamily(
             "refine_memory_bytes",
             "Memory by kind: the process with its model alone, kept adaptations, documents as they "

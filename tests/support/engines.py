@@ -8,7 +8,8 @@ from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.engine.events import RunEvent
 from refine_server.server.engine.run import Run
-from refine_server.server.metrics import EngineMetrics, Metrics
+from refine_server.server.metrics.declarations import Metrics
+from refine_server.server.metrics.engine_observer import EngineMetrics
 from refine_server.server.settings import Settings
 from refine_server.ttt.interface.events import AnswerCompleted
 from refine_server.ttt.interface.requests import Work

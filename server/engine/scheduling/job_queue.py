@@ -39,6 +39,20 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """How much there is to do."""
+
+    waiting: int
+    """Jobs that wait to be admitted."""
+    waiting_tokens: int
+    """Tokens that they read."""
+    waiting_seconds: float
+    """Estimated seconds of their work."""
+    running: int
+    """Jobs that take turns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
     """What would become of a job if it were submitted now."""
 
@@ -81,6 +95,18 @@ class JobQueue:
         """Jobs that wait to be admitted."""
         with self._changed:
             return list(self._scheduler.waiting)
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do now."""
+        with self._changed:
+            waiting = self._scheduler.waiting
+            return Load(
+                waiting=len(waiting),
+                waiting_tokens=sum(job.tokens for job in waiting),
+                waiting_seconds=sum(job.estimate.total for job in waiting),
+                running=len(self._scheduler.active),
+            )
 
     @property
     def active_jobs(self) -> int:

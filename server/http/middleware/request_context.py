@@ -9,8 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refine_server.server.http import errors
+from refine_server.server.http.endpoints import Endpoints
 from refine_server.server.http.request_log import PROBES, RequestLog
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ HUNG_UP = 499
 """Status of a request whose client left before the end of its response, as in nginx."""
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """Request ids that are taken from a client's ``x-request-id``; they are safe to log."""
+NOBODY = "-"
+"""In place of an API key's name, where there was no valid key. No key can have this name."""
 
 
 class RequestContext:
@@ -28,9 +31,10 @@ class RequestContext:
     ``request.state.warning`` is logged, and sent in ``x-refine-warning``.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: Endpoints) -> None:
         self.app = app
         self.metrics = metrics
+        self.endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,13 +76,15 @@ class RequestContext:
 
     def _record(self, scope: Scope, request_id: str, status: int | None, seconds: float) -> None:
         log = RequestLog.of(scope)
+        log.error = log.error or scope["state"].get("error_code")
         if log.hung_up:
             status = HUNG_UP
-        # The route's template, not the path: clients choose paths, and each would be a new series.
-        endpoint = getattr(scope.get("route"), "path", "unmatched")
+        endpoint = self.endpoints.of(scope)
         code = "none" if status is None else str(status)
         self.metrics.requests.labels(endpoint, code).inc()
         self.metrics.request_seconds.labels(endpoint).observe(seconds)
+        if endpoint not in PROBES and log.error is not None and _is_refusal(status):
+            self.metrics.rejections.labels(log.error, scope["state"].get("owner", NOBODY)).inc()
         level = logging.DEBUG if endpoint in PROBES else logging.INFO
         address = scope.get("client")
         more = {
@@ -91,6 +97,11 @@ class RequestContext:
         }
         more = {name: value for name, value in more.items() if value is not None}
         logger.log(level, "%s %s %s", scope["method"], endpoint, code, extra=more)
+
+
+def _is_refusal(status: int | None) -> bool:
+    """Return whether a status means that the request was not served, for no fault in serving it."""
+    return status is not None and (400 <= status < 500 or status == 503)
 
 
 def _request_id(scope: Scope) -> str:

@@ -15,10 +15,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.http.connections import MAX_HEAD_BYTES
+from refine_server.server.http.endpoints import Endpoints
 from refine_server.server.http.middleware.request_context import RequestContext
 from refine_server.server.http.middleware.security_headers import SECURITY_HEADERS
 from refine_server.server.http.middleware.send_timeout import SendTimeout
-from refine_server.server.metrics import Metrics
+from refine_server.server.metrics.declarations import Metrics
 
 BODY = {"document": "a b c", "query": "who", "adapt": {"optimizer": {"steps": 1}}}
 KEY = "alice-alice-alice-1"
@@ -147,7 +148,7 @@ async def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureF
             await asyncio.sleep(60)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-    limited = RequestContext(SendTimeout(app, seconds=0.05), Metrics())
+    limited = RequestContext(SendTimeout(app, seconds=0.05), Metrics(), Endpoints([]))
     await limited(scope, send, send)  # type: ignore[arg-type]
     assert closed
     assert "its client does not read" in caplog.text

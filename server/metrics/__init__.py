@@ -1,0 +1,1 @@
+"""Prometheus metrics: what is counted as it happens, and what is read when they are scraped."""
