@@ -124,7 +124,7 @@ def serve(settings: Settings) -> None:
 
     engine.opened.add_done_callback(stop_if_failed)
     engine.opened.add_done_callback(tune_interpreter)
-    _warn_if_unprotected(app.state.keyring, settings.host)
+    warn_if_unprotected(app.state.keyring, settings.host)
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%s, loading %s", host, port, settings.model)
     server.run(sockets=[listener])
@@ -167,7 +167,8 @@ def tune_interpreter(opened: "Future[Backend]") -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
 
 
-def _warn_if_unprotected(keyring: Keyring, host: str) -> None:
+def warn_if_unprotected(keyring: Keyring, host: str) -> None:
+    """Warn if everybody who reaches an address may use the server."""
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

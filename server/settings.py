@@ -1,7 +1,7 @@
 """The server's options; each is a flag of ``serve`` and an environment variable ``REFINE_…``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +86,18 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "cpu", description="Torch device that holds the model and runs it, e.g. cpu or cuda."
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        description="Number of processes that serve the model on this machine, behind Ray Serve "
+        "(needs refine-server[ray]). They share the store, and each gets an equal part of the "
+        "cores and of the memory.",
+    )
+    devices: str = Field(
+        "",
+        description="CUDA devices of the replicas, one for each, separated by commas, e.g. 0,1. "
+        "Empty: --device.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto", description="Data type of the base weights; auto: that of the checkpoint."
@@ -305,8 +317,25 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
     try:
         return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
     except ValidationError as error:
-        problems = [f"{_option(e['loc'])}: {plain_words.reason(e)}" for e in error.errors()]
-        raise SettingsError("\n".join(problems)) from None
+        raise _settings_error(error) from None
+
+
+def check_settings(options: Mapping[str, object]) -> Settings:
+    """Return the settings with these options, by their names; the others as in ``read_settings``.
+
+    Raises:
+        SettingsError: an option is unknown, or a value is invalid.
+    """
+    _refuse_unknown_variables()
+    try:
+        return Settings.model_validate(options)
+    except ValidationError as error:
+        raise _settings_error(error) from None
+
+
+def _settings_error(error: ValidationError) -> SettingsError:
+    problems = [f"{_option(e['loc'])}: {plain_words.reason(e)}" for e in error.errors()]
+    return SettingsError("\n".join(problems))
 
 
 def _option(location: tuple[int | str, ...]) -> str:

@@ -165,6 +165,7 @@ class Adaptations:
         request: AdaptRequest,
         *,
         request_id: str,
+        session: str | None = None,
         ttl_seconds: float | None = None,
         priority: int = 0,
         timeout_seconds: float | None = None,
@@ -172,7 +173,7 @@ class Adaptations:
         """Adapt to a document, or join the owner's adaptation to it with the same configuration.
 
         Returns as soon as the work is in the queue. Work that is not is dropped when everybody who
-        asked for it is cancelled.
+        asked for it is cancelled. The id of a new one begins with the session of its document.
 
         Raises:
             RequestError: the document cannot be served.
@@ -195,7 +196,7 @@ class Adaptations:
         else:
             self._require_place(request.owner)
             ttl = self._settings.adaptation_ttl_seconds if ttl_seconds is None else ttl_seconds
-            adaptation = Adaptation(new_id(), request.owner, key, request.adapt, ttl)
+            adaptation = Adaptation(new_id(session), request.owner, key, request.adapt, ttl)
             adaptation.work = work
             self._index.add(adaptation)
             self._maker.start(adaptation)

@@ -24,6 +24,7 @@ from refine_server.server.http.dependencies import (
     EngineDep,
     FilesDep,
     OwnerDep,
+    SessionDep,
     SettingsDep,
 )
 from refine_server.server.http.errors import ErrorBody, documented
@@ -57,6 +58,7 @@ async def create_adaptation(
     request: Request,
     response: Response,
     owner: OwnerDep,
+    session: SessionDep,
     engine: EngineDep,
     adaptations: AdaptationsDep,
     files: FilesDep,
@@ -74,6 +76,7 @@ async def create_adaptation(
         adaptation = await adaptations.create(
             body.to_work(document.text, owner),
             request_id=request.state.request_id,
+            session=session,
             ttl_seconds=body.ttl_seconds,
             priority=body.priority,
             timeout_seconds=body.timeout_seconds,

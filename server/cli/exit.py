@@ -49,6 +49,7 @@ INSTALL = {
         ),
         "refine-server[bench]",
     ),
+    "ray": "refine-server[ray]",
     "triton": "triton",
 }
 """What brings a module that not every installation has."""

@@ -55,10 +55,19 @@ async def _owner(request: Request) -> str:
     return owner
 
 
-async def _caller(request: Request, owner: Annotated[str, Depends(_owner)]) -> "Caller":
+async def _session(request: Request) -> str | None:
+    return request.headers.get("x-session-id")
+
+
+async def _caller(
+    request: Request,
+    owner: Annotated[str, Depends(_owner)],
+    session: Annotated[str | None, Depends(_session)],
+) -> "Caller":
     return Caller(
         owner=owner,
         request_id=request.state.request_id,
+        session=session,
         log=RequestLog.of(request.scope),
         arrived=request.state.arrived,
     )
@@ -71,6 +80,8 @@ class Caller:
     owner: str
     request_id: str
     """The HTTP request, for the log."""
+    session: str | None = None
+    """The session of its document, as the client or the ingress of replicas computed it."""
     log: RequestLog = field(default_factory=RequestLog)
     """What its line in the log says."""
     arrived: float = field(default_factory=time.monotonic)
@@ -85,6 +96,7 @@ AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
 BatchesDep = Annotated[Batches, Depends(_batches)]
 FilesDep = Annotated[Files, Depends(_files)]
 OwnerDep = Annotated[str, Depends(_owner)]
+SessionDep = Annotated[str | None, Depends(_session)]
 EngineDep = Annotated[Engine, Depends(_engine)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -74,6 +74,7 @@ async def open_target(
     files: Files,
     owner: str,
     request_id: str,
+    session: str | None = None,
 ) -> AsyncIterator[Target]:
     """Find what answers a request, and keep it in memory meanwhile.
 
@@ -86,6 +87,7 @@ async def open_target(
         files: has the document, where it is a file.
         owner: may use the adaptation.
         request_id: the HTTP request.
+        session: the session of the document, for the id of a new adaptation.
 
     Raises:
         RequestError: if the document cannot be served.
@@ -122,7 +124,8 @@ async def open_target(
             work = replace(work, queries=body.expected_queries(), evidence=ttt.evidence)
         elif context == "passages":
             raise _unfit("context", "passages cannot be combined with an adaptation to all of it")
-        adaptation_id = (await adaptations.create(work, request_id=request_id)).id
+        made = await adaptations.create(work, request_id=request_id, session=session)
+        adaptation_id = made.id
     if adaptation_id is None:
         if ttt.context is not None or ttt.evidence is not None:
             field = "evidence" if ttt.context is None else "context"
@@ -178,6 +181,7 @@ async def submit(
                 files=services.files,
                 owner=caller.owner,
                 request_id=caller.request_id,
+                session=caller.session,
             ) as target,
             services.engine.run(
                 target.of(work, caller.owner),

@@ -20,9 +20,15 @@ def serve(context: typer.Context) -> None:
 
     settings = read_settings(context.args)
     keep_log_clean()
-    from refine_server.server import process  # imports the whole server, which --help must not
+    # What follows imports the whole server, which --help must not.
+    if settings.replicas > 1 or settings.devices:
+        from refine_server.server.replicas import local
 
-    process.serve(settings)
+        local.serve(settings)
+    else:
+        from refine_server.server import process
+
+        process.serve(settings)
     logging.shutdown()
     # Everything is closed and stored. Python's own end adds nothing but notices of libraries on
     # objects that they leak.

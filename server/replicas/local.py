@@ -1,0 +1,118 @@
+"""Several replicas on this machine: ``refine-server serve --replicas N``.
+
+Starts Ray, and Ray Serve in it, for the time of this process.
+"""
+
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+import psutil
+import ray
+from ray import serve as ray_serve
+from ray.serve.config import HTTPOptions
+
+from refine_server.server import logs
+from refine_server.server.access.keys import Keyring
+from refine_server.server.process import StartError, listen, warn_if_unprotected
+from refine_server.server.replicas.application import application
+from refine_server.server.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "refine-server"
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Memory for the bodies of requests on their way between processes."""
+MEMORY_SHARE = 0.9
+"""Share of the free memory that all replicas may take together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """What each of several replicas on a machine gets of it."""
+
+    cpus: int
+    memory_bytes: int
+    devices: tuple[str, ...] = ()
+    """CUDA devices, one for each replica; empty: they run on the CPU."""
+
+
+def shares_of(settings: Settings, cpus: int, free_bytes: int) -> Shares:
+    """Divide the machine among the replicas.
+
+    Args:
+        settings: the number of replicas, and their devices.
+        cpus: the machine's cores.
+        free_bytes: memory that is free on it.
+
+    Raises:
+        SettingsError: there are not as many devices as replicas.
+    """
+    devices = tuple(part.strip() for part in settings.devices.split(",") if part.strip())
+    if devices and len(devices) != settings.replicas:
+        raise SettingsError(
+            f"--devices (REFINE_DEVICES): {len(devices)} devices for {settings.replicas} replicas; "
+            "name one for each replica, such as 0,1"
+        )
+    whole = settings.memory_bytes or int(MEMORY_SHARE * free_bytes)
+    return Shares(
+        cpus=settings.threads or max(1, cpus // settings.replicas),
+        memory_bytes=whole // settings.replicas,
+        devices=devices,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve with several replicas until a signal arrives.
+
+    Raises:
+        StartError: the address is in use, or the replicas cannot be started.
+        SettingsError: an option does not fit the number of replicas.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    cpus = os.cpu_count() or 1
+    shares = shares_of(settings, cpus, psutil.virtual_memory().available)
+    listen(settings.host, settings.port).close()  # a port in use is reported before Ray starts
+    warn_if_unprotected(Keyring.of(settings), settings.host)
+    changes = {"memory_bytes": shares.memory_bytes}
+    if shares.devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shares.devices)
+        changes |= {"device": "cuda"}
+    share = settings.model_copy(update=changes)
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, shares.cpus * settings.replicas),
+        num_gpus=len(shares.devices),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+    )
+    try:
+        ray_serve.start(
+            http_options=HTTPOptions(host=settings.host, port=settings.port),
+            # Replicas log every request themselves.
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        logger.info("starting %d replicas of %s", settings.replicas, settings.model)
+        try:
+            ray_serve.run(
+                application(share, cpus=shares.cpus), name=APPLICATION, route_prefix="/"
+            )
+        except RuntimeError as error:
+            raise StartError(f"cannot serve {settings.model}: {error}") from None
+        logger.info("ready: http://%s:%s", settings.host, settings.port)
+        _wait_for_signal()
+        ray_serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _wait_for_signal() -> None:
+    """Wait for SIGTERM or SIGINT, whose handlers Ray has replaced by its own."""
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
