@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export PYTHONSAFEPATH := 1
 
-.PHONY: setup harness demo test lint types typescript page openai-clients clean
+.PHONY: setup harness demo test lint types typescript page openai-clients ray clean
 
 setup: $(VENV)/.ready
 
@@ -61,9 +61,25 @@ openai-clients: setup $(OTHER)/.ready
 	SERVER_COMMAND=$(abspath $(BIN)/refine-server) OMP_NUM_THREADS=1 \
 	    $(OTHER)/bin/python -m pytest --confcutdir=tests/openai_clients tests/openai_clients
 
+# Replicas behind Ray Serve. What Ray brings (uvloop, httptools) would change how the server of the
+# other tests runs, so it has an environment of its own, on top of that one.
+RAY := .venv-ray
+
+$(RAY)/.ready: constraints.txt | $(VENV)/.ready
+	$(PYTHON) -m venv $(RAY)
+	$(BIN)/python -c "import sysconfig; path = sysconfig.get_path('purelib'); \
+	    print(f'import site; site.addsitedir({path!r})')" \
+	    > "$$($(RAY)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/server.pth"
+	$(RAY)/bin/pip install --quiet -c constraints.txt 'ray[serve]' pyyaml
+	touch $@
+
+ray: setup $(RAY)/.ready
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -W ignore::DeprecationWarning \
+	    --confcutdir=tests/ray_serve tests/ray_serve
+
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: lint types harness
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
 
 clean:
-	rm -rf $(VENV) $(OTHER) build *.egg-info
+	rm -rf $(VENV) $(OTHER) $(RAY) build *.egg-info

@@ -15,6 +15,7 @@ from refine_server.clients import errors, sse
 from refine_server.clients.arguments import encode_key, parse_url
 from refine_server.clients.calls import Request, Stream
 from refine_server.clients.errors import ProtocolError, RateLimitError, UnavailableError
+from refine_server.clients.session import HEADER, session_of
 
 KEY_VARIABLE = "REFINE_API_KEY"
 CONNECT_SECONDS = 10.0
@@ -50,6 +51,9 @@ class BaseClient:
 
     def _build(self, http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
         headers = {} if request.content is None else {"content-type": "application/json"}
+        session = session_of(self._headers.get("authorization"), request.about)
+        if session is not None:
+            headers[HEADER] = session
         return http.build_request(
             request.method, request.path, content=request.content, headers=headers
         )

@@ -1,7 +1,7 @@
 """Every request of the clients: what is sent, and what is made of the response."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import httpx
@@ -26,6 +26,8 @@ class Request:
     """The body, in JSON."""
     repeatable: bool = False
     """Whether sending it twice does no more than sending it once."""
+    about: Mapping[str, object] = field(default_factory=dict)
+    """Arguments with the document or the adaptation, of which the session is computed."""
     is_streamed: ClassVar[bool] = False
 
 
@@ -51,7 +53,12 @@ def answer(query: str, options: AnswerOptions) -> Stream[Event, Answer]:
     """Ask a question. The answer is streamed, so that a server that is gone is noticed at once."""
     body = encode_body({"query": query, **options, "stream": True})
     return Stream(
-        method="POST", path="/v1/answers", content=body, decode=types.event_of, last=Answer
+        method="POST",
+        path="/v1/answers",
+        content=body,
+        about=options,
+        decode=types.event_of,
+        last=Answer,
     )
 
 
@@ -61,6 +68,7 @@ def adapt(document: str | DocumentFile, options: AdaptationOptions) -> Call[Adap
         method="POST",
         path="/v1/adaptations",
         content=encode_body({"document": document, **options}),
+        about={"document": document},
         repeatable=True,
         parse=lambda response: Adaptation.model_validate(response.json()),
     )
@@ -72,6 +80,7 @@ def estimate(body: Mapping[str, object]) -> Call[Estimate]:
         method="POST",
         path="/v1/estimate",
         content=encode_body(body),
+        about=body,
         repeatable=True,
         parse=lambda response: Estimate.model_validate(response.json()),
     )
@@ -79,7 +88,9 @@ def estimate(body: Mapping[str, object]) -> Call[Estimate]:
 
 def adaptation(adaptation_id: str) -> Call[Adaptation]:
     """Read the state of an adaptation."""
-    return _get(_path(adaptation_id), Adaptation.model_validate)
+    return _get(
+        _path(adaptation_id), Adaptation.model_validate, about={"adaptation": adaptation_id}
+    )
 
 
 def adaptations() -> Call[list[Adaptation]]:
@@ -92,6 +103,7 @@ def adaptation_events(adaptation_id: str) -> Stream[Event | Adaptation, Adaptati
     return Stream(
         method="GET",
         path=f"{_path(adaptation_id)}/events",
+        about={"adaptation": adaptation_id},
         repeatable=True,
         decode=types.adaptation_event_of,
         last=Adaptation,
@@ -100,7 +112,12 @@ def adaptation_events(adaptation_id: str) -> Stream[Event | Adaptation, Adaptati
 
 def delete_adaptation(adaptation_id: str) -> Call[None]:
     """Delete an adaptation. It is not repeatable, as the second time it would not be found."""
-    return Call(method="DELETE", path=_path(adaptation_id), parse=lambda _: None)
+    return Call(
+        method="DELETE",
+        path=_path(adaptation_id),
+        about={"adaptation": adaptation_id},
+        parse=lambda _: None,
+    )
 
 
 def models() -> Call[list[Model]]:
@@ -147,9 +164,15 @@ def detokenize(tokens: list[int]) -> Call[str]:
     )
 
 
-def _get(path: str, parse: Callable[[Any], T]) -> Call[T]:
+def _get(
+    path: str, parse: Callable[[Any], T], about: Mapping[str, object] | None = None
+) -> Call[T]:
     return Call(
-        method="GET", path=path, repeatable=True, parse=lambda response: parse(response.json())
+        method="GET",
+        path=path,
+        about=about or {},
+        repeatable=True,
+        parse=lambda response: parse(response.json()),
     )
 
 

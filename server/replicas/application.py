@@ -39,6 +39,14 @@ HEALTH_SECONDS = 5.0
 """Time between two health checks of a replica."""
 
 
+class ReplicaDeployment(Replica):
+    """A replica that ends in order when Serve stops it."""
+
+    async def __del__(self) -> None:
+        # Serve awaits it once there are no more requests, or the grace time is over.
+        await self.close()
+
+
 class IngressDeployment:
     """The ingress in a process of its own.
 
@@ -51,7 +59,7 @@ class IngressDeployment:
         self._replicas = replicas
         self._settings = Settings.model_validate(settings)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: N807  (Serve's name)
+    def __serve_build_asgi_app__(self) -> FastAPI:
         limits = Middleware(
             BodyLimit,
             max_bytes=self._settings.max_body_bytes,
@@ -123,7 +131,7 @@ def application(settings: Settings, *, cpus: int = 1) -> serve.Application:
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=2 * settings.shutdown_seconds + 10.0,
         ray_actor_options={"num_cpus": cpus, "num_gpus": int(settings.device.startswith("cuda"))},
-    )(Replica)
+    )(ReplicaDeployment)
     ingress = serve.deployment(
         name="Ingress",
         num_replicas=1,

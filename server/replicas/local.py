@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import threading
-from dataclasses import dataclass
 
 import psutil
 import ray
@@ -18,50 +17,14 @@ from refine_server.server import logs
 from refine_server.server.access.keys import Keyring
 from refine_server.server.process import StartError, listen, warn_if_unprotected
 from refine_server.server.replicas.application import application
-from refine_server.server.settings import Settings, SettingsError
+from refine_server.server.replicas.shares import shares_of
+from refine_server.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 APPLICATION = "refine-server"
 OBJECT_STORE_BYTES = 256 * 2**20
 """Memory for the bodies of requests on their way between processes."""
-MEMORY_SHARE = 0.9
-"""Share of the free memory that all replicas may take together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shares:
-    """What each of several replicas on a machine gets of it."""
-
-    cpus: int
-    memory_bytes: int
-    devices: tuple[str, ...] = ()
-    """CUDA devices, one for each replica; empty: they run on the CPU."""
-
-
-def shares_of(settings: Settings, cpus: int, free_bytes: int) -> Shares:
-    """Divide the machine among the replicas.
-
-    Args:
-        settings: the number of replicas, and their devices.
-        cpus: the machine's cores.
-        free_bytes: memory that is free on it.
-
-    Raises:
-        SettingsError: there are not as many devices as replicas.
-    """
-    devices = tuple(part.strip() for part in settings.devices.split(",") if part.strip())
-    if devices and len(devices) != settings.replicas:
-        raise SettingsError(
-            f"--devices (REFINE_DEVICES): {len(devices)} devices for {settings.replicas} replicas; "
-            "name one for each replica, such as 0,1"
-        )
-    whole = settings.memory_bytes or int(MEMORY_SHARE * free_bytes)
-    return Shares(
-        cpus=settings.threads or max(1, cpus // settings.replicas),
-        memory_bytes=whole // settings.replicas,
-        devices=devices,
-    )
 
 
 def serve(settings: Settings) -> None:
@@ -98,9 +61,7 @@ def serve(settings: Settings) -> None:
         )
         logger.info("starting %d replicas of %s", settings.replicas, settings.model)
         try:
-            ray_serve.run(
-                application(share, cpus=shares.cpus), name=APPLICATION, route_prefix="/"
-            )
+            ray_serve.run(application(share, cpus=shares.cpus), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise StartError(f"cannot serve {settings.model}: {error}") from None
         logger.info("ready: http://%s:%s", settings.host, settings.port)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +14,8 @@ from refine_server.server.app import create_app
 from refine_server.server.process import tune_interpreter
 from refine_server.server.settings import Settings
 
+REPLICA_HEADER = b"x-replica"
+"""Tells which replica has answered, for who looks for a slow or a broken one."""
 LEAVE_SECONDS = 1.0
 """Time that a request has to end by itself after its client left."""
 OPEN_POLL_SECONDS = 0.05
@@ -37,6 +39,7 @@ class Replica:
         logs.configure(self._settings.log_level, self._settings.log_format)
         self._app: FastAPI = create_app(self._settings)
         self._lifespan = contextlib.AsyncExitStack()
+        self._name = secrets.token_hex(4).encode()
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
         """Load the model; Serve calls it after the constructor, before the first request.
@@ -65,6 +68,9 @@ class Replica:
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], (REPLICA_HEADER, self._name)]
+                message = {**message, "headers": headers}
             sent.put_nowait(message)
 
         serving = asyncio.create_task(self._app({**scope, "state": {}}, receive, send))
@@ -96,15 +102,9 @@ class Replica:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Report the work that waits and runs, for ``scaling.py``."""
-        return {"queued_seconds": self._app.state.engine.queued_seconds}
+        engine = self._app.state.engine
+        return {"queued_seconds": engine.queued_seconds, "is_busy": float(engine.is_busy)}
 
-    def process_id(self) -> int:
-        """Return the id of the process, for those who operate it."""
-        return os.getpid()
-
-    async def __del__(self) -> None:
-        """End in order, as a server does on SIGTERM: running work ends, and what is ready is kept.
-
-        Serve awaits it once the replica has no more requests, or its grace time is over.
-        """
+    async def close(self) -> None:
+        """End in order, as a server does on SIGTERM: running work ends, and what is ready is kept."""
         await self._lifespan.aclose()

@@ -53,16 +53,11 @@ def session_of(headers: Headers, path: str, body: bytes) -> str | None:
         request = json.loads(body)
     except (ValueError, RecursionError):
         return None  # the replica says what is wrong with it
-    for value in _subjects(request):
-        session = _session_of_subject(credential, value)
-        if session is not None:
-            return session
-    return None
-
-
-def session_of_document(credential: str, document: str) -> str:
-    """Return the session of a document's text for who has an API key ("" without one)."""
-    return _session(credential, "text", document)
+    for name in (request.get("model"), request.get("adaptation")):
+        if isinstance(name, str) and ID_PATTERN.fullmatch(name):
+            return session_of_adaptation(name)
+    sessions = (_session_of_document(credential, value) for value in _documents(request))
+    return next((session for session in sessions if session is not None), None)
 
 
 def _session(credential: str, kind: str, subject: str) -> str:
@@ -70,25 +65,17 @@ def _session(credential: str, kind: str, subject: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:SESSION_LENGTH]
 
 
-def _session_of_subject(credential: str, value: object) -> str | None:
+def _session_of_document(credential: str, value: object) -> str | None:
     match value:
-        case str() if ID_PATTERN.fullmatch(value):
-            return session_of_adaptation(value)
-        case str():
-            return session_of_document(credential, value)
+        case str(text) | {"file_data": str(text)}:
+            return _session(credential, "text", text)
         case {"file_id": str()}:
             return _session(credential, "owner", "")  # where the file was uploaded
-        case {"file_data": str(data)}:
-            return session_of_document(credential, data)
     return None
 
 
-def _subjects(request: Any) -> Iterator[object]:
-    """Yield what a request is about, the most telling field first."""
-    model = request.get("model")
-    if isinstance(model, str) and ID_PATTERN.fullmatch(model):
-        yield model
-    yield request.get("adaptation")
+def _documents(request: dict[str, Any]) -> Iterator[object]:
+    """Yield the documents of a request, in each of the fields that may have one."""
     yield request.get("document")
     extension = request.get("ttt")
     if isinstance(extension, dict):

@@ -13,6 +13,7 @@
 import createClient, { type Client, type ClientOptions } from "openapi-fetch";
 import { encodeBody, encodePath } from "./arguments.js";
 import type { components, paths } from "./schema.js";
+import { SESSION_HEADER, sessionOf } from "./session.js";
 import { parseEvents } from "./sse.js";
 
 export { InvalidArgumentError } from "./arguments.js";
@@ -73,11 +74,19 @@ export class RefineError extends Error {
  * argument cannot be encoded.
  */
 export function createRefineClient(options: ClientOptions & { baseUrl: string }): RefineClient {
-  return createClient<paths>({
+  const client = createClient<paths>({
     bodySerializer: encodeBody,
     pathSerializer: encodePath,
     ...options,
   });
+  client.use({
+    async onRequest({ request }) {
+      const session = await sessionOf(request);
+      if (session !== null) request.headers.set(SESSION_HEADER, session);
+      return request;
+    },
+  });
+  return client;
 }
 
 /**

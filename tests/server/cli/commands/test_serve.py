@@ -1,5 +1,6 @@
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_bad_options_are_refused_with_status_2() -> None:
     run_failing(2, "--port (REFINE_PORT)", "serve", "--port", "x")
     run_failing(2, "REFINE_PROT", "serve", env={"REFINE_PROT": "1"})
     run_failing(2, "--prot", "serve", "--prot", "1")
+
+
+def test_replicas_need_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = "ray is not installed: pip install 'refine-server[ray]'"
+    run_failing(2, message, "serve", "--replicas", "2")
+    run_failing(2, message, "serve", "--devices", "0")
 
 
 @pytest.mark.parametrize("url", ["foo://x", "foo::file:///tmp/x"])
