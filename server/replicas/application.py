@@ -136,6 +136,7 @@ def application(settings: Settings, *, cpus: int = 1) -> serve.Application:
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=INGRESS_REQUESTS,
+        max_surge_percent=100,  # in an update, the new one is there before the old one goes
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(IngressDeployment))
     return ingress.bind(replica.bind(options), options)

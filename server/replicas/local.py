@@ -39,7 +39,7 @@ def serve(settings: Settings) -> None:
     shares = shares_of(settings, cpus, psutil.virtual_memory().available)
     listen(settings.host, settings.port).close()  # a port in use is reported before Ray starts
     warn_if_unprotected(Keyring.of(settings), settings.host)
-    changes = {"memory_bytes": shares.memory_bytes}
+    changes: dict[str, object] = {"memory_bytes": shares.memory_bytes}
     if shares.devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shares.devices)
         changes |= {"device": "cuda"}

@@ -33,6 +33,8 @@ REPLICA = "ray::ServeReplica:refine-server:Replica"
 QUESTION = "What is the castle animal?"
 ADAPT = {"optimizer": {"steps": 2}}
 LONG_ADAPT = {"optimizer": {"steps": 64}}
+MINUTES = 300.0
+"""Longest wait for a replica to start or to end, on a machine that does much else."""
 ERRORS = {"replica_lost", "queue_full", "shutting_down"}
 
 
@@ -85,9 +87,9 @@ def test_answers_are_those_of_one_process(http: httpx.Client, one_process: str) 
 
 
 def test_requests_about_a_document_reach_the_replica_that_has_it(http: httpx.Client) -> None:
-    """A Zipf replay: 60 documents, 400 requests of clients that know nothing of sessions."""
+    """A Zipf replay: 60 documents, 250 requests of clients that know nothing of sessions."""
     weights = [1 / rank for rank in range(1, 61)]
-    asked = random.Random(0).choices(range(60), weights, k=400)
+    asked = random.Random(0).choices(range(60), weights, k=250)
     place: dict[int, str] = {}
     hits = repeated = 0
     for n in asked:
@@ -164,7 +166,7 @@ def test_a_killed_replica_takes_no_ready_adaptation_along(http: httpx.Client) ->
         lost = time.monotonic()
         assert {n: answer_of(ask(http, adaptation=id)) for n, id in made.items()} == before
         print(f"all ready adaptations answered {time.monotonic() - lost:.1f} s after the kill")
-        wait_for(lambda: len(replicas()) == 2, 120)
+        wait_for(lambda: len(replicas()) == 2, MINUTES)
         print(f"two replicas again after {time.monotonic() - lost:.1f} s")
     found = codes(responses)
     print(f"under load: {found}")
@@ -194,14 +196,14 @@ def test_an_update_loses_no_request_and_the_queue_sets_the_number_of_replicas(
     try:
         with load(http, 1) as light:
             _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
-            wait_for(lambda: len(replicas()) == 1 and replicas()[0].pid not in before, 120)
+            wait_for(lambda: len(replicas()) == 1 and replicas()[0].pid not in before, MINUTES)
         assert set(codes(light)) == {"ok"}
         print(f"{len(light)} requests during the update")
     finally:
         ray.shutdown()
     assert ask(http, adaptation=known).status_code == 200
     with load(http, 24, adapt=LONG_ADAPT) as heavy:
-        wait_for(lambda: len(replicas()) == 2, 120)
+        wait_for(lambda: len(replicas()) == 2, MINUTES)
     assert set(codes(heavy)) <= {"ok", *ERRORS}
-    wait_for(lambda: len(replicas()) == 1, 120)
+    wait_for(lambda: len(replicas()) == 1, MINUTES)
     assert ask(http, adaptation=known).status_code == 200
