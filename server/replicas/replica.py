@@ -106,5 +106,5 @@ class Replica:
         return {"queued_seconds": engine.queued_seconds, "is_busy": float(engine.is_busy)}
 
     async def close(self) -> None:
-        """End in order, as a server does on SIGTERM: running work ends, and what is ready is kept."""
+        """End as a server does on SIGTERM: running work ends, and what is ready is kept."""
         await self._lifespan.aclose()
