@@ -75,7 +75,7 @@ $(RAY)/.ready: constraints.txt | $(VENV)/.ready
 
 ray: setup $(RAY)/.ready
 	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -W ignore::DeprecationWarning \
-	    --confcutdir=tests/ray_serve tests/ray_serve
+	    --timeout 900 --confcutdir=tests/ray_serve tests/ray_serve
 
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: lint types harness

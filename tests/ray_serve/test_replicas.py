@@ -32,7 +32,7 @@ CONFIG = Path(__file__).parents[2] / "deploy" / "ray.yaml"
 REPLICA = "ray::ServeReplica:refine-server:Replica"
 QUESTION = "What is the castle animal?"
 ADAPT = {"optimizer": {"steps": 2}}
-LONG_ADAPT = {"optimizer": {"steps": 64}}
+LONG_ADAPT = {"optimizer": {"steps": 32}}
 MINUTES = 300.0
 """Longest wait for a replica to start or to end, on a machine that does much else."""
 ERRORS = {"replica_lost", "queue_full", "shutting_down"}
@@ -202,7 +202,7 @@ def test_an_update_loses_no_request_and_the_queue_sets_the_number_of_replicas(
     finally:
         ray.shutdown()
     assert ask(http, adaptation=known).status_code == 200
-    with load(http, 24, adapt=LONG_ADAPT) as heavy:
+    with load(http, 16, adapt=LONG_ADAPT) as heavy:
         wait_for(lambda: len(replicas()) == 2, MINUTES)
     assert set(codes(heavy)) <= {"ok", *ERRORS}
     wait_for(lambda: len(replicas()) == 1, MINUTES)

@@ -1,0 +1,1 @@
+"""How a fleet of replicas behaves: a measured replay, and a simulation that is fed by it."""
