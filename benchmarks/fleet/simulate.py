@@ -9,7 +9,7 @@ import bisect
 import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import simpy
@@ -134,7 +134,7 @@ def simulate(
             return [replicas[index] for index in ring.places(document, count)]
         return rng.sample(replicas, min(count, len(replicas)))
 
-    def serve(document: int) -> Iterator[simpy.Event]:
+    def serve(document: int) -> Generator[simpy.Event, None, None]:
         arrived = env.now
         free = (place for place in places(document) if len(place.turn.queue) < fleet.max_queue)
         replica = next(free, None)
@@ -150,7 +150,7 @@ def simulate(
         outcome.busy_seconds += seconds
         outcome.latencies.append(env.now - arrived + rng.choice(service.overheads))
 
-    def arrive() -> Iterator[simpy.Event]:
+    def arrive() -> Generator[simpy.Event, None, None]:
         for arrival, document in zip(trace.arrivals, trace.documents, strict=True):
             yield env.timeout(arrival - env.now)
             env.process(serve(document))
