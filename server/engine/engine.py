@@ -272,11 +272,6 @@ class Engine:
         return self._worker.busy_seconds
 
     @property
-    def queued_seconds(self) -> float:
-        """Estimated seconds of work of the jobs that wait to be admitted."""
-        return sum(job.estimate.total for job in self._queue.waiting)
-
-    @property
     def is_busy(self) -> bool:
         """Whether a job has not ended."""
         return bool(self._queue.jobs)

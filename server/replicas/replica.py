@@ -103,7 +103,7 @@ class Replica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Report the work that waits and runs, for ``scaling.py``."""
         engine = self._app.state.engine
-        return {"queued_seconds": engine.queued_seconds, "is_busy": float(engine.is_busy)}
+        return {"queued_seconds": engine.load.waiting_seconds, "is_busy": float(engine.is_busy)}
 
     async def close(self) -> None:
         """End as a server does on SIGTERM: running work ends, and what is ready is kept."""
