@@ -190,7 +190,7 @@ class Adaptation:
         """Record what its work tells, and wake up those who follow."""
         self.events.append(event)
         if isinstance(event, AdaptationStep):
-            self.steps.append(event.report)
+            self.steps.append(event.report.without_trace())
         self._notify()
 
     def set_status(self, status: Status) -> None:

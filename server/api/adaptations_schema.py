@@ -19,10 +19,9 @@ from refine_server.server.http.errors import ErrorDetail
 from refine_server.server.settings import MAX_TTL_SECONDS
 from refine_server.ttt.interface.config import AdaptConfig, DocumentAdaptConfig
 from refine_server.ttt.interface.evidence import Evidence
+from refine_server.ttt.interface.measures import EvalResult, Measured
 from refine_server.ttt.interface.reports import (
     Citation,
-    EvalResult,
-    Measured,
     Overflow,
     StepReport,
 )

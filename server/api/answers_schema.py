@@ -51,6 +51,7 @@ from refine_server.ttt.interface.requests import (
     default_context,
 )
 from refine_server.ttt.interface.strict import StrictModel
+from refine_server.ttt.interface.traces import RunTrace
 
 if TYPE_CHECKING:  # it would import torch
     from refine_server.ttt.kept import Kept
@@ -290,6 +291,10 @@ class AnswerResponse(BaseModel):
         description="What the adaptation of this request did; null where it made none. "
         "`/v1/adaptations/{id}` has that of a kept adaptation."
     )
+    trace: RunTrace | None = Field(
+        description="The document as the model sees it before and after the adaptation; null "
+        "unless `adapt.trace` asks for it. The steps of `adaptation_report` have theirs."
+    )
     usage: Usage
     timings: AnswerTimings
 
@@ -312,6 +317,7 @@ class AnswerResponse(BaseModel):
             quotes=done.quotes,
             overflow=done.overflow,
             adaptation_report=report if adapts else None,
+            trace=done.trace,
             usage=done.usage,
             timings=AnswerTimings.of(done.timings, origin.queue_seconds, origin.total_seconds),
         )

@@ -9,8 +9,11 @@ from refine_server.ttt.interface.events import (
     AdaptationStep,
     DocumentRead,
     DocumentReading,
+    DocumentTraced,
 )
-from refine_server.ttt.interface.reports import Report, StepReport
+from refine_server.ttt.interface.measures import Report
+from refine_server.ttt.interface.reports import StepReport
+from refine_server.ttt.interface.traces import DocumentTrace
 
 LEFT = "Estimated seconds until the end, with what is waited for; null while nothing was measured."
 POSITION = "Place in the queue, from 1 on; 0 where nothing has to be waited for."
@@ -101,6 +104,7 @@ PROGRESS_EVENTS: dict[str, type[BaseModel]] = {
     "document.reading": ReadingProgress,
     "adaptation.started": AdaptationBegun,
     "adaptation.step": StepProgress,
+    "document.trace": DocumentTrace,
 }
 """The data of each event."""
 
@@ -139,6 +143,8 @@ def progress_event(
             )
         case AdaptationStarted():
             return "adaptation.started", AdaptationBegun(steps=event.steps, seconds_left=left)
+        case DocumentTraced(trace):
+            return "document.trace", trace
         case AdaptationStep(report):
             return "adaptation.step", StepProgress(**dict(report), steps=steps, seconds_left=left)
         case _:

@@ -63,6 +63,8 @@ class Context:
     """By which the best of three answers is found; None where there is one."""
     read: ReadContext = "document"
     """What of the document stands before the query."""
+    reading: Reading | None = None
+    """The parts of the document that are read; None: all of it, or what was read before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +175,8 @@ class _QueryContext:
         candidates = find_candidates(document, self.query.words, evidence, offsets, whole, longest)
         candidates = self._fitting(candidates)
         chosen = candidates.chosen()
-        text, places = join(document, [candidates.chunks[n] for n in chosen])
+        reading = Reading.of_parts(document, [candidates.chunks[n] for n in chosen])
+        text, places = reading.text, reading.places
         prompt = template.encode_document(text, work.limits)
         query = self.query.encode(prompt.tail, "")
         aim: list[tuple[int, int]] = []
@@ -190,6 +193,7 @@ class _QueryContext:
             aim=_nonempty(aim),
             overflow=None,
             read="passages",
+            reading=reading,
         )
 
     def _fitting(self, candidates: Candidates) -> Candidates:
@@ -220,7 +224,7 @@ class _QueryContext:
         words = self.query.words
         reading, prompt, overflow = reader.read(work.document, offsets, room, words, named)
         if evidence is None:
-            return self._without_evidence(prompt, overflow)
+            return replace(self._without_evidence(prompt, overflow), reading=reading)
         longest = room if overflow is None else max(room // PASSAGES, 1)
         found = find_candidates(work.document, words, evidence, offsets, reading, longest)
         repeated = self._repeated(found, reading, left)
@@ -239,6 +243,7 @@ class _QueryContext:
             overflow=overflow,
             check=check,
             read="document+passages" if repeated else "document",
+            reading=reading,
         )
 
     def _without_evidence(self, prompt: DocumentPrompt, overflow: Overflow | None) -> Context:

@@ -229,8 +229,9 @@ class AdaptConfig(_Settings):
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of positions, rollouts, held-out spans and the fast weights' initial values."""
     trace: bool = False
-    """Report where the rollouts of each step started, their tokens and their rewards. It changes
-    nothing else."""
+    """Report how the model sees the document before and after the adaptation, and what each step
+    does: where its rollouts start, their tokens, rewards and advantages, and the change of each
+    layer. It takes up to two more readings of the document, and changes nothing else."""
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from refine_server.ttt.interface.reports import (
     Timings,
     Usage,
 )
+from refine_server.ttt.interface.traces import DocumentTrace, RunTrace
 
 if TYPE_CHECKING:  # it holds tensors, and these values must be had without importing torch
     from refine_server.ttt.kept import Kept
@@ -57,6 +58,13 @@ class AdaptationStep:
 
 
 @dataclass(frozen=True)
+class DocumentTraced:
+    """``adapt.trace``: how the model sees the document now."""
+
+    trace: DocumentTrace
+
+
+@dataclass(frozen=True)
 class BaseAnswered:
     """``compare_base``: what the unadapted model answers."""
 
@@ -96,6 +104,8 @@ class AnswerCompleted:
     """What was read before the query."""
     overflow: Overflow | None = None
     """How the document was shortened, if it was."""
+    trace: RunTrace | None = None
+    """The document before and after the adaptation, if a trace was asked for."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,7 @@ Event = (
     | DocumentRead
     | AdaptationStarted
     | AdaptationStep
+    | DocumentTraced
     | BaseAnswered
     | AdaptationEnded
     | AnswerDelta

@@ -4,59 +4,14 @@ The same models are part of the HTTP contract's responses and of stored adaptati
 is declared here and nowhere else.
 """
 
-import math
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-Measured = Annotated[float, PlainSerializer(_finite, return_type=float | None, when_used="json")]
-"""A measured value. NaN and infinity, which JSON does not have, are written as null."""
-
+from refine_server.ttt.interface.measures import EvalResult, Measured, Report
+from refine_server.ttt.interface.traces import StepTrace
 
 AnsweredBy = Literal["base", "adapted", "kept_base"]
 """What answers: the base weights, as no adaptation was asked for; adapted weights; or the base
 weights although an adaptation was asked for."""
-
-
-class Report(BaseModel):
-    """A part of a response: every field is always there, and documented by its docstring."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        json_schema_serialization_defaults_required=True,
-    )
-
-
-class TracedPosition(Report):
-    """A position of a step, and the rollouts that start there."""
-
-    row: int
-    """Row of tokens that the rollouts start in: 0 for a document, the span's number for spans."""
-    token: int
-    """Number in that row of the first token that a rollout predicts, from 0 on."""
-    entropy: Measured
-    """Entropy in nats of the distribution that predicts this token."""
-    rollouts: tuple[tuple[int, ...], ...]
-    """The tokens of each rollout; the document's own continuation is the last one if it is among
-    them."""
-    rewards: tuple[Measured, ...]
-    """Reward of each sampled rollout, without the document's own continuation."""
-
-
-class StepTrace(Report):
-    """What a step did, position by position."""
-
-    positions: tuple[TracedPosition, ...]
-    left_out: int
-    """Number of positions that are not listed, because the rollouts of those before them have
-    16,384 tokens or more."""
 
 
 class StepReport(Report):
@@ -87,22 +42,12 @@ class StepReport(Report):
     rollout_tokens: int
     """Tokens of the step's rollouts, demonstrations not counted."""
     trace: StepTrace | None = None
-    """Its positions and rollouts; null without rollouts, and unless `adapt.trace` asks for it.
-    It is not stored with a kept adaptation."""
+    """What it did, position by position; null unless `adapt.trace` asks for it. It is not stored
+    with a kept adaptation."""
 
-
-class EvalResult(Report):
-    """Evaluation of the weights after a step on the document's held-out spans."""
-
-    step: int
-    """The step after which the weights were evaluated; 0: the base weights."""
-    loss: Measured
-    """Next-token loss of the spans at their place in the document, in nats per token."""
-    accuracy: float
-    """Share of the spans' tokens, 0 to 1, that greedy decoding reproduces correctly after a cue
-    that follows the document."""
-    seconds: float = 0.0
-    """Time of the evaluation; in a batch, the request's share of it. Version 0.3 kept none."""
+    def without_trace(self) -> Self:
+        """Return the report as it is kept: a trace may quote the document, so it is not."""
+        return self.model_copy(update={"trace": None})
 
 
 class AdaptationHistory(Report):
@@ -138,8 +83,8 @@ class AdaptationReport(AdaptationHistory):
         return self.accepted_step > 0
 
     def without_traces(self) -> Self:
-        """Return the report as it is kept: rollouts may quote the document, so they are not."""
-        steps = tuple(step.model_copy(update={"trace": None}) for step in self.steps)
+        """Return the report as it is kept, without the traces of its steps."""
+        steps = tuple(step.without_trace() for step in self.steps)
         return self.model_copy(update={"steps": steps})
 
     def unused(self, reason: str) -> Self:

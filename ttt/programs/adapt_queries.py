@@ -17,6 +17,7 @@ from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.programs.answer import new_fast_weights
 from refine_server.ttt.programs.encode_adaptation import EncodedQueryAdapt
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
+from refine_server.ttt.programs.trace_run import trace_run
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
 from refine_server.ttt.query_side.document_cache import DocumentCache, document_key
 from refine_server.ttt.query_side.query_adaptation import QueryAdaptation, rounded
@@ -39,7 +40,9 @@ async def adapt_on_evidence(
         documents: documents that were read before; None keeps none.
     """
     request = work.request
-    frozen = await read_frozen(model, work.prompt, request.owner, documents, emit)
+    frozen = await read_frozen(
+        model, work.prompt, request.owner, documents, emit, with_entropy=request.adapt.trace
+    )
     document, seconds, is_cached = frozen
     key = document_key(document.input_ids)
     emit(DocumentRead(work.tokens, seconds, is_cached, work.overflow, key))
@@ -53,6 +56,14 @@ async def adapt_on_evidence(
         found += [] if candidates is None else [candidates]
     if request.adapt.objective != "none":
         emit(AdaptationStarted(request.adapt.optimizer.steps))
+    tracer = trace_run(
+        model,
+        work.prompt,
+        work.characters,
+        emit,
+        questions=[aim.question for aim in aims],
+        evidence=[span for aim in aims for span in aim.evidence],
+    )
     fast, report = await adapt_queries(
         document,
         new_fast_weights(model, request),
@@ -60,6 +71,7 @@ async def adapt_on_evidence(
         aims,
         on_step=lambda report: emit(AdaptationStep(report)),
         should_stop=should_stop,
+        tracer=tracer,
     )
     emit(AdaptationEnded(report, time.monotonic() - began))
     kept = QueryAdaptation(

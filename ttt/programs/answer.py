@@ -33,6 +33,7 @@ from refine_server.ttt.interface.events import (
 )
 from refine_server.ttt.interface.reports import AdaptationReport, Citation, Quote, Usage
 from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest
+from refine_server.ttt.interface.traces import RunTrace
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.pieces import Pieces
 from refine_server.ttt.programs.ask_base import answer_unadapted
@@ -42,10 +43,12 @@ from refine_server.ttt.programs.encode import EncodedAnswer, EncodedAsk
 from refine_server.ttt.programs.encode_adaptation import EncodedAdapt
 from refine_server.ttt.programs.frozen import quote
 from refine_server.ttt.programs.reread import grows_with_document, read_end, without_state
+from refine_server.ttt.programs.trace_run import trace_run
 from refine_server.ttt.query_side.document_cache import DocumentCache
-from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.rows import Rows, Span
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt as refine
+from refine_server.ttt.tracing.run import RunTracer
 
 
 async def adapt(
@@ -77,7 +80,9 @@ async def adapt(
     key = uuid.uuid4().hex if is_reread else None
     ids = document.input_ids
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow, key=key))
-    adapted = await _adapt(document, fast, work, emit, should_stop, query)
+    questions = [] if work.query is None else [work.query]
+    tracer = trace_run(model, work.prompt, work.characters, emit, questions=questions, evidence=())
+    adapted = await _adapt(document, fast, work, emit, should_stop, query, tracer)
     adapted = replace(adapted, report=adapted.report.without_traces())
     if key is None:
         emit(DocumentAdapted(adapted))
@@ -155,7 +160,12 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
         emit(BaseAnswered(base.decoded.text))
 
     query = QueryContext(text=request.query, header=work.prompt.header, query=work.query)
-    adapted = await _adapt(document, fast, work, emit, should_stop, query)
+    context = len(work.prompt.header)
+    evidence = [Span(context + start, context + end) for start, end in work.context.aim]
+    tracer = trace_run(
+        model, work.prompt, work.characters, emit, questions=[work.query], evidence=evidence
+    )
+    adapted = await _adapt(document, fast, work, emit, should_stop, query, tracer)
     clock.lap("adapt")
     del document  # its trunk and frozen layers are not needed to answer
 
@@ -164,7 +174,9 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
         model, work, adapted.state, adapted.fast_weights, answer_deltas(emit, clock)
     )
     clock.lap("decode")
-    await emit_answer(emit, given, adapted.report, work, clock, base, work.context.candidates)
+    trace = None if tracer is None else tracer.result
+    candidates = work.context.candidates
+    await emit_answer(emit, given, adapted.report, work, clock, base, candidates, trace)
 
 
 async def _prefill(
@@ -221,6 +233,7 @@ async def _adapt(
     emit: Emit,
     should_stop: ShouldStop,
     query: QueryContext | None,
+    tracer: RunTracer | None,
 ) -> AdaptedDocument:
     began = time.monotonic()
     if work.request.adapt.objective != "none":
@@ -233,6 +246,7 @@ async def _adapt(
         query=query,
         on_step=lambda report: emit(AdaptationStep(report)),
         should_stop=should_stop,
+        tracer=tracer,
     )
     emit(AdaptationEnded(adapted.report, time.monotonic() - began))
     return replace(
@@ -261,6 +275,7 @@ async def emit_answer(
     clock: Clock,
     base: Answer | None,
     candidates: Candidates | None,
+    trace: RunTrace | None,
 ) -> None:
     """Emit the last event of an answer, with what the document says of it.
 
@@ -272,6 +287,7 @@ async def emit_answer(
         clock: of all phases.
         base: the unadapted model's answer, if it was asked for.
         candidates: the evidence; None where none was looked for.
+        trace: the document before and after, if that was asked for.
     """
     decoded = answer.decoded
     citations: tuple[Citation, ...] = ()
@@ -298,5 +314,6 @@ async def emit_answer(
             quotes=quotes,
             overflow=work.overflow,
             context=answer.read,
+            trace=trace,
         )
     )

@@ -21,6 +21,7 @@ from refine_server.ttt.programs.best_answer import decode_answer, decode_base, r
 from refine_server.ttt.programs.clock import Clock
 from refine_server.ttt.programs.encode import EncodedAnswer
 from refine_server.ttt.programs.frozen import find_evidence, read_frozen
+from refine_server.ttt.programs.trace_run import trace_run
 from refine_server.ttt.query_side.adapt import Aim, adapt_queries
 from refine_server.ttt.query_side.document_cache import DocumentCache
 from refine_server.ttt.refine.guard import NO_BETTER_STEP
@@ -48,7 +49,9 @@ async def answer_on_evidence(
     request, clock = work.request, Clock()
     if request.kept is not None:
         request.kept.require_owner(request.owner)
-    frozen = await read_frozen(model, work.prompt, request.owner, documents, emit)
+    frozen = await read_frozen(
+        model, work.prompt, request.owner, documents, emit, with_entropy=request.adapt.trace
+    )
     document, seconds, is_cached = frozen
     clock.lap("prefill")
     emit(DocumentRead(work.tokens, seconds, is_cached=is_cached, overflow=work.overflow))
@@ -61,6 +64,9 @@ async def answer_on_evidence(
 
     candidates, aim = await find_evidence(document, work.context, request.evidence)
     clock.lap("other")
+    tracer = trace_run(
+        model, work.prompt, work.characters, emit, questions=[work.query], evidence=aim
+    )
     adapts = request.kept is None and request.adapt.objective != "none"
     if request.kept is None:
         began = time.monotonic()
@@ -73,6 +79,7 @@ async def answer_on_evidence(
             [Aim(evidence=aim, question=work.query)],
             on_step=lambda report: emit(AdaptationStep(report)),
             should_stop=should_stop,
+            tracer=tracer,
         )
         emit(AdaptationEnded(report, time.monotonic() - began))
         guard = request.adapt.guard
@@ -90,4 +97,5 @@ async def answer_on_evidence(
     clock.lap("decode")
     if answer.is_base and not fast.is_base:
         report = report.unused(NO_BETTER_STEP)
-    await emit_answer(emit, answer, report, work, clock, base, candidates)
+    trace = None if tracer is None else tracer.result
+    await emit_answer(emit, answer, report, work, clock, base, candidates, trace)

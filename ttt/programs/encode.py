@@ -34,6 +34,7 @@ from refine_server.ttt.programs.encode_adaptation import (
     encode_adaptation,
 )
 from refine_server.ttt.programs.encode_completion import EncodedCompletion, encode_completion
+from refine_server.ttt.tracing.characters import Characters, locate_characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,8 @@ class EncodedAnswer:
     request: AnswerRequest
     context: Context
     """What is read of the document, and the query."""
+    characters: Characters | None = None
+    """Of the document's tokens; None where no trace is asked for."""
     grammar: Grammar | None = None
     """The form that the answer is held to."""
 
@@ -187,7 +190,13 @@ def _encode_texts(
                 _refuse_attention(work.evidence, work.adapt)
             template.require_query(work.query, limits, "query")
             _require_words(work.evidence, template, limits)
-            return EncodedAnswer(request=work, context=_encode_context(work, template, limits))
+            context = _encode_context(work, template, limits)
+            characters = None
+            if work.adapt.trace:
+                characters = locate_characters(
+                    work.document, context.reading, context.prompt, template, limits
+                )
+            return EncodedAnswer(request=work, context=context, characters=characters)
         case AdaptRequest():
             if not has_attention:
                 _refuse_attention(work.evidence, work.adapt)

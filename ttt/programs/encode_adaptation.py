@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.evidence.context import Context, ContextEncoder, Query
-from refine_server.ttt.evidence.reading import DocumentReader
+from refine_server.ttt.evidence.reading import DocumentReader, Reading
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
     EvidenceByAttention,
@@ -15,6 +15,7 @@ from refine_server.ttt.interface.evidence import (
 )
 from refine_server.ttt.interface.reports import Overflow
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
+from refine_server.ttt.tracing.characters import Characters, locate_characters
 
 MAX_SPANS = 64
 """The most chunks that an adaptation is aimed at: each is a row of every step."""
@@ -27,6 +28,8 @@ class EncodedAdapt:
     request: AdaptRequest
     prompt: DocumentPrompt
     query: list[int] | None
+    characters: Characters | None = None
+    """Of the document's tokens; None where no trace is asked for."""
     overflow: Overflow | None = None
     """How the document was shortened, if it was."""
 
@@ -45,6 +48,8 @@ class EncodedQueryAdapt:
     """The evidence for each query; one without a query where only the evidence is known."""
     room: int
     """The most tokens that are read of the document, for this and all later queries."""
+    characters: Characters | None = None
+    """Of the document's tokens; None where no trace is asked for."""
 
     @property
     def overflow(self) -> Overflow | None:
@@ -76,7 +81,8 @@ def encode_adaptation(
         _check_aim(work)
         room = _count_room(work, template, limits)
         contexts = tuple(_contexts(work, template, limits, room))
-        return EncodedQueryAdapt(request=work, contexts=contexts, room=room)
+        characters = _characters(work, contexts[0].reading, contexts[0].prompt, template, limits)
+        return EncodedQueryAdapt(request=work, contexts=contexts, room=room, characters=characters)
     if work.evidence is not None:
         raise _unfit("evidence", "needs adapt.on.kind to be evidence")
     if len(work.queries) != 1 and kind in ("query_spans", "prompt"):
@@ -100,14 +106,30 @@ def _encode_document(work: AdaptRequest, template: PromptTemplate, limits: Limit
     """Encode a document that gets a state of its own, and the query if one is known."""
     room, [asked] = _count_room(work, template, limits), work.queries or (None,)
     reader = DocumentReader(template=template, limits=limits, on_overflow=work.on_overflow)
-    prompt, overflow = reader.read_whole(work.document, room), None
+    prompt, overflow, reading = reader.read_whole(work.document, room), None, None
     if prompt is None:
         _, offsets = reader.locate(work.document, room)
-        _, prompt, overflow = reader.read(work.document, offsets, room, asked)
+        reading, prompt, overflow = reader.read(work.document, offsets, room, asked)
     query = None
     if asked is not None:
         query = template.encode_query(asked, limits, tail=prompt.tail)
-    return EncodedAdapt(request=work, prompt=prompt, query=query, overflow=overflow)
+    characters = _characters(work, reading, prompt, template, limits)
+    return EncodedAdapt(
+        request=work, prompt=prompt, query=query, characters=characters, overflow=overflow
+    )
+
+
+def _characters(
+    work: AdaptRequest,
+    reading: Reading | None,
+    prompt: DocumentPrompt,
+    template: PromptTemplate,
+    limits: Limits,
+) -> Characters | None:
+    """Find the characters of the document's tokens, where a trace is asked for."""
+    if not work.adapt.trace:
+        return None
+    return locate_characters(work.document, reading, prompt, template, limits)
 
 
 def _contexts(

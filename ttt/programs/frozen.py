@@ -21,8 +21,8 @@ from refine_server.ttt.interface.evidence import (
 )
 from refine_server.ttt.interface.reports import Citation, Quote
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.query_side.adapt import supervised_layers
-from refine_server.ttt.query_side.document_cache import DocumentCache
+from refine_server.ttt.query_side.attention_target import supervised_layers
+from refine_server.ttt.query_side.document_cache import DocumentCache, document_key
 from refine_server.ttt.query_side.frozen_document import DocumentReader, FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Span
 
@@ -43,6 +43,8 @@ async def read_frozen(
     owner: str,
     documents: DocumentCache | None,
     emit: Emit,
+    *,
+    with_entropy: bool = False,
 ) -> Frozen:
     """Read a document with the base model, unless its owner has had it read before.
 
@@ -52,12 +54,16 @@ async def read_frozen(
         owner: who alone shares the reading.
         documents: documents that were read before; None keeps none.
         emit: receives the progress of the reading.
+        with_entropy: whether the entropies of its tokens are needed; a document that was read
+            without them is read again.
     """
     ids = torch.tensor([prompt.header + prompt.document], device=model.device)  # [1, T]
     document = None if documents is None else documents.frozen(owner, ids)
-    if document is not None:
+    if document is not None and (document.entropy is not None or not with_entropy):
         return Frozen(document, 0.0, True)
-    reader = DocumentReader(model, ids, len(prompt.header))
+    if documents is not None and document is not None:
+        documents.forget(owner, document_key(ids))
+    reader = DocumentReader(model, ids, len(prompt.header), with_entropy=with_entropy)
     while not reader.is_done:
         emit(DocumentReading(reader.tokens, len(prompt.document)))
         await Call(reader.read_piece, model.threads)

@@ -6,7 +6,7 @@ the evidence for the query. So the adapted document is its frozen state and a fe
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,11 @@ from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.events import ShouldStop, never_stop
 from refine_server.ttt.interface.reports import AdaptationReport, StepReport
-from refine_server.ttt.query_side.attention_target import AttentionTarget, AttentionTargets
+from refine_server.ttt.query_side.attention_target import (
+    AttentionTarget,
+    AttentionTargets,
+    supervised_layers,
+)
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.query_side.frozen_spans import FrozenSpans
 from refine_server.ttt.refine import guard
@@ -25,12 +29,10 @@ from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loop import make_steps
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 from refine_server.ttt.refine.step import AdaptationRun, StepRejected
+from refine_server.ttt.tracing.run import RunTracer
 
 FIRST_TOKEN = 2
 """The lowest token that a span may begin with: one predicts it, and one gives that its state."""
-SUPERVISED_LAYERS = (0.5,)
-"""The depths of the layers whose attention is compared with the target, as shares of all layers
-with attention over the document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,7 @@ async def adapt_queries(
     *,
     on_step: Callable[[StepReport], None] = lambda report: None,
     should_stop: ShouldStop = never_stop,
+    tracer: RunTracer | None = None,
 ) -> tuple[FastWeights, AdaptationReport]:
     """Adapt ``fast`` to the evidence of a document, in place.
 
@@ -62,6 +65,7 @@ async def adapt_queries(
         aims: the evidence for each question. Steps read the evidence of all.
         on_step: called with the report of every step that was made.
         should_stop: asked before every step, and between the pieces of one.
+        tracer: traces the document and the steps, where that is asked for.
 
     Returns:
         The weights to answer with, ``fast`` or the base weights, and the report.
@@ -69,19 +73,28 @@ async def adapt_queries(
     Raises:
         RequestError: attention is to be turned to evidence that it cannot be turned to.
     """
+    evidence = [span for aim in aims for span in aim.evidence]
+    spans: Sequence[Span] = ()
+    if config.objective != "none":
+        spans = equal_spans(evidence, document.input_ids.shape[1], config.rollouts.tokens)
+    if tracer is not None:
+        await tracer.before(spans=spans, frozen=document)
     if config.objective == "none":
         return BASE, _report(config, [], BASE, None, None)
-    evidence = [span for aim in aims for span in aim.evidence]
-    spans = equal_spans(evidence, document.input_ids.shape[1], config.rollouts.tokens)
     if not spans:
         return BASE, _report(config, [], BASE, guard.DOCUMENT_TOO_SHORT, None)
     threads = document.model.threads
     run = await Call(lambda: prepare(document, fast, config, aims, spans), threads)
+    if tracer is not None:
+        tracer_of_steps = tracer.steps(run.inputs.rollout_rows, fast, config.optimizer.steps)
+        run = replace(run, tracer=tracer_of_steps)
     steps, stopped = await make_steps(run, on_step, should_stop)
     if isinstance(stopped, StepRejected):
         return BASE, _report(config, [*steps, stopped.report], BASE, stopped.reason, None)
     reason = guard.check_weights(fast) if steps else stopped
     chosen = fast.detach() if steps and reason is None else BASE
+    if tracer is not None and not chosen.is_base:
+        await tracer.after_queries(chosen, len(steps), document, run.inputs.rollout_rows)
     return chosen, _report(config, steps, chosen, reason, stopped)
 
 
@@ -128,11 +141,6 @@ def equal_spans(evidence: Sequence[Span], end: int, rollout_tokens: int) -> list
         return []
     starts = {max(FIRST_TOKEN, min(start, end - length)) for start, _ in evidence}
     return [Span(start, start + length) for start in sorted(starts)]
-
-
-def supervised_layers(layers: Sequence[int]) -> tuple[int, ...]:
-    """Choose the layers whose attention is compared with the target, of those that have one."""
-    return tuple(layers[min(int(len(layers) * d), len(layers) - 1)] for d in SUPERVISED_LAYERS)
 
 
 def _target(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.state import State
 from refine_server.ttt.query_side.frozen_document import FrozenDocument
 from refine_server.ttt.refine.inputs.rows import Span
 
@@ -20,6 +22,42 @@ EVIDENCE_MASS = 0.6
 """The share of the target on the evidence (alpha in the paper)."""
 SINK_TOKENS = 4
 """Tokens at the beginning of the prompt that attention falls on whatever they say."""
+SUPERVISED_LAYERS = (0.5,)
+"""The depths of the layers whose attention is compared with the target, as shares of all layers
+with attention over the document."""
+
+
+def supervised_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Choose the layers whose attention is compared with the target, of those that have one."""
+    return tuple(layers[min(int(len(layers) * d), len(layers) - 1)] for d in SUPERVISED_LAYERS)
+
+
+def log_attention(
+    model: CausalLM,
+    question: Tensor,
+    state: State,
+    fast: FastWeights,
+    layers: Sequence[int],
+    first: int,
+) -> Tensor:
+    """Compute log a, the attention of a question's last token without the sinks, in the graph.
+
+    Weights that underflow count as the smallest number there is, so that all are finite.
+
+    Args:
+        model: has the layers.
+        question: [1, Q], what follows the document.
+        state: after the document's T tokens.
+        fast: the weights that the question is read under.
+        layers: whose attention it is.
+        first: the first token of the document that counts.
+
+    Returns:
+        [layers, T - first], a mean over each layer's heads.
+    """
+    weights = model.attention_to_prefix(question, state, fast, layers)  # one [1, Hq, T] a layer
+    mean = torch.stack([own[0].mean(0)[first:] for own in weights])
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log().log_softmax(-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +123,9 @@ class AttentionTarget:
         return float((self._log_attention(fast).exp() * self.on_evidence).sum(-1).mean())
 
     def _log_attention(self, fast: FastWeights) -> Tensor:
-        """Compute log a, of the question's attention without the sinks: [layers, T - first].
-
-        Weights that underflow count as the smallest number there is, so that all are finite.
-        """
-        weights = self.document.model.attention_to_prefix(
-            self.question, self.document.state, fast, self.layers
-        )  # one [1, Hq, T] a layer
-        mean = torch.stack([own[0].mean(0)[self.first :] for own in weights])
-        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log().log_softmax(-1)
+        """Compute the question's attention to the document under ``fast``: [layers, T - first]."""
+        own = self.document
+        return log_attention(own.model, self.question, own.state, fast, self.layers, self.first)
 
 
 @dataclass(frozen=True, slots=True)

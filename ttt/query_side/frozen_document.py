@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from refine_server.ttt.fast_weights import BASE
+from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.reader import Reader
 from refine_server.ttt.models.state import LayerState, State
@@ -38,6 +38,9 @@ class FrozenDocument:
     snapshots: tuple[tuple[LayerState | None, ...], ...]
     """The layers' states after every ``SNAPSHOT_TOKENS`` tokens; None for a layer whose state holds
     those of its prefixes, and empty where all layers' do."""
+    entropy: Tensor | None = None
+    """[T], entropies in nats of the distributions that predict the tokens, NaN for the first one;
+    None where no trace asked for them."""
 
     @classmethod
     def read(cls, model: CausalLM, input_ids: Tensor, context_tokens: int = 0) -> "FrozenDocument":
@@ -92,6 +95,31 @@ class FrozenDocument:
         return State(tuple(layers), position)
 
 
+class TokenEntropies:
+    """Entropies of the distributions that predict a text's tokens, from its hidden states.
+
+    Args:
+        model: has the LM head.
+        fast: the weights that the text is read under.
+    """
+
+    def __init__(self, model: CausalLM, fast: FastWeights = BASE) -> None:
+        self._model, self._fast = model, fast
+        self._following: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, hidden: Tensor) -> None:
+        """Add the next hidden states [1, n, D]."""
+        unused = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        _, entropy = self._model.token_stats(hidden, unused, self._fast)
+        self._following.append(entropy[0])
+
+    def of_tokens(self) -> Tensor:
+        """Return the entropies of the T tokens that were read: [T], NaN for the first one."""
+        entropy = torch.cat(self._following)  # [T], of the tokens that follow
+        return torch.cat([entropy.new_full((1,), torch.nan), entropy[:-1]])
+
+
 class DocumentReader:
     """Reads a document under the base weights, piece by piece.
 
@@ -99,9 +127,18 @@ class DocumentReader:
         model: the base model.
         input_ids: [1, T], the prompt up to the end of the document.
         context_tokens: tokens of the prompt before the document itself.
+        with_entropy: whether the entropies of the tokens are computed.
     """
 
-    def __init__(self, model: CausalLM, input_ids: Tensor, context_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        input_ids: Tensor,
+        context_tokens: int = 0,
+        *,
+        with_entropy: bool = False,
+    ) -> None:
+        self._entropies = TokenEntropies(model) if with_entropy else None
         self._model, self._input_ids, self._context_tokens = model, input_ids, context_tokens
         self._reader = Reader(model, input_ids)
         self._hidden: Tensor  # [1, D]
@@ -124,7 +161,10 @@ class DocumentReader:
 
     def read_piece(self) -> None:
         """Read the next tokens."""
-        self._hidden = self._reader.read_piece()[:, -1].clone()
+        hidden = self._reader.read_piece()  # [1, n, D]
+        if self._entropies is not None:
+            self._entropies.add(hidden)
+        self._hidden = hidden[:, -1].clone()
         if not self._model.views_prefixes and self._reader.tokens % SNAPSHOT_TOKENS == 0:
             layers = self._reader.state.layers
             self._snapshots.append(tuple(None if x.views_prefixes else x for x in layers))
@@ -138,4 +178,5 @@ class DocumentReader:
             hidden=self._hidden,
             state=self._reader.state,
             snapshots=tuple(self._snapshots),
+            entropy=None if self._entropies is None else self._entropies.of_tokens(),
         )

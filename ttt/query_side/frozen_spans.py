@@ -44,6 +44,7 @@ class FrozenSpans(Rows):
         super().__init__(
             document.model, rows, fast, context_tokens=1, positions=positions, min_prefix=1
         )
+        self.places = self.begins[:, None] + torch.arange(rows.shape[1], device=ids.device)
 
     @override
     def prefixes(self, trunk: Trunk, starts: Tensor, fast: FastWeights) -> Prefix:

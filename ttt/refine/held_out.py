@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
-from refine_server.ttt.interface.reports import EvalResult
+from refine_server.ttt.interface.measures import EvalResult
 from refine_server.ttt.models.segments import (
     freeze_in_pieces,
     token_stats_in_pieces,

@@ -6,7 +6,7 @@ all of them, until the held-out guard sees no improvement, or until the caller s
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -42,6 +42,7 @@ from refine_server.ttt.refine.step import (
     StepRejected,
 )
 from refine_server.ttt.refine.time_limit import TimeLimit
+from refine_server.ttt.tracing.run import RunTracer
 
 
 async def adapt(
@@ -53,6 +54,7 @@ async def adapt(
     query: QueryContext | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     should_stop: ShouldStop = never_stop,
+    tracer: RunTracer | None = None,
 ) -> AdaptedDocument:
     """Adapt ``fast`` to a document in place and return the adapted document.
 
@@ -69,6 +71,7 @@ async def adapt(
         query: the query that is adapted on, or by which spans are chosen; None if there is none.
         on_step: called with the report of every step that was made.
         should_stop: asked before every step, and between the pieces of one.
+        tracer: traces the document and the steps, where that is asked for.
     """
     threads = document.model.threads
 
@@ -77,6 +80,8 @@ async def adapt(
         steps: Sequence[StepReport] = (),
         stopped: str | None = None,
     ) -> AdaptedDocument:
+        if tracer is not None and tracer.result is None:
+            await tracer.before()
         call = LongCall(
             lambda: _unadapted(document, config, owner, reason, steps, stopped), threads
         )
@@ -89,6 +94,10 @@ async def adapt(
     run = await LongCall(lambda: prepare(document, fast, config, query), threads)
     if isinstance(run, str):
         return await unadapted(run)
+    if tracer is not None:
+        await tracer.before(spans=run.spans, held_out=document.held_out)
+        tracer_of_steps = tracer.steps(run.inputs.rollout_rows, fast, config.optimizer.steps)
+        run = replace(run, tracer=tracer_of_steps)
 
     steps, stopped = await make_steps(run, on_step, should_stop)
     if isinstance(stopped, StepRejected):
@@ -96,7 +105,10 @@ async def adapt(
     if not steps:
         return await unadapted(stopped, stopped=stopped)
     call = LongCall(lambda: finish(run, owner, steps, stopped), threads)
-    return await call
+    adapted = await call
+    if tracer is not None and adapted.report.adapted:
+        await tracer.after(adapted.fast_weights, adapted.report.accepted_step)
+    return adapted
 
 
 async def make_steps(
@@ -173,7 +185,9 @@ def prepare(
         config=config,
         generator=generator,
     )
-    return AdaptationRun(document=document, inputs=inputs, optimizer=optimizer, evaluator=evaluator)
+    return AdaptationRun(
+        document=document, inputs=inputs, optimizer=optimizer, evaluator=evaluator, spans=spans
+    )
 
 
 def _adapted_rows(

@@ -47,14 +47,22 @@ class StepLoss:
     """[], the KL divergence to the unadapted policy; 0 without that term."""
     attention: Tensor
     """[], the KL divergence of the question's attention from its target; 0 without that term."""
-    rewards: Tensor
-    """[S G, n], rewards of the sampled rollouts; [1] of 0 without rollouts."""
+    group_rewards: Tensor
+    """[S G, group], rewards of all continuations; [1, 1] of 0 without rollouts."""
+    advantages: Tensor
+    """The same shape, how much better each of them is than its group."""
     entropy: Tensor
     """[S, T - first], the entropies that positions were selected by."""
     rollouts: Rollouts | None
     """The rollouts of this step, or None without any."""
     ntp_trunk: RequestTrunk | None
     """The forward over the rows that the next-token loss read; None if there is no such loss."""
+
+    @property
+    def rewards(self) -> Tensor:
+        """Rewards of the sampled rollouts: [S G, n], or [1, 1] of 0 without rollouts."""
+        sampled = 1 if self.rollouts is None else self.rollouts.sampled
+        return self.group_rewards[:, :sampled]
 
     @property
     def rollout_tokens(self) -> int:
@@ -141,7 +149,8 @@ def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[lis
                 grpo=grpo,
                 kl=kl,
                 attention=attention,
-                rewards=rewards.view(-1, shape.group)[:, : shape.rollouts],
+                group_rewards=rewards.view(-1, shape.group),
+                advantages=advantages.view(-1, shape.group),
                 entropy=own.token_stats.entropy,
                 rollouts=own_rollouts,
                 ntp_trunk=ntp_own,
@@ -160,7 +169,8 @@ def _ntp_loss(request: StepInputs, trunk: RequestTrunk, graph: Graph) -> StepLos
         grpo=zero,
         kl=zero,
         attention=attention,
-        rewards=zero[None],
+        group_rewards=zero.view(1, 1),
+        advantages=zero.view(1, 1),
         entropy=trunk.token_stats.entropy,
         rollouts=None,
         ntp_trunk=trunk,
@@ -177,7 +187,8 @@ def _attention_loss(request: StepInputs, graph: Graph) -> StepLoss:
         grpo=zero,
         kl=zero,
         attention=attention,
-        rewards=zero[None],
+        group_rewards=zero.view(1, 1),
+        advantages=zero.view(1, 1),
         entropy=zero.view(1, 1),
         rollouts=None,
         ntp_trunk=None,

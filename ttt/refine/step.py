@@ -13,18 +13,19 @@ from typing_extensions import override
 from refine_server.ttt.batching import Operation
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.measures import EvalResult
 from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.tape import Tape
 from refine_server.ttt.pieces import Pieces, run_pieces, timed
 from refine_server.ttt.refine import guard
 from refine_server.ttt.refine.held_out import HeldOutEvaluator, evaluate_batch
-from refine_server.ttt.refine.inputs.rows import Rows
+from refine_server.ttt.refine.inputs.rows import Rows, Span
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs
 from refine_server.ttt.refine.loss import StepLoss, losses_in_pieces
 from refine_server.ttt.refine.optimizer import FastWeightOptimizer
 from refine_server.ttt.refine.time_limit import TimeLimit
-from refine_server.ttt.refine.trace import trace_of
+from refine_server.ttt.tracing.step import StepTracer
 
 T = TypeVar("T")
 
@@ -47,6 +48,10 @@ class AdaptationRun:
     """Evaluates the weights between the steps; None without a guard."""
     reads_again: bool = True
     """Whether the document is read once more after the last step."""
+    spans: Sequence[Span] = ()
+    """What the steps read, in tokens of the document; empty where it is the whole document."""
+    tracer: StepTracer | None = None
+    """Describes the steps; None where no trace is asked for."""
 
     @classmethod
     def of(cls, document: Rows, fast: FastWeights, config: AdaptConfig) -> "AdaptationRun":
@@ -184,8 +189,8 @@ class AdaptStep(Operation[StepOutcome]):
         reason = guard.check_step(float(total), grad_norm)
         seconds += time.monotonic() - started
         report = _report(self.number, loss, grad_norm, seconds)
-        if self.run.config.trace:
-            trace = trace_of(self.run.inputs.rollout_rows, loss)
+        if self.run.tracer is not None:
+            trace = self.run.tracer.describe(loss, self.run.fast, self._evaluated)
             report = report.model_copy(update={"trace": trace})
         return StepDone(report) if reason is None else StepRejected(report, reason)
 
@@ -204,6 +209,12 @@ class AdaptStep(Operation[StepOutcome]):
         """The run's evaluator, if it is to evaluate the weights before this step."""
         evaluator = self.run.evaluator
         return evaluator if evaluator is not None and evaluator.is_due(self.number - 1) else None
+
+    @property
+    def _evaluated(self) -> EvalResult | None:
+        """The evaluation of the weights before this step; None where none was due."""
+        results = [] if self.run.evaluator is None else self.run.evaluator.results
+        return results[-1] if results and results[-1].step == self.number - 1 else None
 
 
 Stop = NoImprovement | Exception | None

@@ -12,7 +12,8 @@ from refine_server.ttt.batching import run as drive
 from refine_server.ttt.document import AdaptedDocument
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, OnDocument, OnSpans
-from refine_server.ttt.interface.reports import EvalResult, StepReport
+from refine_server.ttt.interface.measures import EvalResult
+from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine import guard, held_out

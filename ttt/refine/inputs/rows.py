@@ -78,6 +78,9 @@ class Rows:
 
     state: State | None = None
     """The state that the rows continue from, of S rows; None: they begin with their first token."""
+    places: Tensor | None = None
+    """[S, T], where in the document's ``input_ids`` each token stands, -1 for what is not of the
+    document; None: the rows are the document."""
 
     def __init__(
         self,
@@ -107,6 +110,14 @@ class Rows:
     def num_targets(self) -> int:
         """T - first: how many tokens of a row the model predicts, held-out ones included."""
         return self.input_ids.shape[1] - self.first
+
+    @property
+    def places_in_document(self) -> Tensor:
+        """Where in the document's ``input_ids`` each token stands; -1 elsewhere: [S, T]."""
+        if self.places is not None:
+            return self.places
+        S, T = self.input_ids.shape
+        return torch.arange(T, device=self.input_ids.device).expand(S, T)
 
     # -- forward --------------------------------------------------------------------------------
 

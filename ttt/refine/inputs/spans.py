@@ -136,13 +136,17 @@ def prompt_rows(document: Rows, fast: FastWeights, query: QueryContext | None) -
     context, positions = document.context_tokens, document.positions
     rows = Rows(document.model, ids[None], fast, context_tokens=context, positions=positions)
     rows.held_out = document.held_out
+    own = torch.arange(document.input_ids.shape[1], device=ids.device)
+    rows.places = torch.cat([own, own.new_full((len(query.query),), -1)])[None]
     return rows
 
 
 def span_rows(document: Rows, spans: Sequence[Span], fast: FastWeights) -> Rows:
     """Make short rows of their own out of a document's spans, which all have one length."""
     ids = torch.stack([document.input_ids[0, start:end] for start, end in spans])
-    return Rows(document.model, ids, fast, min_prefix=ids.shape[1] // 4)
+    rows = Rows(document.model, ids, fast, min_prefix=ids.shape[1] // 4)
+    rows.places = torch.stack([torch.arange(*span, device=ids.device) for span in spans])
+    return rows
 
 
 def answer_rows(
@@ -158,7 +162,8 @@ def answer_rows(
     prompt = torch.cat([ids if in_context else header, question])
     answer = torch.cat([ids[start:end] for start, end in spans])
     tokens = prompt.shape[0]
-    return Rows(
+    own = [torch.arange(*span, device=ids.device) for span in spans]
+    rows = Rows(
         document.model,
         torch.cat([prompt, answer])[None],
         fast,
@@ -166,3 +171,5 @@ def answer_rows(
         positions=document.positions,
         min_prefix=tokens,
     )
+    rows.places = torch.cat([torch.full_like(prompt, -1), *own])[None]
+    return rows

@@ -1,0 +1,1 @@
+"""What a run tells of itself where ``adapt.trace`` asks for it."""
