@@ -16,21 +16,91 @@ class Event(_WireObject):
     """The type of the event in the stream."""
 
 
+class TextSpan(_WireObject):
+    """A part of the document, in characters."""
+
+    start: int
+    end: int
+
+
+class TracedTokens(_WireObject):
+    """Tokens as ids, and the text that each of them adds."""
+
+    tokens: list[int]
+    pieces: list[str]
+
+
+class TracedRollout(TracedTokens):
+    """A continuation that a step learned from; ``matches``: whether a token is the document's."""
+
+    matches: list[bool]
+    reward: float | None
+    advantage: float | None
+    is_demonstration: bool
+
+
 class TracedPosition(_WireObject):
-    """A position of a step, the rollouts that start there (token ids), and their rewards."""
+    """A position of a step, the document's own continuation there, and the rollouts."""
 
     row: int
     token: int
+    start: int | None
+    end: int | None
     entropy: float | None
-    rollouts: list[list[int]]
-    rewards: list[float | None]
+    own: TracedTokens
+    rollouts: list[TracedRollout]
+
+
+class LayerChange(_WireObject):
+    """How far a layer's weights are from the base weights; ``layer`` is None outside of layers."""
+
+    layer: int | None
+    change: float | None
+    relative: float | None
+
+
+class EvalResult(_WireObject):
+    """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
+
+    step: int
+    loss: float | None
+    accuracy: float
+    seconds: float
 
 
 class StepTrace(_WireObject):
-    """What a step did, position by position."""
+    """What a step did, position by position, and what it changed."""
 
     positions: list[TracedPosition]
     left_out: int
+    weights: list[LayerChange]
+    held_out: EvalResult | None
+
+
+class DocumentTrace(Event):
+    """The document as the model sees it before the steps or after them, in bins of tokens."""
+
+    name: ClassVar[str] = "document.trace"
+    stage: Literal["before", "after"]
+    step: int
+    tokens: int
+    tokens_per_bin: int
+    starts: list[int]
+    ends: list[int]
+    entropy: list[float | None]
+    attention: list[float] | None
+    attention_layers: list[int]
+    evidence: list[TextSpan]
+    evidence_attention: float | None
+    spans: list[TextSpan]
+    held_out: list[TextSpan]
+
+
+class RunTrace(_WireObject):
+    """The document before and after an adaptation; ``after`` is None where the base answers."""
+
+    before: DocumentTrace
+    after: DocumentTrace | None
 
 
 class Step(Event):
@@ -125,15 +195,6 @@ class AnswerDelta(Event):
 
     name: ClassVar[str] = "answer.delta"
     text: str
-
-
-class EvalResult(_WireObject):
-    """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
-
-    step: int
-    loss: float | None
-    accuracy: float
-    seconds: float
 
 
 AnsweredBy = Literal["base", "adapted", "kept_base"]
@@ -256,8 +317,10 @@ class Answer(Event):
     context: Literal["document", "passages", "document+passages"]
     citations: list[Citation]
     quotes: list[Quote]
+    base_quotes: list[Quote]
     overflow: Overflow | None
     adaptation_report: AdaptationReport | None
+    trace: RunTrace | None
     usage: Usage
     timings: Timings
 
@@ -334,7 +397,7 @@ class UnknownEvent(Event):
     name: ClassVar[str] = "unknown"
 
 
-PROGRESS = (Accepted, QueuePosition, Progress, Reading, AdaptationStarted, StepMade)
+PROGRESS = (Accepted, QueuePosition, Progress, Reading, AdaptationStarted, StepMade, DocumentTrace)
 """What both streams tell of how far the work is."""
 EVENTS: dict[str, type[Event]] = {
     event.name: event for event in (*PROGRESS, BaseAnswer, AnswerDelta, Answer)

@@ -15,7 +15,7 @@ from refine_server.server.engine.run import SILENT_SECONDS, Run
 from refine_server.server.engine.scheduling.estimate import Estimate
 from refine_server.server.http.errors import ApiError
 from refine_server.ttt.interface.config import AdaptConfig
-from refine_server.ttt.interface.events import AdaptationStep
+from refine_server.ttt.interface.events import AdaptationStep, DocumentTraced
 from refine_server.ttt.interface.reports import (
     AdaptationReport,
     Citation,
@@ -193,6 +193,16 @@ class Adaptation:
             self.steps.append(event.report.without_trace())
         self._notify()
 
+    def forget_traces(self) -> None:
+        """Drop what a trace told of the work, which has ended."""
+        self.events = [
+            AdaptationStep(event.report.without_trace())
+            if isinstance(event, AdaptationStep)
+            else event
+            for event in self.events
+            if not isinstance(event, DocumentTraced)
+        ]
+
     def set_status(self, status: Status) -> None:
         """Change the status, unless it is final, and wake up those who follow."""
         if not self.status.is_final:
@@ -226,7 +236,7 @@ class Adaptation:
             for event in self.events[sent:]:
                 sent += 1
                 yield event
-            if self.status.is_final and sent == len(self.events):
+            if self.status.is_final and sent >= len(self.events):
                 return
             if changed is not self._changed:
                 continue

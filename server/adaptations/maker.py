@@ -23,6 +23,7 @@ from refine_server.ttt.interface.events import (
     DocumentAdapted,
     DocumentRead,
     DocumentReading,
+    DocumentTraced,
 )
 
 if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
@@ -30,6 +31,10 @@ if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
 
 
 logger = logging.getLogger(__name__)
+
+
+MAX_TRACED = 64
+"""The most adaptations that have ended whose traces stay in memory, of 2 MiB each at most."""
 
 
 class Maker:
@@ -57,6 +62,8 @@ class Maker:
         self._index, self._storage, self._sharing = index, storage, sharing
         self._metrics, self._on_changed, self._make_room = metrics, on_changed, make_room
         self._tasks: set[asyncio.Task[None]] = set()
+        self._traced: list[Adaptation] = []
+        """Adaptations whose traces are in memory, the oldest first."""
 
     def start(self, adaptation: Adaptation) -> None:
         """Make an adaptation, which has its work or is made by another server."""
@@ -214,6 +221,9 @@ class Maker:
                 | AdaptationStep()
             ):
                 adaptation.add_event(event)
+            case DocumentTraced():
+                adaptation.add_event(event)
+                self._limit_traces(adaptation)
             case DocumentRead():
                 adaptation.overflow, adaptation.document_key = event.overflow, event.key
                 adaptation.add_event(event)
@@ -222,6 +232,15 @@ class Maker:
                 adaptation.report = report
             case DocumentAdapted(document):
                 await self._keep(adaptation, document)
+
+    def _limit_traces(self, adaptation: Adaptation) -> None:
+        """Drop the traces of adaptations that have ended, where newer ones were traced."""
+        if adaptation not in self._traced:
+            self._traced.append(adaptation)
+        ended = [other for other in self._traced if other.status.is_final]
+        for other in ended[: max(len(self._traced) - MAX_TRACED, 0)]:
+            other.forget_traces()
+            self._traced.remove(other)
 
     async def _keep(self, adaptation: Adaptation, document: "Kept") -> None:
         can_be_stored = await self._make_room(document.nbytes)

@@ -284,6 +284,9 @@ class AnswerResponse(BaseModel):
     quotes: tuple[Quote, ...] = Field(
         description="The answer's own words that the document has, where evidence was looked for."
     )
+    base_quotes: tuple[Quote, ...] = Field(
+        description="With compare_base: the base answer's own words that the document has."
+    )
     overflow: Overflow | None = Field(
         description="How the document was shortened because it was too long; null if it was not."
     )
@@ -315,6 +318,7 @@ class AnswerResponse(BaseModel):
             context=done.context,
             citations=done.citations,
             quotes=done.quotes,
+            base_quotes=done.base_quotes,
             overflow=done.overflow,
             adaptation_report=report if adapts else None,
             trace=done.trace,

@@ -56,6 +56,8 @@ def answer_of(text: str, objective: str) -> dict[str, Any]:
         "adaptation": None,
         "citations": [],
         "quotes": [],
+        "base_quotes": [],
+        "trace": None,
         "overflow": None,
         "context": "document",
         "adaptation_report": {

@@ -36,7 +36,7 @@ STEP = dict.fromkeys(MEASURED, 0.5) | {
     "grad_norm": None,
     "seconds": 0.25,
     "rollout_tokens": 4,
-    "trace": {"positions": [], "left_out": 0},
+    "trace": {"positions": [], "left_out": 0, "weights": [], "held_out": None},
 }
 REPORT = {
     "objective": "refine",
@@ -69,6 +69,8 @@ ANSWER = {
     "base_answer": None,
     "citations": [],
     "quotes": [],
+    "base_quotes": [],
+    "trace": None,
     "overflow": None,
     "finish_reason": "stop",
     "answered_by": "adapted",

@@ -100,6 +100,8 @@ class AnswerCompleted:
     """The evidence that the answer was aimed at, in the document's order."""
     quotes: tuple[Quote, ...] = ()
     """The answer's own words that the document has, where evidence was looked for."""
+    base_quotes: tuple[Quote, ...] = ()
+    """The same of the base answer."""
     context: ReadContext = "document"
     """What was read before the query."""
     overflow: Overflow | None = None

@@ -113,7 +113,8 @@ class DocumentTrace(Report):
     Attention sinks are left out. Null where the model has no attention to the whole document, or
     there is no question."""
     attention_layers: tuple[int, ...]
-    """Layers whose attention it is, a mean over them and over their heads."""
+    """Layers whose attention it is, a mean over them and over their heads: the upper half of those
+    that have attention to the whole document."""
     evidence: tuple[TextSpan, ...]
     """What the adaptation is aimed at."""
     evidence_attention: Measured | None

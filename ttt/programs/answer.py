@@ -292,9 +292,12 @@ async def emit_answer(
     decoded = answer.decoded
     citations: tuple[Citation, ...] = ()
     quotes: tuple[Quote, ...] = ()
+    base_quotes: tuple[Quote, ...] = ()
     if candidates is not None:
         citations = candidates.citations()
         quotes = await quote(decoded.text, candidates, citations)
+        if base is not None:
+            base_quotes = await quote(base.decoded.text, candidates, citations)
     made = report if work.request.kept is None else None  # by this request, not by an earlier one
     usage = Usage(
         document_tokens=work.tokens,
@@ -312,6 +315,7 @@ async def emit_answer(
             timings=clock.timings(made),
             citations=citations,
             quotes=quotes,
+            base_quotes=base_quotes,
             overflow=work.overflow,
             context=answer.read,
             trace=trace,

@@ -14,7 +14,6 @@ from refine_server.ttt.models.state import State
 from refine_server.ttt.query_side.attention_target import (
     SINK_TOKENS,
     log_attention,
-    supervised_layers,
 )
 from refine_server.ttt.refine.inputs.rows import Span
 from refine_server.ttt.tracing.characters import Characters
@@ -80,8 +79,8 @@ class TracedDocument:
     def attend(self, state: State, fast: FastWeights) -> Tensor | None:
         """Compute the questions' attention to the document's tokens, without sinks: [T].
 
-        A mean over the questions, the layers that are supervised, and their heads. None where there
-        is no question, or no layer with attention to the whole document.
+        A mean over the questions, their heads, and the upper half of the layers with attention to
+        the whole document. None where there is no question, or no such layer.
 
         Args:
             state: after the document.
@@ -98,8 +97,9 @@ class TracedDocument:
 
     @property
     def _layers(self) -> tuple[int, ...]:
+        """The upper half of the layers with attention: they retrieve content, and they change."""
         layers = self.model.attention_layers
-        return supervised_layers(layers) if layers else ()
+        return tuple(layers[len(layers) // 2 :])
 
     def _on_evidence(self, attention: Tensor) -> float | None:
         if not self.evidence:

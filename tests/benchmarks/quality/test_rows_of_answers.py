@@ -11,8 +11,29 @@ from refine_server.benchmarks.common.traces import stored_steps
 from support.command_line import run
 
 TRACE = {
-    "positions": [{"row": 0, "token": 9, "entropy": 1.5, "rollouts": [[4, 5]], "rewards": [0.5]}],
+    "positions": [
+        {
+            "row": 0,
+            "token": 9,
+            "start": 31,
+            "end": 40,
+            "entropy": 1.5,
+            "own": {"tokens": [4, 6], "pieces": ["it", " is"]},
+            "rollouts": [
+                {
+                    "tokens": [4, 5],
+                    "pieces": ["it", " was"],
+                    "matches": [True, False],
+                    "reward": 0.5,
+                    "advantage": 0.0,
+                    "is_demonstration": False,
+                }
+            ],
+        }
+    ],
     "left_out": 0,
+    "weights": [{"layer": 0, "change": 0.25, "relative": 0.01}],
+    "held_out": None,
 }
 REPORT = {"loss", "ntp_loss", "grpo_loss", "reward_mean", "entropy_mean", "grad_norm", "seconds"}
 """Some figures of a step's report."""

@@ -49,9 +49,7 @@ class Stepper:
         tracer = StepTracer(
             rows=rows,
             document_context=3,
-            characters=Characters(
-                starts=tuple(range(0, 174, 2)), ends=tuple(range(2, 176, 2))
-            ),
+            characters=Characters(starts=tuple(range(0, 174, 2)), ends=tuple(range(2, 176, 2))),
             steps=settings.optimizer.steps,
             changes=WeightChanges(model, fast),
             token_bytes=self.token_bytes,
