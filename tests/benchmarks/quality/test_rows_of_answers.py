@@ -108,5 +108,5 @@ def _require_trace(row: dict[str, Any]) -> None:
     step = row["steps"][0]
     assert step.keys() >= REPORT
     position = step["trace"]["positions"][0]
-    assert position.keys() == {"row", "token", "entropy", "rollouts", "rewards"}
-    assert len(position["rollouts"]) == len(position["rewards"]) >= 1
+    assert position.keys() == {"row", "token", "start", "end", "entropy", "own", "rollouts"}
+    assert position["rollouts"][0]["reward"] >= 0
