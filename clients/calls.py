@@ -9,7 +9,8 @@ import httpx
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Estimate, Event, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Estimate, Model, Version
+from refine_server.clients.wire import Event
 
 T = TypeVar("T")
 E = TypeVar("E")

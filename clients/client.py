@@ -17,7 +17,8 @@ from refine_server.clients.base_client import (
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Estimate, Event, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Estimate, Model, Version
+from refine_server.clients.wire import Event
 
 T = TypeVar("T")
 E = TypeVar("E")

@@ -2,105 +2,10 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-
-class _WireObject(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class Event(_WireObject):
-    """Base class of the events of a stream."""
-
-    name: ClassVar[str]
-    """The type of the event in the stream."""
-
-
-class TextSpan(_WireObject):
-    """A part of the document, in characters."""
-
-    start: int
-    end: int
-
-
-class TracedTokens(_WireObject):
-    """Tokens as ids, and the text that each of them adds."""
-
-    tokens: list[int]
-    pieces: list[str]
-
-
-class TracedRollout(TracedTokens):
-    """A continuation that a step learned from; ``matches``: whether a token is the document's."""
-
-    matches: list[bool]
-    reward: float | None
-    advantage: float | None
-    is_demonstration: bool
-
-
-class TracedPosition(_WireObject):
-    """A position of a step, the document's own continuation there, and the rollouts."""
-
-    row: int
-    token: int
-    start: int | None
-    end: int | None
-    entropy: float | None
-    own: TracedTokens
-    rollouts: list[TracedRollout]
-
-
-class LayerChange(_WireObject):
-    """How far a layer's weights are from the base weights; ``layer`` is None outside of layers."""
-
-    layer: int | None
-    change: float | None
-    relative: float | None
-
-
-class EvalResult(_WireObject):
-    """The evaluation after a step (0: of the base weights) on the document's held-out spans."""
-
-    step: int
-    loss: float | None
-    accuracy: float
-    seconds: float
-
-
-class StepTrace(_WireObject):
-    """What a step did, position by position, and what it changed."""
-
-    positions: list[TracedPosition]
-    left_out: int
-    weights: list[LayerChange]
-    held_out: EvalResult | None
-
-
-class DocumentTrace(Event):
-    """The document as the model sees it before the steps or after them, in bins of tokens."""
-
-    name: ClassVar[str] = "document.trace"
-    stage: Literal["before", "after"]
-    step: int
-    tokens: int
-    tokens_per_bin: int
-    starts: list[int]
-    ends: list[int]
-    entropy: list[float | None]
-    attention: list[float] | None
-    attention_layers: list[int]
-    evidence: list[TextSpan]
-    evidence_attention: float | None
-    spans: list[TextSpan]
-    held_out: list[TextSpan]
-
-
-class RunTrace(_WireObject):
-    """The document before and after an adaptation; ``after`` is None where the base answers."""
-
-    before: DocumentTrace
-    after: DocumentTrace | None
+from refine_server.clients.traces import DocumentTrace, EvalResult, RunTrace, StepTrace
+from refine_server.clients.wire import Event, WireObject
 
 
 class Step(Event):
@@ -129,7 +34,7 @@ class StepMade(Step):
     seconds_left: float | None
 
 
-class Cost(_WireObject):
+class Cost(WireObject):
     """What a request costs, by the server's measurements, not counting the work of others."""
 
     read_seconds: float
@@ -201,7 +106,7 @@ AnsweredBy = Literal["base", "adapted", "kept_base"]
 """Which weights answer; ``kept_base``: the base weights, although an adaptation was asked for."""
 
 
-class AdaptationReport(_WireObject):
+class AdaptationReport(WireObject):
     """What the adaptation of a request did."""
 
     objective: str
@@ -214,7 +119,7 @@ class AdaptationReport(_WireObject):
     fast_weight_bytes: int
 
 
-class Usage(_WireObject):
+class Usage(WireObject):
     """Token counts of a request."""
 
     document_tokens: int
@@ -223,7 +128,7 @@ class Usage(_WireObject):
     rollout_tokens: int
 
 
-class Timings(_WireObject):
+class Timings(WireObject):
     """Wall-clock seconds of a request's phases, measured by the server.
 
     Queue, prefill, adapt, judge, decode and other together are the total.
@@ -239,7 +144,7 @@ class Timings(_WireObject):
     time_to_first_token_seconds: float
 
 
-class Citation(_WireObject):
+class Citation(WireObject):
     """A part of the document that an answer was aimed at, in characters of the document."""
 
     start: int
@@ -248,7 +153,7 @@ class Citation(_WireObject):
     score: float | None
 
 
-class Quote(_WireObject):
+class Quote(WireObject):
     """Words of an answer in the document, in characters of the document."""
 
     start: int
@@ -256,14 +161,14 @@ class Quote(_WireObject):
     text: str
 
 
-class LeftOut(_WireObject):
+class LeftOut(WireObject):
     """A part of the document that was not read, in characters."""
 
     start: int
     end: int
 
 
-class Overflow(_WireObject):
+class Overflow(WireObject):
     """How a document that was too long to be read as a whole was shortened."""
 
     handled: Literal["truncate_middle", "passages"]
@@ -284,7 +189,7 @@ class ChoiceQuote(Quote):
     choice_index: int
 
 
-class TttReport(_WireObject):
+class TttReport(WireObject):
     """The field ``ttt`` of a response of the OpenAI-compatible routes.
 
     OpenAI's client has it in ``model_extra``. In a stream, citations and quotes are in the chunk
@@ -298,8 +203,8 @@ class TttReport(_WireObject):
     kept_base_reason: str | None = None
     document_tokens: int
     overflow: Overflow | None
-    citations: list[PromptCitation] = []
-    quotes: list[ChoiceQuote] = []
+    citations: list[PromptCitation] = Field(default=[])
+    quotes: list[ChoiceQuote] = Field(default=[])
 
 
 class Answer(Event):
@@ -325,7 +230,7 @@ class Answer(Event):
     timings: Timings
 
 
-class Failure(_WireObject):
+class Failure(WireObject):
     """Why an adaptation failed, with the fields of the server's errors."""
 
     message: str
@@ -334,7 +239,7 @@ class Failure(_WireObject):
     code: str
 
 
-class Adaptation(_WireObject):
+class Adaptation(WireObject):
     """A kept adaptation to a document, from its start on."""
 
     id: str
@@ -364,7 +269,7 @@ class Adaptation(_WireObject):
     error: Failure | None
 
 
-class Refusal(_WireObject):
+class Refusal(WireObject):
     """Why a request would be refused now, and the option that names the limit."""
 
     status: int
@@ -374,7 +279,7 @@ class Refusal(_WireObject):
     retry_after: int | None
 
 
-class Estimate(_WireObject):
+class Estimate(WireObject):
     """What a request would cost, and whether it would be admitted now.
 
     ``adaptation`` is the id of an equal one, which the request would join at no cost.
@@ -423,7 +328,7 @@ def adaptations_of(body: dict[str, Any]) -> list[Adaptation]:
     return [Adaptation.model_validate(adaptation) for adaptation in body["data"]]
 
 
-class Model(_WireObject):
+class Model(WireObject):
     """A model that the server answers with."""
 
     id: str
@@ -457,7 +362,7 @@ def adapt_defaults_of(openapi: dict[str, Any], on: str) -> dict[str, Any]:
     return {name: default(o) for name, o in schemas["AdaptConfig"]["properties"].items()}
 
 
-class Version(_WireObject):
+class Version(WireObject):
     """The version of the server's software."""
 
     version: str

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
+from refine_server.ttt.evidence.alignment import align
 from refine_server.ttt.evidence.candidates import (
     Candidates,
     find_candidates,
@@ -377,29 +378,3 @@ def _tokens(chunks: Sequence[Chunk]) -> int:
 def _nonempty(places: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Drop places without a token: what the prompt's document leaves to its tail."""
     return tuple((start, end) for start, end in places if start < end)
-
-
-def align(own: Sequence[int], other: Sequence[int]) -> Callable[[int], int]:
-    """Map places between tokens of one encoding of a text to places of another.
-
-    The encodings differ at their ends at most, where the other has a prompt's text around it, and
-    where control tokens are spelled out. Between what they begin and end with in common a place is
-    mapped in proportion.
-
-    Args:
-        own, other: the token ids.
-    """
-    shorter = min(len(own), len(other))
-    head = next((n for n in range(shorter) if own[n] != other[n]), shorter)
-    left = shorter - head
-    tail = next((n for n in range(left) if own[-1 - n] != other[-1 - n]), left)
-    between, others = len(own) - head - tail, len(other) - head - tail
-
-    def place(at: int) -> int:
-        if at <= head:
-            return at
-        if at >= len(own) - tail:
-            return len(other) - (len(own) - at)
-        return head + (at - head) * others // between
-
-    return place

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
-from refine_server.ttt.evidence.context import align
+from refine_server.ttt.evidence.alignment import align
 from refine_server.ttt.evidence.passages import Place
 from refine_server.ttt.evidence.reading import Reading
 from refine_server.ttt.interface.requests import Limits

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from refine_server.clients import RefineClient, sse
-from refine_server.clients.types import Answer, DocumentTrace, StepMade
+from refine_server.clients.traces import DocumentTrace
+from refine_server.clients.types import Answer, StepMade
 from refine_server.server.adaptations import maker
 
 DOCUMENT = "The harbour code is amber. The bakery owner is Tobias Hartley. " * 6

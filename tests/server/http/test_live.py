@@ -10,7 +10,8 @@ import pytest
 
 from refine_server.clients import ClientError, RefineClient
 from refine_server.clients.errors import NotFoundError
-from refine_server.clients.types import Accepted, Adaptation, Answer, Event, StepMade
+from refine_server.clients.types import Accepted, Adaptation, Answer, StepMade
+from refine_server.clients.wire import Event
 
 HELD = {"document": "held", "query": "gone", "adapt": {"optimizer": {"steps": 50}}}
 

@@ -3,7 +3,8 @@
 import pytest
 
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.evidence.context import Context, align
+from refine_server.ttt.evidence.alignment import align
+from refine_server.ttt.evidence.context import Context
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.evidence import (
