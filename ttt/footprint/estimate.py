@@ -28,7 +28,8 @@ MARGIN = 1.15
 class PeakEstimator:
     """Predicts from a few measurements of the model, which are made when they are first needed.
 
-    Any thread may call any method.
+    Any thread may call any method. Measuring an adaptation takes seconds on a large model, and
+    requests that do not adapt do not wait for it.
 
     Args:
         model: whose weights are loaded, or on the meta device.
@@ -39,7 +40,8 @@ class PeakEstimator:
         self._model, self._lengths = model, lengths
         self._adaptations: dict[Targets, AdaptationPeak] = {}
         self._state: Growth | None = None
-        self._lock = threading.RLock()
+        self._measuring_state = threading.Lock()
+        self._measuring_adaptation = threading.Lock()
 
     def estimate(self, work: EncodedWork) -> int:
         """Return the bytes that encoded work takes at its peak, beside the base weights."""
@@ -100,13 +102,13 @@ class PeakEstimator:
         return STATES_WHILE_READING * self._state_of(tokens)
 
     def _state_of(self, tokens: int) -> float:
-        with self._lock:
+        with self._measuring_state:
             if self._state is None:
                 self._state = state_growth(self._model)
             return self._state.at(tokens)
 
     def _of(self, targets: Targets) -> AdaptationPeak:
-        with self._lock:
+        with self._measuring_adaptation:
             if targets not in self._adaptations:
                 chosen = {"fast_weights": {"targets": targets}}
                 on_evidence = {"on": {"kind": "evidence"}} if targets == "queries" else {}

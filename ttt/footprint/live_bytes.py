@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
         if func is COPY and args[0].device.type == "meta" and str(device) == "cpu":
             return torch.zeros(args[0].shape, dtype=args[0].dtype)
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value)
         return result

@@ -23,7 +23,7 @@ from refine_server.ttt.refine.step import AdaptationRun, AdaptStep, StepDone, St
 
 MEASURED_TOKENS = (128, 256)
 """Lengths of the documents that are measured."""
-FEW_ROLLOUTS = RolloutConfig(positions=2, tokens=4)
+FEW_ROLLOUTS = RolloutConfig(positions=2, tokens=1)
 """Rollouts of the measured step; more are added as tokens that the step reads."""
 
 
