@@ -35,6 +35,8 @@ SPARE_REQUESTS = 64
 and questions that it refuses itself with an estimate of when to come back."""
 INGRESS_REQUESTS = 1000
 """Open requests at one ingress."""
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""What Serve logs of replicas and ingress: these log every request themselves."""
 HEALTH_SECONDS = 5.0
 """Time between two health checks of a replica."""
 
@@ -130,12 +132,14 @@ def application(settings: Settings, *, cpus: int = 1) -> serve.Application:
         ),
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=2 * settings.shutdown_seconds + 10.0,
+        logging_config=LOGGING,
         ray_actor_options={"num_cpus": cpus, "num_gpus": int(settings.device.startswith("cuda"))},
     )(ReplicaDeployment)
     ingress = serve.deployment(
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=INGRESS_REQUESTS,
+        logging_config=LOGGING,
         max_surge_percent=100,  # in an update, the new one is there before the old one goes
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(IngressDeployment))

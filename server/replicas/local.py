@@ -16,7 +16,7 @@ from ray.serve.config import HTTPOptions
 from refine_server.server import logs
 from refine_server.server.access.keys import Keyring
 from refine_server.server.process import StartError, listen, warn_if_unprotected
-from refine_server.server.replicas.application import application
+from refine_server.server.replicas.application import LOGGING, application
 from refine_server.server.replicas.shares import shares_of
 from refine_server.server.settings import Settings
 
@@ -56,8 +56,7 @@ def serve(settings: Settings) -> None:
     try:
         ray_serve.start(
             http_options=HTTPOptions(host=settings.host, port=settings.port),
-            # Replicas log every request themselves.
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            logging_config=LOGGING,
         )
         logger.info("starting %d replicas of %s", settings.replicas, settings.model)
         try:
