@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from refine_server.server.http.errors import ApiError
 from refine_server.server.http.json_body import parse_json
@@ -18,10 +19,20 @@ from refine_server.ttt.interface.strict import StrictModel
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+CustomId = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class _Named(TypedDict):
+    custom_id: CustomId
+
+
+_NAMED = TypeAdapter(_Named)
+
+
 class Request(StrictModel):
     """One line of the input."""
 
-    custom_id: Annotated[str, Field(min_length=1, max_length=512)]
+    custom_id: CustomId
     method: Literal["POST"]
     url: str
     body: dict[str, Any]
@@ -50,10 +61,14 @@ def split(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def custom_id_of(line: bytes) -> str | None:
-    """Return what the client calls a line, None if it does not say it."""
+    """Return what the client calls a line, None if it does not say it.
+
+    The line need not be a request: whoever reads its error knows it by this name.
+    """
     try:
-        return Request.model_validate(parse_json(line)).custom_id
-    except (ApiError, JSONDecodeError, ValidationError):
+        value = json.loads(line.decode(errors="surrogateescape"))
+        return _NAMED.validate_python(value)["custom_id"]
+    except (RecursionError, ValueError):
         return None
 
 
@@ -80,6 +95,8 @@ def parse(line: bytes, endpoint: str, max_bytes: int) -> Request:
     except JSONDecodeError as error:
         message = f"The line is not valid JSON: {error.msg} at character {error.pos}."
         raise ApiError(400, message, "invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(422, "The line must be a JSON object.", "invalid_body")
     try:
         request = Request.model_validate(value)
     except ValidationError as error:

@@ -5,7 +5,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from refine_server.server.batches.batch import Batch
-from refine_server.server.batches.lines import Answer, answered, custom_id_of, parse, refused, split
+from refine_server.server.batches.lines import (
+    Answer,
+    Request,
+    answered,
+    custom_id_of,
+    parse,
+    refused,
+    split,
+)
 from refine_server.server.http.errors import ApiError
 
 Send = Callable[[Batch, dict[str, object]], Awaitable[Answer]]
@@ -90,21 +98,31 @@ class Runner:
     async def _work(self) -> None:
         for number, line in self._lines:
             await asyncio.sleep(0)  # a file of faulty lines does not hold up the event loop
-            custom_id = None
             try:
-                self._require_place(self._nbytes)
-                request = parse(line, self._batch.endpoint, self._max_line_bytes)
-                if request.custom_id in self._custom_ids:
-                    message = "custom_id: another line has it, too"
-                    raise ApiError(422, message, "invalid_value", param="custom_id")
-                custom_id = request.custom_id
-                self._custom_ids.add(custom_id)
+                request = self._parse(line)
             except ApiError as error:
+                custom_id = self._name(line, error)
                 self._end(number, refused(custom_id, error, number), is_answered=False)
                 continue
             answer = await self._answer(request.body)
             is_answered = answer.status < 400
-            self._end(number, answered(custom_id, answer, number), is_answered=is_answered)
+            self._end(number, answered(request.custom_id, answer, number), is_answered=is_answered)
+
+    def _parse(self, line: bytes) -> Request:
+        self._require_place(self._nbytes)
+        request = parse(line, self._batch.endpoint, self._max_line_bytes)
+        if request.custom_id in self._custom_ids:
+            message = "custom_id: another line has it, too"
+            raise ApiError(422, message, "invalid_value", param="custom_id")
+        self._custom_ids.add(request.custom_id)
+        return request
+
+    def _name(self, line: bytes, error: ApiError) -> str | None:
+        """Return the custom_id of a line that is refused, None where it is another line's."""
+        if error.body.error.code == "body_too_large":  # parsing it would hold up the event loop
+            return None
+        custom_id = custom_id_of(line)
+        return None if custom_id in self._custom_ids else custom_id
 
     async def _answer(self, body: dict[str, object]) -> Answer:
         while True:

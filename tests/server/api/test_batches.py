@@ -134,9 +134,16 @@ def test_every_faulty_line_is_in_the_error_file_with_its_number(client: TestClie
             assert line["response"] is None
             assert line["error"]["line"] == line["line"]
             found.append((line["line"], line["error"]["code"], line["error"]["param"]))
+    # The one without a name has the name of a line that was answered.
+    named = {line["line"]: line["custom_id"] for line in faults}
+    assert named == {
+        **{n: f"r{n - 4}" for n in range(7, 18)},
+        **dict.fromkeys([2, 5, 6, 16, 18], None),
+        17: "r12",
+    }
     assert found == [
         (2, "invalid_json", None),
-        (5, "invalid_body", "body"),
+        (5, "invalid_body", None),
         (6, "invalid_value", "custom_id"),
         (7, "invalid_value", "url"),
         (8, "invalid_value", "method"),
