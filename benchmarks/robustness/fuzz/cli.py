@@ -17,7 +17,8 @@ def fuzz(
     """Send inputs that nobody should send; the exit status is 1 if one causes a server error.
 
     Bodies of the contract with invalid Unicode, extreme numbers, unknown tokens, huge texts and
-    nulls in any place, bodies that are no JSON or were damaged, and any heads of requests.
+    nulls in any place, bodies that are no JSON or were damaged, any heads of requests, uploads,
+    and batches of such requests. Errors within streams and within a batch's outputs count, too.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     from refine_server.benchmarks.common.failures import require_zero

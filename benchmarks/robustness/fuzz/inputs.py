@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from refine_server.benchmarks.robustness.fuzz.values import changed
 from refine_server.server.api.adaptations_schema import AdaptationBody
 from refine_server.server.api.answers_schema import AnswerBody
+from refine_server.server.api.batch_requests import ENDPOINTS
 from refine_server.server.api.openai.requests import ChatBody, CompletionBody
 from refine_server.server.api.openai.responses_api.request import LOGPROBS, ResponsesBody
 from refine_server.ttt.interface.config import AdaptConfig
 
+TEXT_FILE, BATCH_FILE = f"file-{'d' * 32}", f"file-{'b' * 32}"
+"""Stand for the ids of a document and of a batch's input, which the server chooses; as long as
+these, so that they can be replaced in a request."""
 DOCUMENT = "The harbour code is amber. The bakery owner is Tobias Hartley. Ask the captain at noon."
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -42,7 +46,9 @@ INPUT = [
         ],
     },
 ]
-SCHEMA = {"type": "object", "properties": {"a": {"enum": ["b"]}}}
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["b", None]}}, "required": ["a"]}
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
+REGEX = {"regex": "[ab]{2}|\u6f22"}
 TEXT = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}, "verbosity": "low"}
 ADAPT = {"optimizer": {"steps": 1}, "rollouts": {"positions": 2, "tokens": 2}}
 KINDS = ("document", "prompt", "spans", "query_spans", "evidence")
@@ -73,20 +79,30 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
     answers.append({"adaptation": "adapt-0", "query": "Which code?", "stream": True})
     short = {"max_tokens": 4, "stop": ["~", "\n\n"], "stream": True, "stream_options": {}}
     ttt = {"document": DOCUMENT, "adapt": ADAPT}
+    adaptation = _whole(AdaptationBody, document=DOCUMENT, adapt=ADAPT)
     completion = _whole(CompletionBody, prompt=["a", "b"], **short, logprobs=2, echo=True, n=2)
     chat = _whole(ChatBody, messages=MESSAGES, **short, logprobs=True, top_logprobs=1)
+    asked = {"document": {"file_id": TEXT_FILE}, "query": "Which code?", "max_tokens": 2}
+    parts = [
+        {"type": "input_file", "file_id": TEXT_FILE},
+        {"type": "input_text", "text": "Which code?"},
+    ]
     response = _whole(
         ResponsesBody, input="hello", max_output_tokens=2, stream=True, include=[LOGPROBS]
     )
     batch: dict[str, Any] = {
-        "input_file_id": "file-0",
+        "input_file_id": BATCH_FILE,
         "endpoint": "/v1/responses",
         "completion_window": "24h",
     }
     batch["metadata"] = {"run": "7"}
     return [
         *(("/v1/answers", body) for body in answers),
-        ("/v1/adaptations", _whole(AdaptationBody, document=DOCUMENT, adapt=ADAPT)),
+        ("/v1/answers", {**asked, "guided_choice": ["amber", "coral"]}),
+        ("/v1/adaptations", adaptation),
+        ("/v1/estimate", answers[0]),
+        ("/v1/estimate", asked),
+        ("/v1/estimate", adaptation),
         ("/v1/completions", completion),
         ("/v1/completions", {"prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0.5}),
         ("/v1/completions", {"prompt": "a", "max_tokens": 2, "ttt": ttt}),
@@ -95,6 +111,9 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
         ("/v1/responses", response),
         ("/v1/responses", {"input": INPUT, "max_output_tokens": 2, "ttt": {"adapt": ADAPT}}),
         ("/v1/responses", {"input": "hello", "max_output_tokens": 2, "text": TEXT}),
+        ("/v1/responses", {"input": [{"role": "user", "content": parts}], "max_output_tokens": 2}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4, "response_format": FORM}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 4, "structured_outputs": REGEX}),
         ("/v1/batches", batch),
         ("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2, "ttt": ttt}),
         ("/tokenize", {"prompt": "a b", "return_token_strs": True}),
@@ -105,9 +124,12 @@ def _bodies() -> list[tuple[str, dict[str, Any]]]:
 
 BODIES = _bodies()
 """Valid requests of every route that has a body."""
+LINES = [case for case in BODIES if case[0] in ENDPOINTS]
+"""Those that a batch may have."""
 PATHS = (
     *("/health/live", "/health/ready", "/metrics", "/version", "/v1/models", "/tokenizer_info"),
-    *("/v1/files", "/v1/files/x/content", "/v1/batches", "/v1/batches/x/cancel", "/v1/embeddings"),
+    *("/v1/files", f"/v1/files/{TEXT_FILE}", f"/v1/files/{TEXT_FILE}/content", "/v1/embeddings"),
+    *("/v1/batches", "/v1/batches?limit=1&after=x", "/v1/batches/x/cancel", "/v1/files?limit=2"),
     *("/v1/adaptations", "/v1/adaptations/x/events", "/v1/models/%ED%A0%BD", "/openapi.json", "/"),
     *dict(BODIES),
 )
@@ -261,10 +283,44 @@ def uploads(draw: st.DrawFn) -> Request:
     )
 
 
+@st.composite
+def batch_inputs(draw: st.DrawFn) -> Request:
+    """Uploads of a batch's input, whose lines are changed in a few places."""
+    cases = draw(st.lists(st.sampled_from(LINES), min_size=1, max_size=8))
+    lines = []
+    for number, (path, valid) in enumerate(cases):
+        line = {"custom_id": f"r{number}", "method": "POST", "url": path, "body": valid}
+        # Escaped, because a file that is not UTF-8 is refused as a whole.
+        lines.append(json.dumps(draw(changed(line))))
+    return upload(draw(st.sampled_from(("\n", "\r\n", "\n\n"))).join(lines).encode(), "batch")
+
+
+def upload(content: bytes, purpose: str) -> Request:
+    """Return the request that uploads a file."""
+    body = (
+        b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\n%s\r\n'
+        b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n%s\r\n--x--\r\n'
+    ) % (purpose.encode(), content)
+    form = (b"content-type", b"multipart/form-data; boundary=x")
+    return Request(method=b"POST", target=b"/v1/files", headers=(form,), body=body)
+
+
+def post(path: str, body: object) -> Request:
+    """Return the request that sends JSON."""
+    data = json.dumps(body).encode()
+    return Request(method=b"POST", target=path.encode(), headers=(JSON_TYPE,), body=data)
+
+
+def get(path: str) -> Request:
+    """Return the request that reads a resource."""
+    return Request(method=b"GET", target=path.encode(), headers=(), body=b"")
+
+
 REQUESTS = {
     "contract": contract_requests,
     "bodies": raw_bodies,
     "heads": raw_heads,
     "uploads": uploads,
+    "batches": batch_inputs,
 }
 """Strategies by the name under which their inputs are counted."""

@@ -67,7 +67,8 @@ def paths(body: object, above: Path = ()) -> Iterator[Path]:
 def changed(draw: st.DrawFn, body: Any) -> Any:
     """Change a body in up to three places: another value, null, nothing, or a field more."""
     body = deepcopy(body)
-    for _ in range(draw(st.integers(1, 3))):
+    # Mostly one: few requests with several get past the first that is refused.
+    for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
         places = list(paths(body))
         if not places:
             return body

@@ -49,6 +49,9 @@ def replying(reply: bytes) -> Iterator[str]:
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", 7),
         (b'HTTP/1.1 504 Gateway Timeout\r\n\r\n{"error": {"code": "timeout"}}', 0),
         (b"", 0),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error":{"type":"internal_error"}}', 7),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"code": "internal_error"}}', 7),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"code": "timeout"}}', 0),
     ],
 )
 def test_a_server_error_is_counted_and_kept(reply: bytes, failures: int) -> None:
@@ -67,6 +70,16 @@ def test_a_server_error_is_counted_and_kept(reply: bytes, failures: int) -> None
 )  # fmt: skip
 def test_what_breaks_servers_is_among_the_inputs(part: bytes) -> None:
     assert part in find(contract_requests(), lambda r: part in r.body, settings=FINDING).body
+
+
+def test_a_server_error_in_the_outputs_of_a_batch_is_found() -> None:
+    resource = b'{"id": "x", "status": "completed", "error_file_id": "f", "a": "internal_error"}'
+    failed = resource.replace(b'"a"', b'"code"')
+    for reply, failures in ((resource, 0), (failed, 3)):
+        with replying(b"HTTP/1.1 200 OK\r\n\r\n" + reply) as url:
+            fuzzer = Fuzzer(url)
+            fuzzer.run("batches", 3, 0)
+        assert len(fuzzer.outcome.failures) == failures
 
 
 @pytest.mark.parametrize("part", [b"content-encoding: gzip", b"\xff/\xfe", b"[[[[["])
