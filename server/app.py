@@ -22,6 +22,7 @@ from refine_server.server.api import files as file_routes
 from refine_server.server.api.answers_schema import ANSWER_EVENTS
 from refine_server.server.api.batch_requests import BatchSender
 from refine_server.server.api.openai import routes as openai
+from refine_server.server.api.openai import unsupported_routes
 from refine_server.server.api.openai.responses_api import routes as responses_api
 from refine_server.server.api.openapi import add_schemas
 from refine_server.server.batches.registry import Batches
@@ -36,10 +37,10 @@ from refine_server.server.http.middleware.authentication import Authentication
 from refine_server.server.http.middleware.body_limit import BodyLimit
 from refine_server.server.http.middleware.content_encoding import ContentEncoding
 from refine_server.server.http.middleware.head_requests import HeadRequests
+from refine_server.server.http.middleware.path_normalization import PathNormalization
 from refine_server.server.http.middleware.request_context import RequestContext
 from refine_server.server.http.middleware.security_headers import SecurityHeaders
 from refine_server.server.http.middleware.send_timeout import SendTimeout
-from refine_server.server.http.middleware.trailing_slash import TrailingSlash
 from refine_server.server.http.upload import OVERHEAD_BYTES
 from refine_server.server.memory.budget import MemoryBudget
 from refine_server.server.memory.collector import MemoryCollector
@@ -111,7 +112,7 @@ def create_app(
             await files.close()
             await anyio.to_thread.run_sync(engine.stop)
 
-    texts = (answers, estimate, adaptation_routes, openai, responses_api)
+    texts = (answers, estimate, adaptation_routes, openai, responses_api, unsupported_routes)
     modules = (*texts, file_routes, batch_routes, models, tokenizer, health)
     endpoints = Endpoints(module.router for module in modules)
     app = FastAPI(
@@ -121,7 +122,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         middleware=[
-            Middleware(TrailingSlash),
+            Middleware(PathNormalization),
             Middleware(SecurityHeaders),
             *_cors(settings),
             Middleware(RequestContext, metrics=metrics, endpoints=endpoints),

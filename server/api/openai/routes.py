@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from refine_server.server.api.openai.compatibility import NO_EMBEDDINGS
 from refine_server.server.api.openai.cut_prompt import warning_of
 from refine_server.server.api.openai.format import (
     ChatEncoder,
@@ -20,7 +19,7 @@ from refine_server.server.api.openai.requests import ChatBody, ChoicesBody, Comp
 from refine_server.server.api.openai.responses import ChatCompletion, Completion
 from refine_server.server.api.openai.target import submit
 from refine_server.server.http.dependencies import Caller, CallerDep, Services, ServicesDep
-from refine_server.server.http.errors import ApiError, documented
+from refine_server.server.http.errors import documented
 from refine_server.server.http.json_body import JsonRoute
 from refine_server.server.http.respond import Exchange, RunResponse, chunk_stream_docs
 from refine_server.ttt.interface.requests import CompletionRequest, Conversation
@@ -85,13 +84,6 @@ async def create_chat_completion(
         stream=bool(body.stream),
         shutdown_seconds=services.settings.shutdown_seconds,
     )
-
-
-@router.post("/embeddings", include_in_schema=False)
-async def refuse_embeddings() -> None:
-    """Say why there are no embeddings, as clients look for them."""
-    message = f"/v1/embeddings is not supported by this server: {NO_EMBEDDINGS}."
-    raise ApiError(404, message, "not_supported", should_retry=False)
 
 
 def complete(

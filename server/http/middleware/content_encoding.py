@@ -9,6 +9,8 @@ from refine_server.server.http.errors import ApiError
 
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Encodings that are unpacked, with the number by which zlib knows the format of each."""
+RAW_BITS = -15
+"""The number of deflate's data without zlib's header, which some clients send as `deflate`."""
 PIECE_BYTES = 64 * 1024
 """Most bytes that are unpacked at once: a kilobyte can unpack to a megabyte."""
 
@@ -43,6 +45,7 @@ class _Unpacker:
         self._receive = receive
         self._encoding = encoding
         self._unpacker = zlib.decompressobj(WINDOW_BITS[encoding])
+        self._is_begun = False
         self._packed = b""
         """What was received and is still to be unpacked."""
         self._is_received = False
@@ -65,6 +68,11 @@ class _Unpacker:
         return {"type": "http.request", "body": piece, "more_body": not self._is_complete}
 
     def _unpack(self) -> bytes:
+        if not self._is_begun and self._packed:
+            self._is_begun = True
+            # The low bits of a first byte of zlib are 8; those of deflate's first block are not.
+            if self._encoding == "deflate" and self._packed[0] & 15 != zlib.DEFLATED:
+                self._unpacker = zlib.decompressobj(RAW_BITS)
         if self._packed and self._unpacker.eof:  # a further member, as of files joined by `cat`
             self._unpacker = zlib.decompressobj(WINDOW_BITS[self._encoding])
         try:

@@ -391,12 +391,6 @@ def test_only_files_for_batches_are_inputs(client: TestClient) -> None:
     assert error["message"] == "input_file_id: the file must have the purpose batch"
 
 
-def test_embeddings_are_refused_with_the_reason(client: TestClient) -> None:
-    response = client.post("/v1/embeddings", json={"input": "a", "model": "fake"})
-    assert response.status_code == 404
-    assert "/v1/embeddings is not supported" in response.json()["error"]["message"]
-
-
 def test_openais_client(tiny_url: str) -> None:
     with openai.OpenAI(base_url=f"{tiny_url}/v1", api_key="none", max_retries=0) as client:
         lines = "".join(json.dumps(request(n)) + "\n" for n in range(3))

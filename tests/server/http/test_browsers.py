@@ -147,7 +147,7 @@ def test_head_is_counted_under_its_route(client: TestClient) -> None:
 # -- slashes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*GETS, "/v1/models/fake/", "/v1/models//"])
+@pytest.mark.parametrize("path", [*GETS, "/v1/models/fake/", "/v1/models//", "/v1//models//fake"])
 def test_a_slash_at_the_end_changes_nothing_of_a_get(client: TestClient, path: str) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     response = client.get(f"{path}/", headers=headers, follow_redirects=False)

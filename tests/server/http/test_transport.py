@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -54,6 +55,18 @@ def test_it_may_arrive_in_pieces(client: TestClient, pieces: int) -> None:
 
     headers = {**JSON, "content-encoding": "gzip"}
     assert client.post("/v1/completions", content=chunks(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_deflate_may_lack_the_header_of_zlib(client: TestClient, level: int, pieces: int) -> None:
+    """RFC 9110, section 8.4.1.2: some clients send the data alone."""
+    packer = zlib.compressobj(level, wbits=-15)
+    content = packer.compress(BODY) + packer.flush()
+    parts = [content[i : i + pieces] for i in range(0, len(content), pieces)]
+    headers = {"content-type": "application/json", "content-encoding": "deflate"}
+    response = client.post("/v1/completions", content=iter(parts), headers=headers)
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "nonsense", "\xe9"])
@@ -213,3 +226,18 @@ def test_an_error_event_ends_in_lf(client: TestClient, fake: Any) -> None:
     content = client.post("/v1/completions", json=body).content
     assert b"\n\nevent: error\ndata: {" in content
     assert b"\r" not in content
+
+
+# -- targets in absolute form ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "HTTP://example.org", "https://x"])
+@pytest.mark.parametrize("path", ["/health/live", "//v1/models/", "/v1/models?a=b", ""])
+def test_a_target_may_be_a_whole_url(live: Callable[..., str], origin: str, path: str) -> None:
+    """RFC 9112, section 3.2.2: as clients send it that take the server for a proxy."""
+    address = urlsplit(live())
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        head = f"GET {origin}{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        reply = connection.recv(65_536)
+    assert reply.split()[1] == (b"200" if path else b"404")

@@ -7,7 +7,12 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from refine_server.server.api.documents import FileId
-from refine_server.server.api.openai.compatibility import NO_TOOLS, Ignored, Unsupported
+from refine_server.server.api.openai.compatibility import (
+    NO_TOOLS,
+    NOT_KEPT,
+    Ignored,
+    Unsupported,
+)
 from refine_server.server.api.openai.messages import MAX_MESSAGES
 from refine_server.ttt.interface.requests import Message
 from refine_server.ttt.interface.strict import StrictModel
@@ -105,7 +110,8 @@ def _supported_items(value: object) -> object:
         for item in value:
             if isinstance(item, dict) and _kind(item) not in ("message", "reasoning"):
                 message = "items of type {kind} are not supported by this server: {reason}"
-                context = {"kind": _kind(item)[:64], "reason": NO_TOOLS}
+                reason = NOT_KEPT if _kind(item) == "item_reference" else NO_TOOLS
+                context = {"kind": _kind(item)[:64], "reason": reason}
                 raise PydanticCustomError("unsupported", message, context)
             if not isinstance(item, dict):
                 raise PydanticCustomError("unsupported", "must be a string or a list of objects")

@@ -248,6 +248,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": 5}, "input", "must be a string"),
     ({"input": ["hello"]}, "input", "list of objects"),
     ({"input": [{"type": "reasoning"}]}, "input", "must have a message"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input", "responses are not kept"),
     ({"input": [HELLO, {"type": "function_call_output", "call_id": "c", "output": ""}]}, "input",
      "calls no tools"),
     ({"input": [{"role": "tool", "content": "a"}]}, "input.0.role", ""),
