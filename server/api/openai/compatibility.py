@@ -93,7 +93,9 @@ NEUTRAL: dict[str | None, Neutral] = {
 
 def _changes_nothing(value: object, info: ValidationInfo) -> object:
     neutral = NEUTRAL[info.field_name]
-    if value is not None and value not in neutral.values:
+    # In Python true is 1, and false is 0.
+    kinds = [isinstance(one, bool) for one in neutral.values if one == value]
+    if value is not None and isinstance(value, bool) not in kinds:
         message = "is not supported by this server: {reason}"
         raise PydanticCustomError("unsupported", message, {"reason": neutral.reason})
     return value

@@ -1,5 +1,6 @@
 """Fields that popular clients send: taken where they change nothing, otherwise refused by name."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,51 @@ def test_the_documentation_has_every_field(model: type[StrictModel]) -> None:
     table = DOCS.read_text(encoding="utf-8").partition("## Fields")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`([a-z_]+)`", table))
     assert set(model.model_fields) - documented == set()
+
+
+ROUTES = {
+    "completions": ("/v1/completions", TEXT),
+    "chats": ("/v1/chat/completions", CHAT),
+    "responses": ("/v1/responses", {"input": "hello"}),
+}
+
+
+NEUTRAL_TABLE = "Taken with the neutral value alone"
+
+
+def rows_of(title: str) -> list[tuple[list[str], list[str], list[Any]]]:
+    """Return the rows of a table of fields: names, routes and neutral values."""
+    found = []
+    table = DOCS.read_text(encoding="utf-8").partition(f"{title}:\n\n")[2].partition("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        names, of, third, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+        routes = list(ROUTES) if of == "both" else [route for route in ROUTES if route in of]
+        texts = third.split(",") if title == NEUTRAL_TABLE and third else []
+        values = [json.loads(text.strip(" `")) for text in texts]
+        found.append((re.findall(r"`(.+?)`", names), routes, values))
+    assert len(found) > 5
+    return found
+
+
+def test_the_documentation_says_which_fields_are_taken(client: TestClient) -> None:
+    for names, routes, _ in rows_of("Taken, without effect"):
+        for route in routes:
+            path, body = ROUTES[route]
+            for value in ("x", {"a": [1]}, None):
+                sent = body | dict.fromkeys(names, value)
+                assert client.post(path, json=sent).is_success, (route, names)
+
+
+def test_the_documentation_says_what_is_neutral_and_nothing_else_is(client: TestClient) -> None:
+    for names, routes, values in rows_of(NEUTRAL_TABLE):
+        of_each = (
+            [[value] for value in values] if len(values) == len(names) else [values] * len(names)
+        )
+        for route in routes:
+            path, body = ROUTES[route]
+            for name, neutral in zip(names, of_each, strict=True):
+                for value in (*neutral, None):
+                    assert client.post(path, json={**body, name: value}).is_success, (route, name)
+                for value in ("x", [5], *(int(v) for v in neutral if isinstance(v, bool))):
+                    error = client.post(path, json={**body, name: value}).json()["error"]
+                    assert "is not supported by this server" in error["message"], (route, name)
