@@ -2,6 +2,7 @@
 
 import typer
 
+from refine_server.benchmarks.dashboard.cli import dashboard
 from refine_server.benchmarks.fleet.cli import fleet, fleet_replay
 from refine_server.benchmarks.quality.answers.cli import adaptation
 from refine_server.benchmarks.quality.cli import examples
@@ -25,7 +26,7 @@ QUALITY = (
     replay.longbench, replay.longbench_score, replay.ruler_make, replay.ruler, replay.report,
     adaptation, regimes, paper, examples,
 )  # fmt: skip
-SERVING = load, overhead, beside, batch, fleet_replay, fleet
+SERVING = load, overhead, beside, batch, fleet_replay, fleet, dashboard
 ROBUSTNESS = reliability, fuzz, users, soak
 SPEED = (
     speed.step, speed.evidence_step, speed.ask, speed.decode, speed.prefill, speed.memory,

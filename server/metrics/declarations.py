@@ -32,6 +32,13 @@ REWARDS = (-1.0, -0.5, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0)
 LOSS_DELTAS = (-2.0, -1.0, -0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.1, 0.5, 1.0)
 
 
+STORE_OPERATIONS = "probe", "list", "find", "load", "save", "delete"
+"""Operations of the store whose failures are series from the start, so that the first one counts:
+Prometheus sees no increase in a series that begins with 1."""
+STAGES = "encoding", "queued", "running"
+"""What a request that reaches its time limit may be doing."""
+
+
 class Metrics:
     """All metrics of a server. No label holds an id or a raw path, which clients choose."""
 
@@ -66,6 +73,8 @@ class Metrics:
             "running.",
             "stage",
         )
+        for stage in STAGES:
+            self.deadline_misses.labels(stage)
         self.queue_seconds = seconds("queue_seconds", "Time that a request waited in the queue.")
         self.prefill_seconds = seconds(
             "prefill_seconds",
@@ -192,6 +201,8 @@ class Metrics:
         self.store_errors = counter(
             "store_errors_total", "Failed reads and writes of the store, by operation.", "operation"
         )
+        for operation in STORE_OPERATIONS:
+            self.store_errors.labels(operation)
         self.store_entries = Gauge(
             "refine_store_entries",
             "Adaptations in the store; unreadable ones are of another version of refine-server.",
