@@ -49,6 +49,8 @@ from refine_server.server.metrics.declarations import Metrics
 from refine_server.server.metrics.engine_collector import EngineCollector
 from refine_server.server.metrics.engine_observer import EngineMetrics
 from refine_server.server.settings import Settings
+from refine_server.server.tracing.provider import provider_from_environment
+from refine_server.server.tracing.tracing import OFF, Tracing
 from refine_server.server.ui import page
 
 DESCRIPTION = """
@@ -62,17 +64,22 @@ BEARER = HTTPBearer(auto_error=False, description="An API key, if the server has
 
 
 def create_app(
-    settings: Settings, open_backend: Callable[[Settings], Backend] = open_backend
+    settings: Settings,
+    open_backend: Callable[[Settings], Backend] = open_backend,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Create the app. The engine's thread loads the model while the app already answers.
 
     Args:
         settings: the server's options.
         open_backend: opens the backend that the engine serves; called once, in the engine's thread.
+        tracing: records traces; None: by OpenTelemetry's variables, which ask for none if unset.
 
     Raises:
-        SettingsError: the API keys are invalid, or the store cannot be used.
+        SettingsError: the API keys or the variables are invalid, or the store cannot be used.
     """
+    if tracing is None and (provider := provider_from_environment()) is not None:
+        tracing = Tracing(provider)
     keyring = Keyring.of(settings)
     quotas = QuotaKeeper(keyring)
     memory = MemoryBudget()
@@ -82,7 +89,7 @@ def create_app(
     engine = Engine(
         keeper.opening(open_backend),
         settings,
-        [EngineMetrics(metrics), keeper],
+        [EngineMetrics(metrics), keeper, *([] if tracing is None else [tracing.observer()])],
         quotas.document,
         memory,
     )
@@ -111,6 +118,8 @@ def create_app(
             await batches.close()
             await files.close()
             await anyio.to_thread.run_sync(engine.stop)
+            if tracing is not None:
+                await anyio.to_thread.run_sync(tracing.close)
 
     texts = (answers, estimate, adaptation_routes, openai, responses_api, unsupported_routes)
     modules = (*texts, file_routes, batch_routes, models, tokenizer, health)
@@ -121,11 +130,12 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=OFF if tracing is None else tracing.of_requests,
         middleware=[
             Middleware(PathNormalization),
             Middleware(SecurityHeaders),
             *_cors(settings),
-            Middleware(RequestContext, metrics=metrics, endpoints=endpoints),
+            Middleware(RequestContext, metrics=metrics, endpoints=endpoints, tracing=tracing),
             Middleware(SendTimeout, seconds=settings.client_timeout_seconds),
             Middleware(HeadRequests),
             Middleware(Authentication, keyring=keyring, quotas=quotas),
@@ -170,7 +180,14 @@ def _cors(settings: Settings) -> list[Middleware]:
             allow_headers=["*"],
             allow_private_network=True,
             expose_headers=[
-                *("location", "retry-after", "x-request-id", "x-should-retry", "x-refine-warning"),
+                *(
+                    "location",
+                    "retry-after",
+                    "x-request-id",
+                    "x-should-retry",
+                    "x-refine-warning",
+                    "traceparent",
+                ),
             ],
         )
     ]

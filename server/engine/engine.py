@@ -141,8 +141,10 @@ class Engine:
             raise errors.timed_out(timeout_seconds) from None
         self._memory.require(job.nbytes, job.tokens)
         charge = nullcontext() if job.reuses_adaptation else self._charge(job.owner, job.tokens)
-        accepted = self._queue.submit(job, charge)
+        for observer in self._observers:
+            observer.on_submitted(job)
         try:
+            accepted = self._queue.submit(job, charge)
             yield Run(
                 job,
                 accepted,
@@ -154,6 +156,8 @@ class Engine:
             )
         finally:
             self._queue.cancel(job, "disconnect")
+            for observer in self._observers:
+                observer.on_left(job)
 
     async def forecast(self, work: Work, *, timeout_seconds: float, priority: int = 0) -> Forecast:
         """Say what work would cost and whether it would be admitted now.

@@ -10,12 +10,18 @@ from refine_server.ttt.interface.events import Event
 class EngineObserver:
     """Is notified of what the worker does; each method does nothing unless it is overridden.
 
-    All methods must be quick. They are called on the worker's thread, but for
-    ``on_deadline_missed``, which is called on the event loop's.
+    All methods must be quick. They are called on the worker's thread, but for ``on_submitted``,
+    ``on_left`` and ``on_deadline_missed``, which are called on the event loop's.
     """
 
     def on_opened(self, backend: Backend) -> None:
         """Handle that the model is loaded and has passed its self-check."""
+
+    def on_submitted(self, job: Job) -> None:
+        """Handle that a job is about to enter the queue, in the context of what asked for it."""
+
+    def on_left(self, job: Job) -> None:
+        """Handle that nobody waits for a job any more that was submitted; it may have ended."""
 
     def on_started(self, job: Job) -> None:
         """Handle the first turn of a job."""

@@ -1,7 +1,8 @@
 """What the log says of one request: collected on its way, and written as one line at its end."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from starlette.types import Scope
@@ -19,6 +20,10 @@ from refine_server.ttt.interface.events import (
 
 PROBES = ("/health/live", "/health/ready", "/metrics")
 """Endpoints that machines ask every few seconds; their requests are logged at level debug."""
+
+
+TRACE_ID: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""Id of the trace that what runs now belongs to, also in tasks that a request leaves behind."""
 
 
 class RunningWork(Protocol):
@@ -47,6 +52,8 @@ class RequestLog:
     decode_seconds: float | None = None
     answered_by: str | None = None
     kept_base_reason: str | None = None
+    trace_id: str | None = field(default_factory=TRACE_ID.get)
+    """Id of the trace that the request belongs to; None where traces are off."""
     error: str | None = None
     """Code of the error that ended the work, also of one that a stream reports."""
     has_ended: bool = False

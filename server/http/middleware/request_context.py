@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refine_server.server.http import errors
 from refine_server.server.http.endpoints import Endpoints
-from refine_server.server.http.request_log import PROBES, RequestLog
+from refine_server.server.http.request_log import PROBES, TRACE_ID, RequestLog
 from refine_server.server.metrics.declarations import Metrics
+from refine_server.server.tracing.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,21 @@ class RequestContext:
 
     The id is in ``request.state.request_id`` and in the response's header ``x-request-id``; when it
     arrived is in ``request.state.arrived``, in monotonic seconds. What a route writes to
-    ``request.state.warning`` is logged, and sent in ``x-refine-warning``.
+    ``request.state.warning`` is logged, and sent in ``x-refine-warning``. If traces are recorded,
+    the response's ``traceparent`` names the request's span.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, endpoints: Endpoints) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        endpoints: Endpoints,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.endpoints = endpoints
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +53,9 @@ class RequestContext:
         began = time.monotonic()
         scope.setdefault("state", {}).update(request_id=request_id, arrived=began)
         status: int | None = None
+        trace = None if self.tracing is None else self.tracing.current()
+        if trace is not None:
+            TRACE_ID.set(trace.trace_id)
         log = RequestLog.of(scope)
 
         async def send_with_id(message: Message) -> None:
@@ -52,6 +64,8 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if trace is not None:
+                    headers["traceparent"] = trace.traceparent
                 if (warning := scope["state"].get("warning")) is not None:
                     headers["x-refine-warning"] = warning
                     logger.warning("request %s: %s", request_id, warning)

@@ -1,0 +1,1 @@
+"""OpenTelemetry traces: off, and nothing of it imported, unless its variables ask for them."""
