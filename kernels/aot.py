@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -51,20 +54,52 @@ def compiled(run: Callable[[], object], arch: int = 90) -> list[Resources]:
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must not be 1 where kernels are compiled")
-    found: dict[str, Any] = {}
-    with _target(arch, found):
+    with _target(_Absent(arch)) as kernels:
         run()
-    return [_resources(kernel) for kernel in found.values()]
+    return [_resources(kernel) for kernel in kernels.values()]
+
+
+def lowered(run: Callable[[], object]) -> set[str]:
+    """Translate the kernels that ``run`` launches on meta tensors to Triton's own language.
+
+    A kernel that does not accept the type of an argument fails here, within milliseconds;
+    ``compiled`` goes on to machine code.
+
+    Returns:
+        One key for each binary that a GPU would need: the kernel's name, and the types, constants
+        and launch options that it is compiled for.
+
+    Raises:
+        RuntimeError: Triton was imported with its interpreter on, which compiles nothing.
+    """
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET must not be 1 where kernels are compiled")
+    with _target(_Absent(90, index=-1), _translate) as kernels:
+        run()
+    return set(kernels)
+
+
+def _translate(source: Any, target: GPUTarget, options: dict[str, Any]) -> Any:
+    """Stand in for ``triton.compile`` and stop after its first stage."""
+    backend = make_backend(target)
+    parsed = backend.parse_options(options)
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(parsed)
+    source.make_ir(target, parsed, functions, backend.get_module_map(), context)
+    return SimpleNamespace(hash=f"{source.name} {source.hash()} {parsed.hash()}")
 
 
 class _Absent:
     """A driver for a device that is absent: enough of one to compile for it."""
 
-    def __init__(self, arch: int) -> None:
+    def __init__(self, arch: int, index: int | None = None) -> None:
         self.arch = arch
+        self.index = -arch if index is None else index  # kernels are cached by device
 
     def get_current_device(self) -> int:
-        return -self.arch  # caches of compiled kernels are kept by device
+        return self.index
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -74,20 +109,26 @@ class _Absent:
 
 
 @contextmanager
-def _target(arch: int, found: dict[str, Any]) -> Iterator[None]:
-    """Within it, a launch compiles for sm_<arch> and adds the kernel to ``found``."""
+def _target(
+    device: _Absent, compiler: Callable[..., Any] = triton.compile
+) -> Iterator[dict[str, Any]]:
+    """Within it, a launch compiles for an absent device and adds the kernel to what is yielded."""
     launch, active = JITFunction.run, driver._active
+    found: dict[str, Any] = {}
 
     @functools.wraps(launch)
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        _ = self.device_caches[device.index]  # which sets the compiler
+        self.compile = compiler
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        self.compile = triton.compile
         found[kernel.hash] = kernel
         return kernel
 
     JITFunction.run = compile_only
-    driver.set_active(_Absent(arch))
+    driver.set_active(device)
     try:
-        yield
+        yield found
     finally:
         JITFunction.run = launch
         driver.set_active(active)

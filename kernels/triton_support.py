@@ -9,6 +9,9 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PROGRAMS = 132
 """Streaming multiprocessors of an H100: a grid with fewer programs leaves some idle."""
 
+GRID_LIMIT = 65_535
+"""Most programs along the second and the third axis of a CUDA grid."""
+
 LOWEST = tl.constexpr(-1e30)
 """Below every score, yet finite, so that the difference of two of them is not NaN."""
 

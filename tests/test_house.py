@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "clients", "server", "ttt", "kernels"},
     "examples": set(),
 }
-THIRD_PARTY_OF_KERNELS = {"torch", "triton"}
+THIRD_PARTY_OF_KERNELS = {"fla", "torch", "triton", "typing_extensions"}
 
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 LIBRARY = Path("ttt", "library")
@@ -57,7 +57,10 @@ def test_folders_import_only_downwards(path: Path) -> None:
         assert all(n.startswith(allowed) for n in ours)
 
 
-KNOW_FORMS = (ROOT / "kernels", ROOT / "benchmarks", ROOT / "tests" / "kernels")
+KNOW_FORMS = (
+    *(ROOT / folder for folder in ("kernels", "benchmarks", "tests/kernels")),
+    ROOT / "tests/support/fla_interpreter.py",
+)
 FORM = re.compile(r"refine_server\.kernels\.\w+\.(naive|eager|triton)")
 
 

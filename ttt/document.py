@@ -17,6 +17,7 @@ from refine_server.ttt.interface.reports import (
     Overflow,
     overflow_of,
 )
+from refine_server.ttt.models.device import to_host
 from refine_server.ttt.models.state import STORABLE, State, field_names
 
 FORMAT = 1
@@ -87,7 +88,7 @@ def dump(document: AdaptedDocument) -> tuple[bytes, dict[str, Any]]:
         "report": document.report.model_dump(),
         "state": state,
     }
-    return save({name: t.contiguous().cpu() for name, t in tensors.items()}), description
+    return save(to_host(tensors)), description
 
 
 def restore(data: bytes, description: dict[str, Any], device: torch.device) -> AdaptedDocument:

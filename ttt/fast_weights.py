@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from refine_server.ttt.interface.errors import IsolationError
 
@@ -144,7 +146,23 @@ class FastWeights:
 
     def is_finite(self) -> bool:
         """Return whether no value is NaN or infinite."""
-        return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
+        if self.is_base:
+            return True
+        # One answer for all tensors: the host waits for a GPU once.
+        largest = torch._foreach_norm(list(self.tensors.values()), float("inf"))
+        return bool(torch.stack(largest).isfinite().all())
+
+    def to_dtype(self, dtype: torch.dtype) -> "FastWeights":
+        """Return the LoRAs in the dtype that a forward computes in, in the graph.
+
+        They are cast together, so that not every projection of every forward casts its own.
+        """
+        own = {n: t for n, t in self.tensors.items() if n.endswith((".lora_a", ".lora_b"))}
+        if not own or all(t.dtype == dtype for t in own.values()):
+            return self
+        apply: Callable[..., tuple[Tensor, ...]] = _Cast.apply
+        cast = apply(dtype, *own.values())
+        return FastWeights({**self.tensors, **dict(zip(own, cast, strict=True))}, self.owner)
 
     def select(self, request: int) -> "FastWeights":
         """Return one request's part, as fast weights of one request."""
@@ -201,6 +219,26 @@ class FastWeights:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "FastWeights":
         return FastWeights({name: fn(t) for name, t in self.tensors.items()}, self.owner)
+
+
+class _Cast(torch.autograd.Function):
+    """Casts many tensors in a few launches, and their gradients back."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [t.dtype for t in tensors]
+        return _cast(tensors, [dtype] * len(tensors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_cast(grads, ctx.dtypes))
+
+
+def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    made = [torch.empty_like(t, dtype=dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(made, list(tensors))
+    return tuple(made)
 
 
 def _above_layers(name: str) -> bool:

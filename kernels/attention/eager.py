@@ -14,7 +14,8 @@ from torch import Tensor
 from refine_server.kernels.cascade_attention.eager import cascade_attention
 
 BLOCK, MOST_IN_BLOCKS = 128, 512
-"""Up to 512 keys torch's causal kernel also computes the scores that it masks; blocks skip them."""
+"""Up to 512 keys torch's causal kernel for CPUs also computes the scores that it masks; blocks skip
+them."""
 
 LONG_PREFIX = 512
 """Tokens of a shared prefix from which on the branches' scores are not written to memory."""
@@ -39,7 +40,7 @@ def attention(
     if prefix_k is None or prefix_v is None or prefix_length is None:
         if S == T and window is not None:
             return _banded(q, k, v, window, scale)
-        if S == T and BLOCK < T <= MOST_IN_BLOCKS:
+        if S == T and BLOCK < T <= MOST_IN_BLOCKS and q.device.type == "cpu":
             return _in_blocks(q, k, v, scale)
         fused = S == T
         mask = None if fused or (T == 1 and window is None) else _tail_mask(T, S, window, q.device)

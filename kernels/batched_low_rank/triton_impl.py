@@ -4,7 +4,7 @@ S-LoRA (arXiv 2311.03285) and Punica (arXiv 2310.18547) fuse the same op for ser
 belongs to one request. Beside x W^T it accumulates x A, which is the same product with a few more
 columns, and it adds (x A) B before y is written once. The gradient of x, dy W + (dy B^T) A^T, has
 the same form and comes from the same kernel; the gradients of A and B are sums over a request's
-rows.
+rows, plain products that are left to the vendor's library.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from refine_server.kernels.triton_support import PROGRAMS, check_dtype, dot
+from refine_server.kernels.triton_support import check_dtype, dot
 
 
 def batched_low_rank(
@@ -45,8 +45,8 @@ class _BatchedLowRank(torch.autograd.Function):
         return (
             grad_x if wants_x else None,
             grad.T @ x if wants_weight else None,
-            _outer(x, grad_low, a.shape[0]) if wants_a else None,
-            _outer(grad, low, a.shape[0]).mT if wants_b else None,
+            torch.bmm(_rows(x, a).mT, _rows(grad_low, a)) if wants_a else None,
+            torch.bmm(_rows(low, a).mT, _rows(grad, a)) if wants_b else None,
             grad.sum(0) if wants_bias else None,
         )
 
@@ -75,21 +75,12 @@ def _project(
     return y, low
 
 
-def _outer(u: Tensor, v: Tensor, requests: int) -> Tensor:
-    """Sum u[row]^T v[row] over each request's rows: [M, K] and [M, rank] to [R, K, rank]."""
-    (M, K), rank = u.shape, v.shape[1]
-    blocks = triton.cdiv(K, 64)
-    parts = max(1, min(PROGRAMS // (requests * blocks), triton.cdiv(M, requests * 256)))
-    partial = torch.empty(parts, requests, K, rank, dtype=torch.float32, device=u.device)
-    _outer_kernel[(blocks, requests, parts)](
-        u, v, partial, M // requests, K=K, RANK=rank,
-        BLOCK_R=max(16, triton.next_power_of_2(rank)),
-        BLOCK_K=64, BLOCK_M=32 if u.dtype == torch.float32 else 64, num_warps=4, num_stages=3,
-    )  # fmt: skip
-    return partial.sum(0).to(u.dtype)
+def _rows(x: Tensor, a: Tensor) -> Tensor:
+    """Take apart the rows of x [M, width] by request: [R, M / R, width]."""
+    return x.view(a.shape[0], -1, x.shape[-1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["share"])
 def _project_kernel(
     x, weight, a, b, bias, y, low, share, N,
     stride_wn, stride_wk, stride_ar, stride_ak, stride_aj, stride_br, stride_bj, stride_bn,
@@ -128,35 +119,3 @@ def _project_kernel(
             acc += tl.load(bias + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
         y_at = y + rows.to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(y_at, acc.to(y.dtype.element_ty), mask=row_ok[:, None] & column_ok[None, :])
-
-
-@triton.jit
-def _outer_kernel(
-    u, v, partial, share, K: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """BLOCK_K rows of one request's sum, over one part of the request's rows."""
-    request, part = tl.program_id(1), tl.program_id(2)
-    per_part = tl.cdiv(tl.cdiv(share, BLOCK_M), tl.num_programs(2)) * BLOCK_M
-    first = request * share + part * per_part
-    end = tl.minimum((request + 1) * share, first + per_part)
-    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
-    rank = tl.arange(0, BLOCK_R)
-    acc = tl.zeros([BLOCK_K, BLOCK_R], dtype=tl.float32)
-    for row in range(first, end, BLOCK_M):
-        rows = row + tl.arange(0, BLOCK_M)
-        row_ok = rows < end
-        wide = rows.to(tl.int64)
-        us = tl.load(
-            u + wide[None, :] * K + columns[:, None],
-            mask=row_ok[None, :] & (columns[:, None] < K),
-            other=0.0,
-        )
-        vs = tl.load(
-            v + wide[:, None] * RANK + rank[None, :],
-            mask=row_ok[:, None] & (rank[None, :] < RANK),
-            other=0.0,
-        )
-        acc = dot(us, vs, acc)
-    out = partial + ((part * tl.num_programs(1) + request) * K + columns[:, None]) * RANK + rank
-    tl.store(out, acc, mask=(columns[:, None] < K) & (rank[None, :] < RANK))

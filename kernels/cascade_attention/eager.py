@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from refine_server.kernels.cascade_attention import naive
 from refine_server.kernels.cascade_attention.query_gradient import query_gradient
+from refine_server.kernels.host_values import host_values
 
 
 def cascade_attention(
@@ -37,7 +38,7 @@ def cascade_attention(
     P = prefix_k.shape[2]
     if q.device.type != "cpu" or P == 0:
         return naive.cascade_attention(*inputs, scale, prefix_length, tail_mask)
-    parts = _parts(prefix_length, len(q), len(prefix_k), P)
+    parts = parts_of_prefixes(prefix_length, len(q), len(prefix_k), P)
     if not torch.is_grad_enabled():
         return _attend_and_merge(*inputs, scale, parts, tail_mask)[0]
     apply: Callable[..., Tensor] = _CascadeAttention.apply
@@ -49,7 +50,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 """What ``F.scaled_dot_product_attention`` runs on CPUs; these also return the log-sum-exp."""
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Neighbouring tokens of prefixes, and the consecutive rows that see all of them."""
 
     prefixes: slice
@@ -78,15 +79,15 @@ class _Part(NamedTuple):
         return x if r == b else x.view(r, x.shape[1], b // r, N, -1).transpose(1, 2).flatten(0, 1)
 
 
-def _parts(prefix_length: Tensor | None, B: int, R: int, P: int) -> list[_Part]:
+def parts_of_prefixes(prefix_length: Tensor | None, B: int, R: int, P: int) -> list[Part]:
     """Divide what B rows see of R prefixes of P tokens into parts that need no mask.
 
     Where rows stand in the order of their lengths, as branches of a document do, a row sees what
     the row before it sees and some tokens more: every token is in one part, with all later rows.
     """
-    lengths = [P] if prefix_length is None else prefix_length.tolist()
+    lengths = [P] if prefix_length is None else host_values(prefix_length)
     if all(length == P for length in lengths):
-        return [_Part(slice(0, R), slice(0, P), slice(0, B))]
+        return [Part(slice(0, R), slice(0, P), slice(0, B))]
     shared = B // R  # rows that share a prefix
     ordered = [b for b in range(B) if b % shared == 0 or lengths[b] < lengths[b - 1]]
     parts = []
@@ -94,7 +95,7 @@ def _parts(prefix_length: Tensor | None, B: int, R: int, P: int) -> list[_Part]:
         prefix, seen = slice(first // shared, first // shared + 1), 0
         for row in range(first, end):
             if lengths[row] > seen:
-                parts.append(_Part(prefix, slice(seen, lengths[row]), slice(row, end)))
+                parts.append(Part(prefix, slice(seen, lengths[row]), slice(row, end)))
                 seen = lengths[row]
     return parts
 
@@ -106,7 +107,7 @@ def _attend_and_merge(
     prefix_k: Tensor,
     prefix_v: Tensor,
     scale: float,
-    parts: list[_Part],
+    parts: list[Part],
     tail_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, and the log-sum-exp of all scores [B, H, N, 1]."""
@@ -140,7 +141,7 @@ class _CascadeAttention(torch.autograd.Function):
         prefix_k: Tensor,
         prefix_v: Tensor,
         scale: float,
-        parts: list[_Part],
+        parts: list[Part],
         tail_mask: Tensor | None,
     ) -> Tensor:
         inputs = q, k, v, prefix_k, prefix_v

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.kernels.delta_rule import triton_kernels as kernels
-from refine_server.kernels.triton_support import check_dtype
+from refine_server.kernels.triton_support import GRID_LIMIT, check_dtype
 
 COLUMNS = 32
 """Columns of the memory that one program scans: few, because the scan takes the longest."""
@@ -32,6 +32,8 @@ def delta_rule(
     check_dtype(q, k, v)
     B, H, T, K = q.shape
     V = v.shape[-1]
+    if B * H > GRID_LIMIT:
+        return _in_groups(q, k, v, beta, state)
     if state is None:
         state = torch.zeros(B, H, K, V, dtype=torch.float32, device=q.device)
     inputs = q, k, v, beta, state.to(torch.float32).expand(B, H, K, V)
@@ -39,6 +41,17 @@ def delta_rule(
         return _step(*(x.contiguous() for x in inputs))
     o, states = _DeltaRule.apply(*inputs)
     return o, states
+
+
+def _in_groups(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run the rule over groups of rows, each of which fits into a grid."""
+    rows = GRID_LIMIT // q.shape[1]
+    states = [None] * -(-len(q) // rows) if state is None else state.split(rows)
+    groups = zip(*(x.split(rows) for x in (q, k, v, beta)), states, strict=True)
+    o, after = zip(*(delta_rule(*group) for group in groups), strict=True)
+    return torch.cat(o), torch.cat(after)
 
 
 def delta_states(k: Tensor, v: Tensor, beta: Tensor, state: Tensor | None = None) -> Tensor:

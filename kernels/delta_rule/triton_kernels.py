@@ -59,7 +59,7 @@ def _zeros(M: tl.constexpr, N: tl.constexpr):
     return tl.zeros([M, N], dtype=tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def solve(
     k, v, beta, inverse, w, u, T,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -84,7 +84,7 @@ def solve(
         _store(u, dot(m, vb, _zeros(C, BLOCK_V), P), row, n * C, chunks * C, V, C, BLOCK_V, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunks"])
 def scan(
     k, w, d, state, states, T, chunks,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -102,7 +102,7 @@ def scan(
     _store(states, S, row * (chunks + 1) + chunks, 0, K, V, BLOCK_K, BLOCK_V, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def read(
     q, k, d, states, o, T, scale,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -119,7 +119,7 @@ def read(
     _store(o, os * scale, row, n * C, T, V, C, BLOCK_V, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def read_backward(
     q, k, grad_o, grad_d, T, scale,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -133,7 +133,7 @@ def read_backward(
     _store(grad_d, g * scale, row, n * C, tl.num_programs(0) * C, V, C, BLOCK_V, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunks"])
 def scan_backward(
     q, k, w, grad_o, grad_states, grad_d, after, grad_state, T, chunks, scale,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -158,7 +158,7 @@ def scan_backward(
     _store(grad_state, G, row, 0, K, V, BLOCK_K, BLOCK_V, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def solve_backward(
     k, v, beta, inverse, w, d, states, grad_o, grad_d, grad_v, grad_beta, grad_bk, grad_a, grad_p,
     T, scale,
@@ -203,7 +203,7 @@ def solve_backward(
     tl.store(at_beta, gb.to(grad_beta.dtype.element_ty), mask=t < T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def chunk_backward(
     q, k, beta, d, states, grad_o, after, grad_bk, grad_a, grad_p, grad_q, grad_k, T, scale,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,

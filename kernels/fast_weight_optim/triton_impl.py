@@ -89,7 +89,7 @@ def _norm_kernel(addresses, tiles, partial, TILE: tl.constexpr):
     tl.store(partial + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(g * g))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _decide_kernel(
     partial, count, learning_rate, max_norm, weight_decay, active, steps, factors, norms, stepped,
     BETA1: tl.constexpr, BETA2: tl.constexpr, CLIP_EPS: tl.constexpr,

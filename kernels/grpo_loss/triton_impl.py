@@ -67,7 +67,7 @@ class _GrpoLoss(torch.autograd.Function):
         return out, None, None, None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "k"])
 def _loss_kernel(
     log_prob, old_log_prob, advantages, base_log_prob, losses, slopes, size, k,
     KL: tl.constexpr, BLOCK: tl.constexpr,
@@ -94,7 +94,7 @@ def _loss_kernel(
     tl.store(losses + 1, kl_sum / size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _slope_kernel(slopes, grad, grad_kl, out, size, BLOCK: tl.constexpr):
     """Multiply the slopes of both losses by the losses' gradients, and add them up."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -156,7 +156,7 @@ def _launch(mode: int, x: Tensor, w0: Tensor, w2: Tensor, beside: list[Tensor]) 
     return outputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _swiglu_kernel(
     x, w0, w2, d_hidden, of_d_gate, of_hidden, of_d_up, out0, out1, out2, T,
     F: tl.constexpr, D: tl.constexpr, MODE: tl.constexpr,

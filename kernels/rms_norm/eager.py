@@ -16,12 +16,14 @@ from torch.autograd.function import once_differentiable
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute ``naive.rms_norm`` in fewer passes over x; same arguments, same results."""
     if x.dtype.itemsize < 4:
-        return _norm(x.float(), None, eps, mean=True).to(x.dtype) * weight
+        return (_norm(x.float(), None, eps, mean=True).to(weight.dtype) * weight).to(x.dtype)
     return _norm(x, weight, eps, mean=True)
 
 
 def l2_norm(x: Tensor, eps: float) -> Tensor:
     """Compute ``naive.l2_norm`` in fewer passes over x; same arguments, same results."""
+    if x.dtype.itemsize < 4:
+        return _norm(x.float(), None, eps, mean=False).to(x.dtype)
     return _norm(x, None, eps, mean=False)
 
 

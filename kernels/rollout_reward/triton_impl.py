@@ -51,7 +51,7 @@ def rollout_reward(
     return rewards, advantages
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "per_row", "n"])
 def _reward_kernel(
     tokens, hidden, document_tokens, document_hidden, starts, rewards, T, per_row, n,
     K: tl.constexpr, D: tl.constexpr, EXACT: tl.constexpr, COSINE: tl.constexpr,
@@ -81,7 +81,7 @@ def _reward_kernel(
     tl.store(rewards + rollout, total / K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _advantage_kernel(rewards, advantages, size, EPS: tl.constexpr, BLOCK: tl.constexpr):
     """Normalise the rewards of one group."""
     lane = tl.arange(0, BLOCK)

@@ -35,7 +35,7 @@ def select_positions(
     return index
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "size"])
 def _select_kernel(
     scores, noise, index, T, size,
     SIGN: tl.constexpr, NOISY: tl.constexpr, RADIUS: tl.constexpr, BLOCK: tl.constexpr,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -15,6 +16,11 @@ def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
     """Compute ``naive.short_conv`` tap by tap; same arguments, same results."""
     apply: Callable[..., Tensor] = _ShortConv.apply
     return apply(padded, weight)
+
+
+def short_conv_silu(padded: Tensor, weight: Tensor) -> Tensor:
+    """Compute ``naive.short_conv_silu`` tap by tap; same arguments, same results."""
+    return F.silu(short_conv(padded, weight))
 
 
 class _ShortConv(torch.autograd.Function):

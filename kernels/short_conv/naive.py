@@ -23,3 +23,8 @@ def short_conv(padded: Tensor, weight: Tensor) -> Tensor:
         ]
         return torch.stack(rows).mT
     return F.conv1d(padded, weight[:, None], groups=weight.shape[0]).mT
+
+
+def short_conv_silu(padded: Tensor, weight: Tensor) -> Tensor:
+    """Compute SiLU of ``short_conv``; same arguments."""
+    return F.silu(short_conv(padded, weight))

@@ -93,7 +93,9 @@ def _forward(
     per_share = triton.cdiv(blocks, shares)
     shares = triton.cdiv(blocks, per_share)  # none is empty
     partial = hidden.new_empty(4, shares, N, dtype=torch.float32)
-    log_prob, entropy, lse = hidden.new_empty(3, N, dtype=torch.float32).unbind()
+    # Each of its own: where one begins within another, its alignment would depend on N, and with
+    # it the kernel that is compiled.
+    log_prob, entropy, lse = (hidden.new_empty(N, dtype=torch.float32) for _ in range(3))
     if N == 0:
         return log_prob, entropy, lse
     _share_kernel[(row_blocks, shares)](
@@ -142,7 +144,7 @@ def _logits(hidden, weight, rows, columns, N, V, D: tl.constexpr, BLOCK_D: tl.co
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "per_share"])
 def _share_kernel(
     hidden, weight, targets, partial, scale, N, V, per_share,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -178,7 +180,7 @@ def _share_kernel(
     tl.store(partial + 3 * size + out, at_target, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "shares"])
 def _merge_kernel(partial, log_prob, entropy, lse, N, shares, BLOCK_N: tl.constexpr):
     """Merge the shares of BLOCK_N rows into their statistics."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -205,7 +207,7 @@ def _merge_kernel(partial, log_prob, entropy, lse, N, shares, BLOCK_N: tl.conste
     tl.store(lse + rows, total, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "first"])
 def _slope_kernel(
     hidden, weight, targets, lse, grad, slope, scale, N, width, first,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,

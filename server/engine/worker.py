@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from refine_server.server.engine.backend.protocol import Backend
-from refine_server.server.engine.backend.self_check import self_check
+from refine_server.server.engine.backend.self_check import self_check, warm_up
 from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.scheduling.job import Job, JobStatus
 from refine_server.server.engine.scheduling.job_queue import JobQueue, Turn, Verification
@@ -103,7 +103,7 @@ class Worker:
         for job, outcome in ended.items():
             self._advance(job, outcome, seconds)
         if any(job.status is JobStatus.FAILED for job in turn.jobs):
-            self._verify()
+            self._require_unchanged()
         self.busy_seconds += time.monotonic() - self.turn_began
         self.turn_began = None
         return True
@@ -112,6 +112,7 @@ class Worker:
         try:
             backend = open_backend()
             self_check(backend)
+            warm_up(backend)
         except BaseException as error:
             # The message of a ValueError (ModelError is one) is enough; others need the traceback.
             is_known = isinstance(error, ValueError)
@@ -144,6 +145,7 @@ class Worker:
             return dict.fromkeys(turn.jobs), 0.0
         began = time.monotonic()
         results = self._batch(turn).run_piece()
+        self._backend.synchronize()
         seconds = time.monotonic() - began
         ended = {}
         for job in turn.jobs:
@@ -245,6 +247,11 @@ class Worker:
         for verification in verifications:
             verification.set_result(is_intact)
         if not is_intact:
+            raise IsolationError("the base weights have changed")
+
+    def _require_unchanged(self) -> None:
+        """Raise IsolationError unless the base weights are what they were."""
+        if not self._backend.is_unchanged():
             raise IsolationError("the base weights have changed")
 
     def _end_all(self, error: ApiError) -> None:

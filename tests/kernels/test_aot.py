@@ -19,7 +19,7 @@ COLD = {("DeltaNet-1.3B branches", "solve_backward")}
 # Cases whose products are large enough for Hopper's matrix instruction.
 WGMMA = {
     "token_stats": {"share_kernel", "slope_kernel"},
-    "batched_low_rank": {"project_kernel", "outer_kernel"},
+    "batched_low_rank": {"project_kernel"},
     "delta_rule": {"solve", "scan", "read", "scan_backward", "solve_backward", "chunk_backward"},
     "lact_apply": {"swiglu_kernel"},
     "lact_gradient": {"swiglu_kernel"},

@@ -94,7 +94,7 @@ class FakeBackend(Backend):
         self.turns: list[str] = []
         self.closed: list[str] = []
         self.is_intact = True
-        """What ``verify`` returns."""
+        """What ``verify`` and ``is_unchanged`` return."""
         self.fails_to_open: Exception | None = None
         self.open_gate = threading.Event()
         """Opening waits for it."""
@@ -189,6 +189,10 @@ class FakeBackend(Backend):
 
     @override
     def verify(self) -> bool:
+        return self.is_intact
+
+    @override
+    def is_unchanged(self) -> bool:
         return self.is_intact
 
     @override

@@ -179,7 +179,8 @@ async def decode(
         grammar: the form that the answer is held to; None: any.
         on_token: called with each token as soon as it is decoded.
     """
-    fast = fast.detach()  # what is derived from it for this answer ends with the answer
+    # What is derived from it for this answer ends with the answer.
+    fast = fast.detach().to_dtype(model.dtype)
 
     reader = Reader(model, torch.tensor([list(query)], device=model.device), state, fast)
     while not reader.is_done:

@@ -13,13 +13,22 @@ def sample(logits: Tensor, sampling: SamplingConfig, generator: torch.Generator)
     """Choose one token from logits [V]: the likeliest one, or one of the top_p mass."""
     if sampling.is_greedy:
         return int(logits.argmax())
-    p = (logits.float() / sampling.temperature).softmax(-1).cpu()  # [V]
+    p = (logits.float() / sampling.temperature).softmax(-1)  # [V]
+    # One number of the host's generator decides, so a seed means the same on every device; all
+    # else is done where the logits are.
+    noise = torch.rand((), generator=generator, dtype=torch.float64).to(p.device)
+    order = None
     if sampling.top_p < 1:
-        ordered, order = p.sort(descending=True, stable=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
-        outside[0] = False  # the likeliest stays where top_p rounds to 0
-        p[order[outside]] = 0.0
-    return int(torch.multinomial(p, 1, generator=generator))
+        p, order = p.sort(descending=True, stable=True)
+    cumulative = p.double().cumsum(-1)
+    if order is not None:
+        inside = cumulative - p < sampling.top_p
+        inside[0] = True  # the likeliest stays where top_p rounds to 0
+        cumulative = cumulative.clamp_max(cumulative.where(inside, 0.0).max())
+    # The first token whose cumulative probability exceeds the noise.
+    chosen = torch.searchsorted(cumulative, noise * cumulative[-1:], right=True)
+    chosen = chosen.clamp_max(p.shape[0] - 1)
+    return int(chosen if order is None else order.gather(0, chosen))
 
 
 def score(logits: Tensor, tokens: Tensor, top: int) -> list[tuple[float, TopTokens]]:

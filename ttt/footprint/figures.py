@@ -29,6 +29,7 @@ from refine_server.ttt.models.loading.loader import (
     read_config,
     wrap,
 )
+from refine_server.ttt.models.loading.own_kernels import without_fla
 
 MEASURED = (1024, 2048)
 """Document lengths, in tokens, that are measured; others are extrapolated from the two."""
@@ -155,7 +156,7 @@ def _skeleton(config: dict[str, Any], directory: Path, dtype: torch.dtype) -> Ca
 
     try:
         parsed = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        with torch.device("meta"):
+        with torch.device("meta"), without_fla():
             causal_lm = AutoModelForCausalLM.from_config(parsed, dtype=dtype)
     except (ValueError, KeyError, TypeError) as error:
         kind = model_type_of(config)

@@ -13,20 +13,19 @@ A step needs the same of a whole document, again and again: ``freeze`` computes 
 fast weights once, ``trunk`` the others, and rollouts branch off from ``Trunk.state_at``.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE, FastWeights
-from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm
+from refine_server.ttt.models import base_weights
+from refine_server.ttt.models.layers.functional import embedding, logits, rms_norm, token_stats
 from refine_server.ttt.models.layers.low_rank import new_low_rank_updates
+from refine_server.ttt.models.output import Output
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.trunk import Frozen, Trunk
 from refine_server.ttt.pieces import Pace
@@ -38,23 +37,6 @@ class ModelError(ValueError):
 
 Context = Any
 """What a family's ``context`` returns and its ``block`` takes; the family knows its type."""
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a forward returns."""
-
-    hidden: Tensor
-    """[B, T, D], after the final norm, as fed to the LM head."""
-    state: State
-    """The state after the last token."""
-    head: Tensor = field(repr=False)
-    """The LM head's weight, [V, D] or [R, V, D]."""
-
-    @property
-    def logits(self) -> Tensor:
-        """[B, T, V], computed whenever it is asked for."""
-        return logits(self.hidden, self.head)
 
 
 class CausalLM(nn.Module, ABC):
@@ -90,6 +72,8 @@ class CausalLM(nn.Module, ABC):
         """Tokens of a document that are read at once (chunked prefill); None: all."""
         self.activation_budget: int | None = None
         """Bytes that a step's graph may keep; more is recomputed in the backward pass."""
+        self.activation_bytes: dict[Hashable, float] = {}
+        """What a token's activations were measured to take, by what is read and differentiated."""
         self.threads = 1
         """Threads that work for different requests at once, each on ops of a single thread."""
 
@@ -209,8 +193,13 @@ class CausalLM(nn.Module, ABC):
         """
         if self._can_decode_fast(x, states, fast):
             return self._decode_fast(x, states, position, fast)
-        x, traces = self.run_layers(x, states, position, fast, 0, self.num_layers)
-        return self.final_norm(x, fast), tuple(trace.final() for trace in traces)
+        after = []
+        context = self.context(x, position)
+        for index, state in enumerate(states):
+            x, trace = self.block(index, x, state, fast, context)
+            after.append(trace.final())
+            del trace  # before the next layer makes its own
+        return self.final_norm(x, fast), tuple(after)
 
     @torch.no_grad()
     def read(self, input_ids: Tensor, fast: FastWeights) -> tuple[Tensor, State]:
@@ -309,16 +298,7 @@ class CausalLM(nn.Module, ABC):
 
         Both are [N, T]. N is a multiple of the number of requests.
         """
-        head = self.head(fast)
-        heads = [head] if head.ndim == 2 else list(head)
-        rows = hidden.shape[0] // len(heads)
-        results = [
-            dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
-            for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
-        ]
-        log_prob = torch.cat([stats.log_prob for stats in results])
-        entropy = torch.cat([stats.entropy for stats in results])
-        return log_prob.view(targets.shape), entropy.view(targets.shape)
+        return token_stats(hidden, self.head(fast), targets, temperature)
 
     # -- fast weights ---------------------------------------------------------------------------
 
@@ -385,12 +365,7 @@ class CausalLM(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """Hash the base weights (SHA-256): names, shapes, types and every bit of their values."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.named_parameters()):
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-            flat = weight.detach().contiguous().view(-1).view(torch.uint8)
-            digest.update(flat.cpu().numpy().data)
-        return digest.hexdigest()
+        return base_weights.fingerprint(self.named_parameters())
 
     @property
     def num_parameters(self) -> int:

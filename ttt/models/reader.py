@@ -7,6 +7,7 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.models.state import State
 
 BOUNDARY_TOKENS = 256
@@ -60,6 +61,7 @@ class Reader:
         output = self._model(ids, self._state, self._fast)
         # A state that others share is not copied to be one with what follows it.
         self._state = output.state.joined() if self._is_start else output.state
+        synchronize(self._model.device)
         seconds = time.monotonic() - began
         pace.observe("read", layers, ids.shape[1], seconds)
         self.tokens += ids.shape[1]

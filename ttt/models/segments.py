@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from refine_server.kernels.delta_rule import CHUNK
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.models.layers.functional import embedding
 from refine_server.ttt.models.state import LayerState, State, Trace
 from refine_server.ttt.models.tape import Graph, tensors_of
@@ -81,6 +82,7 @@ def token_stats_in_pieces(
         make = partial(model.token_stats, hidden[:, own], targets[:, own], fast, temperature)
         parts.append(graph.cut(make))
         start += parts[-1][0].shape[1]
+        synchronize(model.device)
         model.pace.observe(kind, HEAD, parts[-1][0].numel(), time.monotonic() - began)
     log_prob, entropy = (torch.cat(own, dim=1) for own in zip(*parts, strict=True))
     return log_prob, entropy
@@ -124,6 +126,7 @@ class _Segments:
             outputs.append(output)
             before = [(*layer, trace) for layer, trace in zip(before, own, strict=True)]
             if kind == "read":
+                synchronize(self.model.device)
                 observe(time.monotonic() - began)
             start = end
         if len(outputs) == 1:
@@ -171,7 +174,11 @@ class _Segments:
         budget = model.activation_budget
         if budget is None or not self._is_differentiable or T <= PROBE_TOKENS:
             return T, False
-        tokens = int(budget / (R * activation_bytes(model, self.frozen, self.fast)))
+        own = tuple((name, *tensor.shape[1:]) for name, tensor in self.fast.tensors.items())
+        key = (self.layers.start, self.frozen.hidden is None, own)
+        if key not in model.activation_bytes:
+            model.activation_bytes[key] = activation_bytes(model, self.frozen, self.fast)
+        tokens = int(budget / (R * model.activation_bytes[key]))
         return (T, False) if tokens >= T else (max(tokens // CHUNK, 1) * CHUNK, True)
 
 
@@ -183,14 +190,14 @@ def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces])
     of these would take memory by the square of the tokens, so the backward pass joins them again.
     """
     places = {
-        tensor.untyped_storage().data_ptr(): (layer, number)
+        _key(tensor): (layer, number)
         for layer, state in enumerate(states)
         for number, tensor in enumerate(tensors_of(state))
         if tensor.numel() and tensor.requires_grad
     }
 
     def pack(tensor: Tensor) -> Any:
-        place = places.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+        place = places.get(_key(tensor)) if tensor.numel() else None
         if place is None:
             return tensor
         return place, tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from refine_server.kernels.delta_rule.memory import LateGradients
 from refine_server.ttt.fast_weights import FastWeights
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.pieces import Pieces
 
 T = TypeVar("T")
+L = TypeVar("L")
 
 
 class Graph:
@@ -51,6 +54,8 @@ class _Part:
     """Those in the part's graph."""
     leaves: list[Tensor]
     """What follows reads these in the place of the results."""
+    late: list[LateGradients]
+    """Where what follows leaves gradients apart from those of the leaves."""
     on_backward: Callable[[float], None] | None
 
     def backward(self) -> None:
@@ -58,7 +63,10 @@ class _Part:
         began = time.monotonic()
         results = self.results
         if self.make is not None:
-            results = _in_graph(self.make())
+            made = self.make()
+            results = _in_graph(made)
+            for again, late in zip(_found(made, LateGradients), self.late, strict=True):
+                again.left = late.left
         used = [
             (r, x.grad) for r, x in zip(results, self.leaves, strict=True) if x.grad is not None
         ]
@@ -67,6 +75,7 @@ class _Part:
         for leaf in self.leaves:
             leaf.grad = None
         if self.on_backward is not None:
+            synchronize(self.leaves[0].device)
             self.on_backward(time.monotonic() - began)
 
 
@@ -93,7 +102,7 @@ class Tape(Graph):
         leaves: list[Tensor] = []
 
         def leaf(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad:
+            if not _is_in_graph(tensor):
                 return tensor
             leaves.append(tensor.detach().requires_grad_())
             return leaves[-1]
@@ -102,7 +111,8 @@ class Tape(Graph):
         cut = map_tensors(made, leaf)
         if leaves:
             again = make if recompute else None
-            self._parts.append(_Part(again, results, leaves, on_backward))
+            late = _found(made, LateGradients)
+            self._parts.append(_Part(again, results, leaves, late, on_backward))
         return cut
 
     def backward(self) -> Pieces[None]:
@@ -117,31 +127,44 @@ class Tape(Graph):
 
 def map_tensors(value: T, fn: Callable[[Tensor], Tensor]) -> T:
     """Replace the tensors in tuples, lists, dataclasses and fast weights; keep everything else."""
-    if isinstance(value, Tensor):
+    return _map(value, Tensor, fn)
+
+
+def _map(value: T, kind: type[L], fn: Callable[[L], L]) -> T:
+    if isinstance(value, kind):
         return cast(T, fn(value))
     if isinstance(value, FastWeights):
-        return cast(T, value.map(fn))
+        return cast(T, value.map(lambda tensor: _map(tensor, kind, fn)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return cast(T, type(value)(*(map_tensors(item, fn) for item in value)))
+        return cast(T, type(value)(*(_map(item, kind, fn) for item in value)))
     if isinstance(value, tuple | list):
-        return cast(T, type(value)(map_tensors(item, fn) for item in value))
+        return cast(T, type(value)(_map(item, kind, fn) for item in value))
     if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: map_tensors(getattr(value, f.name), fn) for f in fields(value)}
+        own = {f.name: _map(getattr(value, f.name), kind, fn) for f in fields(value)}
         return cast(T, type(value)(**own))
     return value
 
 
 def tensors_of(value: object) -> list[Tensor]:
     """Return the tensors in ``value``, in the order of ``map_tensors``."""
-    found: list[Tensor] = []
+    return _found(value, Tensor)
 
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
 
-    map_tensors(value, note)
+def _found(value: object, kind: type[L]) -> list[L]:
+    found: list[L] = []
+
+    def note(own: L) -> L:
+        found.append(own)
+        return own
+
+    _map(value, kind, note)
     return found
 
 
+def _is_in_graph(tensor: Tensor) -> bool:
+    """Return whether a tensor was computed in the graph; a leaf needs no other in its place."""
+    return tensor.requires_grad and not tensor.is_leaf
+
+
 def _in_graph(value: object) -> list[Tensor]:
-    return [tensor for tensor in tensors_of(value) if tensor.requires_grad]
+    return [tensor for tensor in tensors_of(value) if _is_in_graph(tensor)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import BASE
-from refine_server.ttt.models.base import Output
+from refine_server.ttt.models.output import Output
 from refine_server.ttt.models.state import State
 from refine_server.ttt.query_side.frozen_spans import FrozenSpans
 from refine_server.ttt.refine.inputs.step_inputs import StepInputs

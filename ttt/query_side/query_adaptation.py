@@ -20,6 +20,7 @@ from refine_server.ttt.interface.reports import (
     Overflow,
     overflow_of,
 )
+from refine_server.ttt.models.device import to_host
 
 KEPT_DTYPE = torch.bfloat16
 """The precision of kept deltas: half the bytes of float32, and its range."""
@@ -70,7 +71,7 @@ class QueryAdaptation:
     def dump(self) -> tuple[bytes, dict[str, Any]]:
         """Write it: tensors as safetensors bytes, the rest as a description for JSON."""
         fast = self.fast_weights
-        tensors = {name: fast[name].to(KEPT_DTYPE).contiguous().cpu() for name in fast}
+        tensors = to_host({name: fast[name].to(KEPT_DTYPE) for name in fast})
         text = torch.frombuffer(bytearray(self.document.encode()), dtype=torch.uint8)
         dtypes = {str(fast[name].dtype).removeprefix("torch.") for name in fast}
         description = {

@@ -7,12 +7,14 @@ evaluated on them between the steps, and the best ones are kept.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.interface.measures import EvalResult
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.models.segments import (
     freeze_in_pieces,
     token_stats_in_pieces,
@@ -183,7 +185,9 @@ def evaluate_batch(
         state: R rows, each after its document's own last token.
     """
     fast = FastWeights.stack([own.fast for own in evaluators])
-    (losses, accuracies), seconds = yield from timed(_figures(evaluators, hidden, state, fast))
+    wait = partial(synchronize, hidden.device)
+    figures = timed(_figures(evaluators, hidden, state, fast), wait)
+    (losses, accuracies), seconds = yield from figures
     seconds /= len(evaluators)
     for own, step, loss, accuracy in zip(evaluators, steps_made, losses, accuracies, strict=True):
         own.record(EvalResult(step=step, loss=loss, accuracy=accuracy, seconds=seconds))

@@ -92,9 +92,8 @@ def losses_in_pieces(requests: Sequence[StepInputs], graph: Graph) -> Pieces[lis
     R, shape = len(requests), requests[0].shape
     if shape.objective == "attention":
         return [_attention_loss(request, graph) for request in requests]
-    # Of one request they are the leaves themselves.
-    own_fast = [r.fast for r in requests]
-    fast = own_fast[0] if R == 1 else graph.cut(lambda: FastWeights.stack(own_fast))  # [R, ...]
+    own_fast, dtype = [r.fast for r in requests], requests[0].model.dtype
+    fast = graph.cut(lambda: FastWeights.stack(own_fast).to_dtype(dtype))  # [R, ...] each
 
     # Trunk: one differentiable forward over the rows of all requests, hidden [R S, T, D].
     ntp_trunk = yield from RowBatch([r.ntp_rows for r in requests]).forward(fast, graph)

@@ -95,7 +95,7 @@ def _prefixes(input_ids: Tensor, starts: Tensor, rollouts: int) -> list[Tensor]:
 def _sample(policy: Policy, prefix: Tensor, noise: Tensor) -> Tensor:
     """Read a prefix [1, s] from token 0 and continue it: noise [1, k] -> tokens [1, k]."""
     read = policy.model(prefix, None, policy.fast)
-    return run_pieces(policy.sample(Prefix(read.hidden[:, -1], read.state), noise))[0]
+    return run_pieces(policy.sample(Prefix(read.hidden[:, -1], read.state), noise))
 
 
 def _score(policy: Policy, prefix: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,21 +31,21 @@ class Policy:
     temperature: float
 
     @torch.no_grad()
-    def sample(self, prefixes: Prefix, noise: Tensor) -> Pieces[tuple[Tensor, Tensor]]:
+    def sample(self, prefixes: Prefix, noise: Tensor) -> Pieces[Tensor]:
         """Continue P prefixes n times each by k sampled tokens, each token a piece of work.
 
         Args:
             prefixes: P of them; those of one request are neighbours.
             noise: [P n, k] uniform in [0, 1). One number decides one token, so the same noise gives
-                the same rollout in any batch.
+                the same rollout in any batch, as far as the logits are the same: a GPU rounds them
+                differently in batches of another size.
 
         Returns:
-            Tokens and their log-probabilities, [P n, k] each, without graph.
+            [P n, k] tokens.
         """
         n = noise.shape[0] // prefixes.hidden.shape[0]
         hidden, state = prefixes.detach().repeat(n)  # [P n, D]
         tokens: list[Tensor] = []
-        log_probs: list[Tensor] = []
         for j in range(noise.shape[1]):
             if j > 0:
                 yield
@@ -53,10 +53,9 @@ class Policy:
                 hidden, state = output.hidden[:, 0], output.state
             wide = torch.promote_types(hidden.dtype, torch.float32)
             logits = self.model.head_logits(hidden, self.fast).to(wide)
-            log_prob = (logits / self.temperature).log_softmax(-1)  # [P n, V]
-            tokens.append(_inverse_cdf(log_prob.exp(), noise[:, j, None]))
-            log_probs.append(log_prob.gather(-1, tokens[-1][:, None])[:, 0])
-        return torch.stack(tokens, dim=1), torch.stack(log_probs, dim=1)
+            p = (logits / self.temperature).softmax(-1)  # [P n, V]
+            tokens.append(_inverse_cdf(p, noise[:, j, None]))
+        return torch.stack(tokens, dim=1)
 
     def score(
         self, prefixes: Prefix, tokens: Tensor, graph: Graph
@@ -91,24 +90,18 @@ class Rollouts:
     """[R S, G], where the groups start in their rows; P = R S G."""
     tokens: Tensor
     """[N, k], N = P times the size of a group."""
-    sampled_log_prob: Tensor
-    """[P n, k], log-probabilities of the sampled ones under the policy that sampled them."""
+    sampled: int
+    """n: how many of each position's continuations were sampled."""
 
     @property
     def group(self) -> int:
         """How many continuations each position has: n, or n + 1 with a reference rollout."""
         return self.tokens.shape[0] // self.starts.numel()
 
-    @property
-    def sampled(self) -> int:
-        """n: how many of each position's continuations were sampled."""
-        return self.sampled_log_prob.shape[0] // self.starts.numel()
-
     def split(self, requests: int) -> list["Rollouts"]:
         """Return each request's own groups."""
-        fields = self.starts, self.tokens, self.sampled_log_prob
-        parts = zip(*(field.chunk(requests) for field in fields), strict=True)
-        return [Rollouts(starts=s, tokens=t, sampled_log_prob=p) for s, t, p in parts]
+        parts = zip(self.starts.chunk(requests), self.tokens.chunk(requests), strict=True)
+        return [Rollouts(starts=s, tokens=t, sampled=self.sampled) for s, t in parts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,17 +110,23 @@ class Scores:
 
     log_prob: Tensor
     """[N, k], in the graph."""
-    old_log_prob: Tensor
-    """[N, k], under the policy that sampled, without graph. A reference rollout counts as a sample
-    of the policy itself, so its ratio is 1."""
     hidden: Tensor
     """[N, k, D]."""
 
+    @property
+    def old_log_prob(self) -> Tensor:
+        """[N, k], under the policy that sampled, without graph.
+
+        Every step samples anew and is made at once, so that is the policy itself: the ratio is 1,
+        and so it is of a reference rollout. The log-probabilities that decoding token by token
+        computes would differ by its rounding, in bf16 by several percent.
+        """
+        return self.log_prob.detach()
+
     def split(self, requests: int) -> list["Scores"]:
         """Return each request's own rollouts' scores."""
-        fields = self.log_prob, self.old_log_prob, self.hidden
-        parts = zip(*(field.chunk(requests) for field in fields), strict=True)
-        return [Scores(log_prob=p, old_log_prob=o, hidden=h) for p, o, h in parts]
+        parts = zip(self.log_prob.chunk(requests), self.hidden.chunk(requests), strict=True)
+        return [Scores(log_prob=p, hidden=h) for p, h in parts]
 
 
 def rollout_noise(request: StepInputs, starts: Tensor) -> Tensor:
@@ -149,10 +148,11 @@ def sample_rollouts(
         noise: [P n, k], from ``rollout_noise``.
         references: [P, k], a reference rollout for each group, or None.
     """
-    tokens, log_prob = yield from policy.sample(prefixes, noise)
+    tokens = yield from policy.sample(prefixes, noise)
+    sampled = len(tokens) // starts.numel()
     if references is not None:
         tokens = interleave(tokens, references)
-    return Rollouts(starts=starts, tokens=tokens, sampled_log_prob=log_prob)
+    return Rollouts(starts=starts, tokens=tokens, sampled=sampled)
 
 
 def score_rollouts(
@@ -160,11 +160,7 @@ def score_rollouts(
 ) -> Pieces[Scores]:
     """Compute the rollouts' log-probabilities and hidden states in the graph of their prefixes."""
     log_prob, hidden = yield from policy.score(prefixes, rollouts.tokens, graph)
-    old_log_prob = rollouts.sampled_log_prob
-    if rollouts.group > rollouts.sampled:
-        references = log_prob.detach()[rollouts.sampled :: rollouts.group]
-        old_log_prob = interleave(old_log_prob, references)
-    return Scores(log_prob=log_prob, old_log_prob=old_log_prob, hidden=hidden)
+    return Scores(log_prob=log_prob, hidden=hidden)
 
 
 def reward_rollouts(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import ClassVar, Self, TypeVar
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from refine_server.ttt.batching import Operation
@@ -16,6 +17,7 @@ from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.interface.measures import EvalResult
 from refine_server.ttt.interface.reports import StepReport
 from refine_server.ttt.models.base import CausalLM
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.models.tape import Tape
 from refine_server.ttt.pieces import Pieces, run_pieces, timed
 from refine_server.ttt.refine import guard
@@ -169,7 +171,8 @@ class AdaptStep(Operation[StepOutcome]):
     @override
     def in_pieces(cls, operations: Sequence[Self]) -> Pieces[Sequence[StepOutcome | Exception]]:
         """Make R steps with one forward and one backward pass; each request has its own update."""
-        (losses, stops), seconds = yield from timed(_passes(operations))
+        wait = partial(synchronize, operations[0].run.model.device)
+        (losses, stops), seconds = yield from timed(_passes(operations), wait)
         seconds /= len(operations)
         return [
             _attempt(partial(step.update, loss, seconds)) if stop is None else stop
@@ -184,11 +187,13 @@ class AdaptStep(Operation[StepOutcome]):
             seconds: this step's share of the time that the batch's passes took.
         """
         started = time.monotonic()
-        total = loss.total.detach()
-        grad_norm = float(self.run.optimizer.step(total.isfinite()))
-        reason = guard.check_step(float(total), grad_norm)
+        grad_norm = self.run.optimizer.step(loss.total.detach().isfinite())  # [1]
+        figures = _figures(loss, grad_norm)
+        reason = guard.check_step(figures["loss"], figures["grad_norm"])
         seconds += time.monotonic() - started
-        report = _report(self.number, loss, grad_norm, seconds)
+        report = StepReport(
+            step=self.number, seconds=seconds, rollout_tokens=loss.rollout_tokens, **figures
+        )
         if self.run.tracer is not None:
             trace = self.run.tracer.describe(loss, self.run.fast, self._evaluated)
             report = report.model_copy(update={"trace": trace})
@@ -301,19 +306,20 @@ def _restored_on_failure(generators: Sequence[torch.Generator]) -> Iterator[None
         raise
 
 
-def _report(number: int, loss: StepLoss, grad_norm: float, seconds: float) -> StepReport:
+@torch.no_grad()
+def _figures(loss: StepLoss, grad_norm: Tensor) -> dict[str, float]:
+    """Read a step's figures, all at once: the host waits for a GPU each time it reads."""
     spread = loss.rewards.std() if loss.rewards.numel() > 1 else loss.rewards.new_zeros(())
-    return StepReport(
-        step=number,
-        loss=float(loss.total.detach()),
-        ntp_loss=float(loss.ntp.detach()),
-        grpo_loss=float(loss.grpo.detach()),
-        reward_mean=float(loss.rewards.mean()),
-        reward_std=float(spread),
-        entropy_mean=float(loss.entropy.mean()),
-        kl=float(loss.kl.detach()),
-        attention=float(loss.attention.detach()),
-        grad_norm=grad_norm,
-        seconds=seconds,
-        rollout_tokens=loss.rollout_tokens,
-    )
+    figures = {
+        "loss": loss.total,
+        "ntp_loss": loss.ntp,
+        "grpo_loss": loss.grpo,
+        "reward_mean": loss.rewards.mean(),
+        "reward_std": spread,
+        "entropy_mean": loss.entropy.mean(),
+        "kl": loss.kl,
+        "attention": loss.attention,
+        "grad_norm": grad_norm[0],
+    }
+    values = torch.stack([value.to(torch.float64) for value in figures.values()]).tolist()
+    return dict(zip(figures, values, strict=True))

@@ -19,6 +19,8 @@ from refine_server.ttt.interface.events import Emit, ShouldStop
 from refine_server.ttt.interface.requests import Work
 from refine_server.ttt.kept import Kept, dump, restore
 from refine_server.ttt.models import CausalLM, ModelError, load
+from refine_server.ttt.models.base_weights import checksums
+from refine_server.ttt.models.device import synchronize
 from refine_server.ttt.programs.encode import EncodedWork, encode
 from refine_server.ttt.programs.start import start
 from refine_server.ttt.query_side.document_cache import DocumentCache
@@ -43,6 +45,7 @@ class ModelBackend(Backend):
         self.device = str(model.device)
         self.vocabulary = model.embedding.num_embeddings
         self.fingerprint = model.fingerprint()
+        self._checksums = checksums(model.parameters())
         self.limits = settings.limits.within(model.context_length)
         try:
             template = PromptTemplate(model.tokenizer, settings.prompt, settings.chat)
@@ -110,6 +113,14 @@ class ModelBackend(Backend):
         return self.model.fingerprint() == self.fingerprint
 
     @override
+    def is_unchanged(self) -> bool:
+        return torch.equal(checksums(self.model.parameters()), self._checksums)
+
+    @override
+    def synchronize(self) -> None:
+        synchronize(self.model.device)
+
+    @override
     def dump(self, document: Kept) -> tuple[bytes, dict[str, Any]]:
         return dump(document)
 
@@ -120,7 +131,9 @@ class ModelBackend(Backend):
 
 def _load(settings: Settings) -> CausalLM:
     try:
-        torch.empty(0, device=settings.device)
+        device = torch.empty(0, device=settings.device).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels are launched on the thread's current device
     except (RuntimeError, AssertionError) as error:  # torch raises either
         raise ModelError(f"--device {settings.device!r} cannot be used: {error}") from None
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # it imports torch, which `--help` should not wait for
 class Backend(Protocol):
     """A model that encodes requests and runs their programs.
 
-    ``start``, its programs and ``verify`` belong to the thread that opened the backend; every
-    other method may be called from any thread.
+    ``start``, its programs, ``verify``, ``is_unchanged`` and ``synchronize`` belong to the thread
+    that opened the backend; every other method may be called from any thread.
     """
 
     name: str
@@ -75,6 +75,15 @@ class Backend(Protocol):
 
     def verify(self) -> bool:
         """Return whether the base weights are, bit for bit, what was loaded."""
+
+    def is_unchanged(self) -> bool:
+        """Return whether sums of the base weights' bits are what they were when it was loaded.
+
+        ``verify`` hashes all bits on the host; this takes the time of a decoded token.
+        """
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was launched on it, so that seconds are true."""
 
     def dump(self, document: "Kept") -> tuple[bytes, dict[str, Any]]:
         """Return an adapted document as bytes, and their description as JSON values."""

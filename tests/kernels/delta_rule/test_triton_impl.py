@@ -72,6 +72,15 @@ def test_rows_do_not_mix(T: int) -> None:
         assert b[1].isnan().any()
 
 
+@pytest.mark.parametrize("has_state", [True, False])
+def test_more_rows_than_a_grid_has(
+    has_state: bool, matches: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(form, "GRID_LIMIT", 5)
+    args = inputs(5, 2, 3, 8, 8, torch.float32)
+    matches(naive.delta_rule, form.delta_rule, args if has_state else args[:4], scale=5)
+
+
 def test_no_rows() -> None:
     o, states = form.delta_rule(*inputs(0, 2, 5, 8, 8, torch.float32))
     assert (o.shape, states.shape) == ((0, 2, 5, 8), (0, 2, 2, 8, 8))

@@ -266,6 +266,20 @@ async def test_weights_are_verified_after_a_failure_whose_client_has_left(
         await until(lambda: served.engine.is_broken)
 
 
+async def test_a_failed_job_does_not_hash_the_base_weights(
+    start: Start, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret internals")
+
+    monkeypatch.setattr(fake, "verify", lambda: 1 / 0)  # it would take seconds, for everybody
+    async with start() as served:
+        with pytest.raises(ApiError):
+            await served.submit(request("bad", fake.script("crash", Script(step=fail)))).finish()
+        await served.submit(request("good")).finish()
+        assert not served.engine.is_broken
+
+
 async def test_an_abandoned_verification_has_no_effect(start: Start, fake: FakeBackend) -> None:
     async with start() as served:
         job = served.submit(request("a", fake.hold("held")))

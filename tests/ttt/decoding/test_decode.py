@@ -52,6 +52,30 @@ def test_the_ends_of_both_ranges_take_the_best_token(
     assert {sample(logits, config, generator) for _ in range(20)} == {1}
 
 
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_only_the_chosen_token_leaves_the_device(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the probabilities were copied to the host")
+
+    monkeypatch.setattr(torch.Tensor, "cpu", refuse)
+    monkeypatch.setattr(torch.Tensor, "tolist", refuse)
+    sampling = SamplingConfig(temperature=1.0, top_p=top_p)
+    assert 0 <= sample(torch.randn(50), sampling, torch.Generator().manual_seed(0)) < 50
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    p = torch.tensor([0.5, 0.05, 0.3, 0.15])
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((1.0, p), (0.9, torch.tensor([0.5, 0.0, 0.3, 0.15]) / 0.95)):
+        sampling = SamplingConfig(temperature=1.0, top_p=top_p)
+        drawn = [sample(p.log(), sampling, generator) for _ in range(2000)]
+        assert torch.allclose(
+            torch.bincount(torch.tensor(drawn), minlength=4) / 2000, kept, atol=0.04
+        )
+
+
 @pytest.mark.parametrize("top_p", [0.1, 0.6, 1.0])
 def test_top_p_keeps_the_smallest_set_of_that_mass(top_p: float) -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()

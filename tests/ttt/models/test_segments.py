@@ -1,5 +1,7 @@
 """Reading in segments gives the gradient of a single reading, piece by piece, with less memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
-from refine_server.ttt.models import CausalLM
+from refine_server.ttt.models import CausalLM, segments
 from refine_server.ttt.models.segments import activation_bytes, trunk_in_pieces
 from refine_server.ttt.models.tape import Graph, Tape
 from refine_server.ttt.pieces import run_pieces
@@ -51,6 +53,26 @@ def gradient_of(fast: FastWeights) -> list[Tensor]:
     return gradient
 
 
+def test_activations_are_measured_once(
+    families: Families, tokens: Tokens, perturbed: Perturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def measure(*args: Any) -> float:
+        measured.append(1)
+        return activation_bytes(*args)
+
+    monkeypatch.setattr(segments, "activation_bytes", measure)
+    model, ids = families["delta_net"](torch.float64), tokens(1, 140)
+    model.activation_budget = 2**40
+    for _ in range(3):
+        in_pieces(model, ids, perturbed(model))
+    assert len(measured) == 1
+    other = model.new_fast_weights("low_rank", 3, 0)  # other fast weights keep other tensors
+    in_pieces(model, ids, other.requires_grad_())
+    assert len(measured) == 2
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32"])
 @pytest.mark.parametrize("budget", [None, 1], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,8 +92,8 @@ def test_gradient_of_segments_is_that_of_the_whole(
     loss, expected = whole(model, ids, fast)
     model.activation_budget, model.pace = budget, FixedPace(64)
     again, gradient, pieces = in_pieces(model, ids, fast)
-    segments = -(-length // 64) if model.joins_segments else 1
-    assert pieces > 2 * segments  # those of the layers, and those of the head
+    count = -(-length // 64) if model.joins_segments else 1
+    assert pieces > 2 * count  # those of the layers, and those of the head
     assert abs(again - loss) <= TOLERANCE[dtype] * abs(loss)
     error = sum((a - b).square().sum() for a, b in zip(gradient, expected, strict=True))
     assert (error / sum(g.square().sum() for g in expected)).sqrt() <= TOLERANCE[dtype]

@@ -32,6 +32,16 @@ def test_the_gradient_is_that_of_one_graph() -> None:
     torch.testing.assert_close(gradient(Tape(), recompute=True), expected, atol=1e-12, rtol=0)
 
 
+def test_a_leaf_stays_the_leaf_that_it_is() -> None:
+    w, tape = torch.ones(4, requires_grad=True), Tape()
+    same, twice = tape.cut(lambda: (w, 2 * w))
+    assert same is w
+    (same * twice).sum().backward()
+    assert sum(1 for _ in tape.backward()) == 1
+    assert w.grad is not None
+    assert w.grad.tolist() == [4.0] * 4
+
+
 def test_a_part_is_a_piece_and_is_freed_after_it() -> None:
     w, tape = torch.ones(4, requires_grad=True), Tape()
     made: list[weakref.ref[Tensor]] = []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from refine_server.kernels import dispatch
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.tape import Graph
@@ -42,10 +43,45 @@ def test_a_rollout_is_scored_as_it_was_sampled(
     read = model(tokens(2, 40), None, policy.fast)
     prefixes = Prefix(read.hidden[:, -1], read.state)
     noise = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sampled, log_prob = run_pieces(policy.sample(prefixes, noise))
+    sampled = run_pieces(policy.sample(prefixes, noise))
     scored, hidden = run_pieces(policy.score(prefixes, sampled, Graph()))
-    torch.testing.assert_close(scored, log_prob, check_dtype=False)
     assert (sampled.shape, hidden.shape[:2]) == ((6, 5), (6, 5))
+    token, state = prefixes.repeat(3)
+    for j in range(5):  # token by token, as they were sampled
+        log_prob = (model.head_logits(token, policy.fast) / 0.7).log_softmax(-1)
+        own = log_prob.gather(-1, sampled[:, j, None])[:, 0]
+        torch.testing.assert_close(scored[:, j], own, check_dtype=False)
+        below = (log_prob.exp() * (torch.arange(log_prob.shape[1]) < sampled[:, j, None])).sum(-1)
+        assert ((below <= noise[:, j]) & (noise[:, j] < below + own.exp() + 1e-9)).all()
+        output = model(sampled[:, j, None], state, policy.fast)
+        token, state = output.hidden[:, 0], output.state
+
+
+@pytest.mark.parametrize("family", ["delta_net", "gated_delta_net", "overlay"])
+@pytest.mark.parametrize("demonstration", [False, True])
+def test_a_new_policy_is_as_likely_as_the_one_that_sampled_in_bf16(
+    families: Families,
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    demonstration: bool,
+) -> None:
+    """What decoding rounds is not taken for a change of the policy, which clipping would judge."""
+    ratios: list[torch.Tensor] = []
+
+    def record(new: torch.Tensor, old: torch.Tensor, *others: torch.Tensor | None) -> object:
+        ratios.append((new.detach().double() - old.double()).exp())
+        return original(new, old, *others)
+
+    original = dispatch.grpo_loss
+    monkeypatch.setattr(dispatch, "grpo_loss", record)
+    half = families[family](torch.float32).to(torch.bfloat16)
+    fast = half.new_fast_weights("low_rank", 8, 0)
+    document = Rows(half, tokens(1, 90), fast, positions=4)
+    first_step(document, config(rollouts={"demonstration": demonstration}))
+    [ratio] = ratios
+    assert ratio.shape == (4 * (2 + demonstration), 3)
+    assert (ratio - 1).abs().max() <= 1e-3
 
 
 def test_the_same_noise_gives_the_same_rollout_in_any_batch(
@@ -54,10 +90,10 @@ def test_the_same_noise_gives_the_same_rollout_in_any_batch(
     policy = Policy(model, perturbed(model), 1.0)
     read = model(tokens(3, 40), None, policy.fast)
     noise = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    together, _ = run_pieces(policy.sample(Prefix(read.hidden[:, -1], read.state), noise))
+    together = run_pieces(policy.sample(Prefix(read.hidden[:, -1], read.state), noise))
     for row, ids in enumerate(tokens(3, 40).split(1)):
         read = model(ids, None, policy.fast)
-        alone, _ = run_pieces(
+        alone = run_pieces(
             policy.sample(Prefix(read.hidden[:, -1], read.state), noise[row : row + 1])
         )
         assert torch.equal(alone[0], together[row])
@@ -67,10 +103,8 @@ def test_a_reference_rollout_is_the_last_of_its_group() -> None:
     sampled = torch.tensor([[1, 1], [2, 2], [3, 3], [4, 4]])
     tokens = interleave(sampled, torch.tensor([[8, 8], [9, 9]]))
     assert tokens[:, 0].tolist() == [1, 2, 8, 3, 4, 9]
-    rollouts = Rollouts(
-        starts=torch.tensor([[20, 40]]), tokens=tokens, sampled_log_prob=sampled.float()
-    )
-    assert (rollouts.group, rollouts.sampled) == (3, 2)
+    rollouts = Rollouts(starts=torch.tensor([[20, 40]]), tokens=tokens, sampled=2)
+    assert rollouts.group == 3
 
 
 def test_a_reference_rollout_teaches_where_no_sampled_one_is_right(

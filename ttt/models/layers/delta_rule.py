@@ -40,8 +40,7 @@ def convolve(
     W = convs[0][1].weight.shape[-1]
     inputs = with_past_inputs(None if state is None else state.conv, x, W)
     taps = torch.cat([_taps(c.weight, fast, name, x.shape[0]) for name, c in convs], dim=-2)
-    y = dispatch.short_conv(inputs, taps.to(x.dtype))
-    return F.silu(y), inputs
+    return dispatch.short_conv_silu(inputs, taps.to(x.dtype)), inputs
 
 
 def delta_rule(
@@ -66,21 +65,15 @@ def delta_rule(
     Returns:
         o: [B, T, H, V], and the trace.
     """
-    shared = v.shape[2] // k.shape[2]
-    if shared > 1:
-        q, k = (x.repeat_interleave(shared, 2) for x in (q, k))
     q, k = (dispatch.l2_norm(x, L2_EPS) for x in (q, k))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     beta = beta.mT
-    memory = initial if state is None else state.memory
-    if memory is not None:
-        memory = per_row(memory, q.shape[0])
-    if g is None:
-        o, boundary = dispatch.delta_rule(q, k, v, beta, memory)
-    else:
-        g = g.transpose(1, 2)
-        o, boundary = dispatch.gated_delta_rule(q, k, v, g, beta, memory)
-    trace = DeltaTrace(k=k, v=v, beta=beta, memory=boundary, conv_inputs=conv_inputs, g=g)
+    g = None if g is None else g.transpose(1, 2)
+    before = initial if state is None else state.memory
+    if before is not None:
+        before = per_row(before, q.shape[0])
+    o, memory = dispatch.delta_memory(q, k, v, g, beta, before)
+    trace = DeltaTrace(k=k, v=v, beta=beta, memory=memory, conv_inputs=conv_inputs, g=g)
     return o.transpose(1, 2), trace
 
 

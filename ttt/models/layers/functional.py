@@ -92,8 +92,7 @@ def rms_norm(
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         weight = per_row(own, x.shape[0]).view(shape).to(x.dtype)
     if zero_centred:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return dispatch.rms_norm(wide, 1 + weight.to(wide.dtype), eps).to(x.dtype)
+        weight = 1 + weight.to(torch.promote_types(x.dtype, torch.float32))
     return dispatch.rms_norm(x, weight, eps)
 
 
@@ -103,6 +102,24 @@ def logits(hidden: Tensor, head: Tensor) -> Tensor:
         return hidden @ head.to(hidden.dtype).T
     by_request = hidden.reshape(head.shape[0], -1, hidden.shape[-1])
     return (by_request @ head.to(hidden.dtype).mT).view(*hidden.shape[:-1], -1)
+
+
+def token_stats(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Compute log-probabilities of targets [N, T] and entropies after hidden [N, T, D].
+
+    Both are [N, T]. head: [V, D], or the requests' own heads [R, V, D], N a multiple of R.
+    """
+    heads = [head] if head.ndim == 2 else list(head)
+    rows = hidden.shape[0] // len(heads)
+    results = [
+        dispatch.token_stats(h.flatten(0, 1), w.to(h.dtype), t.flatten(), temperature)
+        for h, w, t in zip(hidden.split(rows), heads, targets.split(rows), strict=True)
+    ]
+    log_prob = torch.cat([stats.log_prob for stats in results])
+    entropy = torch.cat([stats.entropy for stats in results])
+    return log_prob.view(targets.shape), entropy.view(targets.shape)
 
 
 def embedding(ids: Tensor, module: nn.Embedding, fast: FastWeights, name: str) -> Tensor:

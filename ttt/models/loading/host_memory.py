@@ -1,4 +1,4 @@
-"""Check, before weights are read, that they fit into the host's memory (RAM)."""
+"""Check, before weights are read, that they fit into the memory (RAM) of the host or a GPU."""
 
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from refine_server.ttt.models.base import ModelError
+from refine_server.ttt.models.device import free_memory
 
 UNLIMITED = 2**60
 """From here on a control group's limit is none (version 1 writes a page-aligned 2**63)."""
@@ -32,6 +33,19 @@ def require_memory(
         raise ModelError(
             f"the weights need {_gib(needed)} of memory, but only {_gib(free)} are free: choose a "
             "smaller model or dtype, or raise the memory limit"
+        )
+
+
+def require_device_memory(
+    files: Sequence[Path], dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """Raise ModelError unless the tensors of safetensors files fit into what is free on a GPU."""
+    needed = sum(_tensor_bytes(file, dtype) for file in files)
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise ModelError(
+            f"the weights need {_gib(needed)} of GPU memory, but only {_gib(free)} are free on "
+            f"{device}: choose a smaller model or dtype, or a GPU with more free memory"
         )
 
 

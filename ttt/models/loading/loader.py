@@ -15,7 +15,8 @@ from refine_server.ttt.models import bundled
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families import native_family, transformers_family
 from refine_server.ttt.models.layers.packing import release_files
-from refine_server.ttt.models.loading.host_memory import require_memory
+from refine_server.ttt.models.loading.host_memory import require_device_memory, require_memory
+from refine_server.ttt.models.loading.own_kernels import without_fla
 
 CONFIGURATION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 """Files of a checkpoint that describe the model, its tokenizer and its chat template."""
@@ -96,9 +97,12 @@ def load(
     directory = find(str(path_or_id))
     config = read_config(directory)
     files = _weight_files(directory)
-    require_memory(files, dtype)
-    if native_family(model_type_of(config)) is not None:
-        weights = _read_weights(files)
+    is_native, target = native_family(model_type_of(config)) is not None, torch.device(device)
+    require_device_memory(files, dtype, target)
+    if not (is_native and target.type == "cuda"):  # which are read straight to the GPU
+        require_memory(files, dtype)
+    if is_native:
+        weights = _read_weights(files, device)
         if dtype is not None:
             weights = {name: w.to(dtype) for name, w in weights.items()}
         model = build(config, weights).to(device)
@@ -126,14 +130,15 @@ def from_transformers(directory: Path, dtype: torch.dtype | None, device: str) -
 
     logging.disable_progress_bar()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype="auto" if dtype is None else dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with without_fla():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype="auto" if dtype is None else dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # transformers raises many kinds; each means: not to be had
         raise ModelError(f"cannot load a model from {directory}: {error}") from error
     if found["missing_keys"] or found["mismatched_keys"]:
@@ -208,11 +213,11 @@ def _files_of(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+def _read_weights(files: Sequence[Path], device: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
-            weights.update(load_file(file))
+            weights.update(load_file(file, device))
         except Exception as error:
             raise ModelError(f"cannot read {file}: {error}") from error
     return weights

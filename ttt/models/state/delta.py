@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from refine_server.kernels import dispatch
 from refine_server.kernels.delta_rule import CHUNK
+from refine_server.kernels.delta_rule.memory import Memory, join
 from refine_server.ttt.models.state.base import LayerState, Trace
 from refine_server.ttt.models.state.storage import storable
 
@@ -63,13 +64,13 @@ class DeltaTrace(Trace):
     branches_anywhere: ClassVar[bool] = True
 
     k: Tensor
-    """[B, H, T, K], keys."""
+    """[B, Hk, T, K], keys; groups of heads share them."""
     v: Tensor
     """[B, H, T, V], values."""
     beta: Tensor
     """[B, H, T], write strengths."""
-    memory: Tensor
-    """[B, H, N + 1, K, V], before the first chunk and after each of the N chunks."""
+    memory: Memory
+    """[B, H, K, V] each, at the boundaries of the op's chunks."""
     conv_inputs: Tensor | None
     """[B, W - 1 + T, C], the convolution's inputs, those before the first token included."""
     g: Tensor | None = None
@@ -79,7 +80,7 @@ class DeltaTrace(Trace):
     def final(self) -> DeltaState:
         T = self.k.shape[2]
         conv = None if self.conv_inputs is None else self.conv_inputs[:, T:].clone()
-        return DeltaState(self.memory[:, :, -1].clone(), conv)
+        return DeltaState(self.memory.last(), conv)
 
     @override
     def at(self, positions: Tensor) -> DeltaState:
@@ -91,7 +92,7 @@ class DeltaTrace(Trace):
         R, G = positions.shape
         row = torch.arange(R, device=positions.device)[:, None].expand(R, G)
         boundary = positions // CHUNK  # [R, G]
-        memory = self.memory[row, :, boundary].flatten(0, 1)  # [RG, H, K, V]
+        memory = self.memory.before(positions)  # [RG, H, K, V]
         offset = torch.arange(CHUNK, device=positions.device)
         tokens = boundary[..., None] * CHUNK + offset  # [R, G, CHUNK]
         unread = tokens >= positions[..., None]
@@ -103,12 +104,9 @@ class DeltaTrace(Trace):
         k, v = gather(self.k), gather(self.v)
         unread = unread.flatten(0, 1)[:, None]  # [RG, 1, CHUNK]
         beta = gather(self.beta).masked_fill(unread, 0.0)
-        if self.g is None:
-            states = dispatch.delta_states(k, v, beta, memory)
-        else:
-            g = gather(self.g).masked_fill(unread[..., None], 0.0)
-            _, states = dispatch.gated_delta_rule(k, k, v, g, beta, memory)
-        return DeltaState(states[:, :, -1], self._conv_at(row, positions))
+        g = None if self.g is None else gather(self.g).masked_fill(unread[..., None], 0.0)
+        memory = dispatch.delta_state(k, v, g, beta, memory)
+        return DeltaState(memory, self._conv_at(row, positions))
 
     def _conv_at(self, row: Tensor, positions: Tensor) -> Tensor | None:
         if self.conv_inputs is None:
@@ -121,13 +119,12 @@ class DeltaTrace(Trace):
     @override
     def join(cls, segments: Sequence[Self]) -> "DeltaTrace":
         """Join segments, all but the last of which are whole chunks of the op."""
-        boundaries = [*(t.memory[:, :, :-1] for t in segments), segments[-1].memory[:, :, -1:]]
         decays = [t.g for t in segments if t.g is not None]
         return DeltaTrace(
             k=torch.cat([t.k for t in segments], dim=2),
             v=torch.cat([t.v for t in segments], dim=2),
             beta=torch.cat([t.beta for t in segments], dim=2),
-            memory=torch.cat(boundaries, dim=2),
+            memory=join([t.memory for t in segments], [t.k.shape[2] for t in segments]),
             conv_inputs=cls._join_conv_inputs(segments),
             g=torch.cat(decays, dim=2) if decays else None,
         )

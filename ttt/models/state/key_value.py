@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from refine_server.kernels.host_values import derive, host_values, remember
 from refine_server.ttt.models.state.base import LayerState, Trace, cat_padded
 from refine_server.ttt.models.state.storage import storable
 
@@ -45,9 +47,10 @@ class KVState(LayerState):
 
     @override
     def repeat(self, n: int) -> Self:
+        lengths = self.prefix_length.repeat_interleave(n)
         return replace(
             self,
-            prefix_length=self.prefix_length.repeat_interleave(n),
+            prefix_length=derive(self.prefix_length, lengths, partial(_each_repeated, n)),
             k=self.k.repeat_interleave(n, 0),
             v=self.v.repeat_interleave(n, 0),
         )
@@ -166,6 +169,7 @@ class KVTrace(Trace):
         k, v = self._last(self.k), self._last(self.v)
         if self.before is None:
             length = torch.full(k.shape[:1], k.shape[2], device=k.device)
+            remember(length, [k.shape[2]] * k.shape[0])
             return self._state_class.of_prefix(k, v, length)
         if self.window is not None and k.shape[2] >= self.window - 1:
             R = self.before.prefix_k.shape[0]
@@ -180,7 +184,9 @@ class KVTrace(Trace):
     def at(self, positions: Tensor) -> KVState:
         if self.before is not None:
             raise ValueError("branches start from a forward over the whole sequence")
-        return self._state_class.of_prefix(self.k, self.v, positions.flatten())
+        lengths = positions.flatten()
+        remember(lengths, [p for row in host_values(positions) for p in row])
+        return self._state_class.of_prefix(self.k, self.v, lengths)
 
     @classmethod
     @override
@@ -200,6 +206,10 @@ class KVTrace(Trace):
         if self.window is None or self.window > S:
             return x
         return x[:, :, S - self.window + 1 :].clone()  # a view would keep all of x alive
+
+
+def _each_repeated(n: int, values: Sequence[int]) -> list[int]:
+    return [value for value in values for _ in range(n)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The token rows of one request: its whole document, spans of it, or an answer made of spans."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,8 +59,11 @@ class TokenStats:
     @property
     def ntp_loss(self) -> Tensor:
         """The next-token cross-entropy, a mean over the tokens of the mask in nats: []."""
-        log_prob = self.log_prob if self.loss_mask is None else self.log_prob[:, self.loss_mask]
-        return -log_prob.mean()
+        if self.loss_mask is None:
+            return -self.log_prob.mean()
+        # Masked, not indexed: the host would wait for a GPU to know how many tokens are left.
+        read = self.log_prob.masked_fill(~self.loss_mask, 0.0)
+        return -read.sum() / (self.log_prob.shape[0] * self.loss_mask.sum())
 
 
 class Rows:
@@ -99,12 +103,22 @@ class Rows:
         self.first = max(context_tokens, 1)
         """The first token of a row that the loss reads."""
         self.min_prefix = min_prefix
-        self.held_out: Sequence[Span] = ()
-        """Spans that are read like all others, but are in no loss and in no rollout."""
+        self._held_out: Sequence[Span] = ()
         self.positions = min(positions, self.num_targets)
         self._frozen: Frozen | None = None
         self._base_trunk: Trunk | None = None
         self._base_end: Prefix | None = None
+
+    @property
+    def held_out(self) -> Sequence[Span]:
+        """Spans that are read like all others, but are in no loss and in no rollout."""
+        return self._held_out
+
+    @held_out.setter
+    def held_out(self, spans: Sequence[Span]) -> None:
+        self._held_out = spans
+        for name in ("loss_mask", "_moved_starts"):
+            self.__dict__.pop(name, None)
 
     @property
     def num_targets(self) -> int:
@@ -193,15 +207,15 @@ class Rows:
 
     # -- held-out spans and rollouts --------------------------------------------------------------
 
-    @property
+    @cached_property
     def loss_mask(self) -> Tensor | None:
         """[T - first], False for tokens that are held out; None when no token is."""
         if not self.held_out:
             return None
-        mask = torch.ones(self.num_targets, dtype=torch.bool, device=self.input_ids.device)
+        mask = torch.ones(self.num_targets, dtype=torch.bool)
         for start, end in self.held_out:
             mask[start - self.first : end - self.first] = False
-        return mask
+        return mask.to(self.input_ids.device)
 
     def rollout_starts(self, index: Tensor, rollout_tokens: int) -> Tensor:
         """Clamp positions to where a rollout and its shortest prefix fit into a row.
@@ -219,10 +233,22 @@ class Rows:
         last = self.input_ids.shape[1] - rollout_tokens
         lowest = min(max(self.first, self.min_prefix), last)
         starts = (self.first + index).clamp(lowest, last)
-        for start, end in self.held_out:
-            overlap = (starts < end) & (starts + rollout_tokens > start)
-            starts = starts.where(~overlap, end if end <= last else start - rollout_tokens)
-        return starts
+        return self._moved_starts(rollout_tokens)[starts] if self.held_out else starts
+
+    @cached_property
+    def _moved_starts(self) -> Callable[[int], Tensor]:
+        """From k to a table [T] of where a rollout of k tokens from each token on is moved."""
+
+        @lru_cache(maxsize=1)
+        def table(rollout_tokens: int) -> Tensor:
+            length = self.input_ids.shape[1]
+            starts, last = torch.arange(length), length - rollout_tokens
+            for start, end in self.held_out:
+                overlap = (starts < end) & (starts + rollout_tokens > start)
+                starts = starts.where(~overlap, end if end <= last else start - rollout_tokens)
+            return starts.to(self.input_ids.device)
+
+        return table
 
 
 def continuations(input_ids: Tensor, starts: Tensor, tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from refine_server.server.engine.backend import model_backend
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.backend.self_check import SELF_CHECK
@@ -218,6 +219,20 @@ def test_a_changed_weight_is_noticed() -> None:
     with torch.no_grad():
         next(iter(backend.model.parameters())).view(-1)[0] += 1e-3
     assert not backend.verify()
+    assert not backend.is_unchanged()
+
+
+def test_kernels_run_on_the_device_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnSecondGPU:
+        device = torch.device("cuda", 1)
+
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: OnSecondGPU)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(model_backend, "load", lambda *_, **__: 1 / 0)  # so far it must have come
+    with pytest.raises(ZeroDivisionError):
+        open_backend(Settings(model="tiny", device="cuda:1"))
+    assert current == [torch.device("cuda", 1)]
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from refine_server.ttt.models import ModelError
-from refine_server.ttt.models.loading.host_memory import available_memory, require_memory
+from refine_server.ttt.models.loading import host_memory
+from refine_server.ttt.models.loading.host_memory import (
+    available_memory,
+    require_device_memory,
+    require_memory,
+)
 
 MIB = 2**20
 
@@ -95,6 +100,15 @@ def test_weights_must_fit(
             ModelError, match=r"the weights need 0\.0[12] GiB of memory, but only 0\.01 GiB"
         ):
             require_memory(files, dtype, root)
+
+
+def test_weights_must_fit_into_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, gpu = tmp_path / "1.safetensors", torch.device("cuda", 1)
+    save_file({"a": torch.zeros(2 * MIB, dtype=torch.bfloat16)}, file)  # 4 MiB
+    monkeypatch.setattr(host_memory, "free_memory", lambda device: 9 * MIB)
+    require_device_memory([file], None, gpu)
+    with pytest.raises(ModelError, match=r"0\.01 GiB of GPU memory.*cuda:1"):
+        require_device_memory([file], torch.float32, gpu)  # 4 + 8
 
 
 def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:

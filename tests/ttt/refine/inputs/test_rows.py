@@ -8,7 +8,7 @@ from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.tape import Graph
 from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.refine.inputs.row_batch import RowBatch
-from refine_server.ttt.refine.inputs.rows import Rows, Span, continuations
+from refine_server.ttt.refine.inputs.rows import Rows, Span, TokenStats, continuations
 from refine_server.ttt.refine.inputs.spans import QueryContext, answer_rows, span_rows
 from support.small_models import Families, Perturbed, Tokens
 
@@ -37,6 +37,29 @@ def test_rollouts_move_behind_a_held_out_span_or_before_it(model: CausalLM, toke
     assert rows.rollout_starts(index, 5).tolist() == [[35, 56, 56, 56, 75, 75]]
     assert rows.loss_mask is not None
     assert (~rows.loss_mask).nonzero().flatten().tolist() == [*range(39, 55), *range(79, 95)]
+
+
+def test_held_out_spans_are_looked_up_once(model: CausalLM, tokens: Tokens) -> None:
+    rows = Rows(model, tokens(1, 100), BASE)
+    rows.held_out = [Span(40, 56)]
+    mask = rows.loss_mask
+    assert rows.loss_mask is mask
+    rows.held_out = [Span(50, 66)]
+    assert rows.loss_mask is not None
+    assert not rows.loss_mask[64]
+    assert rows.rollout_starts(torch.tensor([[51]]), 5).tolist() == [[66]]
+
+
+def test_the_next_token_loss_does_not_wait_for_a_count() -> None:
+    """An index by a mask asks the device how many tokens are left; meta tensors cannot tell."""
+    mask = torch.tensor([True, False, True, True])
+    log_prob = torch.tensor([[-1.0, -torch.inf, -2.0, -6.0]])
+    stats = TokenStats(log_prob=log_prob, entropy=log_prob, loss_mask=mask)
+    assert float(stats.ntp_loss) == 3.0
+    on_meta = TokenStats(
+        log_prob=log_prob.to("meta"), entropy=log_prob.to("meta"), loss_mask=mask.to("meta")
+    )
+    assert on_meta.ntp_loss.shape == ()
 
 
 def test_continuations_are_the_rows_own_tokens() -> None:
