@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from refine_server.benchmarks.kernel_cases import CASES, Case
+from refine_server.benchmarks.speed.kernels.cases import CASES, Case
 
 OF_A_REQUEST = ("B", "R", "T", "N", "k", "chunks", "positions", "rollouts")
 """Sizes that requests decide; the others are the model's."""
@@ -26,7 +26,7 @@ LONG = (1024, 1040, 1031)
 SCRIPT = """
 import functools, importlib, json, sys
 import torch
-from refine_server.benchmarks.kernel_cases import CASES, Maker
+from refine_server.benchmarks.speed.kernels.cases import CASES, Maker
 from refine_server.kernels.aot import lowered
 
 def keys(case, sizes):
