@@ -118,10 +118,11 @@ class Settings(BaseSettings):
     memory_bytes: int | None = Field(
         None,
         ge=1,
-        description="Memory in bytes that the whole process may take: the model, kept adaptations, "
-        "documents as they were read, and requests in work. What is kept makes room for requests; "
-        "a request waits until it fits, and one that can never fit gets status 413. Unset: nine "
-        "tenths of what is free on the machine, or in its control group, when the model is loaded.",
+        description="Memory in bytes that the whole process may take, on a GPU that of the GPU: "
+        "the model, kept adaptations, documents as they were read, and requests in work. What is "
+        "kept makes room for requests; a request waits until it fits, and one that can never fit "
+        "gets status 413. Unset: nine tenths of what is free on the machine, in its control group, "
+        "or on the GPU, when the model is loaded.",
     )
     state_dtype: Literal["auto", "bfloat16"] = Field(
         "auto",

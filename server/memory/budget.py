@@ -1,17 +1,17 @@
-"""The one budget of the process's memory: what it is spent on, and what is left."""
+"""The one budget of memory on the model's device: what it is spent on, and what is left."""
 
 import sys
 from collections.abc import Callable, Mapping
 
 from refine_server.server.http.errors import ApiError
-from refine_server.server.memory.allocator import resident_bytes
+from refine_server.server.memory.device import DeviceMemory, HostMemory
 from refine_server.ttt.footprint import shares
 
 GIB = 2**30
 
 
 class MemoryBudget:
-    """The bytes that the process may take, and what they are spent on.
+    """The bytes that the process may take of its device, and what they are spent on.
 
     There is no limit before ``open``. Every method may be called from any thread.
     """
@@ -20,21 +20,26 @@ class MemoryBudget:
         self.total_bytes = sys.maxsize
         """The most that the process may take."""
         self._model_bytes = 0
+        self._memory: DeviceMemory = HostMemory()
         self._used: dict[str, Callable[[], int]] = {}
 
-    def open(self, total_bytes: int) -> None:
+    def open(self, total_bytes: int, memory: DeviceMemory) -> None:
         """Set the limit, and record what the process takes with its model, which it never gives up.
+
+        Args:
+            total_bytes: the limit.
+            memory: that of the model's device, to which it applies.
 
         Raises:
             ValueError: the model leaves nothing.
         """
-        model_bytes = resident_bytes()
+        model_bytes = memory.taken_bytes()
         if model_bytes >= total_bytes:
             raise ValueError(
                 f"--memory-bytes (REFINE_MEMORY_BYTES): {total_bytes} is not enough, because the "
                 f"process takes {model_bytes} bytes with its model and nothing else"
             )
-        self.total_bytes, self._model_bytes = total_bytes, model_bytes
+        self.total_bytes, self._model_bytes, self._memory = total_bytes, model_bytes, memory
 
     def account(self, kind: str, used: Callable[[], int]) -> None:
         """Count what ``used`` returns, in bytes, as memory of a kind."""
@@ -84,11 +89,11 @@ class MemoryBudget:
         """
         kinds = {"model": self._model_bytes}
         kinds |= {kind: used() for kind, used in self._used.items()}
-        return {**kinds, "allocator": max(resident_bytes() - sum(kinds.values()), 0)}
+        return {**kinds, "allocator": max(self._memory.taken_bytes() - sum(kinds.values()), 0)}
 
     def exceeds(self, nbytes: int) -> bool:
         """Return whether the process would take more than it may with ``nbytes`` more."""
-        return resident_bytes() + nbytes > self.total_bytes
+        return self._memory.taken_bytes() + nbytes > self.total_bytes
 
     @property
     def _room(self) -> int:

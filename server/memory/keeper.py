@@ -2,18 +2,14 @@
 
 from collections.abc import Callable
 
-import psutil
 from typing_extensions import override
 
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.scheduling.job import Job
-from refine_server.server.memory.allocator import resident_bytes, return_freed_memory
 from refine_server.server.memory.budget import MemoryBudget
+from refine_server.server.memory.device import DeviceMemory, HostMemory, memory_of
 from refine_server.server.settings import Settings
-
-RESERVE_SHARE = 10
-"""A tenth of the memory is left to the system, unless ``--memory-bytes`` is set."""
 
 
 class MemoryKeeper(EngineObserver):
@@ -27,14 +23,16 @@ class MemoryKeeper(EngineObserver):
     def __init__(self, budget: MemoryBudget, settings: Settings) -> None:
         self._budget, self._settings = budget, settings
         self._backend: Backend | None = None
+        self._memory: DeviceMemory = HostMemory()
 
     def opening(self, open_backend: Callable[[Settings], Backend]) -> Callable[[], Backend]:
         """Return what opens a backend within the budget."""
 
         def open_within_budget() -> Backend:
             backend = open_backend(self._settings)
-            return_freed_memory()
-            self._budget.open(self._settings.memory_bytes or default_memory_bytes())
+            self._memory = memory = memory_of(backend.device)
+            memory.return_freed()
+            self._budget.open(self._settings.memory_bytes or memory.default_budget(), memory)
             self._budget.account("documents", lambda: backend.cached_document_bytes)
             backend.limit_memory(self._budget)
             self._backend = backend
@@ -48,17 +46,9 @@ class MemoryKeeper(EngineObserver):
             return
         self._backend.drop_excess_documents()
         if self._budget.exceeds(job.nbytes):
-            return_freed_memory()
+            self._memory.return_freed()
 
     @override
     def on_idle(self) -> None:
-        return_freed_memory()
-
-
-def default_memory_bytes() -> int:
-    """Return what is free now together with what this process takes, less a reserve."""
-    from refine_server.ttt.models.loading.host_memory import available_memory  # it imports torch
-
-    free = available_memory()
-    total = psutil.virtual_memory().total if free is None else free + resident_bytes()
-    return total - total // RESERVE_SHARE
+        if self._memory.returns_when_idle:
+            self._memory.return_freed()

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from refine_server.server.app import create_app
-from refine_server.server.memory import budget
+from refine_server.server.memory.device import HostMemory
 from refine_server.server.settings import Settings
 from refine_server.ttt.models import CausalLM, load
 from support.fake_backend import FakeBackend
@@ -38,7 +38,7 @@ def all_spare(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A fourth of ``memory_bytes`` is then for adaptations, the rest for requests.
     """
-    monkeypatch.setattr(budget, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(HostMemory, "taken_bytes", lambda self: 0)
 
 
 @pytest.fixture(name="wait_until_open", scope="session")

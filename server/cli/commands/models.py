@@ -123,10 +123,11 @@ def _bytes(text: str) -> int:
 
 def _server_memory() -> int:
     """Return what the server's process may take, by its own settings."""
-    from refine_server.server.memory.keeper import default_memory_bytes
+    from refine_server.server.memory.device import memory_of
     from refine_server.server.settings import read_settings
 
-    return read_settings().memory_bytes or default_memory_bytes()
+    settings = read_settings()
+    return settings.memory_bytes or memory_of(settings.device).default_budget()
 
 
 def _format_bytes(size: float) -> str:

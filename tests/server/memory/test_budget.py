@@ -9,8 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.http.errors import ApiError
-from refine_server.server.memory import budget, keeper
 from refine_server.server.memory.budget import MemoryBudget
+from refine_server.server.memory.device import HostMemory
 from refine_server.server.settings import Settings
 from support.fake_backend import FakeBackend
 
@@ -21,9 +21,9 @@ WaitFor = Callable[..., None]
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> MemoryBudget:
     """Return a budget of 1,000 bytes, of which the model takes 200."""
-    monkeypatch.setattr(budget, "resident_bytes", lambda: 200)
+    monkeypatch.setattr(HostMemory, "taken_bytes", lambda self: 200)
     opened = MemoryBudget()
-    opened.open(1000)
+    opened.open(1000, HostMemory())
     return opened
 
 
@@ -55,13 +55,13 @@ def test_documents_get_what_adaptations_and_requests_leave(opened: MemoryBudget)
 
 def test_every_byte_has_a_kind(opened: MemoryBudget, monkeypatch: pytest.MonkeyPatch) -> None:
     opened.account("documents", lambda: 100)
-    monkeypatch.setattr(budget, "resident_bytes", lambda: 450)
+    monkeypatch.setattr(HostMemory, "taken_bytes", lambda self: 450)
     assert opened.by_kind() == {"model": 200, "documents": 100, "allocator": 150}
 
 
 def test_a_model_that_takes_all_is_refused_by_the_options_name(opened: MemoryBudget) -> None:
     with pytest.raises(ValueError, match="--memory-bytes"):
-        opened.open(200)
+        opened.open(200, HostMemory())
 
 
 def test_what_can_never_fit_is_refused_with_413(opened: MemoryBudget) -> None:
@@ -78,8 +78,8 @@ def test_the_default_is_what_is_free_less_a_reserve(
     from refine_server.ttt.models.loading import host_memory
 
     monkeypatch.setattr(host_memory, "available_memory", lambda: free)
-    monkeypatch.setattr(keeper, "resident_bytes", lambda: 1000)
-    found = keeper.default_memory_bytes()
+    monkeypatch.setattr(HostMemory, "taken_bytes", lambda self: 1000)
+    found = HostMemory().default_budget()
     assert found == total if total else found > 2**28
 
 
