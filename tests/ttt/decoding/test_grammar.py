@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
 import regex
+import torch
 from tokenizers import decoders
 
 from refine_server.ttt.decoding.grammar import GrammarCompiler
