@@ -1,9 +1,11 @@
 /** Types of the server's contract, by short names. */
-import type { Adaptation, components } from "refine-server-client";
+import type { Adaptation as Made, components } from "refine-server-client";
 
 type Schemas = components["schemas"];
 
-export type { Adaptation, Answer, Estimate } from "refine-server-client";
+export type { Estimate } from "refine-server-client";
+export type Adaptation = Made & { readonly name?: string | null; readonly pinned?: boolean };
+export type Answer = Schemas["AnswerResponse"] & { base_quotes?: Quote[] };
 export type Citation = Schemas["Citation"] & { page?: number | null };
 export type Quote = Schemas["Quote"] & { page?: number | null };
 

@@ -37,8 +37,8 @@ export function LineChart(props: LineChartProps) {
   const values = known([...points, ...dots]).map(({ value }) => value);
   const low = min(values) ?? 0;
   const high = max(values) ?? 1;
-  const room = high === low ? Math.abs(high) * 0.1 || 1 : 0;
-  const y = scaleLinear([low - room, high + room], [HEIGHT - MARGIN.bottom, MARGIN.top]).nice(4);
+  const y = scaleLinear(high > low ? [low, high] : [low - 0.5, low + 0.5], [HEIGHT - MARGIN.bottom, MARGIN.top]).nice(4);
+  const label = y.tickFormat(3);
   const path = line<Known>((point) => x(point.step), (point) => y(point.value));
   const shown = points.find(({ step }) => step === pointedAt.value) ?? points.at(-1);
   const point = (event: PointerEvent) => {
@@ -66,7 +66,7 @@ export function LineChart(props: LineChartProps) {
           <g key={tick} transform={`translate(0 ${y(tick)})`}>
             <line class="grid" x1={MARGIN.left} x2={width - MARGIN.right} />
             <text class="tick" x={MARGIN.left - 6} dy="0.32em" text-anchor="end">
-              {measured(tick)}
+              {label(tick)}
             </text>
           </g>
         ))}

@@ -15,19 +15,19 @@ export function AnswerPair({ asked, onJump }: AnswerPairProps) {
   const { base, adapted, result, problem } = asked;
   const done = result.value;
   const quotes = done?.quotes ?? [];
-  const baseQuotes = (done as { base_quotes?: typeof quotes } | null)?.base_quotes ?? [];
+  const baseQuotes = done?.base_quotes ?? [];
   return (
     <article class="answers" aria-label={`Answers to: ${asked.query}`}>
       <h3 dir="auto">{visible(asked.query)}</h3>
       <div class="pair" aria-live="polite" aria-busy={done === null && problem.value === null}>
         <section class="answer">
           <h4>Base model</h4>
-          <p dir="auto">{base.value === null ? <i class="wait">…</i> : visible(base.value)}</p>
+          <p dir="auto">{base.value === null ? <i class="wait">…</i> : visible(base.value.trim())}</p>
           <Jumps name="Its words in the document" ranges={baseQuotes} onJump={onJump} />
         </section>
         <section class="answer adapted">
           <h4>{done?.answered_by === "kept_base" ? "Adapted (base kept)" : "Adapted"}</h4>
-          <p dir="auto">{adapted.value === "" && !done ? <i class="wait">…</i> : visible(adapted.value)}</p>
+          <p dir="auto">{adapted.value === "" && !done ? <i class="wait">…</i> : visible(adapted.value.trim())}</p>
           <Jumps name="Its words in the document" ranges={quotes} onJump={onJump} />
           {done?.kept_base_reason && (
             <p class="note">The base weights answered: {done.kept_base_reason.replaceAll("_", " ")}.</p>

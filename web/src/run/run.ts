@@ -52,10 +52,3 @@ async function follow(run: Run, stopped: AbortSignal): Promise<void> {
     run.state.value = state;
   }
 }
-
-/** Cancel a run that is under way, or delete one that has ended. */
-export async function deleteRun(id: string): Promise<void> {
-  await unwrap(
-    client.DELETE("/v1/adaptations/{adaptation_id}", { params: { path: { adaptation_id: id } } }),
-  );
-}

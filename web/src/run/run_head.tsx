@@ -1,11 +1,12 @@
 /** What a run is about, how far it is, and what can be done with it. */
 import { useState } from "preact/hooks";
+import { deleteAdaptation } from "../adaptations/requests";
 import { visible } from "../document/visible";
 import { seconds } from "../parts/numbers";
 import { Problem } from "../parts/problem";
 import type { Asked } from "./answers";
 import { PhaseBar } from "./phase_bar";
-import { deleteRun, type Run } from "./run";
+import type { Run } from "./run";
 import { ShareMenu } from "./share_menu";
 import type { RunState } from "./state";
 
@@ -22,7 +23,7 @@ export function RunHead({ run, asked }: { run: Run; asked: readonly Asked[] }) {
       <PhaseBar state={state} />
       <div class="actions">
         {running && (
-          <button type="button" onClick={() => deleteRun(run.id).catch(setProblem)}>
+          <button type="button" onClick={() => deleteAdaptation(run.id).catch(setProblem)}>
             Cancel
           </button>
         )}
