@@ -76,10 +76,22 @@ export function DocumentPane({ run, asked, focus, step }: DocumentPaneProps) {
             onGo={(share) => paper.current && scrollToShare(paper.current, share)}
           />
           <Readout bin={pointed} text={text} before={before} after={after} />
+          <Legend />
         </div>
         <Rollouts steps={steps} step={step} position={position.value} onChoose={choose} />
       </div>
     </>
+  );
+}
+
+function Legend() {
+  return (
+    <p class="legend note">
+      <span class="evidence">evidence</span> <span class="quote">words of the answers</span>{" "}
+      <span>
+        <span class="position-number">1</span> start of rollouts
+      </span>
+    </p>
   );
 }
 
