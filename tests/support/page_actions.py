@@ -18,7 +18,7 @@ LONG = {"objective": "refine", "optimizer": {"steps": 256}, "guard": "none"}
 
 def write(page: Page, document: str = DOCUMENT, query: str = QUERY) -> None:
     page.get_by_label("Document", exact=True).get_by_role("textbox").fill(document)
-    page.get_by_label("Question").fill(query)
+    page.get_by_label("Question", exact=True).fill(query)
 
 
 def choose(page: Page, preset: str) -> None:

@@ -33,7 +33,6 @@ def test_every_view_is_accessible(browser: Browser, url: str, scheme: str, width
         viewport={"width": width, "height": 800},
         reduced_motion="reduce",
     )
-    context.set_default_timeout(90_000)
     page = context.new_page()
     page.goto(url)
     write(page)
@@ -63,7 +62,7 @@ def test_a_run_is_made_with_the_keyboard_alone(page: Page) -> None:
     page.keyboard.insert_text("The harbour code is amber. The lamps were lit one by one. " * 3)
     for _ in range(6):
         page.keyboard.press("Tab")
-    expect(page.get_by_label("Question")).to_be_focused()
+    expect(page.get_by_label("Question", exact=True)).to_be_focused()
     page.keyboard.insert_text("What is the harbour code?")
     page.keyboard.press("Enter")
     page.wait_for_url("**/#/run/**")

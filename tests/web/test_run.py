@@ -11,7 +11,7 @@ from support.page_actions import LONG, QUERY, choose, run, set_settings, wait_fo
 
 def test_an_example_is_run_watched_and_asked_again(page: Page) -> None:
     page.get_by_role("button", name="A tiny world").click()
-    expect(page.get_by_label("Question")).to_have_value(QUERY)
+    expect(page.get_by_label("Question", exact=True)).to_have_value(QUERY)
     expect(page.get_by_text(re.compile(r"^About .* to read, .* to adapt"))).to_be_visible()
     choose(page, "fast")
     run(page)
@@ -39,8 +39,8 @@ def test_the_document_shows_what_the_run_was_aimed_at(page: Page) -> None:
     run(page)
     wait_for_answer(page)
     paper = page.get_by_role("region", name="The document's text")
-    expect(paper.locator(".evidence").first).to_contain_text("harbour")
-    expect(paper.locator(".quote").first).to_contain_text("amber")
+    expect(paper.locator(".evidence").filter(has_text="harbour")).to_be_visible()
+    expect(paper.locator(".evidence.quote")).to_have_text(" amber")
     assert paper.locator("[data-level]").count() > 50
     page.get_by_role("button", name="Change").click()
     expect(page.get_by_role("button", name="Change")).to_have_attribute("aria-pressed", "true")

@@ -42,10 +42,9 @@ function Piece({ segment, levels, position, onPosition }: HeatMapProps & { segme
             class="position-mark"
             aria-label={`Rollouts at position ${number}`}
             aria-pressed={position === number}
+            data-number={number}
             onClick={() => onPosition(number)}
-          >
-            {number}
-          </button>
+          />
         ),
       )}
       <span

@@ -1,7 +1,7 @@
 /** Where a run begins: a document, a question, settings, and what it would cost. */
 import { useEffect, useState } from "preact/hooks";
 import { apiKey } from "../api/client";
-import { adapt, bodyOf, query, suggestions, text, uploadedText } from "../compose/draft";
+import { adapt, body, bodyOf, query, suggestions, text, uploadedText } from "../compose/draft";
 import { keepEstimating } from "../compose/estimate";
 import { EstimateLine } from "../compose/estimate_line";
 import { DocumentField } from "../compose/document_field";
@@ -14,6 +14,7 @@ export function Compose() {
   const [problem, setProblem] = useState<Error | null>(null);
   const [starting, setStarting] = useState(false);
   useEffect(keepEstimating, [apiKey.value]);
+  useEffect(() => setProblem(null), [body.value]);
   const asked = query.value.trim();
   const missing = !text.value.trim() || !asked || adapt.value.value === null;
   const run = async (event: Event) => {
