@@ -55,7 +55,7 @@ def start_server() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def url(start_server: Callable[..., str]) -> str:
-    return start_server()
+    return start_server(max_document_tokens=2**17)  # for a document of a megabyte
 
 
 @pytest.fixture

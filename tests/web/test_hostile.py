@@ -1,8 +1,10 @@
 """Documents, questions and names that try to be more than text."""
 
+import re
+
 from playwright.sync_api import FilePayload, Page, expect
 
-from support.page_actions import choose, run, wait_for_answer, write
+from support.page_actions import LONG, choose, run, set_settings, wait_for_answer, write
 
 MARKUP = (
     "<script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'>"
@@ -44,11 +46,13 @@ def test_a_line_of_a_megabyte_is_shown(page: Page) -> None:
     page.get_by_label("Document file").set_input_files(file)
     expect(page.get_by_text("1,040,027 characters")).to_be_visible()
     page.get_by_label("Question", exact=True).fill("What is the harbour code?")
-    choose(page, "fast")
+    set_settings(page, LONG)
     run(page)
     paper = page.get_by_role("region", name="The document's text")
     expect(paper).to_contain_text("The harbour code is amber.")
-    wait_for_answer(page)
+    expect(page.get_by_text(re.compile(r"Read \d+ of \d+ tokens|Step \d+ of"))).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("status").filter(has_text="Cancelled.")).to_be_visible()
     assert_nothing_ran(page)
 
 

@@ -1,10 +1,11 @@
 import { expect, test } from "vitest";
-import { advance, phasesUntil, startOf, type RunEvent, type RunState } from "../src/run/state";
+import type { AdaptationEvent } from "../src/api/contract";
+import { advance, phasesUntil, startOf, type RunState } from "../src/run/state";
 
 /** Return the state after events, each with the time when it came. */
 function after(...events: [time: number, event: string, data: object][]): RunState {
   return events.reduce(
-    (state, [time, event, data]) => advance(state, { event, data } as unknown as RunEvent, time),
+    (state, [time, event, data]) => advance(state, { event, data } as unknown as AdaptationEvent, time),
     startOf(0),
   );
 }

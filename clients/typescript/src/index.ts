@@ -34,7 +34,8 @@ export type ProgressEvent =
   | { event: "request.progress"; data: components["schemas"]["RequestProgress"] }
   | { event: "document.reading"; data: components["schemas"]["ReadingProgress"] }
   | { event: "adaptation.started"; data: components["schemas"]["AdaptationBegun"] }
-  | { event: "adaptation.step"; data: components["schemas"]["StepProgress"] };
+  | { event: "adaptation.step"; data: components["schemas"]["StepProgress"] }
+  | { event: "document.trace"; data: components["schemas"]["DocumentTrace"] };
 
 export type AdaptationEvent =
   | ProgressEvent

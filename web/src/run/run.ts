@@ -4,7 +4,7 @@ import { followAdaptation } from "refine-server-client";
 import { client, unwrap } from "../api/client";
 import type { Body, DocumentResource } from "../api/contract";
 import { getDocument } from "../api/documents";
-import { advance, startOf, type RunEvent, type RunState } from "./state";
+import { advance, startOf, type RunState } from "./state";
 
 /** A run that the page shows. */
 export interface Run {
@@ -48,7 +48,7 @@ export function openRun(id: string, query: string, fileId: string | null): Run {
 async function follow(run: Run, stopped: AbortSignal): Promise<void> {
   let state = startOf(seconds());
   for await (const event of followAdaptation(client, run.id, stopped)) {
-    state = advance(state, event as RunEvent, seconds());
+    state = advance(state, event, seconds());
     run.state.value = state;
   }
 }

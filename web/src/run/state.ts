@@ -1,6 +1,5 @@
 /** What is known of a run, as the events of its stream tell it. */
-import type { AdaptationEvent } from "refine-server-client";
-import type { Adaptation, DocumentTrace, Step } from "../api/contract";
+import type { Adaptation, AdaptationEvent, DocumentTrace, Step } from "../api/contract";
 
 export type PhaseName = "queued" | "reading" | "adapting" | "judging";
 
@@ -29,9 +28,6 @@ export interface RunState {
   readonly result: Adaptation | null;
 }
 
-/** An event of a run's stream. */
-export type RunEvent = AdaptationEvent | { event: "document.trace"; data: DocumentTrace };
-
 /** Return the state before any event. `now` is in seconds. */
 export function startOf(now: number): RunState {
   return {
@@ -51,7 +47,7 @@ export function startOf(now: number): RunState {
 }
 
 /** Return the state after an event, which came at `now`, in seconds. */
-export function advance(state: RunState, { event, data }: RunEvent, now: number): RunState {
+export function advance(state: RunState, { event, data }: AdaptationEvent, now: number): RunState {
   switch (event) {
     case "request.accepted":
     case "request.queued": {
@@ -74,7 +70,7 @@ export function advance(state: RunState, { event, data }: RunEvent, now: number)
       return { ...next, status: "adapting", maxSteps: data.steps, secondsLeft: data.seconds_left };
     }
     case "adaptation.step": {
-      const steps = [...state.steps, data as unknown as Step];
+      const steps = [...state.steps, data];
       const next = enter(state, "adapting", now);
       return { ...next, steps, maxSteps: data.steps, secondsLeft: data.seconds_left };
     }
