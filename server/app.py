@@ -16,7 +16,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.access.quotas import QuotaKeeper
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.api import adaptations as adaptation_routes
-from refine_server.server.api import answers, estimate, health, models, tokenizer
+from refine_server.server.api import answers, document_uploads, estimate, health, models, tokenizer
 from refine_server.server.api import batches as batch_routes
 from refine_server.server.api import files as file_routes
 from refine_server.server.api.answers_schema import ANSWER_EVENTS
@@ -29,6 +29,7 @@ from refine_server.server.batches.registry import Batches
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
+from refine_server.server.files.conversion.converter import Converter
 from refine_server.server.files.registry import Files
 from refine_server.server.http import errors, exception_handlers
 from refine_server.server.http.dependencies import Services
@@ -59,6 +60,8 @@ Every request adapts its own copy of the model's fast weights to its document (R
 `{"error": {"message", "type", "param", "code"}}`.
 """
 
+UPLOADS = (file_routes.UPLOAD_PATH, document_uploads.UPLOAD_PATH)
+"""The routes whose bodies are forms with a file."""
 BEARER = HTTPBearer(auto_error=False, description="An API key, if the server has any.")
 """Documents the key in the OpenAPI document; the middleware ``Authentication`` checks it."""
 
@@ -122,7 +125,7 @@ def create_app(
                 await anyio.to_thread.run_sync(tracing.close)
 
     texts = (answers, estimate, adaptation_routes, openai, responses_api, unsupported_routes)
-    modules = (*texts, file_routes, batch_routes, models, tokenizer, health)
+    modules = (*texts, file_routes, document_uploads, batch_routes, models, tokenizer, health)
     endpoints = Endpoints(module.router for module in modules)
     app = FastAPI(
         title="refine-server",
@@ -144,7 +147,7 @@ def create_app(
                 BodyLimit,
                 max_bytes=settings.max_body_bytes,
                 max_seconds=settings.client_timeout_seconds,
-                uploads={file_routes.UPLOAD_PATH: settings.max_file_bytes + OVERHEAD_BYTES},
+                uploads=dict.fromkeys(UPLOADS, settings.max_file_bytes + OVERHEAD_BYTES),
             ),
         ],
     )
@@ -154,6 +157,7 @@ def create_app(
     app.state.engine = engine
     app.state.adaptations = adaptations
     app.state.files = files
+    app.state.converter = Converter(settings)
     app.state.batches = batches
     app.state.started = int(time.time())
     exception_handlers.install(app)

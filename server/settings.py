@@ -151,6 +151,23 @@ class Settings(BaseSettings):
         description="Maximum size of a file that is uploaded, in bytes; a larger one gets status "
         "413.",
     )
+    max_document_pages: int = Field(
+        2000,
+        ge=1,
+        description="Maximum number of pages of a PDF document that is uploaded.",
+    )
+    conversion_seconds: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="Maximum time in seconds to read the text of an uploaded document.",
+    )
+    conversion_memory_bytes: int = Field(
+        2**30,
+        ge=2**27,
+        description="Maximum memory, as address space in bytes, of a process that reads the text "
+        "of an uploaded document. Two run at the same time, beside --memory-bytes.",
+    )
     file_bytes: int = Field(
         2**30,
         ge=0,

@@ -1,10 +1,10 @@
 """Upload files once, and name them as documents or as the input of batches."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from refine_server.server.api.files_schema import (
@@ -28,6 +28,8 @@ router = APIRouter(prefix=UPLOAD_PATH, tags=["files"])
 
 FileId = Annotated[str, Path(max_length=128, description="The file's id.")]
 
+Form = TypeVar("Form", bound=BaseModel)
+
 CONTENT_TYPE = "application/octet-stream"
 
 
@@ -38,7 +40,7 @@ async def create_file(request: Request, owner: OwnerDep, files: FilesDep) -> Fil
     It is kept in the server's store, if there is one, and otherwise in memory.
     """
     upload = await read_upload(request, "file")
-    fields = _fields(upload)
+    fields = fields_of(upload, FileFields)
     filename = upload.filename[:MAX_FILENAME] or "file"
     if not upload.data:
         raise ApiError(422, "file: is empty", "unsupported_file", param="file")
@@ -57,8 +59,8 @@ async def create_file(request: Request, owner: OwnerDep, files: FilesDep) -> Fil
     return FileResource.of(file)
 
 
-def _fields(upload: Upload) -> FileFields:
-    """Return the fields of the form; ``expires_after[seconds]`` is a field of an object."""
+def fields_of(upload: Upload, form: type[Form]) -> Form:
+    """Return the fields of a form; ``expires_after[seconds]`` is a field of an object."""
     nested: dict[str, str | dict[str, str]] = {}
     for name, value in upload.fields.items():
         above, bracket, inner = name.removesuffix("]").partition("[")
@@ -68,7 +70,7 @@ def _fields(upload: Upload) -> FileFields:
         else:
             nested[name] = value
     try:
-        return FileFields.model_validate(nested)
+        return form.model_validate(nested)
     except ValidationError as error:
         located = [{**found, "loc": ("body", *found["loc"])} for found in error.errors()]
         raise RequestValidationError(located, body=nested) from None

@@ -55,6 +55,20 @@ class FileFields(StrictModel):
     )
 
 
+def expiry_fields() -> dict[str, Any]:
+    """Return the fields of a form, for the OpenAPI document, that say when a file expires."""
+    return {
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": int(MAX_TTL_SECONDS),
+            "description": "Seconds after its upload. Default: the server's setting "
+            "(--file-ttl-seconds).",
+        },
+    }
+
+
 UPLOAD_DOCS: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -76,14 +90,7 @@ UPLOAD_DOCS: dict[str, Any] = {
                             "description": "`batch` for the lines of a batch; a document may have "
                             "any of the others.",
                         },
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": 1,
-                            "maximum": int(MAX_TTL_SECONDS),
-                            "description": "Seconds after its upload. Default: the server's "
-                            "setting (--file-ttl-seconds).",
-                        },
+                        **expiry_fields(),
                     },
                     "additionalProperties": False,
                 }

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from refine_server.server.files.conversion.found import Kind
+
 ID_PATTERN = re.compile("file-[0-9a-f]{32}")
 
 Contents = bytes
@@ -19,6 +21,27 @@ Purpose = Literal["user_data", "assistants", "batch", "batch_output"]
 def new_id() -> str:
     """Return an id that cannot be guessed."""
     return f"file-{secrets.token_hex(16)}"
+
+
+class DocumentPage(BaseModel):
+    """A page of a document."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: int
+    """Its first character in the document's text."""
+    has_text: bool
+
+
+class DocumentInfo(BaseModel):
+    """What is known of the file that a document's text was read from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    title: str | None
+    uploaded_bytes: int
+    pages: tuple[DocumentPage, ...]
 
 
 class File(BaseModel):
@@ -35,10 +58,18 @@ class File(BaseModel):
     sha256: str
     created_at: float
     expires_at: float
+    document: DocumentInfo | None = None
+    """Of a document whose text was read on the server: the text is what is kept."""
 
     @classmethod
     def of(
-        cls, data: Contents, owner: str, filename: str, purpose: Purpose, ttl_seconds: float
+        cls,
+        data: Contents,
+        owner: str,
+        filename: str,
+        purpose: Purpose,
+        ttl_seconds: float,
+        document: DocumentInfo | None = None,
     ) -> "File":
         """Return the description of a new file."""
         now = time.time()
@@ -51,6 +82,7 @@ class File(BaseModel):
             sha256=hashlib.sha256(data).hexdigest(),
             created_at=now,
             expires_at=now + ttl_seconds,
+            document=document,
         )
 
     def has(self, data: Contents) -> bool:

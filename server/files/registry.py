@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from refine_server.server.access.keys import Keyring
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.files.content import NoTextError, decode_text
-from refine_server.server.files.file import File, Purpose
+from refine_server.server.files.file import DocumentInfo, File, Purpose
 from refine_server.server.files.objects import ObjectError, Objects, objects_of
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
@@ -99,6 +99,7 @@ class Files:
         filename: str,
         purpose: Purpose,
         ttl_seconds: float | None = None,
+        document: DocumentInfo | None = None,
     ) -> File:
         """Keep a file.
 
@@ -108,6 +109,7 @@ class Files:
             filename: as the client named it.
             purpose: what it is for.
             ttl_seconds: how long it is kept; None: as long as the server keeps files.
+            document: what is known of the file that the text in ``data`` was read from.
 
         Raises:
             ApiError: the server is not ready, or there is no room for it.
@@ -115,7 +117,12 @@ class Files:
         self._require_open()
         self.require_place(owner, len(data))
         return await self.keep(
-            data, owner=owner, filename=filename, purpose=purpose, ttl_seconds=ttl_seconds
+            data,
+            owner=owner,
+            filename=filename,
+            purpose=purpose,
+            ttl_seconds=ttl_seconds,
+            document=document,
         )
 
     async def keep(
@@ -126,10 +133,11 @@ class Files:
         filename: str,
         purpose: Purpose,
         ttl_seconds: float | None = None,
+        document: DocumentInfo | None = None,
     ) -> File:
         """Keep a file for which ``require_place`` has found room, as ``create`` does."""
         ttl = self._settings.file_ttl_seconds if ttl_seconds is None else ttl_seconds
-        file = await asyncio.to_thread(File.of, data, owner, filename, purpose, ttl)
+        file = await asyncio.to_thread(File.of, data, owner, filename, purpose, ttl, document)
         self._files[file.id], self._contents[file.id] = file, data
         if await self._save(file, data):
             self._contents.pop(file.id, None)

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from refine_server.server.adaptations.registry import Adaptations
 from refine_server.server.batches.registry import Batches
 from refine_server.server.engine.engine import Engine
+from refine_server.server.files.conversion.converter import Converter
 from refine_server.server.files.registry import Files
 from refine_server.server.http.request_log import RequestLog
 from refine_server.server.metrics.declarations import Metrics
@@ -48,6 +49,11 @@ async def _batches(request: Request) -> Batches:
 async def _files(request: Request) -> Files:
     files: Files = request.app.state.files
     return files
+
+
+async def _converter(request: Request) -> Converter:
+    converter: Converter = request.app.state.converter
+    return converter
 
 
 async def _owner(request: Request) -> str:
@@ -95,6 +101,7 @@ class Caller:
 AdaptationsDep = Annotated[Adaptations, Depends(_adaptations)]
 BatchesDep = Annotated[Batches, Depends(_batches)]
 FilesDep = Annotated[Files, Depends(_files)]
+ConverterDep = Annotated[Converter, Depends(_converter)]
 OwnerDep = Annotated[str, Depends(_owner)]
 SessionDep = Annotated[str | None, Depends(_session)]
 EngineDep = Annotated[Engine, Depends(_engine)]
