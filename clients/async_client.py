@@ -18,7 +18,7 @@ from refine_server.clients.base_client import (
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Estimate, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Document, Estimate, Model, Version
 from refine_server.clients.wire import Event
 
 T = TypeVar("T")
@@ -137,6 +137,17 @@ class AsyncRefineClient(BaseClient):
             AdaptationFailedError: it failed or was cancelled.
         """
         return errors.ready(await self._last(calls.adaptation_events(adaptation_id)))
+
+    async def upload_document(self, data: bytes, filename: str) -> Document:
+        """Have the server read a txt, md, html, docx or pdf file, and keep its text.
+
+        ``{"file_id": document.id}`` is then a document of any request.
+        """
+        return await self._call(calls.upload_document(data, filename))
+
+    async def document(self, file_id: str) -> Document:
+        """Return the text of a document that was uploaded, with its pages."""
+        return await self._call(calls.document(file_id))
 
     async def models(self) -> list[Model]:
         """Return the models that the server answers with."""

@@ -54,8 +54,9 @@ class BaseClient:
         session = session_of(self._headers.get("authorization"), request.about)
         if session is not None:
             headers[HEADER] = session
+        files = None if request.file is None else {"file": request.file}
         return http.build_request(
-            request.method, request.path, content=request.content, headers=headers
+            request.method, request.path, content=request.content, files=files, headers=headers
         )
 
     @contextmanager

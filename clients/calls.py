@@ -9,7 +9,7 @@ import httpx
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Estimate, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Document, Estimate, Model, Version
 from refine_server.clients.wire import Event
 
 T = TypeVar("T")
@@ -25,6 +25,8 @@ class Request:
     path: str
     content: bytes | None = None
     """The body, in JSON."""
+    file: tuple[str, bytes] | None = None
+    """A file as the body's form, by its name, instead of JSON."""
     repeatable: bool = False
     """Whether sending it twice does no more than sending it once."""
     about: Mapping[str, object] = field(default_factory=dict)
@@ -119,6 +121,21 @@ def delete_adaptation(adaptation_id: str) -> Call[None]:
         about={"adaptation": adaptation_id},
         parse=lambda _: None,
     )
+
+
+def upload_document(data: bytes, filename: str) -> Call[Document]:
+    """Have the text of a document read and kept."""
+    return Call(
+        method="POST",
+        path="/v1/documents",
+        file=(check_text("filename", filename), data),
+        parse=lambda response: Document.model_validate(response.json()),
+    )
+
+
+def document(file_id: str) -> Call[Document]:
+    """Read a document's text."""
+    return _get(f"/v1/documents/{encode_segment('file_id', file_id)}", Document.model_validate)
 
 
 def models() -> Call[list[Model]]:

@@ -17,7 +17,7 @@ from refine_server.clients.base_client import (
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
 from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
-from refine_server.clients.types import Adaptation, Answer, Estimate, Model, Version
+from refine_server.clients.types import Adaptation, Answer, Document, Estimate, Model, Version
 from refine_server.clients.wire import Event
 
 T = TypeVar("T")
@@ -134,6 +134,17 @@ class RefineClient(BaseClient):
             AdaptationFailedError: it failed or was cancelled.
         """
         return errors.ready(self._last(calls.adaptation_events(adaptation_id)))
+
+    def upload_document(self, data: bytes, filename: str) -> Document:
+        """Have the server read a txt, md, html, docx or pdf file, and keep its text.
+
+        ``{"file_id": document.id}`` is then a document of any request.
+        """
+        return self._call(calls.upload_document(data, filename))
+
+    def document(self, file_id: str) -> Document:
+        """Return the text of a document that was uploaded, with its pages."""
+        return self._call(calls.document(file_id))
 
     def models(self) -> list[Model]:
         """Return the models that the server answers with."""

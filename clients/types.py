@@ -151,6 +151,7 @@ class Citation(WireObject):
     end: int
     text: str
     score: float | None
+    page: int | None
 
 
 class Quote(WireObject):
@@ -159,6 +160,7 @@ class Quote(WireObject):
     start: int
     end: int
     text: str
+    page: int | None
 
 
 class LeftOut(WireObject):
@@ -228,6 +230,30 @@ class Answer(Event):
     trace: RunTrace | None
     usage: Usage
     timings: Timings
+
+
+class DocumentPage(WireObject):
+    """A page of a document, in characters of its text."""
+
+    number: int
+    start: int
+    end: int
+    has_text: bool
+
+
+class Document(WireObject):
+    """A document's text as the server read it; ``{"file_id": id}`` names it in requests."""
+
+    id: str
+    filename: str
+    type: Literal["text", "markdown", "html", "docx", "pdf"]
+    title: str | None
+    uploaded_bytes: int
+    characters: int
+    text: str
+    pages: list[DocumentPage]
+    created_at: int
+    expires_at: int
 
 
 class Failure(WireObject):

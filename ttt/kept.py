@@ -78,4 +78,5 @@ def question(
         context=context,
         evidence=evidence,
         kept=kept,
+        pages=kept.pages,
     )

@@ -39,6 +39,8 @@ def request_key(request: AdaptRequest, fingerprint: str) -> str:
     aim = [list(request.queries), evidence]
     adapt = request.adapt.model_dump(mode="json")
     parts = [fingerprint, request.owner, adapt, request.on_overflow, aim]
+    if request.pages:  # citations name them
+        parts.append(list(map(str, request.pages)))
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     # The document as it is: to escape a long one as JSON would hold up the event loop.
     digest.update(b"\0" + request.document.encode())

@@ -74,7 +74,7 @@ async def create_adaptation(
     async with cancel_on_disconnect(request.receive):
         document = await read_document(body.document, files, owner)
         adaptation = await adaptations.create(
-            body.to_work(document.text, owner),
+            body.to_work(document.text, owner, document.pages),
             request_id=request.state.request_id,
             session=session,
             ttl_seconds=body.ttl_seconds,

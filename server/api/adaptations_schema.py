@@ -61,10 +61,10 @@ class AdaptationBody(StrictModel):
     priority: Priority = 0
     timeout_seconds: Timeout = None
 
-    def to_work(self, text: str, owner: str) -> AdaptRequest:
-        """Return the work on the text of the document, for an owner."""
+    def to_work(self, text: str, owner: str, pages: tuple[int, ...] = ()) -> AdaptRequest:
+        """Return the work on the text of the document and its pages, for an owner."""
         return AdaptRequest(
-            text, self.adapt, owner, tuple(self.queries), self.evidence, self.on_overflow
+            text, self.adapt, owner, tuple(self.queries), self.evidence, self.on_overflow, pages
         )
 
 

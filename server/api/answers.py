@@ -151,7 +151,7 @@ async def open_work(body: AnswerBody, services: Services, owner: str) -> AsyncIt
     sampling = body.sampling(services.settings.max_tokens)
     if body.adaptation is None:
         document = await read_document(body.required_document(), services.files, owner)
-        yield body.to_work(document.text, sampling, owner)
+        yield body.to_work(document.text, sampling, owner, document.pages)
         return
     async with services.adaptations.use(owner, body.adaptation) as kept:
         yield body.to_question(kept, sampling)

@@ -120,8 +120,14 @@ class AnswerBody(StrictModel):
             raise RequestError(message, "document", "invalid_value")
         return self.document
 
-    def to_work(self, text: str, sampling: SamplingConfig, owner: str = LOCAL) -> AnswerRequest:
-        """Return the work on a document of the request's own, which has this text."""
+    def to_work(
+        self,
+        text: str,
+        sampling: SamplingConfig,
+        owner: str = LOCAL,
+        pages: tuple[int, ...] = (),
+    ) -> AnswerRequest:
+        """Return the work on a document of the request's own, which has this text and pages."""
         return AnswerRequest(
             document=text,
             query=self.query,
@@ -132,6 +138,7 @@ class AnswerBody(StrictModel):
             context=self.context or default_context(self.evidence),
             evidence=self.evidence,
             on_overflow=self.on_overflow or DEFAULT_OVERFLOW,
+            pages=pages,
         )
 
     def to_question(self, kept: "Kept", sampling: SamplingConfig) -> AskRequest | AnswerRequest:
@@ -157,6 +164,7 @@ class AnswerBody(StrictModel):
             context=self.context or default_context(self.evidence),
             evidence=self.evidence,
             kept=kept,
+            pages=kept.pages,
         )
 
     def _refuse_beside_adaptation(self, *names: str) -> None:

@@ -32,6 +32,11 @@ class ReadDocument:
     file: File | None = None
     """The file that has it, if it is one."""
 
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """First character of each page; empty where it has none."""
+        return () if self.file is None else self.file.page_starts
+
 
 async def read_document(
     document: Document, files: Files, owner: str, param: str = "document"

@@ -154,7 +154,7 @@ async def _open_work(
     """
     if isinstance(body, AdaptationBody):
         document = await read_document(body.document, services.files, owner)
-        yield body.to_work(document.text, owner)
+        yield body.to_work(document.text, owner, document.pages)
         return
     if body.adaptation is not None:
         kept = await services.adaptations.get(owner, body.adaptation)

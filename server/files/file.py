@@ -90,6 +90,11 @@ class File(BaseModel):
         return hashlib.sha256(data).hexdigest() == self.sha256
 
     @property
+    def page_starts(self) -> tuple[int, ...]:
+        """First character of each page of its text; empty where it has no pages."""
+        return () if self.document is None else tuple(page.start for page in self.document.pages)
+
+    @property
     def is_expired(self) -> bool:
         """Whether its time to live is over."""
         return time.time() >= self.expires_at

@@ -192,8 +192,11 @@ class Files:
         Raises:
             ApiError: it has none, or its contents are lost.
         """
+        data = await self.read(file, param)
+        if file.document is not None:
+            return data.decode()
         try:
-            return decode_text(await self.read(file, param))
+            return decode_text(data)
         except NoTextError as error:
             raise ApiError(422, f"{param}: {error}", "unsupported_file", param=param) from None
 

@@ -27,6 +27,7 @@ RESPONSES: dict[str, type[BaseModel]] = {
     "EstimateResponse": sdk.Estimate,
     "AnswerResponse": sdk.Answer,
     "AdaptationResource": sdk.Adaptation,
+    "DocumentResource": sdk.Document,
     "Model": sdk.Model,
     "Version": sdk.Version,
     "ErrorDetail": sdk.Failure,
@@ -53,7 +54,7 @@ def test_responses_have_the_fields_that_the_client_reads(
 ) -> None:
     schema = openapi["components"]["schemas"][name]
     described = described_form(openapi, schema, without=CONSTANTS)
-    if "created_at" in described:
+    if "adapt" in described:
         described["adapt"] = "object"  # not typed: a newer server may have more options
     assert typed_form(RESPONSES[name]) == described
 

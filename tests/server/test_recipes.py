@@ -1,4 +1,5 @@
-"""The first request of the README and the curl recipes of docs/clients.md, run as written."""
+"""The first request of the README, and the curl recipes of docs/clients.md and docs/documents.md,
+run as written."""
 
 import re
 import shutil
@@ -10,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONSOLE = re.compile(r"```console\n(.*?)```", re.S)
-BLOCKS = CONSOLE.findall((ROOT / "docs" / "clients.md").read_text())
+DOCS = ROOT / "docs" / "clients.md", ROOT / "docs" / "documents.md"
+BLOCKS = [block for path in DOCS for block in CONSOLE.findall(path.read_text())]
 RECIPES = [block for block in BLOCKS if "curl" in block]
 FIRST_REQUEST = next(
     block.partition("$ curl")[2]
@@ -32,6 +34,7 @@ OUTPUTS = (
     ("event: adaptation.ready", '"answer":', ADAPTED, '"deleted":true'),
     ("event: adaptation.ready", '"citations":[{"start":0', '"answer":', ADAPTED, '"deleted":true'),
     ('"param": "adapt.optimizer.steps"',),
+    ('"object":"document"', '"answer":', '"object":"file","deleted":true'),
 )
 """Parts of each recipe's output."""
 

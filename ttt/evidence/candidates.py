@@ -15,7 +15,7 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByWords,
     EvidenceSpans,
 )
-from refine_server.ttt.interface.reports import Citation
+from refine_server.ttt.interface.reports import Citation, page_of
 
 AIMED_SHARE = 4
 """Behind passages an adaptation is aimed at one of so many of them: aimed at all that is there, it
@@ -33,6 +33,8 @@ class Candidates:
     """Of the chunks; None where the model is to score them, or where the client named them."""
     count: int
     """The most chunks that are evidence."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
 
     def chosen(self) -> list[int]:
         """Return the numbers of the chunks that are evidence, in the document's order.
@@ -65,14 +67,18 @@ class Candidates:
 
     def citations(self) -> tuple[Citation, ...]:
         """Cite the evidence."""
-        return tuple(
-            Citation(
-                start=(chunk := self.chunks[n]).first,
-                end=chunk.last,
-                text=self.document[chunk.first : chunk.last],
-                score=None if self.scores is None else self.scores[n],
-            )
-            for n in self.chosen()
+        return tuple(self._citation(n) for n in self.chosen())
+
+    def _citation(self, number: int) -> Citation:
+        chunk = self.chunks[number]
+        text = self.document[chunk.first : chunk.last]
+        words = chunk.first + len(text) - len(text.lstrip())  # a page may end in white space
+        return Citation(
+            start=chunk.first,
+            end=chunk.last,
+            text=text,
+            score=None if self.scores is None else self.scores[number],
+            page=page_of(words, self.pages),
         )
 
     def _by_score(self) -> list[int]:

@@ -11,7 +11,7 @@ from refine_server.ttt.evidence.candidates import (
     named_chunks,
     tokens_of,
 )
-from refine_server.ttt.evidence.chunks import Chunk
+from refine_server.ttt.evidence.chunks import Chunk, Offsets
 from refine_server.ttt.evidence.passages import SEPARATOR_TOKENS, join
 from refine_server.ttt.evidence.reading import PASSAGES, DocumentReader, Reading
 from refine_server.ttt.interface.errors import RequestError
@@ -100,6 +100,8 @@ class ContextEncoder:
     limits: Limits
     is_aimed: bool = False
     """Whether an adaptation is aimed at the evidence."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
     room: int | None = None
     """The most tokens that are read of the document, the same for all queries; None: as many as
     there is room for beside each."""
@@ -173,7 +175,7 @@ class _QueryContext:
         document = work.document
         _, offsets = template.locate_tokens(document, self.work.limits.sent_tokens)
         whole, longest = Reading.whole(document, offsets), max(self.room - SEPARATOR_TOKENS, 1)
-        candidates = find_candidates(document, self.query.words, evidence, offsets, whole, longest)
+        candidates = self._find(evidence, offsets, whole, longest)
         candidates = self._fitting(candidates)
         chosen = candidates.chosen()
         reading = Reading.of_parts(document, [candidates.chunks[n] for n in chosen])
@@ -196,6 +198,14 @@ class _QueryContext:
             read="passages",
             reading=reading,
         )
+
+    def _find(
+        self, evidence: Evidence, offsets: Offsets, reading: Reading, longest: int
+    ) -> Candidates:
+        """Find what can be evidence in what is read of the document."""
+        document, words = self.work.document, self.query.words
+        found = find_candidates(document, words, evidence, offsets, reading, longest)
+        return replace(found, pages=self.work.pages)
 
     def _fitting(self, candidates: Candidates) -> Candidates:
         """Return the candidates with as much evidence as there is room for.
@@ -227,7 +237,7 @@ class _QueryContext:
         if evidence is None:
             return replace(self._without_evidence(prompt, overflow), reading=reading)
         longest = room if overflow is None else max(room // PASSAGES, 1)
-        found = find_candidates(work.document, words, evidence, offsets, reading, longest)
+        found = self._find(evidence, offsets, reading, longest)
         repeated = self._repeated(found, reading, left)
         query = self.query.encode(prompt.tail, repeated)
         self._require_place(prompt, query)
@@ -266,9 +276,7 @@ class _QueryContext:
         if evidence is not None:
             _, offsets = work.template.locate_tokens(work.document, work.limits.sent_tokens)
             whole, longest = Reading.whole(work.document, offsets), work.limits.document_tokens
-            candidates = find_candidates(
-                work.document, self.query.words, evidence, offsets, whole, longest
-            )
+            candidates = self._find(evidence, offsets, whole, longest)
             repeated = self._repeated(candidates, whole, self.free)
         query = self.query.encode(tail, repeated)
         prompt = DocumentPrompt(header=[], document=[], tail=tail)

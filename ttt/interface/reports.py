@@ -4,6 +4,8 @@ The same models are part of the HTTP contract's responses and of stored adaptati
 is declared here and nowhere else.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from refine_server.ttt.interface.measures import EvalResult, Measured, Report
@@ -116,6 +118,8 @@ class Citation(Report):
     text: str
     score: Measured | None
     """How well it fits the query by the measure that chose it; null where the client named it."""
+    page: int | None = None
+    """The page that it begins on, from 1 on; null where the document has no pages."""
 
 
 class Quote(Report):
@@ -126,6 +130,18 @@ class Quote(Report):
     end: int
     """One beyond their last character."""
     text: str
+    page: int | None = None
+    """The page that they begin on, from 1 on; null where the document has no pages."""
+
+
+def page_of(character: int, pages: Sequence[int]) -> int | None:
+    """Return the number of the page that a character is on; None where there are no pages.
+
+    Args:
+        character: of the document.
+        pages: first character of each page; the first one is 0.
+    """
+    return bisect_right(pages, character) if pages else None
 
 
 class LeftOut(Report):

@@ -127,6 +127,8 @@ class AdaptRequest:
     """How evidence is found, where the adaptation is on evidence; None: by words."""
     on_overflow: OnOverflow = "truncate_middle"
     """What is done with a document that is too long; passages are chosen by the query."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class AnswerRequest:
     """What is done with a document that is too long."""
     kept: "QueryAdaptation | None" = None
     """The adaptation of queries to ``document`` that answers, instead of one of this request."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,8 @@ class CompletionRequest:
     """How evidence for a prompt is found in ``document``; None: as for an answer."""
     on_overflow: OnOverflow = DEFAULT_OVERFLOW
     """What is done with a ``document`` that is too long."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
     kept: "QueryAdaptation | None" = None
     """The adaptation of queries to ``document`` under which prompts are read and continued."""
     owner: str = LOCAL

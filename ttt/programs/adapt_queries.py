@@ -77,6 +77,7 @@ async def adapt_on_evidence(
     kept = QueryAdaptation(
         owner=request.owner,
         document=request.document,
+        pages=request.pages,
         fast_weights=rounded(fast),
         report=report.without_traces(),
         document_tokens=work.tokens,

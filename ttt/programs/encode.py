@@ -223,6 +223,7 @@ def _encode_texts(
 def _encode_context(work: AnswerRequest, template: PromptTemplate, limits: Limits) -> Context:
     encoder = ContextEncoder(
         document=work.document,
+        pages=work.pages,
         strategy=work.context,
         evidence=work.evidence,
         on_overflow=work.on_overflow if work.kept is None else "truncate_middle",

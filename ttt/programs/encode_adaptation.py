@@ -138,6 +138,7 @@ def _contexts(
     """Encode the document with the evidence for each query."""
     encoder = ContextEncoder(
         document=work.document,
+        pages=work.pages,
         strategy="document",
         evidence=work.evidence,
         on_overflow=work.on_overflow,

@@ -90,6 +90,7 @@ def _encode_behind_document(
         raise RequestError(message, "evidence.by", "invalid_value")
     encoder = ContextEncoder(
         document=work.document,
+        pages=work.pages,
         strategy=work.context,
         evidence=work.evidence,
         on_overflow=work.on_overflow if kept is None else "truncate_middle",

@@ -19,7 +19,7 @@ from refine_server.ttt.interface.evidence import (
     EvidenceByAttention,
     EvidenceByUtility,
 )
-from refine_server.ttt.interface.reports import Citation, Quote
+from refine_server.ttt.interface.reports import Citation, Quote, page_of
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.query_side.attention_target import supervised_layers
 from refine_server.ttt.query_side.document_cache import DocumentCache, document_key
@@ -122,4 +122,7 @@ async def quote(
     """Find an answer's own words in the document, in what is cited where they are there."""
     cited = [(citation.start, citation.end) for citation in citations]
     call = Call(lambda: tuple(find_quotes(text, candidates.document, cited)))
-    return await call
+    found = await call
+    return tuple(
+        own.model_copy(update={"page": page_of(own.start, candidates.pages)}) for own in found
+    )

@@ -52,6 +52,8 @@ class QueryAdaptation:
     """The evidence that the adaptation was aimed at, in the document's order."""
     overflow: Overflow | None = None
     """How the document is shortened, if it is."""
+    pages: tuple[int, ...] = ()
+    """First character of each page of the document; empty where it has none."""
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +86,7 @@ class QueryAdaptation:
             "dtype": dtypes.pop() if dtypes else None,
             "guard": self.guard,
             "citations": [citation.model_dump() for citation in self.citations],
+            "pages": list(self.pages),
             "report": self.report.model_dump(),
         }
         return save({**tensors, TEXT: text}), description
@@ -108,6 +111,7 @@ class QueryAdaptation:
             document_key=description["document_key"],
             overflow=overflow_of(description),
             guard=description.get("guard", "none"),
+            pages=tuple(description.get("pages", ())),
             citations=tuple(Citation.model_validate(c) for c in description["citations"]),
         )
 

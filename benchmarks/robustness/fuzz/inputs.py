@@ -130,6 +130,7 @@ PATHS = (
     *("/health/live", "/health/ready", "/metrics", "/version", "/v1/models", "/tokenizer_info"),
     *("/v1/files", f"/v1/files/{TEXT_FILE}", f"/v1/files/{TEXT_FILE}/content", "/v1/embeddings"),
     *("/v1/batches", "/v1/batches?limit=1&after=x", "/v1/batches/x/cancel", "/v1/files?limit=2"),
+    *("/v1/documents", f"/v1/documents/{TEXT_FILE}"),
     *("/v1/adaptations", "/v1/adaptations/x/events", "/v1/models/%ED%A0%BD", "/openapi.json", "/"),
     *dict(BODIES),
 )
@@ -278,9 +279,8 @@ def uploads(draw: st.DrawFn) -> Request:
         data = data[: draw(st.integers(0, len(data)))]
     charset = draw(st.sampled_from((b"", b"; charset=utf-16", b"; charset=idna", b"; charset=x")))
     kind = b"multipart/form-data; boundary=%s%s" % (boundary, charset)
-    return Request(
-        method=b"POST", target=b"/v1/files", headers=((b"content-type", kind),), body=data
-    )
+    target = draw(st.sampled_from((b"/v1/files", b"/v1/documents")))
+    return Request(method=b"POST", target=target, headers=((b"content-type", kind),), body=data)
 
 
 @st.composite

@@ -57,12 +57,13 @@ class Target:
             evidence=self.evidence,
             on_overflow=self.on_overflow,
             owner=owner,
+            pages=() if self.file is None else self.file.page_starts,
         )
         if kept is None:
             return work
         if kept.kind == "document":
             return replace(work, adapted=kept)
-        return replace(work, kept=kept, document=kept.document)
+        return replace(work, kept=kept, document=kept.document, pages=kept.pages)
 
 
 @asynccontextmanager
@@ -119,7 +120,9 @@ async def open_target(
         on_overflow = ttt.on_overflow or "truncate_middle"
         if on_overflow == "passages":
             raise _unfit("on_overflow", "passages are chosen by a query, which adapt has none of")
-        work = AdaptRequest(found.text, ttt.adapt, owner, on_overflow=on_overflow)
+        work = AdaptRequest(
+            found.text, ttt.adapt, owner, on_overflow=on_overflow, pages=found.pages
+        )
         if ttt.adapt.on.kind == "evidence":
             work = replace(work, queries=body.expected_queries(), evidence=ttt.evidence)
         elif context == "passages":

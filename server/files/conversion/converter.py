@@ -1,4 +1,4 @@
-"""Reads the text of files, each in a process of its own that is ended when it takes too much."""
+"""Reads the text of files: plain text here, and what needs a parser in a process of its own."""
 
 import asyncio
 import json
@@ -12,7 +12,10 @@ from refine_server.server.files.conversion.found import (
     ConvertedText,
     Limits,
     Page,
+    convert,
 )
+from refine_server.server.files.conversion.kinds import plain_kind_of
+from refine_server.server.files.conversion.text import read as read_plain_text
 from refine_server.server.http import errors
 from refine_server.server.settings import Settings
 
@@ -51,6 +54,9 @@ class Converter:
             ConversionError: it has none, or to read it takes more than the limits allow.
             ApiError: too many files are waiting to be read.
         """
+        kind = plain_kind_of(data, filename)
+        if kind is not None:
+            return await asyncio.to_thread(convert, data, kind, self.limits, read_plain_text)
         if self._waiting >= MAX_WAITING:
             message = "The server is reading as many files as it can. Try again later."
             raise errors.unavailable(message, "conversions_busy")

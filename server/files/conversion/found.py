@@ -1,6 +1,7 @@
 """What a conversion finds in a file, or why it finds nothing. Imports nothing but the library."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,24 @@ class Limits:
     seconds: float
     memory_bytes: int
     """Address space of the process that reads it."""
+
+
+Read = Callable[[bytes, Limits], Found]
+"""Reads a file of one type."""
+
+
+def convert(data: bytes, kind: Kind, limits: Limits, read: Read) -> ConvertedText:
+    """Return the text of a file.
+
+    Raises:
+        ConversionError: it has none, or is too long.
+    """
+    found = read(data, limits)
+    text = cleaned(found.text)
+    require_length(len(text), limits)
+    if not text.strip():
+        raise ConversionError("no_text", "has no text")
+    return ConvertedText(kind=kind, text=text, title=found.title, pages=found.pages)
 
 
 def cleaned(text: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import PurePath
 from refine_server.server.files.content import NoTextError, decode_text
 from refine_server.server.files.conversion.found import ConversionError, Kind
 
+ARCHIVE = b"PK\x03\x04"
+"""How a ZIP archive begins."""
 PDF_HEAD_BYTES = 1024
 """A PDF begins within so many bytes, as viewers accept it."""
 HTML_BEGINS = re.compile(
@@ -19,6 +21,12 @@ HEAD_BYTES = 4096
 """Where an HTML file says in which encoding it is."""
 
 
+def plain_kind_of(data: bytes, filename: str) -> Kind | None:
+    """Return the type of a file that is read as it is; None for one that needs a parser."""
+    kind = None if data.startswith(ARCHIVE) else kind_of(data, filename)
+    return kind if kind in ("text", "markdown") else None
+
+
 def kind_of(data: bytes, filename: str) -> Kind:
     """Return the type of a file.
 
@@ -27,7 +35,7 @@ def kind_of(data: bytes, filename: str) -> Kind:
     """
     if b"%PDF-" in data[:PDF_HEAD_BYTES]:
         return "pdf"
-    if data.startswith(b"PK\x03\x04"):
+    if data.startswith(ARCHIVE):
         return _kind_of_archive(data)
     suffix = PurePath(filename).suffix.lower()
     if HTML_BEGINS.match(data[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf")):

@@ -11,17 +11,14 @@ import json
 import pkgutil
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 
 from refine_server.server.files.conversion.found import (
     ConversionError,
-    ConvertedText,
-    Found,
     Kind,
     Limits,
-    cleaned,
-    require_length,
+    Read,
+    convert,
 )
 from refine_server.server.files.conversion.kinds import kind_of
 
@@ -41,7 +38,10 @@ def main() -> None:
     _limit_resources(limits)
     data = sys.stdin.buffer.read()
     try:
-        result = asdict(_convert(data, filename, limits))
+        kind = kind_of(data, filename)
+        read = _load_reader(kind)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        result = asdict(convert(data, kind, limits, read))
     except ConversionError as error:
         result = {"error": error.code, "reason": error.reason}
     except MemoryError:
@@ -50,18 +50,6 @@ def main() -> None:
         reason = f"cannot be read: {type(error).__name__}: {str(error)[:200]}"
         result = {"error": "damaged_file", "reason": reason}
     sys.stdout.buffer.write(json.dumps(result).encode())
-
-
-def _convert(data: bytes, filename: str, limits: Limits) -> ConvertedText:
-    kind = kind_of(data, filename)
-    read = _load_reader(kind)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    found = read(data, limits)
-    text = cleaned(found.text)
-    require_length(len(text), limits)
-    if not text.strip():
-        raise ConversionError("no_text", "has no text")
-    return ConvertedText(kind=kind, text=text, title=found.title, pages=found.pages)
 
 
 def _limit_resources(limits: Limits) -> None:
@@ -75,7 +63,7 @@ def _limit_resources(limits: Limits) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _load_reader(kind: Kind) -> Callable[[bytes, Limits], Found]:
+def _load_reader(kind: Kind) -> Read:
     """Return what reads files of a type.
 
     All that it may load later is loaded now: afterwards nothing can be opened any more.
@@ -93,7 +81,7 @@ def _load_reader(kind: Kind) -> Callable[[bytes, Limits], Found]:
                 _load(module.name)
     except ImportError:
         raise ConversionError("unsupported_file", NOT_INSTALLED) from None
-    read: Callable[[bytes, Limits], Found] = reader.read
+    read: Read = reader.read
     return read
 
 

@@ -35,6 +35,7 @@ def test_no_request_causes_a_server_error(
     operations = [result.ok() for result in schema.get_all_operations()]
     paths = {"/v1/answers", "/v1/adaptations", "/v1/models", "/metrics", "/health/verify"}
     paths |= {"/v1/responses", "/v1/files", "/v1/files/{file_id}/content", "/v1/batches"}
+    paths |= {"/v1/documents", "/v1/documents/{file_id}"}
     assert {op.path for op in operations} >= paths
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and not operation.body:

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import pytest
 
 from refine_server.server.files.conversion import docx as word
-from refine_server.server.files.conversion import worker
 from refine_server.server.files.conversion.converter import Converter
 from refine_server.server.files.conversion.found import (
     ConversionError,
@@ -166,7 +165,7 @@ def test_what_cannot_be_read_is_refused(data: bytes, limits: Limits, code: str) 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pathological stream would do the same; sleeping takes no time of other tests."""
     monkeypatch.setattr("refine_server.server.files.conversion.converter.START_SECONDS", 0.0)
-    assert refused(b"x", limits=replace(LIMITS, seconds=0.01)).code == "too_slow"
+    assert refused(HTML, limits=replace(LIMITS, seconds=0.01)).code == "too_slow"
 
 
 def test_a_file_that_takes_too_much_memory_is_refused() -> None:
@@ -209,7 +208,6 @@ def test_a_process_knows_no_setting_of_the_server(monkeypatch: pytest.MonkeyPatc
         return await made(*command, env=env, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", observed)
-    convert(b"text")
+    convert(HTML)
     assert "PATH" in seen
     assert not [name for name in seen if name.startswith("REFINE_")]
-    assert worker.__name__.endswith("worker")
