@@ -7,8 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-STATIC = Path(__file__).parent / "static"
-"""What ``npm run build`` in ``web/`` writes: ``index.html``, and ``ui/`` with what it loads."""
+STATIC = Path(__file__).resolve().parent / "static"
+"""What ``npm run build`` in ``web/`` writes: ``index.html``, and ``ui/`` with what it loads. An
+editable installation has links to the files, which Starlette does not follow out of a folder."""
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
