@@ -133,9 +133,9 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        telemetry=OFF if tracing is None else tracing.of_requests,
+        telemetry=OFF if tracing is None else tracing.of_requests(settings.root_path),
         middleware=[
-            Middleware(PathNormalization),
+            Middleware(PathNormalization, root_path=settings.root_path),
             Middleware(SecurityHeaders),
             *_cors(settings),
             Middleware(RequestContext, metrics=metrics, endpoints=endpoints, tracing=tracing),
@@ -153,6 +153,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.keyring = keyring
+    app.state.quotas = quotas
     app.state.metrics = metrics
     app.state.engine = engine
     app.state.adaptations = adaptations

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -22,11 +23,13 @@ from refine_server.server.app import create_app
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http.connections import MAX_HEAD_BYTES, http_protocol
-from refine_server.server.settings import Settings
+from refine_server.server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 EXIT_SECONDS = 30.0
 """Time for a shutdown beside that of the running requests, before the process is ended by force."""
 SWITCH_SECONDS = 1e-3
@@ -63,6 +66,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.engine: Engine = app.state.engine
+        self._app, self._settings = app, settings
+        self._keys_have_changed = False
         self.shutdown_seconds = settings.shutdown_seconds
         self.is_broken = False
 
@@ -74,8 +79,26 @@ class Server(uvicorn.Server):
         else:
             super().handle_exit(sig, frame)
 
+    def handle_reload(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGHUP: the API keys and their quotas are read again, at the next tick."""
+        self._keys_have_changed = True
+
+    def _reload_keys(self) -> None:
+        """Read the API keys again; keep those that there are if the new ones are invalid."""
+        self._keys_have_changed = False
+        keyring: Keyring = self._app.state.keyring
+        try:
+            keyring.replace(Keyring.read_entries(self._settings))
+        except SettingsError as error:
+            logger.error("the API keys stay as they were: %s", error)
+            return
+        self._app.state.quotas.refresh()
+        logger.info("read the API keys again: %d names", len(keyring.principals))
+
     @override
     async def on_tick(self, counter: int) -> bool:
+        if self._keys_have_changed:
+            self._reload_keys()
         self.is_broken = self.is_broken or self.engine.is_broken
         return self.is_broken or await super().on_tick(counter)
 
@@ -113,9 +136,10 @@ def serve(settings: Settings) -> None:
         SettingsError: the API keys are invalid, or the store cannot be used.
     """
     logs.configure(settings.log_level, settings.log_format)
-    listener = listen(settings.host, settings.port)
+    listener = open_listener(settings)
     app = create_app(settings)
     server = Server(app, settings)
+    signal.signal(signal.SIGHUP, server.handle_reload)
     engine = server.engine
 
     def stop_if_failed(opened: "Future[Backend]") -> None:
@@ -124,10 +148,12 @@ def serve(settings: Settings) -> None:
 
     engine.opened.add_done_callback(stop_if_failed)
     engine.opened.add_done_callback(tune_interpreter)
-    warn_if_unprotected(app.state.keyring, settings.host)
-    host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%s, loading %s", host, port, settings.model)
+    if settings.unix_socket is None:
+        warn_if_unprotected(app.state.keyring, settings.host)
+    logger.info("listening on %s, loading %s", _address(listener), settings.model)
     server.run(sockets=[listener])
+    if settings.unix_socket is not None:
+        settings.unix_socket.unlink(missing_ok=True)
     is_broken = server.is_broken or engine.is_broken
     if is_broken:
         logger.critical("the engine is dead or hangs: the process ends and must be started again")
@@ -136,6 +162,45 @@ def serve(settings: Settings) -> None:
         os._exit(ENGINE_BROKEN if is_broken else 0)  # a hung thread would keep the process alive
     if engine.opened.done() and (failure := engine.opened.exception()) is not None:
         raise StartError(f"cannot serve {settings.model}: {failure}")
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """Bind the address that the settings ask for.
+
+    Raises:
+        StartError: it cannot be bound.
+    """
+    if settings.unix_socket is None:
+        return listen(settings.host, settings.port)
+    return listen_on_path(settings.unix_socket)
+
+
+def _address(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}"
+
+
+def listen_on_path(path: Path) -> socket.socket:
+    """Bind a Unix domain socket; replace one that a server left behind which was killed.
+
+    Raises:
+        StartError: another server listens there, or the path cannot be used.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise StartError(f"cannot listen on {path}: another server does")
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(0o666)  # as open as a port of this machine
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or error
+        raise StartError(f"cannot listen on {path} (--unix-socket): {reason}") from None
+    return listener
 
 
 def listen(host: str, port: int) -> socket.socket:

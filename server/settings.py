@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
-    BaseSettings,
     CliApp,
     CliImplicitFlag,
     CliSuppress,
@@ -15,6 +14,7 @@ from pydantic_settings import (
 )
 
 from refine_server.server.logs import LogFormat
+from refine_server.server.settings_file import FileSettings, SettingsFileError
 from refine_server.ttt.interface import plain_words
 from refine_server.ttt.interface.config import MAX_ANSWER_TOKENS
 from refine_server.ttt.interface.requests import Limits
@@ -37,7 +37,7 @@ class SettingsError(ValueError):
     """An option or a variable is unknown or invalid; the message names it."""
 
 
-class Settings(BaseSettings):
+class Settings(FileSettings):
     """Options of one server process. A flag overrides its environment variable (env)."""
 
     model_config = SettingsConfigDict(
@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         cli_parse_none_str="unset",
     )
 
+    config_file: Path | None = Field(
+        None,
+        description="TOML file with options by their names, e.g. max_queue = 64. Flags and "
+        "variables override it.",
+    )
     model: str = Field(
         "smollm2",
         min_length=1,
@@ -63,6 +68,17 @@ class Settings(BaseSettings):
     )
     port: int = Field(
         8000, ge=0, le=65535, description="TCP port to listen on; 0 chooses a free port."
+    )
+    unix_socket: Path | None = Field(
+        None,
+        description="Path of a Unix domain socket to listen on instead of --host and --port, for "
+        "a proxy on the same machine. Who may connect is up to the permissions of its directory.",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path below which a proxy publishes the server, e.g. /refine. Requests may "
+        "have it or not. Empty: none.",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -322,12 +338,12 @@ class Settings(BaseSettings):
 
 
 def read_settings(arguments: Sequence[str] = ()) -> Settings:
-    """Read the settings from command-line arguments, the environment and the defaults.
+    """Read the settings from command-line arguments, the environment, a file and the defaults.
 
     The first that has a value wins. ``--help`` prints every option with its variable and exits.
 
     Raises:
-        SettingsError: a variable is unknown, or a value is invalid.
+        SettingsError: a variable is unknown, a value is invalid, or the file cannot be used.
     """
     _refuse_unknown_variables()
     if any(argument.partition("=")[0] == "--api-keys" for argument in arguments):
@@ -336,6 +352,8 @@ def read_settings(arguments: Sequence[str] = ()) -> Settings:
         return CliApp.run(Settings, cli_args=list(arguments), cli_show_env_vars=True)
     except ValidationError as error:
         raise _settings_error(error) from None
+    except SettingsFileError as error:
+        raise SettingsError(str(error)) from None
 
 
 def check_settings(options: Mapping[str, object]) -> Settings:
@@ -349,6 +367,8 @@ def check_settings(options: Mapping[str, object]) -> Settings:
         return Settings.model_validate(options)
     except ValidationError as error:
         raise _settings_error(error) from None
+    except SettingsFileError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _settings_error(error: ValidationError) -> SettingsError:

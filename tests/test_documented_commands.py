@@ -62,11 +62,11 @@ def check(command: str) -> None:
         if subcommand is None:
             raise Refused(f"{name} is no command")
         at = subcommand
-    if at.name == "serve":
+    if at.name in ("serve", "check"):
         options = {"--" + field.replace("_", "-") for field in Settings.model_fields} | {"--help"}
         unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - options
         if unknown:
-            raise Refused(f"serve has no option {unknown}")
+            raise Refused(f"{at.name} has no option {unknown}")
         return
     try:
         at.make_parser(at.context_class(at)).parse_args(words)

@@ -9,7 +9,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,16 +96,20 @@ def new_key(name: str) -> tuple[str, KeyEntry]:
     return key, KeyEntry(name=name, sha256=[_sha256(key)])
 
 
-@dataclass(frozen=True)
 class Keyring:
-    """All keys of a server. Without keys the server is open, and every client is ``ANYONE``."""
+    """All keys of a server. Without keys the server is open, and every client is ``ANYONE``.
 
-    entries: Sequence[KeyEntry] = ()
+    The event loop may replace them while requests are served; other threads only read.
+    """
 
-    @cached_property
-    def principals(self) -> dict[str, Principal]:
+    def __init__(self, entries: Sequence[KeyEntry] = ()) -> None:
+        self.replace(entries)
+
+    def replace(self, entries: Sequence[KeyEntry]) -> None:
+        """Let these be the keys from now on."""
+        self.entries = tuple(entries)
+        self.principals = {e.name: Principal(e.name, e.quotas) for e in entries}
         """The holders of all keys, by name."""
-        return {e.name: Principal(e.name, e.quotas) for e in self.entries}
 
     @classmethod
     def of(cls, settings: Settings) -> "Keyring":
@@ -115,6 +118,11 @@ class Keyring:
         Raises:
             SettingsError: the file or the variable is invalid, or a name or a key occurs twice.
         """
+        return cls(cls.read_entries(settings))
+
+    @staticmethod
+    def read_entries(settings: Settings) -> Sequence[KeyEntry]:
+        """Read the entries of all keys, as ``of``."""
         entries: list[KeyEntry] = []
         if settings.api_keys_file is not None:
             entries += _read_file(settings.api_keys_file)
@@ -125,7 +133,7 @@ class Keyring:
         for field, values in (("name", names), ("sha256", hashes)):
             if repeated := [value for value, count in Counter(values).items() if count > 1]:
                 raise SettingsError(f"API keys: the {field} {repeated[0]!r} occurs twice")
-        return cls(tuple(entries))
+        return entries
 
     @property
     def is_open(self) -> bool:
@@ -151,7 +159,7 @@ class Keyring:
             for sha256 in entry.sha256:
                 if hmac.compare_digest(given, sha256):
                     found = entry.name
-        return None if found is None else self.principals[found]
+        return None if found is None else self.principals.get(found)
 
 
 def _sha256(key: str) -> str:

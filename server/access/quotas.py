@@ -54,7 +54,7 @@ class _Usage:
     """What one key uses."""
 
     def __init__(self, principal: Principal, now: float) -> None:
-        quotas = principal.quotas
+        self.quotas = quotas = principal.quotas
         self.running = 0
         self.requests = _bucket(quotas.requests_per_minute, MINUTE, now)
         self.document_tokens = _bucket(quotas.document_tokens_per_hour, HOUR, now)
@@ -85,8 +85,22 @@ class QuotaKeeper:
     def __init__(self, keyring: Keyring, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        principals = [*keyring.principals.values(), ANYONE]
-        self._usage = {p.name: _Usage(p, clock()) for p in principals}
+        self._keyring = keyring
+        self._usage: dict[str, _Usage] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the keyring's quotas; a key whose quotas are unchanged keeps its usage.
+
+        Usage of a key that is gone is kept, because its requests may not have ended.
+        """
+        with self._lock:
+            for principal in (*self._keyring.principals.values(), ANYONE):
+                usage = self._usage.get(principal.name)
+                if usage is None or usage.quotas != principal.quotas:
+                    renewed = _Usage(principal, self._clock())
+                    renewed.running = 0 if usage is None else usage.running
+                    self._usage[principal.name] = renewed
 
     @contextmanager
     def request(self, principal: Principal) -> Iterator[None]:
@@ -95,9 +109,9 @@ class QuotaKeeper:
         Raises:
             ApiError: 429, too many requests in a minute or at the same time.
         """
-        usage, limit = self._usage[principal.name], principal.quotas.concurrent_requests
+        limit = principal.quotas.concurrent_requests
         with self._lock:
-            now = self._clock()
+            now, usage = self._clock(), self._usage[principal.name]
             if limit is not None and usage.running >= limit:
                 raise exceeded("concurrent_requests", limit, 1.0)
             _take_request(usage, now)
@@ -105,8 +119,8 @@ class QuotaKeeper:
         try:
             yield
         finally:
-            with self._lock:
-                usage.running -= 1
+            with self._lock:  # its quotas may have changed, and its usage with them
+                self._usage[principal.name].running -= 1
 
     def take_request(self, owner: str) -> None:
         """Count a request that is no HTTP request: one of a batch, whose number is bounded anyway.

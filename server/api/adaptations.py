@@ -83,7 +83,8 @@ async def create_adaptation(
         )
     response.status_code = 200 if adaptation.status.is_final else 202
     RequestLog.of(request.scope).describe(model=model, adaptation=adaptation.id)
-    response.headers["location"] = f"/v1/adaptations/{adaptation.id}"
+    below = request.scope.get("root_path", "")
+    response.headers["location"] = f"{below}/v1/adaptations/{adaptation.id}"
     return AdaptationResource.of(adaptation, model)
 
 

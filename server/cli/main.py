@@ -10,10 +10,12 @@ import typer
 
 from refine_server.benchmarks.cli import app as bench
 from refine_server.server.cli.commands.answer import adapt, answer
+from refine_server.server.cli.commands.check import CHECK_CONTEXT, check
 from refine_server.server.cli.commands.demo import demo
 from refine_server.server.cli.commands.keys import app as keys
 from refine_server.server.cli.commands.models import app as models
 from refine_server.server.cli.commands.openapi import openapi
+from refine_server.server.cli.commands.reference import app as reference
 from refine_server.server.cli.commands.serve import SERVE_CONTEXT, serve
 from refine_server.server.cli.commands.store import app as store
 from refine_server.server.cli.exit import ExitOnError
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 
 app.command(add_help_option=False, context_settings=SERVE_CONTEXT)(serve)
+app.command(context_settings=CHECK_CONTEXT)(check)
 app.command()(answer)
 app.command()(adapt)
 app.command()(demo)
@@ -36,6 +39,7 @@ app.command()(openapi)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(store, name="store")
+app.add_typer(reference, name="reference")
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

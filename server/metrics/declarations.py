@@ -225,8 +225,11 @@ class Metrics:
         self.store_up.set(1)
         build = Info("refine_build", "Versions of the server's software.", registry=registry)
         build.info(
-            {name.partition("-")[0]: version(name) for name in ("refine-server", "torch")}
-            | {"python": python_version()}
+            {
+                "version": version("refine-server"),
+                "torch": version("torch"),
+                "python": python_version(),
+            }
         )
         self._model = Info("refine_model", "The model that is served.", registry=registry)
 

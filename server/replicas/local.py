@@ -18,7 +18,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.process import StartError, listen, warn_if_unprotected
 from refine_server.server.replicas.application import LOGGING, application
 from refine_server.server.replicas.shares import shares_of
-from refine_server.server.settings import Settings
+from refine_server.server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ def serve(settings: Settings) -> None:
         SettingsError: an option does not fit the number of replicas.
     """
     logs.configure(settings.log_level, settings.log_format)
+    if settings.unix_socket is not None:
+        raise SettingsError("--unix-socket: replicas listen on --host and --port only")
     cpus = os.cpu_count() or 1
     shares = shares_of(settings, cpus, psutil.virtual_memory().available)
     listen(settings.host, settings.port).close()  # a port in use is reported before Ray starts

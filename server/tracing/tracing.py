@@ -42,15 +42,23 @@ class Tracing:
 
         return EngineSpans(self._provider)
 
-    @property
-    def of_requests(self) -> "TelemetryConfig":
-        """FastAPI's configuration: a span for each HTTP request that is no probe."""
+    def of_requests(self, root_path: str) -> "TelemetryConfig":
+        """Return FastAPI's configuration: a span for each HTTP request that is no probe.
+
+        Args:
+            root_path: the path below which a proxy publishes the server.
+        """
+
+        def is_probe(scope: MutableMapping[str, Any]) -> bool:
+            path: str = scope["path"]
+            return path.removeprefix(root_path) in PROBES
+
         return {
             **OFF,
             "tracing": True,
             "operation_spans": False,
             "tracer_provider": self._provider,
-            "exclude": _is_probe,
+            "exclude": is_probe,
         }
 
     def current(self) -> TraceIds | None:
@@ -68,7 +76,3 @@ class Tracing:
     def close(self) -> None:
         """Export what is left; it blocks, for as long as OpenTelemetry's time-outs allow."""
         self._provider.shutdown()
-
-
-def _is_probe(scope: MutableMapping[str, Any]) -> bool:
-    return scope.get("path") in PROBES

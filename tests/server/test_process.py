@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
 from refine_server.clients import ClientError, RefineClient
 from refine_server.clients.types import Answer, StepMade
-from refine_server.server.process import StartError, serve
+from refine_server.server.access.keys import new_key
+from refine_server.server.process import StartError, listen_on_path, serve
 from refine_server.server.settings import Settings
+from support.live_server import wait_for
 from support.processes import environment
 
 SCRIPT = """
@@ -111,3 +115,57 @@ def test_a_model_that_is_not_there_ends_the_process() -> None:
     assert ended.returncode == 1
     assert "cannot serve no-such-model" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+SOCKET_SCRIPT = """
+import sys
+from functools import partial
+from pathlib import Path
+from refine_server.server import process
+from refine_server.server.settings import Settings
+from support.fake_backend import FakeBackend
+
+process.create_app = partial(process.create_app, open_backend=FakeBackend().open)
+folder = Path(sys.argv[1])
+process.serve(Settings(
+    model="fake", store="none", unix_socket=folder / "server.sock",
+    api_keys_file=folder / "keys.toml", shutdown_seconds=0.3,
+))
+"""
+
+
+def test_a_server_on_a_socket_reads_its_keys_again_on_sighup(tmp_path: Path) -> None:
+    file, path = tmp_path / "keys.toml", tmp_path / "server.sock"
+    (old, old_entry), (new, new_entry) = new_key("old"), new_key("new")
+    file.write_text(old_entry.toml())
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))  # as a server that was killed leaves it
+    command = [sys.executable, "-P", "-c", SOCKET_SCRIPT, str(tmp_path)]
+    process = subprocess.Popen(command, env=environment())
+    client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://server")
+
+    def status(key: str) -> int:
+        try:
+            return client.get("/v1/models", headers={"x-api-key": key}).status_code
+        except httpx.TransportError:
+            return 0
+
+    try:
+        wait_for(lambda: status(old) == 200, 60)
+        with pytest.raises(StartError, match="another server does"):
+            listen_on_path(path)
+        file.write_text(new_entry.toml())
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: status(new) == 200, 30)
+        assert status(old) == 401
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert not path.exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_socket_that_cannot_be_made_is_a_start_error(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"--unix-socket.*No such file"):
+        listen_on_path(tmp_path / "none" / "server.sock")

@@ -129,13 +129,18 @@ class ModelBackend(Backend):
         return restore(data, description, self.model.device)
 
 
-def _load(settings: Settings) -> CausalLM:
+def use_device(name: str) -> None:
+    """Let this thread use a device; raise ModelError if it cannot be used."""
     try:
-        device = torch.empty(0, device=settings.device).device
+        device = torch.empty(0, device=name).device
         if device.type == "cuda":
             torch.cuda.set_device(device)  # kernels are launched on the thread's current device
     except (RuntimeError, AssertionError) as error:  # torch raises either
-        raise ModelError(f"--device {settings.device!r} cannot be used: {error}") from None
+        raise ModelError(f"--device {name!r} cannot be used: {error}") from None
+
+
+def _load(settings: Settings) -> CausalLM:
+    use_device(settings.device)
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load(settings.model, dtype=dtype, device=settings.device, window=settings.window)
     if settings.threads is not None:

@@ -9,19 +9,27 @@ ORIGIN = re.compile("https?://[^/]*", re.IGNORECASE)
 
 
 class PathNormalization:
-    """Drops slashes at the end of a path, those that repeat another, and an origin before it.
+    """Drops slashes at the end of a path, those that repeat another, and what precedes it.
+
+    That is an origin, or the path below which a proxy publishes the server.
 
     A base URL that ends with a slash makes the former. Clients that take the server for a proxy
     send the whole URL, which servers must accept. A redirect would not do: many clients do not
     follow one of a POST, and behind a proxy the server does not know its own address.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self.app = app
+        self.root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             origin = ORIGIN.match(scope["path"])
             path = scope["path"][origin.end() :] if origin else scope["path"]
-            scope["path"] = re.sub("//+", "/", path).rstrip("/") or "/"
+            path = re.sub("//+", "/", path).rstrip("/")
+            if f"{path}/".startswith(f"{self.root_path}/"):
+                path = path.removeprefix(self.root_path)
+            scope["path"] = path or "/"
+            if self.root_path:
+                scope["root_path"] = self.root_path
         await self.app(scope, receive, send)

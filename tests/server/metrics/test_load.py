@@ -79,7 +79,7 @@ def test_tokens_are_counted_by_what_they_were_read_as(client: TestClient) -> Non
 def test_the_build_and_the_store_are_described(make_client: MakeClient, tmp_path: Any) -> None:
     client = make_client(store=tmp_path.as_uri(), store_bytes=12345)
     [build] = shown(client, "refine_build_info")
-    assert all(f'{name}="' in build for name in ("refine", "torch", "python"))
+    assert all(f'{name}="' in build for name in ("version", "torch", "python"))
     assert shown(client, "refine_store_limit_bytes") == {"refine_store_limit_bytes": 12345.0}
 
 
