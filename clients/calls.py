@@ -8,7 +8,12 @@ import httpx
 
 from refine_server.clients import types
 from refine_server.clients.arguments import check_text, encode_body, encode_segment
-from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
+from refine_server.clients.options import (
+    AdaptationChanges,
+    AdaptationOptions,
+    AnswerOptions,
+    DocumentFile,
+)
 from refine_server.clients.types import Adaptation, Answer, Document, Estimate, Model, Version
 from refine_server.clients.wire import Event
 
@@ -110,6 +115,18 @@ def adaptation_events(adaptation_id: str) -> Stream[Event | Adaptation, Adaptati
         repeatable=True,
         decode=types.adaptation_event_of,
         last=Adaptation,
+    )
+
+
+def change_adaptation(adaptation_id: str, changes: AdaptationChanges) -> Call[Adaptation]:
+    """Name an adaptation, or pin it."""
+    return Call(
+        method="PATCH",
+        path=_path(adaptation_id),
+        content=encode_body(changes),
+        about={"adaptation": adaptation_id},
+        repeatable=True,
+        parse=lambda response: Adaptation.model_validate(response.json()),
     )
 
 

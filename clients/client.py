@@ -16,7 +16,12 @@ from refine_server.clients.base_client import (
 )
 from refine_server.clients.calls import Call, Request, Stream
 from refine_server.clients.errors import ResponseError
-from refine_server.clients.options import AdaptationOptions, AnswerOptions, DocumentFile
+from refine_server.clients.options import (
+    AdaptationChanges,
+    AdaptationOptions,
+    AnswerOptions,
+    DocumentFile,
+)
 from refine_server.clients.types import Adaptation, Answer, Document, Estimate, Model, Version
 from refine_server.clients.wire import Event
 
@@ -118,6 +123,12 @@ class RefineClient(BaseClient):
     def adaptation(self, adaptation_id: str) -> Adaptation:
         """Return the present state of an adaptation."""
         return self._call(calls.adaptation(adaptation_id))
+
+    def change_adaptation(
+        self, adaptation_id: str, **changes: Unpack[AdaptationChanges]
+    ) -> Adaptation:
+        """Name an adaptation, or pin it so that it is kept until it is deleted."""
+        return self._call(calls.change_adaptation(adaptation_id, changes))
 
     def delete_adaptation(self, adaptation_id: str) -> None:
         """Delete an adaptation. One that still runs is cancelled at its next step."""

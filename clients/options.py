@@ -223,9 +223,18 @@ class AdaptationOptions(TypedDict, total=False):
     queries: list[str]
     evidence: EvidenceOptions | None
     ttl_seconds: float | None
+    name: str
+    pinned: bool
     model: str | None
     priority: int
     timeout_seconds: float | None
+
+
+class AdaptationChanges(TypedDict, total=False):
+    """What changes of a kept adaptation: its name, and whether it is kept until it is deleted."""
+
+    name: str
+    pinned: bool
 
 
 class TttOptions(TypedDict, total=False):

@@ -270,6 +270,8 @@ class Adaptation(WireObject):
 
     id: str
     model: str
+    name: str | None
+    pinned: bool
     status: Literal["queued", "adapting", "ready", "failed", "cancelled"]
     created_at: float
     expires_at: float | None

@@ -179,7 +179,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             # Clients send headers of their own, such as OpenAI's x-stainless-*. None is a secret of
             # the browser's: it sends no cookies, and the origin is one that was named.
             allow_headers=["*"],

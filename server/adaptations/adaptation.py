@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from refine_server.server.adaptations.label import Label
 from refine_server.server.engine.events import Accepted, RunEvent
 from refine_server.server.engine.run import SILENT_SECONDS, Run
 from refine_server.server.engine.scheduling.estimate import Estimate
@@ -85,6 +86,7 @@ class Adaptation:
         """Its key in the store, which it keeps when no other request may join it any more."""
         self.config = config
         self.ttl_seconds = ttl_seconds
+        self.label = Label()
         self.created_at = time.time()
         """Seconds since 1970."""
 
@@ -139,6 +141,11 @@ class Adaptation:
         """In monotonic seconds; None while it has no final status."""
         self.loading = asyncio.Lock()
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it is kept until it is deleted; one that has failed is not."""
+        return self.label.pinned and self.status not in (Status.FAILED, Status.CANCELLED)
+
     def touch(self) -> None:
         """Record a use, so that its time to live starts anew."""
         self.last_used = time.monotonic()
@@ -151,13 +158,16 @@ class Adaptation:
 
     @property
     def expires_at(self) -> float | None:
-        """When it expires, in seconds since 1970; None while it has no final status."""
-        return None if self.expires is None else time.time() + self.expires - time.monotonic()
+        """When it expires, in seconds since 1970; None before its final status, and if pinned."""
+        if self.expires is None or self.is_pinned:
+            return None
+        return time.time() + self.expires - time.monotonic()
 
     @property
     def is_expired(self) -> bool:
-        """Whether its time to live is over and it is not in use."""
-        return self.expires is not None and not self.users and time.monotonic() >= self.expires
+        """Whether its time to live is over and it is neither in use nor pinned."""
+        is_kept = self.users or self.is_pinned
+        return self.expires is not None and not is_kept and time.monotonic() >= self.expires
 
     def admit(self, run: Run) -> None:
         """Record that its work is in the queue."""

@@ -59,7 +59,7 @@ def next_to_delete(
 ) -> Adaptation | None:
     """Return the next adaptation to delete from the store, so that the others fit.
 
-    It is the least recently used one. None if they fit, or if the others are in use.
+    It is the least recently used one. None if they fit, or if the others are in use or pinned.
 
     Args:
         adaptations: of all owners.
@@ -68,7 +68,8 @@ def next_to_delete(
     """
     if stored_bytes(adaptations) <= room:
         return None
-    idle = (a for a in adaptations if a.stored and not a.users and a.status.is_final)
+    idle = (a for a in adaptations if a.stored and not (a.users or a.is_pinned))
+    idle = (a for a in idle if a.status.is_final)
     return min((a for a in idle if a not in spared), key=lambda a: a.last_used, default=None)
 
 
@@ -86,6 +87,7 @@ def evict(adaptations: Collection[Adaptation], room: int) -> list[Adaptation]:
     """
     # One that is being stored is not in the store yet: dropped now, it would be lost.
     idle = [a for a in adaptations if a.document and not a.users and a.status.is_final]
+    idle = [a for a in idle if a.stored or not a.is_pinned]  # it would be lost
     evicted = []
     for adaptation in sorted(idle, key=lambda a: a.last_used):
         if used_bytes(adaptations) <= room:

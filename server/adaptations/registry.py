@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
@@ -247,6 +247,21 @@ class Adaptations:
             await self._synchronise()
         return sorted(self._own(owner), key=lambda a: a.created_at, reverse=True)
 
+    async def label(self, owner: str, adaptation_id: str, changes: dict[str, Any]) -> Adaptation:
+        """Change fields of an adaptation's label.
+
+        Raises:
+            ApiError: it does not exist, or it is stored and the store cannot be used.
+        """
+        adaptation = await self.get(owner, adaptation_id)
+        try:
+            label = adaptation.label.model_copy(update=changes)
+            await self._storage.label(adaptation, label)
+        except StoreError:
+            raise store_unavailable() from None
+        self._touch(adaptation)
+        return adaptation
+
     async def delete(self, owner: str, adaptation_id: str) -> Adaptation:
         """Cancel an adaptation if it runs, and forget it; requests that use it now go on.
 
@@ -303,7 +318,7 @@ class Adaptations:
         is_recent = now - adaptation.confirmed < CONFIRM_SECONDS
         if is_recent or not adaptation.stored or not self._connection.is_available:
             return True
-        if await self._storage.exists(adaptation.id):
+        if await self._storage.exists(adaptation):
             adaptation.confirmed = now
             return True
         self._index.forget(adaptation)

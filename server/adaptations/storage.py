@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.adaptations.connection import Connection
+from refine_server.server.adaptations.label import Label
 from refine_server.server.adaptations.store.entries import Store, new_data_file
 from refine_server.server.adaptations.store.errors import (
     DamagedEntryError,
@@ -57,7 +58,8 @@ class StoredAdaptation:
 
     manifest: Manifest
     expires_at: float
-    """When it expires unless it is used, in seconds since 1970."""
+    """When it expires unless it is used, in seconds since 1970; infinity if it is pinned."""
+    label: Label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +118,8 @@ class Storage:
             )
             if adaptation.key is None and adaptation.store_key is not None:
                 leases.release_key(adaptation.store_key, adaptation.id)
+            if adaptation.label != Label():
+                store.write_label(adaptation.id, adaptation.label)
             is_ours = store.save(manifest, data)
             adaptation.stored_bytes = size
             # Who deletes it writes this first and looks for an entry then, so one of both sees it.
@@ -154,13 +158,33 @@ class Storage:
 
         return await self._connection.run("load", read, is_bulk=True)
 
-    async def exists(self, adaptation_id: str) -> bool:
-        """Return whether an adaptation is still stored; true if the store does not answer."""
+    async def exists(self, adaptation: Adaptation) -> bool:
+        """Return whether an adaptation is still stored; true if the store does not answer.
+
+        Its label becomes what another server may have written.
+        """
+
+        def look() -> Label | None:
+            store = self._connection.store
+            return store.label(adaptation.id) if store.exists(adaptation.id) else None
+
         try:
-            work = lambda: self._connection.store.exists(adaptation_id)  # noqa: E731
-            return await self._connection.run("look", work)
+            found = await self._connection.run("look", look)
         except StoreError:
             return True
+        adaptation.label = found or adaptation.label
+        return found is not None
+
+    async def label(self, adaptation: Adaptation, label: Label) -> None:
+        """Write a label for all servers, if the adaptation is stored.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if adaptation.stored:
+            work = lambda: self._connection.store.write_label(adaptation.id, label)  # noqa: E731
+            await self._connection.run("label", work)
+        adaptation.label = label
 
     async def find(self, adaptation_id: str) -> StoredAdaptation | Lease | None:
         """Return an adaptation that another server has stored, or makes.
@@ -238,13 +262,20 @@ class Storage:
         task.add_done_callback(self._marking.discard)
 
     async def is_used_elsewhere(self, adaptation: Adaptation) -> bool:
-        """Return whether another server that shares the store has just used an adaptation.
+        """Return whether another server that shares the store has just used or pinned one.
 
         Raises:
             StoreError: the store cannot be used.
         """
-        work = lambda: self._connection.store.last_used(adaptation.id)  # noqa: E731
-        ago = time.time() - await self._connection.run("find", work)
+
+        def find() -> tuple[bool, float]:
+            store = self._connection.store
+            return store.label(adaptation.id).pinned, store.last_used(adaptation.id)
+
+        pinned, used = await self._connection.run("find", find)
+        if pinned:
+            return True
+        ago = time.time() - used
         own = time.monotonic() - adaptation.marked
         return ago < 2 * MARK_SECONDS and ago < own - CLOCK_SECONDS
 
@@ -322,7 +353,7 @@ def fill(adaptation: Adaptation, stored: StoredAdaptation) -> bool:
     except (KeyError, TypeError, ValueError) as error:
         logger.error("the stored adaptation %s cannot be used: %r", manifest.id, error)
         return False
-    adaptation.created_at = manifest.created_at
+    adaptation.created_at, adaptation.label = manifest.created_at, stored.label
     adaptation.report = report
     if adaptation.events:  # somebody may follow it
         for step in report.steps[len(adaptation.steps) :]:
@@ -340,4 +371,8 @@ def fill(adaptation: Adaptation, stored: StoredAdaptation) -> bool:
 
 
 def _dated(store: Store, manifest: Manifest) -> StoredAdaptation:
-    return StoredAdaptation(manifest=manifest, expires_at=store.expires_at(manifest))
+    return StoredAdaptation(
+        manifest=manifest,
+        expires_at=store.expires_at(manifest),
+        label=store.label(manifest.id),
+    )

@@ -11,6 +11,7 @@ from refine_server.server.api.adaptations_schema import (
     ADAPTATION_EVENTS,
     EXAMPLES,
     AdaptationBody,
+    AdaptationChanges,
     AdaptationDeleted,
     AdaptationList,
     AdaptationResource,
@@ -81,6 +82,8 @@ async def create_adaptation(
             priority=body.priority,
             timeout_seconds=body.timeout_seconds,
         )
+        if label := body.label():
+            await adaptations.label(owner, adaptation.id, label)
     response.status_code = 200 if adaptation.status.is_final else 202
     RequestLog.of(request.scope).describe(model=model, adaptation=adaptation.id)
     below = request.scope.get("root_path", "")
@@ -133,6 +136,20 @@ async def follow_adaptation(
     log = RequestLog.of(request.scope)
     log.describe(model=model, adaptation=adaptation_id)
     return event_stream(_chunks(adaptation, model, log), settings.shutdown_seconds)
+
+
+@router.patch("/{adaptation_id}", responses=documented(400, 404, 422, 503))
+async def change_adaptation(
+    adaptation_id: AdaptationId,
+    body: AdaptationChanges,
+    owner: OwnerDep,
+    engine: EngineDep,
+    adaptations: AdaptationsDep,
+) -> AdaptationResource:
+    """Name an adaptation, or pin it."""
+    model = engine.ready().name
+    changed = await adaptations.label(owner, adaptation_id, body.label())
+    return AdaptationResource.of(changed, model)
 
 
 @router.delete("/{adaptation_id}", responses=documented(404, 422, 503))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
+from refine_server.server.adaptations.label import Name
 from refine_server.server.api.documents import Document
 from refine_server.server.api.fields import (
     AnsweredByField,
@@ -32,6 +33,23 @@ MAX_QUERIES = 16
 """The most questions that an adaptation is aimed at."""
 
 
+PINNED = (
+    "Keep it until it is deleted: it does not expire, and does not give way to others in the "
+    "store. It counts in all limits."
+)
+
+
+class AdaptationChanges(StrictModel):
+    """What changes of an adaptation; a field that is left out stays as it is."""
+
+    name: Name = Field("", description="A name to show; an empty one removes it.")
+    pinned: bool = Field(False, description=PINNED)
+
+    def label(self) -> dict[str, Any]:
+        """Return the fields of the label that the request sets."""
+        return self.model_dump(include={"name", "pinned"}, exclude_unset=True)
+
+
 class AdaptationBody(StrictModel):
     """A document to adapt to and to keep for questions."""
 
@@ -57,9 +75,15 @@ class AdaptationBody(StrictModel):
         le=MAX_TTL_SECONDS,
         description="Seconds to keep it after its last use. Default: the server's setting.",
     )
+    name: Name = Field("", description="A name to show, for its owner alone.")
+    pinned: bool = Field(False, description=PINNED)
     model: str | None = Field(None, description="Fail with 404 unless this model is served.")
     priority: Priority = 0
     timeout_seconds: Timeout = None
+
+    def label(self) -> dict[str, Any]:
+        """Return the fields of the label that the request sets."""
+        return self.model_dump(include={"name", "pinned"}, exclude_unset=True)
 
     def to_work(self, text: str, owner: str, pages: tuple[int, ...] = ()) -> AdaptRequest:
         """Return the work on the text of the document and its pages, for an owner."""
@@ -109,10 +133,13 @@ class AdaptationResource(BaseModel):
     id: str
     object: Literal["adaptation"] = "adaptation"
     model: str
+    name: str | None = Field(description="As its owner named it.")
+    pinned: bool = Field(description="Whether it is kept until it is deleted.")
     status: Status
     created_at: float = Field(description="Seconds since 1970.")
     expires_at: float | None = Field(
-        description="Unix time in seconds; each use extends it. Null until it is ready."
+        description="Unix time in seconds; each use extends it. Null until it is ready, and "
+        "if it is pinned."
     )
     ttl_seconds: float
     queue_position: int = Field(description=POSITION)
@@ -152,6 +179,8 @@ class AdaptationResource(BaseModel):
         return cls(
             id=adaptation.id,
             model=model,
+            name=adaptation.label.name or None,
+            pinned=adaptation.label.pinned,
             status=adaptation.status,
             created_at=adaptation.created_at,
             expires_at=adaptation.expires_at,

@@ -377,6 +377,8 @@ def test_the_number_of_attempts_is_limited(kind: type[Sync], pauses: list[float]
 RESOURCE = {
     "id": "adapt-1",
     "model": "m",
+    "name": None,
+    "pinned": False,
     "status": "ready",
     "created_at": 1.0,
     "expires_at": None,

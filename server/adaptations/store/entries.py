@@ -8,12 +8,16 @@ fingerprint, and no name that a request contains becomes part of a path.
 
 import contextlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from refine_server.server.adaptations.ids import ID_PATTERN
+from refine_server.server.adaptations.label import Label
 from refine_server.server.adaptations.store.errors import (
     DamagedEntryError,
     MissingEntryError,
@@ -31,7 +35,7 @@ from refine_server.server.adaptations.store.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
-ENTRIES, MANIFEST, USED = "entries", "manifest.json", "used"
+ENTRIES, MANIFEST, USED, LABEL = "entries", "manifest.json", "used", "label.json"
 PARTIAL_SECONDS = 3600.0
 """An entry that has no manifest this long after its last change will never get one."""
 
@@ -156,8 +160,25 @@ class Store:
         except ValueError:
             return 0.0
 
+    def write_label(self, entry_id: str, label: Label) -> None:
+        """Write the name of an entry, and whether it is pinned, for all servers."""
+        self.files.write(f"{entry_folder(entry_id)}/{LABEL}", label.model_dump_json().encode())
+
+    def label(self, entry_id: str) -> Label:
+        """Return the name of an entry, and whether it is pinned."""
+        text = self.files.read(f"{entry_folder(entry_id)}/{LABEL}")
+        try:
+            return Label() if text is None else Label.model_validate_json(text)
+        except ValidationError:
+            return Label()
+
     def expires_at(self, manifest: Manifest) -> float:
-        """Return when an entry expires that no server uses again, in seconds since 1970."""
+        """Return when an entry expires that no server uses again, in seconds since 1970.
+
+        It is infinity for one that is pinned.
+        """
+        if self.label(manifest.id).pinned:
+            return math.inf
         return max(manifest.expires_at, self.last_used(manifest.id) + manifest.ttl_seconds)
 
     # -- all entries --------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a store has, for its operator; nothing is changed by looking."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,5 +96,5 @@ def _complete(model: str, store: Store, entry: ListedEntry, manifest: Manifest) 
         nbytes=entry.nbytes,
         owner=manifest.owner,
         created_at=manifest.created_at,
-        expires_at=expires_at,
+        expires_at=None if expires_at == math.inf else expires_at,
     )
