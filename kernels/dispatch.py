@@ -41,6 +41,8 @@ from refine_server.kernels.rollout_reward import naive as rollout_reward_naive
 from refine_server.kernels.select_positions import naive as select_positions_naive
 from refine_server.kernels.short_conv import eager as short_conv_eager
 from refine_server.kernels.short_conv import naive as short_conv_naive
+from refine_server.kernels.swiglu import eager as swiglu_eager
+from refine_server.kernels.swiglu import naive as swiglu_naive
 from refine_server.kernels.token_stats import eager as token_stats_eager
 from refine_server.kernels.token_stats import naive as token_stats_naive
 
@@ -229,6 +231,9 @@ short_conv_silu = _choose(
     short_conv_eager.short_conv_silu,
     # The same taps for all rows.
     gpu=("fla", lambda padded, weight: weight.ndim == 2 and _fla_takes(padded)),
+)
+swiglu = _choose(
+    swiglu_naive.swiglu, swiglu_eager.swiglu, gpu=("fla", lambda gate, up: _fla_takes(gate))
 )
 token_stats = _choose(token_stats_naive.token_stats, token_stats_eager.token_stats, triton=True)
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from refine_server.kernels import dispatch
+from refine_server.server.memory.device import RESERVE_SHARE
 from refine_server.ttt.fast_weights import BASE, FastWeights
+from refine_server.ttt.footprint import shares
 from refine_server.ttt.interface.config import AdaptConfig
 from refine_server.ttt.models.base import CausalLM
 from refine_server.ttt.models.families.fla.delta_net import DeltaNet, DeltaNetConfig
-from refine_server.ttt.models.segments import activation_bytes
 from refine_server.ttt.models.state import State
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
@@ -20,6 +21,9 @@ from support import launches
 from support.launches import counted
 
 CONFIG = AdaptConfig()
+
+FREE_BYTES = 79 * 2**30
+"""What is free on an empty card of 80 GiB: the smallest that these models are meant for."""
 
 
 @cache
@@ -53,22 +57,41 @@ def own_weights(model: CausalLM) -> FastWeights:
     return model.new_fast_weights(settings.targets, settings.rank, 0)
 
 
+def activation_budget(model: CausalLM) -> int:
+    """Return what a server with default settings gives to the activations of a step."""
+    weights = sum(w.numel() * w.element_size() for w in model.parameters())
+    return shares.for_activations(FREE_BYTES - FREE_BYTES // RESERVE_SHARE - weights)
+
+
 def step(model: CausalLM, tokens: int) -> dict[str, Any]:
-    """One REFINE step on a document, without the guard, in one segment."""
-    rows = Rows(model, ids(tokens), own_weights(model), positions=CONFIG.rollouts.positions)
-    run = AdaptationRun.of(rows, rows.fast, CONFIG)
+    """One REFINE step on a document, without the guard, as a server with defaults makes it."""
+    model.activation_budget = activation_budget(model)
     with counted():
-        kept = activation_bytes(model, rows.frozen, rows.fast)
+        make_step(begin(model, 256))  # the first one measures activations
+    run = begin(model, tokens)
     with counted() as counts:
-        [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
-    if isinstance(outcome, Exception):
-        raise outcome
+        make_step(run)
+    [of_a_token] = model.activation_bytes.values()
     return {
         "launches": counts.total,
         "syncs": counts.syncs,
-        "kept": kept * tokens,
+        "kept": of_a_token * tokens,
+        "budget": model.activation_budget,
         "most": counts.launches.most_common(12),
     }
+
+
+def begin(model: CausalLM, tokens: int) -> AdaptationRun:
+    """Begin to adapt to a document."""
+    rows = Rows(model, ids(tokens), own_weights(model), positions=CONFIG.rollouts.positions)
+    return AdaptationRun.of(rows, rows.fast, CONFIG)
+
+
+def make_step(run: AdaptationRun) -> None:
+    """Make the first step."""
+    [outcome] = AdaptStep.run_batch([AdaptStep(run, 1)])
+    if isinstance(outcome, Exception):
+        raise outcome
 
 
 def read(model: CausalLM, tokens: int) -> dict[str, Any]:

@@ -220,20 +220,28 @@ def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces])
 
 
 def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> float:
-    """Measure what the graph of the layers above ``frozen`` keeps for one token of one row.
+    """Measure what the graph of the layers above ``frozen`` keeps for one token of one row more.
 
-    A few tokens are read for it. The base weights and the requests' own are not counted.
+    A few tokens are read for it, and half of them. What does not grow with them is not counted: the
+    base weights, the requests' own, and the state that a segment begins with.
     """
     fast = FastWeights({name: t.detach() for name, t in fast.select(0).tensors.items()})
     fast.requires_grad_()
+    more = min(frozen.input_ids.shape[1], PROBE_TOKENS)
+    less = more // 2
+    kept = [_kept_bytes(model, frozen, fast, tokens) for tokens in (less, more)]
+    return (kept[1] - kept[0]) / (more - less)
+
+
+def _kept_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights, tokens: int) -> int:
+    """Return the bytes that the graph of the first tokens of one row keeps beside the weights."""
     few = Frozen(
-        frozen.input_ids[:1, :PROBE_TOKENS],
-        None if frozen.hidden is None else frozen.hidden[:1, :PROBE_TOKENS].clone(),
+        frozen.input_ids[:1, :tokens],
+        None if frozen.hidden is None else frozen.hidden[:1, :tokens].clone(),
         (),
         frozen.first_layer,
     )
-    parameters = (*model.parameters(), *fast.parameters())
-    own = {_key(t) for t in parameters}
+    own = {_key(t) for t in (*model.parameters(), *fast.parameters())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -244,10 +252,9 @@ def activation_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> floa
     layers = range(frozen.first_layer, model.num_layers)
     segments = _Segments(model, few, fast, None, layers, is_top=False)
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        tokens = few.input_ids.shape[1]
         graph = segments._segment(0, tokens, [()] * len(layers))  # alive: no storage is reused
     del graph
-    return sum(kept.values()) / tokens
+    return sum(kept.values())
 
 
 def _key(tensor: Tensor) -> int:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM, Context, ModelError
 from refine_server.ttt.models.layers.functional import linear, linears, rms_norm
@@ -142,5 +142,5 @@ class FlaCausalLM(CausalLM):
         x = x + mixed
         h = rms_norm(x, layer.mlp_norm.weight, self.norm_eps, fast, f"{name}.mlp_norm")
         gate, up = linears(h, layer.mlp, ("gate_proj", "up_proj"), fast, f"{name}.mlp")
-        down = linear(F.silu(gate) * up, layer.mlp.down_proj, fast, f"{name}.mlp.down_proj")
+        down = linear(dispatch.swiglu(gate, up), layer.mlp.down_proj, fast, f"{name}.mlp.down_proj")
         return x + down, trace

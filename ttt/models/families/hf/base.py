@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
 
+from refine_server.kernels import dispatch
 from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.models.base import CausalLM, ModelError
 from refine_server.ttt.models.families.hf.architecture import (
@@ -89,6 +90,7 @@ class HFCausalLM(CausalLM):
         self.has_gated_mlp = [
             bool(_submodules(layer, "mlp", ("gate_proj",))) for layer in self.model.layers
         ]
+        self.is_swiglu = getattr(self.config, "hidden_act", None) in ("silu", "swish")
         self.pack_weights()
         self._check_parity(causal_lm)
 
@@ -171,8 +173,11 @@ class HFCausalLM(CausalLM):
             fast,
             (f"{name}.gate_proj", f"{name}.up_proj"),
         )
-        h = mlp.act_fn(gate)
-        h = h * up if h.requires_grad or up.requires_grad else h.mul_(up)
+        if self.is_swiglu:
+            h = dispatch.swiglu(gate, up)
+        else:
+            h = mlp.act_fn(gate)
+            h = h * up if h.requires_grad or up.requires_grad else h.mul_(up)
         return linear(h, mlp.down_proj, fast, f"{name}.down_proj")
 
     @torch.no_grad()

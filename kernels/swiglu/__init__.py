@@ -1,0 +1,1 @@
+"""The gate of SwiGLU layers (arXiv 2002.05202)."""
