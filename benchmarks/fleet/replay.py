@@ -55,6 +55,12 @@ class Replay(BaseModel):
         """How many replicas answered."""
         return len({sample.replica for sample in self.samples})
 
+    @property
+    def placed(self) -> dict[int, int]:
+        """The number of the replica that answered last about each document."""
+        numbers = {name: n for n, name in enumerate({s.replica: None for s in self.samples})}
+        return {sample.document: numbers[sample.replica] for sample in self.samples}
+
 
 async def replay(
     url: str, trace: Trace, *, rate: float, words: int, max_tokens: int, warm_up: int = 20

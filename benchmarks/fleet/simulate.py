@@ -9,7 +9,7 @@ import bisect
 import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import simpy
@@ -111,7 +111,13 @@ class _Replica:
 
 
 def simulate(
-    trace: Trace, service: Service, fleet: Fleet, *, warm_up: Sequence[int] = (), seed: int = 0
+    trace: Trace,
+    service: Service,
+    fleet: Fleet,
+    *,
+    warm_up: Sequence[int] = (),
+    placed: Mapping[int, int] | None = None,
+    seed: int = 0,
 ) -> Outcome:
     """Serve a trace.
 
@@ -120,6 +126,7 @@ def simulate(
         service: how long they take.
         fleet: what serves them.
         warm_up: documents that were asked about before, so that caches are not empty.
+        placed: the replica of each document, as a measured run had them; None: by the ring.
         seed: random seed of the routing and of the service times.
     """
     rng = random.Random(f"simulate/{seed}")
@@ -130,6 +137,8 @@ def simulate(
 
     def places(document: int) -> list[_Replica]:
         count = 1 + fleet.fallbacks
+        if placed is not None:
+            return [replicas[placed[document]]]
         if fleet.affinity:
             return [replicas[index] for index in ring.places(document, count)]
         return rng.sample(replicas, min(count, len(replicas)))

@@ -110,7 +110,7 @@ def row_of(
 
 
 def validate(replay: Replay, cached_documents: int) -> dict[str, Any]:
-    """Simulate a measured run, and compare.
+    """Simulate a measured run, with its documents on the replicas where they were, and compare.
 
     Returns:
         For each figure the measured and the simulated value, the latter a mean over seeds, and
@@ -118,7 +118,7 @@ def validate(replay: Replay, cached_documents: int) -> dict[str, Any]:
     """
     fleet = Fleet(replicas=replay.replicas, affinity=True, cached_documents=cached_documents)
     outcomes = [
-        simulate(replay.trace, Service.of(replay), fleet, seed=seed)
+        simulate(replay.trace, Service.of(replay), fleet, placed=replay.placed, seed=seed)
         for seed in range(VALIDATION_SEEDS)
     ]
     latencies = [sample.latency for sample in replay.samples]
