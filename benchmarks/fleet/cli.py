@@ -83,12 +83,16 @@ def fleet(
     from refine_server.benchmarks.fleet.study import Question, study, validate
 
     run = Replay.model_validate_json(replay.read_text())
-    validation = validate(run, cached_documents)
-    for name, values in validation.items():
-        typer.echo(
-            f"{name:>10}  measured {values['measured']:.4g}, simulated {values['simulated']:.4g} "
-            f"({values['difference']:+.1%})"
-        )
+    validation = {
+        name: validate(run, cached_documents, own=own)
+        for name, own in (("own times", True), ("drawn times", False))
+    }
+    for times, figures in validation.items():
+        for name, values in figures.items():
+            typer.echo(
+                f"{times}, {name}: measured {values['measured']:.4g}, simulated "
+                f"{values['simulated']:.4g} ({values['difference']:+.1%})"
+            )
     question = Question(
         rates=[float(rate) for rate in rates.split(",")],
         documents=documents,

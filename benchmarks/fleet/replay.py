@@ -12,6 +12,7 @@ from refine_server.benchmarks.fleet.trace import Trace, text_of
 
 QUERY = "What is the number of the harbour of the falcon?"
 TIMEOUT_SECONDS = 600.0
+WORK = ("prefill_seconds", "adapt_seconds", "judge_seconds", "decode_seconds")
 
 
 class Sample(BaseModel):
@@ -26,11 +27,11 @@ class Sample(BaseModel):
     queued: float
     """Waiting for its turn at the replica."""
     service: float
-    """From the first turn to the end."""
+    """Work of the model, which nothing else at the replica has meanwhile."""
 
     @property
     def overhead(self) -> float:
-        """What is neither: the proxy, the ingress, and the way between them."""
+        """What is neither: encoding, the proxy, the ingress, and the way between them."""
         return max(self.latency - self.queued - self.service, 0.0)
 
 
@@ -123,7 +124,7 @@ def _samples(
                 is_hit=(replica, document) in known,
                 latency=latency,
                 queued=timings["queue_seconds"],
-                service=timings["total_seconds"] - timings["queue_seconds"],
+                service=sum(timings[name] for name in WORK),
             )
         )
         known.add((replica, document))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import simpy
 
-from refine_server.benchmarks.fleet.replay import Replay
+from refine_server.benchmarks.fleet.replay import Replay, Sample
 from refine_server.benchmarks.fleet.trace import Trace
 
 VIRTUAL_NODES = 100
@@ -28,6 +28,9 @@ class Service:
     hits: Sequence[float]
     misses: Sequence[float]
     overheads: Sequence[float]
+    own: Sequence[Sample] = ()
+    """The samples of the simulated requests themselves, which then take what they took: on a
+    machine that does other work, slow requests follow each other; independent draws do not."""
 
     @classmethod
     def of(cls, replay: Replay) -> "Service":
@@ -37,6 +40,18 @@ class Service:
             misses=[sample.service for sample in replay.samples if not sample.is_hit],
             overheads=[sample.overhead for sample in replay.samples],
         )
+
+    def draw(self, number: int, is_hit: bool, rng: random.Random) -> tuple[float, float]:
+        """Return the seconds of a request at the replica, and those on the way.
+
+        Args:
+            number: of the request in the trace.
+            is_hit: whether the replica has its document.
+            rng: draws, where the request is no measured one.
+        """
+        if self.own and self.own[number].is_hit == is_hit:
+            return self.own[number].service, self.own[number].overhead
+        return rng.choice(self.hits if is_hit else self.misses), rng.choice(self.overheads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +158,7 @@ def simulate(
             return [replicas[index] for index in ring.places(document, count)]
         return rng.sample(replicas, min(count, len(replicas)))
 
-    def serve(document: int) -> Generator[simpy.Event, None, None]:
+    def serve(number: int, document: int) -> Generator[simpy.Event, None, None]:
         arrived = env.now
         free = (place for place in places(document) if len(place.turn.queue) < fleet.max_queue)
         replica = next(free, None)
@@ -153,16 +168,16 @@ def simulate(
         with replica.turn.request() as turn:
             yield turn
             is_hit = replica.read(document)
-            seconds = rng.choice(service.hits if is_hit else service.misses)
+            seconds, overhead = service.draw(number, is_hit, rng)
             yield env.timeout(seconds)
         outcome.hits += is_hit
         outcome.busy_seconds += seconds
-        outcome.latencies.append(env.now - arrived + rng.choice(service.overheads))
+        outcome.latencies.append(env.now - arrived + overhead)
 
     def arrive() -> Generator[simpy.Event, None, None]:
-        for arrival, document in zip(trace.arrivals, trace.documents, strict=True):
+        for number, arrival in enumerate(trace.arrivals):
             yield env.timeout(arrival - env.now)
-            env.process(serve(document))
+            env.process(serve(number, trace.documents[number]))
 
     for document in warm_up:
         places(document)[0].read(document)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refine_server.benchmarks.fleet.replay import Replay
@@ -109,16 +109,28 @@ def row_of(
     }
 
 
-def validate(replay: Replay, cached_documents: int) -> dict[str, Any]:
+def validate(replay: Replay, cached_documents: int, *, own: bool) -> dict[str, Any]:
     """Simulate a measured run, with its documents on the replicas where they were, and compare.
+
+    Args:
+        replay: the measured run.
+        cached_documents: documents that a replica keeps.
+        own: whether each request takes its own measured time at the replica, so that routing,
+            caches and queues alone are simulated; False: a time that is drawn, as in ``study``.
 
     Returns:
         For each figure the measured and the simulated value, the latter a mean over seeds, and
         their relative difference.
     """
-    fleet = Fleet(replicas=replay.replicas, affinity=True, cached_documents=cached_documents)
+    service = replace(Service.of(replay), own=replay.samples if own else ())
+    fleet = Fleet(
+        replicas=replay.replicas,
+        affinity=True,
+        cached_documents=cached_documents,
+        max_queue=len(replay.samples),
+    )
     outcomes = [
-        simulate(replay.trace, Service.of(replay), fleet, placed=replay.placed, seed=seed)
+        simulate(replay.trace, service, fleet, placed=replay.placed, seed=seed)
         for seed in range(VALIDATION_SEEDS)
     ]
     latencies = [sample.latency for sample in replay.samples]

@@ -27,7 +27,7 @@ async def create_batch(
     stop of the server interrupts fails with the code `server_restarted`.
     """
     model = engine.ready().name
-    file = files.get(owner, body.input_file_id, "input_file_id")
+    file = await files.get(owner, body.input_file_id, "input_file_id")
     if file.purpose != "batch":
         message = "input_file_id: the file must have the purpose batch"
         raise ApiError(422, message, "invalid_value", param="input_file_id")

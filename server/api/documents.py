@@ -56,7 +56,7 @@ async def read_document(
     if isinstance(document, str):
         return ReadDocument(text=document)
     field = f"{param}.file_id"
-    file = files.get(owner, document.file_id, field)
+    file = await files.get(owner, document.file_id, field)
     return ReadDocument(text=require_words(await files.read_text(file, field), field), file=file)
 
 

@@ -100,7 +100,7 @@ async def list_files(
 @router.get("/{file_id}", responses=documented(404, 422, 503))
 async def get_file(file_id: FileId, owner: OwnerDep, files: FilesDep) -> FileResource:
     """Show what is known of a file."""
-    return FileResource.of(files.get(owner, file_id, "file_id"))
+    return FileResource.of(await files.get(owner, file_id, "file_id"))
 
 
 CONTENT_DOCS: dict[int | str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ CONTENT_DOCS: dict[int | str, dict[str, Any]] = {
 )
 async def get_file_content(file_id: FileId, owner: OwnerDep, files: FilesDep) -> Response:
     """Return a file as it was uploaded."""
-    file = files.get(owner, file_id, "file_id")
+    file = await files.get(owner, file_id, "file_id")
     return Response(await files.read(file, "file_id"), media_type=CONTENT_TYPE)
 
 

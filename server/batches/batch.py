@@ -65,6 +65,8 @@ class Batch(BaseModel):
     output_file_id: str | None = None
     error_file_id: str | None = None
     faults: list[BatchFault] = []
+    beat: int = 0
+    """Goes up while a server works on it, so that others see that the server lives."""
 
     @property
     def expires_at(self) -> float:

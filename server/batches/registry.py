@@ -21,6 +21,8 @@ from refine_server.server.settings import MAX_TTL_SECONDS, Settings
 
 logger = logging.getLogger(__name__)
 
+DEAD_SECONDS = 3 * SWEEP_SECONDS
+"""Time without a beat after which a batch of another server has none that works on it."""
 MAX_OPEN = 100
 """Batches of one owner that have not ended."""
 RETRY_SECONDS = 60
@@ -35,8 +37,9 @@ class Batches:
     """Batches by id, each for its owner alone.
 
     A batch that a stop of the server interrupts fails, with the outputs of what had ended if the
-    server was stopped in order. With a store batches are there after a restart; without one they
-    end with the process.
+    server was stopped in order. With a store batches are there after a restart, and for other
+    servers on the store, which leave them alone while their ``beat`` goes up; without one they end
+    with the process.
 
     Args:
         settings: the limits, and where the store is.
@@ -52,6 +55,11 @@ class Batches:
         self._objects: Objects | None = None
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
+        """The beats of other servers' batches, and when each was seen first, in monotonic seconds."""
+        self._own: set[str] = set()
+        """Those that began here."""
+        self._unreadable: set[str] = set()
         self.is_open = False
         """Whether it is known what the store has."""
         metrics.open_batches.set_function(lambda: len(self._tasks))
@@ -64,9 +72,13 @@ class Batches:
         Runs until cancelled.
         """
         await asyncio.wrap_future(opened)
-        await self._open()
+        self._objects = objects_of(self._settings, "batches")
+        await self._synchronise()
+        self.is_open = True
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            await self._beat()
+            await self._synchronise()
             for batch in list(self._batches.values()):
                 if batch.status.is_final and time.time() > batch.expires_at + MAX_TTL_SECONDS:
                     await self._forget(batch)
@@ -81,27 +93,62 @@ class Batches:
         if self._objects is not None:
             await self._objects.close()
 
-    async def _open(self) -> None:
-        self._objects = objects_of(self._settings, "batches")
-        found: dict[str, bytes] = {}
-        if self._objects is not None:
-            try:
-                found = await self._objects.read_all(".json")
-            except ObjectError as error:
-                self._report("open", error)
-        for name, text in found.items():
-            try:
-                batch = Batch.model_validate_json(text)
-            except ValidationError:
+    async def _beat(self) -> None:
+        """Tell other servers that this one works on its batches; cancel those that they cancelled."""
+        for batch_id in list(self._tasks):
+            batch = self._batches[batch_id]
+            found = await self._read(f"{batch_id}.json")
+            if found is not None and found.status is Status.CANCELLING and batch_id in self._tasks:
+                await self.cancel(batch.owner, batch_id)
+            batch.beat += 1
+            await self._save(batch)
+
+    async def _synchronise(self) -> None:
+        """Read the batches of other servers and of former processes that are new or have not ended.
+
+        One whose beat has not gone up for ``DEAD_SECONDS`` has no server any more, and has failed.
+        """
+        if self._objects is None:
+            return
+        try:
+            names = await self._objects.names()
+        except ObjectError as error:
+            self._report("open", error)
+            return
+        for name in names:
+            known = self._batches.get(name.removesuffix(".json"))
+            if known is not None and (known.id in self._own or known.status.is_final):
+                continue
+            found = await self._read(name)
+            if found is None:
+                continue
+            self._batches[found.id] = found
+            if not found.status.is_final and self._is_dead(found):
+                found.faults = [RESTARTED]
+                await self._enter(found, Status.FAILED)
+
+    async def _read(self, name: str) -> Batch | None:
+        if self._objects is None:
+            return None
+        try:
+            batch = Batch.model_validate_json(await self._objects.get(name))
+        except ObjectError as error:
+            self._report("open", error)
+            return None
+        except ValidationError:
+            if name not in self._unreadable:
                 logger.error("the stored batch %s is of another version, and is left out", name)
-                continue
-            if f"{batch.id}.json" != name:
-                continue
-            self._batches[batch.id] = batch
-            if not batch.status.is_final:
-                batch.faults = [RESTARTED]
-                await self._enter(batch, Status.FAILED)
-        self.is_open = True
+                self._unreadable.add(name)
+            return None
+        return batch if f"{batch.id}.json" == name else None
+
+    def _is_dead(self, batch: Batch) -> bool:
+        now = time.monotonic()
+        beat, since = self._seen.get(batch.id, (-1, now))
+        if beat != batch.beat:
+            self._seen[batch.id] = (batch.beat, now)
+            return False
+        return now - since > DEAD_SECONDS
 
     # -- what routes call ---------------------------------------------------------------------
 
@@ -121,6 +168,7 @@ class Batches:
             message = f"This API key has {MAX_OPEN} batches that have not ended, the maximum."
             raise ApiError(429, message, "too_many_batches", retry_after=RETRY_SECONDS)
         self._batches[batch.id] = batch
+        self._own.add(batch.id)
         await self._save(batch)
         task = asyncio.create_task(self._process(batch, file))
         self._tasks[batch.id] = task
@@ -152,9 +200,10 @@ class Batches:
         if batch.status.is_final or batch.status is Status.FINALIZING:
             message = f"The batch {batch_id!r} has ended: {batch.status.value}."
             raise ApiError(409, message, "batch_ended", param="batch_id", should_retry=False)
-        if batch.status is not Status.CANCELLING and (task := self._tasks.get(batch_id)):
+        if batch.status is not Status.CANCELLING:
             await self._enter(batch, Status.CANCELLING)
-            task.cancel()
+            if task := self._tasks.get(batch_id):
+                task.cancel()
         return batch
 
     # -- one batch ----------------------------------------------------------------------------

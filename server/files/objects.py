@@ -47,10 +47,6 @@ class Objects:
         """Remove an object; do nothing if it is not there."""
         await self._run(lambda folder: folder.delete(name))
 
-    async def read_all(self, suffix: str) -> dict[str, bytes]:
-        """Read all objects whose names end with a suffix, by name."""
-        return await self._run(lambda folder: folder.read_all(suffix))
-
     async def names(self) -> list[str]:
         """Return the names of all objects."""
         return await self._run(lambda folder: folder.names())
@@ -117,9 +113,6 @@ class _Folder:
             return []
         names = (path.rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
         return sorted(name for name in names if NAME.fullmatch(name))
-
-    def read_all(self, suffix: str) -> dict[str, bytes]:
-        return {name: self.get(name) for name in self.names() if name.endswith(suffix)}
 
     def _path(self, name: str) -> str:
         if not NAME.fullmatch(name):

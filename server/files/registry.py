@@ -11,7 +11,7 @@ from refine_server.server.access.keys import Keyring
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.files.content import NoTextError, decode_text
 from refine_server.server.files.file import DocumentInfo, File, Purpose
-from refine_server.server.files.objects import ObjectError, Objects, objects_of
+from refine_server.server.files.objects import NAME, ObjectError, Objects, objects_of
 from refine_server.server.http import errors
 from refine_server.server.http.errors import ApiError
 from refine_server.server.metrics.declarations import Metrics
@@ -43,6 +43,8 @@ class Files:
         self._files: dict[str, File] = {}
         self._contents: dict[str, bytes] = {}
         """Of files that are not in the store."""
+        self._unreadable: set[str] = set()
+        """Descriptions that another version wrote."""
         self.is_open = False
         """Whether it is known what the store has."""
         metrics.files.set_function(lambda: len(self._files))
@@ -56,28 +58,44 @@ class Files:
         Runs until cancelled.
         """
         await asyncio.wrap_future(opened)
-        await self._open()
+        self._objects = objects_of(self._settings, "files")
+        await self._synchronise()
+        self.is_open = True
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            await self._synchronise()
             await self.sweep()
 
-    async def _open(self) -> None:
-        self._objects = objects_of(self._settings, "files")
-        if self._objects is not None:
-            try:
-                found = await self._objects.read_all(".json")
-            except ObjectError as error:
-                self._report("open", error)
-                found = {}
-            for name, text in found.items():
-                try:
-                    file = File.model_validate_json(text)
-                except ValidationError:
-                    logger.error("the stored file %s is of another version, and is left out", name)
-                    continue
-                if f"{file.id}.json" == name:
-                    self._files.setdefault(file.id, file)
-        self.is_open = True
+    async def _synchronise(self) -> None:
+        """Find files that are new in the store; forget those that another server has deleted."""
+        if self._objects is None:
+            return
+        stored = [id for id in self._files if id not in self._contents]
+        try:
+            names = await self._objects.names()
+        except ObjectError as error:
+            self._report("open", error)
+            return
+        for name in names:
+            if name.endswith(".json") and name.removesuffix(".json") not in self._files:
+                await self._find(name)
+        for file_id in stored:
+            if f"{file_id}.json" not in names:
+                self._files.pop(file_id, None)
+
+    async def _find(self, name: str) -> File | None:
+        """Return the file whose description the store has under a name, and know it from now on."""
+        if self._objects is None or name in self._unreadable:
+            return None
+        try:
+            file = File.model_validate_json(await self._objects.get(name))
+        except ObjectError:
+            return None  # there is none, or the store fails, which the sweep reports
+        except ValidationError:
+            logger.error("the stored file %s is of another version, and is left out", name)
+            self._unreadable.add(name)
+            return None
+        return self._files.setdefault(file.id, file) if f"{file.id}.json" == name else None
 
     async def close(self) -> None:
         """End the store's thread."""
@@ -145,8 +163,8 @@ class Files:
             await self._forget(file)
         return file
 
-    def get(self, owner: str, file_id: str, param: str) -> File:
-        """Return an owner's file.
+    async def get(self, owner: str, file_id: str, param: str) -> File:
+        """Return an owner's file, also one that another server on the store has kept.
 
         Raises:
             ApiError: 404 for an unknown one, one that has expired, and another owner's alike;
@@ -154,6 +172,8 @@ class Files:
         """
         self._require_open()
         file = self._files.get(file_id)
+        if file is None and NAME.fullmatch(f"{file_id}.json"):
+            file = await self._find(f"{file_id}.json")
         if file is None or file.owner != owner or file.is_expired:
             message = f"{param}: there is no file {file_id!r}. It may have expired; upload it again"
             raise ApiError(404, message, "file_not_found", param=param)
@@ -202,7 +222,7 @@ class Files:
 
     async def delete(self, owner: str, file_id: str) -> None:
         """Delete an owner's file; requests that have read it go on."""
-        await self._forget(self.get(owner, file_id, "file_id"))
+        await self._forget(await self.get(owner, file_id, "file_id"))
 
     # -- bookkeeping --------------------------------------------------------------------------
 

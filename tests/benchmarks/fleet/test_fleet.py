@@ -12,6 +12,7 @@ from refine_server.benchmarks.fleet.study import validate
 from refine_server.benchmarks.fleet.trace import text_of, zipf_trace
 from refine_server.server.cli.main import app
 
+MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "fleet-tiny" / "replay.json"
 EVEN = Service(hits=[0.01], misses=[0.01], overheads=[0.0])
 SKEWED = Service(hits=[0.01], misses=[0.1], overheads=[0.005])
 
@@ -96,10 +97,18 @@ def run_of(trace_seed: int = 0) -> Replay:
 
 
 def test_a_run_is_compared_with_its_simulation() -> None:
-    compared = validate(run_of(), cached_documents=100)
+    compared = validate(run_of(), cached_documents=100, own=True)
     assert set(compared) == {"p50", "p99", "mean", "hit_ratio"}
     assert abs(compared["hit_ratio"]["difference"]) < 0.01
     assert abs(compared["p50"]["difference"]) < 0.15
+
+
+def test_the_figures_of_the_documentation_come_within_15_percent() -> None:
+    """The measured run of two replicas behind Ray Serve that docs/scaling.md shows."""
+    compared = validate(Replay.model_validate_json(MEASURED.read_text()), 100, own=True)
+    assert {name: abs(of["difference"]) < 0.15 for name, of in compared.items()} == dict.fromkeys(
+        ("p50", "p99", "mean", "hit_ratio"), True
+    )
 
 
 def test_the_command_finds_the_smallest_fleet(tmp_path: Path) -> None:

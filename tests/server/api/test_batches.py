@@ -15,7 +15,9 @@ from starlette.testclient import TestClient
 
 from refine_server.server.access.keys import new_key
 from refine_server.server.batches import batch as batches
+from refine_server.server.batches import registry
 from support.fake_backend import FakeBackend
+from support.live_server import wait_for
 
 CHAT = "/v1/chat/completions"
 
@@ -292,17 +294,66 @@ def test_a_stop_of_the_server_fails_a_batch_and_keeps_what_ended(
         assert batch["error_file_id"] is None
 
 
-def test_a_batch_of_a_server_that_was_killed_has_failed_after_the_restart(
-    make_client: Callable[..., TestClient], fake: FakeBackend, tmp_path: Path
+def test_a_batch_of_a_server_that_was_killed_has_failed_after_a_while(
+    make_client: Callable[..., TestClient],
+    fake: FakeBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr(registry, "DEAD_SECONDS", 0.1)
     fake.hold("hello")
-    store = tmp_path.as_uri()
-    made = create(make_client(store=store), request(0))  # the first server just stays as it is
-    second = make_client(store=store)
-    batch = second.get(f"/v1/batches/{made['id']}").json()
+    first, second = (make_client(store=tmp_path.as_uri()) for _ in range(2))
+    made = create(first, request(0))
+
+    async def stay(_: object) -> None:
+        return None
+
+    monkeypatch.setattr(first.app.state.batches, "_beat", stay)  # it does nothing any more
+    wait_for(lambda: second.get(f"/v1/batches/{made['id']}").status_code == 200)
+    batch = wait(second, made["id"])
     assert batch["status"] == "failed"
     assert batch["errors"]["data"][0]["code"] == "server_restarted"
     fake.gate.set()
+
+
+def test_a_batch_is_seen_and_left_alone_by_another_server(
+    make_client: Callable[..., TestClient],
+    fake: FakeBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr(registry, "DEAD_SECONDS", 2.0)
+    fake.hold("hello")
+    first, second = (make_client(store=tmp_path.as_uri()) for _ in range(2))
+    made = create(first, request(0))
+    path = f"/v1/batches/{made['id']}"
+    wait_for(lambda: second.get(path).status_code == 200)
+    time.sleep(3.0)
+    assert second.get(path).json()["status"] == "in_progress"
+    fake.gate.set()
+    batch = wait(second, made["id"])
+    assert batch["status"] == "completed"
+    assert [line["custom_id"] for line in lines_of(second, batch["output_file_id"])] == ["r0"]
+
+
+def test_a_batch_is_cancelled_through_another_server(
+    make_client: Callable[..., TestClient],
+    fake: FakeBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.02)
+    fake.hold("hello")
+    first, second = (make_client(store=tmp_path.as_uri()) for _ in range(2))
+    made = create(first, request(0))
+    path = f"/v1/batches/{made['id']}"
+    wait_for(lambda: second.get(path).status_code == 200)
+    assert second.post(f"{path}/cancel").json()["status"] == "cancelling"
+    Timer(0.5, fake.gate.set).start()
+    assert wait(first, made["id"])["status"] == "cancelled"
+    assert wait(second, made["id"])["status"] == "cancelled"
 
 
 # -- owners, quotas and the contract --------------------------------------------------------------

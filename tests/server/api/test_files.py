@@ -13,6 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from refine_server.server.access.keys import new_key
+from refine_server.server.files import registry
+from support.live_server import wait_for
 
 DOCUMENT = (
     "The harbour code is amber. The bakery owner is Tobias Hartley.\n\n"
@@ -358,6 +360,20 @@ def test_files_survive_a_restart_with_a_store(
     assert (lost.status_code, lost.json()["error"]["code"]) == (409, "file_lost")
     assert second.delete(f"/v1/files/{made['id']}").status_code == 200
     assert list((tmp_path / "store" / "files").iterdir()) == []
+
+
+def test_a_file_is_found_and_deleted_through_another_server(
+    make_client: Callable[..., TestClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.02)
+    first, second = (make_client(store=tmp_path.as_uri()) for _ in range(2))
+    made = upload(first, DOCUMENT.encode())
+    assert second.get(f"/v1/files/{made['id']}").json() == made
+    assert second.get(f"/v1/files/{made['id']}/content").content == DOCUMENT.encode()
+    other = upload(first, b"listed")
+    wait_for(lambda: len(second.get("/v1/files").json()["data"]) == 2)
+    assert second.delete(f"/v1/files/{other['id']}").status_code == 200
+    wait_for(lambda: first.get(f"/v1/files/{other['id']}").status_code == 404)
 
 
 def test_files_are_kept_in_memory_where_the_store_fails(
