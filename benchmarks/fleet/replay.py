@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import httpx
 from pydantic import BaseModel
@@ -25,13 +26,13 @@ class Sample(BaseModel):
     latency: float
     """From sending the request to the last byte of its response."""
     queued: float
-    """Waiting for its turn at the replica."""
+    """From the arrival at the replica to the first turn: encoding, then waiting."""
     service: float
     """Work of the model, which nothing else at the replica has meanwhile."""
 
     @property
     def overhead(self) -> float:
-        """What is neither: encoding, the proxy, the ingress, and the way between them."""
+        """What is neither: the proxy, the ingress, and the way between them."""
         return max(self.latency - self.queued - self.service, 0.0)
 
 
@@ -55,6 +56,17 @@ class Replay(BaseModel):
     def replicas(self) -> int:
         """How many replicas answered."""
         return len({sample.replica for sample in self.samples})
+
+    @cached_property
+    def alone(self) -> list[bool]:
+        """Of each request, whether its replica had nothing else to do when it arrived."""
+        free: dict[str, float] = {}
+        found = []
+        for arrival, sample in zip(self.arrivals, self.samples, strict=True):
+            found.append(arrival >= free.get(sample.replica, 0.0))
+            ends = arrival + sample.latency
+            free[sample.replica] = max(free.get(sample.replica, 0.0), ends)
+        return found
 
     @property
     def placed(self) -> dict[int, int]:

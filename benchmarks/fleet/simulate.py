@@ -1,8 +1,8 @@
 """A discrete-event simulation of a fleet: queues, caches and routing, with measured service times.
 
-A replica serves one request after another. It keeps the documents that it has read, the least
-recently used one leaves first. A request about a document that it keeps is a hit, and takes the
-time of a measured hit; any other takes that of a measured miss.
+A replica encodes requests as they arrive, and then serves one after another. It keeps the documents
+that it has read; the least recently used one leaves first. A request about a document that it keeps
+is a hit, and takes the time of a measured hit; any other takes that of a measured miss.
 """
 
 import bisect
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import simpy
 
-from refine_server.benchmarks.fleet.replay import Replay, Sample
+from refine_server.benchmarks.fleet.replay import Replay
 from refine_server.benchmarks.fleet.trace import Trace
 
 VIRTUAL_NODES = 100
@@ -27,9 +27,11 @@ class Service:
 
     hits: Sequence[float]
     misses: Sequence[float]
+    encodings: Sequence[float]
+    """From the arrival to the first turn of requests that had no other before them."""
     overheads: Sequence[float]
-    own: Sequence[Sample] = ()
-    """The samples of the simulated requests themselves, which then take what they took: on a
+    own: Replay | None = None
+    """The run whose requests are simulated, which then take what they took: on a
     machine that does other work, slow requests follow each other; independent draws do not."""
 
     @classmethod
@@ -38,8 +40,19 @@ class Service:
         return cls(
             hits=[sample.service for sample in replay.samples if sample.is_hit],
             misses=[sample.service for sample in replay.samples if not sample.is_hit],
+            encodings=[
+                sample.queued
+                for sample, alone in zip(replay.samples, replay.alone, strict=True)
+                if alone
+            ],
             overheads=[sample.overhead for sample in replay.samples],
         )
+
+    def encoding(self, number: int, rng: random.Random) -> float:
+        """Return the seconds from the arrival of a request to its first turn, if it is alone."""
+        if self.own is not None and self.own.alone[number]:
+            return self.own.samples[number].queued
+        return rng.choice(self.encodings)
 
     def draw(self, number: int, is_hit: bool, rng: random.Random) -> tuple[float, float]:
         """Return the seconds of a request at the replica, and those on the way.
@@ -49,8 +62,9 @@ class Service:
             is_hit: whether the replica has its document.
             rng: draws, where the request is no measured one.
         """
-        if self.own and self.own[number].is_hit == is_hit:
-            return self.own[number].service, self.own[number].overhead
+        own = None if self.own is None else self.own.samples[number]
+        if own is not None and own.is_hit == is_hit:
+            return own.service, own.overhead
         return rng.choice(self.hits if is_hit else self.misses), rng.choice(self.overheads)
 
 
@@ -160,6 +174,7 @@ def simulate(
 
     def serve(number: int, document: int) -> Generator[simpy.Event, None, None]:
         arrived = env.now
+        yield env.timeout(service.encoding(number, rng))
         free = (place for place in places(document) if len(place.turn.queue) < fleet.max_queue)
         replica = next(free, None)
         if replica is None:

@@ -122,7 +122,7 @@ def validate(replay: Replay, cached_documents: int, *, own: bool) -> dict[str, A
         For each figure the measured and the simulated value, the latter a mean over seeds, and
         their relative difference.
     """
-    service = replace(Service.of(replay), own=replay.samples if own else ())
+    service = replace(Service.of(replay), own=replay if own else None)
     fleet = Fleet(
         replicas=replay.replicas,
         affinity=True,
@@ -136,12 +136,14 @@ def validate(replay: Replay, cached_documents: int, *, own: bool) -> dict[str, A
     latencies = [sample.latency for sample in replay.samples]
     measured = {
         "p50": percentile(latencies, 0.5),
+        "p95": percentile(latencies, 0.95),
         "p99": percentile(latencies, 0.99),
         "mean": sum(latencies) / len(latencies),
         "hit_ratio": sum(sample.is_hit for sample in replay.samples) / len(replay.samples),
     }
     simulated = {
         "p50": _mean([outcome.percentile(0.5) for outcome in outcomes]),
+        "p95": _mean([outcome.percentile(0.95) for outcome in outcomes]),
         "p99": _mean([outcome.percentile(0.99) for outcome in outcomes]),
         "mean": _mean([_mean(outcome.latencies) for outcome in outcomes]),
         "hit_ratio": _mean([outcome.hit_ratio for outcome in outcomes]),

@@ -56,7 +56,7 @@ class Batches:
         self._batches: dict[str, Batch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._seen: dict[str, tuple[int, float]] = {}
-        """The beats of other servers' batches, and when each was seen first, in monotonic seconds."""
+        """The beats of others' batches, and when each was seen first, in monotonic seconds."""
         self._own: set[str] = set()
         """Those that began here."""
         self._unreadable: set[str] = set()
@@ -94,7 +94,7 @@ class Batches:
             await self._objects.close()
 
     async def _beat(self) -> None:
-        """Tell other servers that this one works on its batches; cancel those that they cancelled."""
+        """Tell other servers that this one works on its batches; cancel what they cancelled."""
         for batch_id in list(self._tasks):
             batch = self._batches[batch_id]
             found = await self._read(f"{batch_id}.json")

@@ -13,8 +13,8 @@ from refine_server.benchmarks.fleet.trace import text_of, zipf_trace
 from refine_server.server.cli.main import app
 
 MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "fleet-tiny" / "replay.json"
-EVEN = Service(hits=[0.01], misses=[0.01], overheads=[0.0])
-SKEWED = Service(hits=[0.01], misses=[0.1], overheads=[0.005])
+EVEN = Service(hits=[0.01], misses=[0.01], encodings=[0.0], overheads=[0.0])
+SKEWED = Service(hits=[0.01], misses=[0.1], encodings=[0.002], overheads=[0.005])
 
 
 def test_popular_documents_come_as_often_as_zipf_s_law_says() -> None:
