@@ -71,7 +71,10 @@ def fleet(
     requests: Annotated[int, typer.Option(min=1, help="Number of requests at each rate.")] = 20_000,
     fallbacks: Annotated[
         int, typer.Option(min=0, help="Replicas that are tried after one that is full.")
-    ] = 2,
+    ] = 127,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Requests that wait at a replica before it counts as full.")
+    ] = 8,
     seed: Seed = 0,
     plot: Annotated[Path | None, typer.Option(help="PNG file for a plot.")] = None,
     as_json: AsJson = False,
@@ -102,6 +105,7 @@ def fleet(
         bound=bound,
         requests=requests,
         fallbacks=fallbacks,
+        max_queue=max_queue,
         seed=seed,
     )
     rows = []

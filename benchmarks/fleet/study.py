@@ -40,8 +40,9 @@ class Question:
     """Seconds that 99 of 100 answers may take."""
     requests: int
     """Requests that are simulated at each rate."""
-    fallbacks: int = 2
-    """As in ``Fleet``."""
+    fallbacks: int = 127
+    max_queue: int = 8
+    """Both as in ``Fleet``."""
     seed: int = 0
 
 
@@ -83,6 +84,7 @@ def smallest(rate: float, affinity: bool, question: Question, service: Service) 
             affinity=affinity,
             cached_documents=question.cached_documents,
             fallbacks=question.fallbacks,
+            max_queue=question.max_queue,
         )
         outcome = simulate(trace, service, fleet, warm_up=before.documents, seed=question.seed)
         rejected = outcome.rejected / question.requests

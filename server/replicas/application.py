@@ -28,8 +28,9 @@ from refine_server.server.replicas.replica import Replica
 from refine_server.server.settings import Settings, SettingsError, check_settings
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-FALLBACK_REPLICAS = 2
-"""Replicas that are tried after the one of a session, where that one has no place."""
+FALLBACK_REPLICAS = 127
+"""Replicas that are tried after the one of a session, where that one has no place. So many, because
+one document may be asked about more often than a few replicas can answer (docs/scaling.md)."""
 SPARE_REQUESTS = 64
 """Requests that a replica takes beside its work: states of adaptations, streams that follow them,
 and questions that it refuses itself with an estimate of when to come back."""
