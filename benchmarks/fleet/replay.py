@@ -97,7 +97,10 @@ async def replay(
         async def send(document: int) -> tuple[httpx.Response, float]:
             body = {"document": text_of(document, words), "query": QUERY, "max_tokens": max_tokens}
             began = time.perf_counter()
-            response = await http.post("/v1/answers", json=body)
+            try:
+                response = await http.post("/v1/answers", json=body)
+            except httpx.HTTPError as error:
+                raise RunFailedError(f"{url} does not answer: {error}") from None
             if not response.is_success:
                 raise RunFailedError(f"a request failed: {response.status_code} {response.text}")
             return response, time.perf_counter() - began

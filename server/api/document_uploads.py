@@ -65,5 +65,5 @@ async def create_document(
 @router.get("/{file_id}", responses=documented(404, 409, 422, 503))
 async def get_document(file_id: FileId, owner: OwnerDep, files: FilesDep) -> DocumentResource:
     """Return the text of a document or of a text file, with its pages."""
-    file = files.get(owner, file_id, "file_id")
+    file = await files.get(owner, file_id, "file_id")
     return DocumentResource.of(file, await files.read_text(file, "file_id"))

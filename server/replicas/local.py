@@ -47,14 +47,17 @@ def serve(settings: Settings) -> None:
         changes |= {"device": "cuda"}
     share = settings.model_copy(update=changes)
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    ray.init(
-        address="local",
-        num_cpus=max(cpus, shares.cpus * settings.replicas),
-        num_gpus=len(shares.devices),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, shares.cpus * settings.replicas),
+            num_gpus=len(shares.devices),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray's own errors have no other class
+        raise StartError(f"Ray cannot be started: {error}") from error
     try:
         ray_serve.start(
             http_options=HTTPOptions(host=settings.host, port=settings.port),
