@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { DocumentTrace } from "../src/api/contract";
-import { heatOf, LEVELS, mean } from "../src/document/levels";
+import { heatOf, LEVELS, means } from "../src/document/levels";
 
 const trace = (fields: Partial<DocumentTrace>) => fields as DocumentTrace;
 
@@ -41,8 +41,8 @@ test("values that are all zero have the lowest level", () => {
   expect(heatOf(trace({ entropy: [0, 0] }), null, "entropy", "before")!.levels).toEqual([0, 0]);
 });
 
-test("the mean is that of the known values", () => {
-  expect(mean([1, null, 3])).toBe(2);
-  expect(mean([null])).toBeNull();
-  expect(mean(null)).toBeNull();
+test("means are those of the bins that were measured in both stages", () => {
+  expect(means([1, null, 3], null)).toEqual([2, null]);
+  expect(means([1, 5, 3, 7], [null, 4, 2, null])).toEqual([4, 3]);
+  expect(means([null], [1])).toEqual([null, null]);
 });

@@ -2,7 +2,7 @@
 import type { Signal } from "@preact/signals";
 import type { DocumentTrace } from "../api/contract";
 import { measured, percent } from "../parts/numbers";
-import { heatOf, mean, valuesOf, type Heat, type Measure, type Stage } from "./levels";
+import { heatOf, means, type Heat, type Measure, type Stage } from "./levels";
 
 export interface Shown {
   readonly measure: Measure;
@@ -98,9 +98,11 @@ function Scale({ heat, measure, stage }: { heat: Heat } & Shown) {
 
 function sums(before: DocumentTrace, after: DocumentTrace | null): string {
   const arrow = (first: string | null, second: string | null) => [first, second].filter(Boolean).join(" → ");
-  const entropy = [before, after].map((trace) => mean(valuesOf(trace, "entropy")));
+  const entropy = means(before.entropy, after?.entropy ?? null);
   const [first, second] = entropy.map((value) => (value === null ? null : measured(value)));
-  const told = [`Mean entropy ${arrow(first ?? null, second ?? null)} nats`];
+  const partly = after !== null && after.entropy.includes(null) && before.evidence.length > 0;
+  const where = partly ? " on the evidence" : "";
+  const told = [`Mean entropy${where} ${arrow(first ?? null, second ?? null)} nats`];
   const attention = [before, after].map((trace) => trace?.evidence_attention ?? null);
   const [old, young] = attention.map((value) => (value === null ? null : percent(value)));
   if (old) told.push(`${arrow(old, young ?? null)} of the question’s attention lies on the evidence`);

@@ -41,10 +41,18 @@ export function heatOf(
   return { values, top, levels: values.map((value) => levelOf(value, share)) };
 }
 
-/** The mean of the values that were measured; null if none was. */
-export function mean(values: Values | null): number | null {
-  const known = (values ?? []).filter((value) => value !== null);
-  return known.length > 0 ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+/**
+ * The means of two stages over the bins that were measured in both, so that they can be compared;
+ * that of the first alone where there is no second; null where nothing was measured.
+ */
+export function means(first: Values, second: Values | null): readonly [number | null, number | null] {
+  const both = (_: unknown, bin: number) => first[bin] != null && (!second || second[bin] != null);
+  return [mean(first.filter(both)), second && mean(second.filter(both))];
+}
+
+function mean(values: Values): number | null {
+  if (values.length === 0) return null;
+  return values.reduce<number>((sum, value) => sum + (value ?? 0), 0) / values.length;
 }
 
 function changes(first: Values, second: Values): Heat {
