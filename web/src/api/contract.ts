@@ -6,6 +6,7 @@ type Schemas = components["schemas"];
 export type { AdaptationEvent, Answer, Estimate } from "refine-server-client";
 export type Adaptation = Made & { readonly name?: string | null; readonly pinned?: boolean };
 export type Body = Schemas["AdaptationBody"];
+export type DocumentResource = Schemas["DocumentResource"];
 export type DocumentTrace = Schemas["DocumentTrace"];
 export type HeldOut = Schemas["EvalResult"];
 export type Rollout = Schemas["TracedRollout"];
@@ -17,15 +18,4 @@ export type WeightChange = Schemas["LayerChange"];
 export interface Range {
   readonly start: number;
   readonly end: number;
-}
-
-export interface Page extends Range {
-  readonly number: number;
-}
-
-export interface DocumentResource {
-  readonly id: string;
-  readonly filename: string;
-  readonly text: string;
-  readonly pages: readonly Page[];
 }
