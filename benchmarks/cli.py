@@ -30,7 +30,7 @@ SERVING = load, overhead, beside, batch, fleet_replay, fleet, dashboard
 ROBUSTNESS = reliability, fuzz, users, soak
 SPEED = (
     speed.step, speed.evidence_step, speed.ask, speed.decode, speed.prefill, speed.memory,
-    speed.peaks, speed.costs, speed.kernels,
+    speed.peaks, speed.costs, speed.kernels, speed.page,
 )  # fmt: skip
 
 PANELS = {

@@ -13,6 +13,7 @@ from refine_server.benchmarks.common.console import (
     ModelName,
     Repeats,
     Threads,
+    Url,
     numbers_of,
     print_result,
 )
@@ -256,3 +257,21 @@ def kernels(threads: Threads = None, as_json: AsJson = False) -> None:
         )
     if as_json:
         typer.echo(json.dumps(result))
+
+
+def page(
+    url: Url = "http://127.0.0.1:8000",
+    document_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of the document in tokens.")
+    ] = 16384,
+    chromium: Annotated[str, typer.Option(help="Executable of Chromium.")] = "/usr/bin/chromium",
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a running server's page in Chromium: its first paint, and frames while scrolling.
+
+    The run that it shows is made up: the document is random words, whose trace has 4,096 bins.
+    """
+    from refine_server.benchmarks.speed.page import PageBench
+
+    print_result(PageBench(url, chromium, document_tokens).run(repeats), as_json)
