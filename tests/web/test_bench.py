@@ -12,6 +12,7 @@ def test_the_page_is_measured(url: str, browser: Browser) -> None:
     assert chromium is not None
     told = PageBench(url, chromium, tokens=2000).measure(browser, repeats=1)
     assert told["document_tokens"] == 2000
-    assert 0 < told["first_paint_seconds"] < told["heat_map_shown_seconds"] + 30
-    assert told["frames_per_second"] > 1
+    assert told["first_paint_seconds"] > 0
+    assert told["heat_map_shown_seconds"] > 0
+    assert 1 < told["frames_per_second"] < 61
     assert 0 <= told["share_of_late_frames"] <= 1
