@@ -13,6 +13,9 @@ from refine_server.ttt.models.state import State
 BOUNDARY_TOKENS = 256
 """A piece ends at every multiple of so many tokens, so that states are kept at the same places
 whatever the pace."""
+GPU_BOUNDARY_TOKENS = 1024
+"""The same on a GPU, which every piece makes launch all of a model's kernels again. States of
+documents are kept after every so many tokens at the least."""
 
 
 class Reader:
@@ -34,6 +37,7 @@ class Reader:
     ) -> None:
         self._model, self._input_ids, self._fast = model, input_ids, fast
         self._is_start = state is None
+        self._boundary = BOUNDARY_TOKENS if input_ids.device.type == "cpu" else GPU_BOUNDARY_TOKENS
         self._state = state
         self.tokens = 0
         """Tokens that have been read."""
@@ -56,7 +60,7 @@ class Reader:
         """Read the next tokens and return their hidden states [1, n, D]."""
         began = time.monotonic()
         pace, layers = self._model.pace, self._model.num_layers
-        n = min(pace.tokens("read", layers), BOUNDARY_TOKENS - self.tokens % BOUNDARY_TOKENS)
+        n = min(pace.tokens("read", layers), self._boundary - self.tokens % self._boundary)
         ids = self._input_ids[:, self.tokens : self.tokens + n]
         output = self._model(ids, self._state, self._fast)
         # A state that others share is not copied to be one with what follows it.

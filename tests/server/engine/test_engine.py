@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import pairwise
 
 import pytest
 import torch
@@ -278,6 +279,19 @@ async def test_a_failed_job_does_not_hash_the_base_weights(
             await served.submit(request("bad", fake.script("crash", Script(step=fail)))).finish()
         await served.submit(request("good")).finish()
         assert not served.engine.is_broken
+
+
+async def test_every_piece_of_work_ends_when_the_device_is_done(
+    start: Start, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU runs behind the host: without it, one job's seconds are counted as the next one's."""
+    done: list[str] = []
+    monkeypatch.setattr(fake, "synchronize", lambda: done.append("waited"))
+    text = fake.script("step", Script(step=lambda: done.append("step")))
+    async with start() as served:
+        await served.submit(request("one", text)).finish()
+    assert "step" in done
+    assert all(after == "waited" for now, after in pairwise(done) if now == "step")
 
 
 async def test_an_abandoned_verification_has_no_effect(start: Start, fake: FakeBackend) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from refine_server.ttt.models import CausalLM, reader
+from refine_server.ttt.models.families.fla.delta_net import DeltaNet, DeltaNetConfig
 from refine_server.ttt.models.reader import Reader
 from support.small_models import MakeModel, Tokens
 
@@ -43,3 +44,16 @@ def test_a_state_that_is_continued_stays_as_it_was(model: CausalLM, tokens: Toke
     assert torch.equal(model(probe, state).hidden, before)
     expected = model(torch.cat([question, probe], dim=1), state).hidden[:, -3:]
     assert (model(probe, pieces.state).hidden - expected).abs().max() <= 1e-10
+
+
+def test_a_gpu_reads_longer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them launches all kernels anew; the meta device stands for one."""
+    monkeypatch.setattr(reader, "GPU_BOUNDARY_TOKENS", 64)
+    config = DeltaNetConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, num_heads=2)
+    with torch.device("meta"):
+        model, ids = DeltaNet(config), torch.zeros(1, 150, dtype=torch.long)
+    pieces = Reader(model, ids)
+    lengths = []
+    while not pieces.is_done:
+        lengths.append(pieces.read_piece().shape[1])
+    assert lengths == [64, 64, 22]
