@@ -20,6 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	# For tests of GPU kernels in the interpreter, in processes that find this folder: where
 	# transformers finds it, its models call kernels that need a GPU.
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/fla -c constraints.txt fla-core einops
+	# The environment has the oldest Triton that is supported; tests translate kernels by this one too.
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/triton-newest \
+	    "triton==3.9.0; platform_system == 'Linux' and platform_machine == 'x86_64'"
 	touch $@
 
 # lm-evaluation-harness, which a test runs against the server; too large to be part of the setup.

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,9 +55,17 @@ def sizes_of(case: Case, size: int, names: tuple[str, ...]) -> dict[str, int]:
     return sizes | own
 
 
-def lowered(jobs: list[tuple[str, dict[str, int]]]) -> list[list[str] | str]:
-    """Lower each case at its sizes, in a process without the interpreter."""
+TRITONS = {"oldest": None, "newest": Path(sys.prefix) / "triton-newest"}
+"""Supported versions: the environment's own, and one in a folder that ``make setup`` makes."""
+
+
+def lowered(triton: str, jobs: list[tuple[str, dict[str, int]]]) -> list[list[str] | str]:
+    """Lower each case at its sizes by a version of Triton, in a process without the interpreter."""
+    folder, inherited = TRITONS[triton], os.environ.get("PYTHONPATH", "")
     environment = os.environ | {"TRITON_INTERPRET": "0"}
+    if folder is not None:
+        assert folder.is_dir(), "make setup installs it"
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), inherited]))
     command = [sys.executable, "-c", SCRIPT, json.dumps(jobs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: list[list[str] | str] = json.loads(done.stdout)
@@ -74,10 +83,10 @@ LENGTHS = {
 }
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, list[str] | str]:
+@pytest.fixture(scope="module", params=TRITONS)
+def found(request: pytest.FixtureRequest) -> dict[str, list[str] | str]:
     jobs = [*ALL, *(job for jobs in LENGTHS.values() for job in jobs)]
-    return dict(zip(map(str, jobs), lowered(jobs), strict=True))
+    return dict(zip(map(str, jobs), lowered(request.param, jobs), strict=True))
 
 
 @pytest.mark.parametrize("job", ALL, ids=str)
