@@ -13,7 +13,7 @@ from refine_server.benchmarks.robustness.fuzz.cli import fuzz
 from refine_server.benchmarks.robustness.memory.cli import soak
 from refine_server.benchmarks.robustness.reliability.cli import reliability
 from refine_server.benchmarks.robustness.users.cli import users
-from refine_server.benchmarks.serving.cli import batch, beside, load, overhead
+from refine_server.benchmarks.serving.cli import batch, beside, load, overhead, tracing
 from refine_server.benchmarks.speed import cli as speed
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ QUALITY = (
     replay.longbench, replay.longbench_score, replay.ruler_make, replay.ruler, replay.report,
     adaptation, regimes, paper, examples,
 )  # fmt: skip
-SERVING = load, overhead, beside, batch, fleet_replay, fleet, dashboard
+SERVING = load, overhead, beside, batch, fleet_replay, fleet, tracing, dashboard
 ROBUSTNESS = reliability, fuzz, users, soak
 SPEED = (
     speed.step, speed.evidence_step, speed.ask, speed.decode, speed.prefill, speed.memory,

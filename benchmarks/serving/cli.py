@@ -141,6 +141,21 @@ def batch(
     print_result(bench.run(repeats), as_json)
 
 
+def tracing(
+    model: ModelName = "tiny",
+    requests: Annotated[int, typer.Option(min=1, help="Requests in a row in each round.")] = 20,
+    repeats: Repeats = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the CPU time of requests without OpenTelemetry's SDK, with it but off, and traced.
+
+    Each repeat lets the three servers take turns. The ratios are to the server without the SDK.
+    """
+    from refine_server.benchmarks.serving.tracing import compare
+
+    print_result(compare(model, requests, repeats), as_json)
+
+
 def beside(
     url: Url = LOCAL,
     lengths: DocumentLengths = "6000",
