@@ -18,6 +18,7 @@ from refine_server.server.cli.commands.openapi import openapi
 from refine_server.server.cli.commands.reference import app as reference
 from refine_server.server.cli.commands.serve import SERVE_CONTEXT, serve
 from refine_server.server.cli.commands.store import app as store
+from refine_server.server.cli.commands.trace import app as trace
 from refine_server.server.cli.exit import ExitOnError
 from refine_server.server.cli.runtime import tune_runtime
 from refine_server.ttt.training.cli import app as train
@@ -40,6 +41,7 @@ app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(store, name="store")
 app.add_typer(reference, name="reference")
+app.add_typer(trace, name="trace")
 app.add_typer(bench, name="bench")
 app.add_typer(train, name="train")
 

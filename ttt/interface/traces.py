@@ -130,4 +130,4 @@ class RunTrace(Report):
 
     before: DocumentTrace
     after: DocumentTrace | None
-    """Null where the base weights answer."""
+    """Null where no adapted weights were to answer."""

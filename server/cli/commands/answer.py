@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from refine_server.server.cli.commands.trace import write_trace
 from refine_server.server.cli.exit import InputError
 
 Document = typer.Option(help="Text file (UTF-8) to adapt to; - reads standard input.")
@@ -117,6 +118,13 @@ def answer(
         bool, typer.Option("--json", help="Print the whole response as one JSON object.")
     ] = False,
     as_estimate: AsEstimate = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what the model saw and did, step by step, to this file (JSON). "
+            "`refine-server trace plot` draws it."
+        ),
+    ] = None,
 ) -> None:
     """Answer a question about a document, adapted to it if --adapt says so.
 
@@ -135,7 +143,7 @@ def answer(
     found = _evidence_options(
         evidence, evidence_count, evidence_tokens, evidence_words, evidence_span
     )
-    own = _given(document=document, on_overflow=on_overflow, adapt=adapt)
+    own = _given(document=document, on_overflow=on_overflow, adapt=adapt, trace=trace)
     if adaptation is not None and own:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in own)
         raise InputError(f"{options} cannot be combined with --adaptation")
@@ -150,6 +158,8 @@ def answer(
         body["document"] = read_document(document)
     if adapt is not None:
         body["adapt"] = {"seed": seed, **_adapt_fields(adapt)}
+    if trace is not None:
+        body["adapt"] = {**body.get("adapt", {"objective": "none"}), "trace": True}
     parsed = event_sources.parse_body(body, AnswerBody)
     if url is not None:
         body |= _given(model=model)
@@ -163,7 +173,9 @@ def answer(
             print_estimate(event_sources.estimate_in_process(parsed, settings), as_json)
             return
         events = event_sources.answer_in_process(parsed, settings)
-    Follower(as_json).follow(events)
+    response = Follower(as_json).follow(events)
+    if trace is not None:
+        write_trace(trace, body, response)
 
 
 def adapt(
