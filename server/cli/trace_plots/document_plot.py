@@ -63,6 +63,9 @@ def draw_document(response: dict[str, Any]) -> Figure:
         bar.ax.tick_params(labelsize=7, colors=SOFT)
         bar.set_label(group.unit, size=8, color=SOFT)
         bar.outline.set_visible(False)
+        if not group.unit:
+            low, high = group.norm.vmin or 0.0, group.norm.vmax or 0.0
+            bar.set_ticks([low, 0.0, high], labels=[f"{low:.2g}", "0", f"{high:.2g}"])
     _draw_marks(made, grid[row, 0], response, edges)
     return made
 
@@ -89,7 +92,7 @@ def _groups(before: dict[str, Any], after: dict[str, Any] | None) -> Iterator[_S
                 strips=[(f"{name}, change", changed)],
                 colours="RdBu_r",
                 norm=Normalize(-most, most),
-                unit=unit,
+                unit="",
             )
 
 
@@ -131,7 +134,7 @@ def _draw_marks(made: Figure, cell: Any, response: dict[str, Any], edges: Any) -
         ("held out", before["held_out"], GREY),
     ]
     lanes = [lane for lane in lanes if lane[1]]
-    ticks = []
+    ticks: list[tuple[float, str]] = []
     for number, (label, spans, colour) in enumerate(lanes):
         width = (edges[-1] - edges[0]) / 600
         bars = [(s["start"], max(s["end"] - s["start"], width)) for s in spans]
