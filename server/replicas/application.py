@@ -22,6 +22,7 @@ from starlette.types import Message
 from refine_server.server.api.files import UPLOAD_PATH
 from refine_server.server.http import exception_handlers
 from refine_server.server.http.middleware.body_limit import BodyLimit
+from refine_server.server.http.middleware.path_normalization import PathNormalization
 from refine_server.server.http.upload import OVERHEAD_BYTES
 from refine_server.server.replicas.ingress import Ingress, ReplicaLostError, ReplicasFullError
 from refine_server.server.replicas.replica import Replica
@@ -69,7 +70,8 @@ class IngressDeployment:
             max_seconds=self._settings.client_timeout_seconds,
             uploads={UPLOAD_PATH: self._settings.max_file_bytes + OVERHEAD_BYTES},
         )
-        app = FastAPI(openapi_url=None, redirect_slashes=False, middleware=[limits])
+        paths = Middleware(PathNormalization, root_path=self._settings.root_path)
+        app = FastAPI(openapi_url=None, redirect_slashes=False, middleware=[paths, limits])
         exception_handlers.install(app)
         app.router.default = Ingress(self._forward)
         return app
@@ -119,7 +121,9 @@ def application(settings: Settings, *, cpus: int = 1) -> serve.Application:
             "--store (REFINE_STORE): replicas need a store, in which each finds what the others "
             "made; give a folder or bucket that all of them reach"
         )
-    options = settings.model_dump(mode="json") | {"api_keys": _secret(settings)}
+    # The file's options are read; other nodes may not have it.
+    given = {"api_keys": _secret(settings), "config_file": None}
+    options = settings.model_dump(mode="json") | given
     places = settings.max_active + settings.max_queue + SPARE_REQUESTS
     replica = serve.deployment(
         name="Replica",

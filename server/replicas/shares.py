@@ -27,8 +27,12 @@ def shares_of(settings: Settings, cpus: int, free_bytes: int) -> Shares:
         free_bytes: memory that is free on it.
 
     Raises:
-        SettingsError: there are not as many devices as replicas.
+        SettingsError: there are not as many devices as replicas, or they cannot listen.
     """
+    if settings.unix_socket is not None:
+        raise SettingsError(
+            "--unix-socket (REFINE_UNIX_SOCKET): replicas listen on --host and --port only"
+        )
     devices = tuple(part.strip() for part in settings.devices.split(",") if part.strip())
     if devices and len(devices) != settings.replicas:
         raise SettingsError(

@@ -1,5 +1,7 @@
 """Replicas on one machine share its cores, its memory and its devices."""
 
+from pathlib import Path
+
 import pytest
 
 from refine_server.server.replicas.shares import Shares, shares_of
@@ -17,6 +19,11 @@ def test_what_is_asked_for_is_for_all_of_them() -> None:
 
 def test_there_is_a_core_for_each() -> None:
     assert shares_of(Settings(replicas=4), 2, 1000).cpus == 1
+
+
+def test_replicas_listen_on_a_port() -> None:
+    with pytest.raises(SettingsError, match="--unix-socket"):
+        shares_of(Settings(replicas=2, unix_socket=Path("/run/refine.sock")), 2, 1000)
 
 
 def test_each_replica_has_a_device() -> None:
