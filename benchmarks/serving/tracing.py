@@ -45,7 +45,7 @@ def compare(model: str, requests: int, rounds: int) -> dict[str, Any]:
         sink = stack.enter_context(_sink())
         servers = {way: stack.enter_context(_server(way, model, sink, folder)) for way in WAYS}
         for server in servers.values():
-            _cpu_seconds(server, WARM_UP)
+            _cpu_seconds(server, min(WARM_UP, requests))
         seconds = [
             {way: _cpu_seconds(server, requests) for way, server in servers.items()}
             for _ in range(rounds)
