@@ -1,6 +1,5 @@
 /** What can be done with kept adaptations. */
-import { RefineError } from "refine-server-client";
-import { client, send, serverUrl, unwrap } from "../api/client";
+import { client, unwrap } from "../api/client";
 import type { Adaptation } from "../api/contract";
 
 /** List the adaptations of the key, the newest first. */
@@ -9,20 +8,12 @@ export async function listAdaptations(): Promise<readonly Adaptation[]> {
 }
 
 /** Rename an adaptation, or pin it so that it does not expire. */
-export async function changeAdaptation(
+export function changeAdaptation(
   id: string,
-  change: { name?: string | null; pinned?: boolean },
+  change: { name?: string; pinned?: boolean },
 ): Promise<Adaptation> {
-  const response = await send(
-    new Request(`${serverUrl}/v1/adaptations/${encodeURIComponent(id)}`, {
-      method: "PATCH",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(change),
-    }),
-  );
-  const told = await response.json();
-  if (!response.ok) throw new RefineError(told.error, response.status);
-  return told;
+  const params = { path: { adaptation_id: id } };
+  return unwrap(client.PATCH("/v1/adaptations/{adaptation_id}", { params, body: change }));
 }
 
 /** Delete an adaptation; one that is under way is cancelled. */

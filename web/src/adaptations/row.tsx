@@ -17,7 +17,7 @@ export function AdaptationRow({ adaptation, onChange, onDelete, onProblem }: Ada
   const [renaming, setRenaming] = useState(false);
   const { id, name, pinned, status, steps, document_tokens: tokens } = adaptation;
   const called = name ?? id;
-  const change = (what: { name?: string | null; pinned?: boolean }) =>
+  const change = (what: { name?: string; pinned?: boolean }) =>
     changeAdaptation(id, what).then(onChange, onProblem);
   return (
     <tr>
@@ -27,7 +27,7 @@ export function AdaptationRow({ adaptation, onChange, onDelete, onProblem }: Ada
             name={name ?? ""}
             onName={(next) => {
               setRenaming(false);
-              if (next !== (name ?? "")) void change({ name: next || null });
+              if (next !== (name ?? "")) void change({ name: next });
             }}
           />
         ) : (

@@ -1,10 +1,9 @@
 /** Types of the server's contract, by short names. */
-import type { Adaptation as Made, components } from "refine-server-client";
+import type { components } from "refine-server-client";
 
 type Schemas = components["schemas"];
 
-export type { AdaptationEvent, Answer, Estimate } from "refine-server-client";
-export type Adaptation = Made & { readonly name?: string | null; readonly pinned?: boolean };
+export type { Adaptation, AdaptationEvent, Answer, Estimate } from "refine-server-client";
 export type Body = Schemas["AdaptationBody"];
 export type DocumentResource = Schemas["DocumentResource"];
 export type DocumentTrace = Schemas["DocumentTrace"];
