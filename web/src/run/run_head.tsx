@@ -16,7 +16,7 @@ export function RunHead({ run, asked }: { run: Run; asked: readonly Asked[] }) {
   const running = state.result === null && run.problem.value === null;
   return (
     <header class="run-head">
-      <h1 dir="auto">{visible(run.query) || "An adaptation"}</h1>
+      <h1 dir="auto">{visible(run.query || state.result?.name || "An adaptation")}</h1>
       <p class="status" role="status">
         {statusOf(state)}
       </p>

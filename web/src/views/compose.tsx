@@ -10,6 +10,9 @@ import { Problem } from "../parts/problem";
 import { runLink } from "../parts/route";
 import { startRun } from "../run/run";
 
+/** The longest name that the server takes, in characters; a run is called by its question. */
+const MAX_NAME = 200;
+
 export function Compose() {
   const [problem, setProblem] = useState<Error | null>(null);
   const [starting, setStarting] = useState(false);
@@ -24,7 +27,9 @@ export function Compose() {
     setProblem(null);
     try {
       const { id: file_id } = await uploadedText();
-      const id = await startRun(bodyOf({ file_id }, asked, adapt.value.value ?? undefined));
+      const settings = adapt.value.value ?? undefined;
+      const name = Array.from(asked).slice(0, MAX_NAME).join("");
+      const id = await startRun({ ...bodyOf({ file_id }, asked, settings), name });
       location.hash = runLink(id, file_id, asked);
     } catch (error) {
       setProblem(error as Error);
