@@ -16,6 +16,8 @@ def host_values(tensor: Tensor) -> Any:
 
     The host waits for a GPU the first time; all layers of a model ask for the same positions.
     """
+    if tensor.is_cpu:  # nobody waits for these, and looking them up would take longer
+        return tensor.tolist()
     with _lock:
         found = _known.get(tensor)
     return remember(tensor, tensor.tolist()) if found is None else found
@@ -23,8 +25,9 @@ def host_values(tensor: Tensor) -> Any:
 
 def remember(tensor: Tensor, values: Any) -> Any:
     """Note the values that a tensor was made of, so that nobody waits for them; return them."""
-    with _lock:
-        _known[tensor] = values
+    if not tensor.is_cpu:
+        with _lock:
+            _known[tensor] = values
     return values
 
 
@@ -36,6 +39,8 @@ def derive(source: Tensor, result: Tensor, change: Callable[[Any], Any]) -> Tens
         result: is returned.
         change: makes the values of ``result`` of those of ``source``.
     """
+    if source.is_cpu:
+        return result
     with _lock:
         found = _known.get(source)
     if found is not None:
