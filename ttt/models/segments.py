@@ -68,8 +68,20 @@ def token_stats_in_pieces(
     fast: FastWeights,
     graph: Graph,
     temperature: float = 1.0,
+    first: int = 0,
 ) -> Pieces[tuple[Tensor, Tensor]]:
-    """Do what ``CausalLM.token_stats`` does for hidden [N, T, D] and targets [N, T], in pieces."""
+    """Do what ``CausalLM.token_stats`` does for targets [N, T], in pieces.
+
+    Args:
+        model: computes them by its LM head.
+        hidden: [N, H, D], what ``cut`` or ``cat`` returned; target t is predicted by hidden state
+            ``first`` + t.
+        targets: [N, T].
+        fast: the requests' fast weights.
+        graph: its parts end with the results.
+        temperature: divides the logits.
+        first: how many hidden states predict none of the targets.
+    """
     N, T = targets.shape
     kind: PieceKind = "step" if torch.is_grad_enabled() and hidden.requires_grad else "read"
     parts: list[tuple[Tensor, Tensor]] = []
@@ -79,7 +91,8 @@ def token_stats_in_pieces(
             yield
         began = time.monotonic()
         own = slice(start, start + model.pace.tokens_of_row(kind, HEAD, N))
-        make = partial(model.token_stats, hidden[:, own], targets[:, own], fast, temperature)
+        before = graph.narrow(hidden, 1, first + start, targets[:, own].shape[1])  # [N, n, D]
+        make = partial(model.token_stats, before, targets[:, own], fast, temperature)
         parts.append(graph.cut(make))
         start += parts[-1][0].shape[1]
         synchronize(model.device)
@@ -132,7 +145,7 @@ class _Segments:
         if len(outputs) == 1:
             return output, tuple(own)
         yield
-        return graph.cut(lambda: (torch.cat(outputs, dim=1), self._joined(before)))
+        return graph.cat(outputs, dim=1), self._joined(before, graph)
 
     def _segment(
         self, start: int, end: int, before: Sequence[Traces]
@@ -153,6 +166,8 @@ class _Segments:
         states = [self._state(layer, own) for layer, own in zip(layers, before, strict=True)]
         with _joined_again([] if self.state is not None else states, before):
             x, traces = model.run_layers(x, states, position, fast, layers.start, layers.stop)
+        if self.state is None:
+            traces = [trace.own() for trace in traces]
         return (model.final_norm(x, fast) if self.is_top else x), traces
 
     def _state(self, layer: int, before: Traces) -> LayerState | None:
@@ -161,8 +176,13 @@ class _Segments:
             return before[0].state_after(before) if before else None
         return before[-1].final() if before else self.state.layers[layer]
 
-    def _joined(self, before: Sequence[Traces]) -> Traces:
-        return () if self.state is not None else tuple(own[0].join(own) for own in before)
+    def _joined(self, before: Sequence[Traces], graph: Graph) -> Traces:
+        """Return each layer's trace of all tokens; behind a state none."""
+        if self.state is not None:
+            return ()
+        if self._is_differentiable:
+            return tuple(own[0].in_graph(own, graph.cat) for own in before)
+        return tuple(own[0].join(own) for own in before)
 
     @property
     def _is_differentiable(self) -> bool:

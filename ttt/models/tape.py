@@ -8,12 +8,13 @@ one part are in memory at a time.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from typing_extensions import override
 
 from refine_server.kernels.delta_rule.memory import LateGradients
@@ -45,13 +46,29 @@ class Graph:
         """
         return make()
 
+    def cat(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
+        """Concatenate tensors that ``cut`` returned; a ``Tape`` keeps no second copy of them."""
+        return torch.cat(list(tensors), dim=dim)
+
+    def narrow(self, tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+        """Return a part of a tensor that ``cut`` or ``cat`` returned, without a copy.
+
+        Autograd gives each part a gradient of the size of the whole; a ``Tape`` does not.
+        """
+        return tensor.narrow(dim, start, length)
+
+
+class _Piece(Protocol):
+    def backward(self) -> None:
+        """Add the gradients of what the piece has read, from those of its results."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     make: Callable[[], Any] | None
     """Computes the part's results again; None where ``results`` are kept."""
-    results: list[Tensor]
-    """Those in the part's graph."""
+    results: list[GradientEdge]
+    """Where the part's graph ends. The values of the results are not kept here."""
     leaves: list[Tensor]
     """What follows reads these in the place of the results."""
     late: list[LateGradients]
@@ -59,7 +76,6 @@ class _Part:
     on_backward: Callable[[float], None] | None
 
     def backward(self) -> None:
-        """Add the gradients of what the part has read, from those of its results."""
         began = time.monotonic()
         results = self.results
         if self.make is not None:
@@ -79,6 +95,42 @@ class _Part:
             self.on_backward(time.monotonic() - began)
 
 
+@dataclass(frozen=True, slots=True)
+class _Concatenation:
+    parts: Sequence[Tensor]
+    """Leaves, whose values are views of the whole."""
+    whole: Tensor
+    """A leaf, too."""
+    dim: int
+
+    def backward(self) -> None:
+        grad, self.whole.grad = self.whole.grad, None
+        if grad is None:
+            return
+        sizes = [part.shape[self.dim] for part in self.parts]
+        for part, own in zip(self.parts, grad.split(sizes, dim=self.dim), strict=True):
+            if part.requires_grad:
+                part.grad = own.contiguous() if part.grad is None else part.grad + own
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrow:
+    part: Tensor
+    """A leaf, whose values are a view of the whole."""
+    whole: Tensor
+    """A leaf, too."""
+    dim: int
+    start: int
+
+    def backward(self) -> None:
+        grad, self.part.grad = self.part.grad, None
+        if grad is None:
+            return
+        if self.whole.grad is None:
+            self.whole.grad = torch.zeros_like(self.whole)
+        self.whole.grad.narrow(self.dim, self.start, grad.shape[self.dim]).add_(grad)
+
+
 class Tape(Graph):
     """The parts of a graph, in the order in which they were computed.
 
@@ -86,7 +138,7 @@ class Tape(Graph):
     """
 
     def __init__(self) -> None:
-        self._parts: list[_Part] = []
+        self._parts: list[_Piece] = []
 
     @override
     def cut(
@@ -114,6 +166,25 @@ class Tape(Graph):
             late = _found(made, LateGradients)
             self._parts.append(_Part(again, results, leaves, late, on_backward))
         return cut
+
+    @override
+    def cat(self, tensors: Sequence[Tensor], dim: int) -> Tensor:
+        whole = torch.cat([tensor.detach() for tensor in tensors], dim=dim)
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+            return whole
+        sizes = [tensor.shape[dim] for tensor in tensors]
+        for tensor, view in zip(tensors, whole.split(sizes, dim=dim), strict=True):
+            tensor.data = view
+        whole.requires_grad_()
+        self._parts.append(_Concatenation(tensors, whole, dim))
+        return whole
+
+    @override
+    def narrow(self, tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+        part = tensor.detach().narrow(dim, start, length)
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            self._parts.append(_Narrow(part.requires_grad_(), tensor, dim, start))
+        return part
 
     def backward(self) -> Pieces[None]:
         """Add the gradients of the leaves that the parts began with, one part in each piece.
@@ -166,5 +237,5 @@ def _is_in_graph(tensor: Tensor) -> bool:
     return tensor.requires_grad and not tensor.is_leaf
 
 
-def _in_graph(value: object) -> list[Tensor]:
-    return [tensor for tensor in tensors_of(value) if _is_in_graph(tensor)]
+def _in_graph(value: object) -> list[GradientEdge]:
+    return [get_gradient_edge(tensor) for tensor in tensors_of(value) if _is_in_graph(tensor)]

@@ -75,7 +75,7 @@ class Policy:
         frozen = Frozen(tokens, None, (), 0)
         trunk = yield from trunk_in_pieces(self.model, frozen, self.fast, state, graph)
         hidden = trunk.hidden  # [N, k, D]
-        predicting = torch.cat([before[:, None], hidden[:, :-1]], dim=1)
+        predicting = graph.cut(lambda: torch.cat([before[:, None], hidden[:, :-1]], dim=1))
         log_prob, _ = yield from token_stats_in_pieces(
             self.model, predicting, tokens, self.fast, graph, self.temperature
         )

@@ -130,6 +130,63 @@ def test_requests_are_read_in_segments_side_by_side(
     torch.testing.assert_close(after[:, 0], hidden[:, 70])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_branches_start_anywhere_in_a_segment(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    """Before, at and behind the end of a segment, in any order, and after the last token."""
+    model, ids = families[family](torch.float64), tokens(1, 200)
+    fast = perturbed(model).requires_grad_()
+    frozen = model.freeze(ids, fast)
+    whole = model.trunk(frozen, fast)
+    model.pace = FixedPace(64)
+    trunk = run_pieces(trunk_in_pieces(model, frozen, fast, None, Graph()))
+    positions = torch.tensor([[65, 200, 1, 64, 63, 128]])
+    new = tokens(1, 1, seed=5).expand(positions.shape[1], 1)
+    expected = model(new, whole.state_at(positions), fast).hidden
+    torch.testing.assert_close(model(new, trunk.state_at(positions), fast).hidden, expected)
+
+
+def peak_of_a_step(model: CausalLM, ids: Tensor, fast: FastWeights) -> int:
+    """Measure the bytes of a step at its peak, forward and backward, beside what lasts longer."""
+    inputs, tape = step_inputs(model, ids, fast), Tape()
+    assert inputs.ntp_rows.frozen is not None  # lasts longer than a step
+    with LiveBytes(model.parameters()) as live:
+        [step] = run_pieces(losses_in_pieces([inputs], tape))
+        step.total.backward()
+        run_pieces(tape.backward())
+    gradient_of(fast)
+    peak: int = live.peak
+    return peak
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"lact"}))
+def test_recomputed_segments_take_less_memory_than_one_reading(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    model, ids = families[family](torch.float32), tokens(1, 320)
+    fast = perturbed(model, "low_rank").requires_grad_()
+    model.pace = FixedPace(1000)
+    whole = peak_of_a_step(model, ids, fast)
+    model.activation_budget, model.pace = 1, FixedPace(64)
+    peak_of_a_step(model, ids, fast)  # some tables are made once
+    assert peak_of_a_step(model, ids, fast) < 0.9 * whole
+
+
+@pytest.mark.parametrize("family", ["delta_net", "toy"])
+def test_segments_that_are_kept_take_no_more_memory_than_one_reading(
+    families: Families, family: str, tokens: Tokens, perturbed: Perturbed
+) -> None:
+    """Softmax attention reads the keys of all segments as one tensor, which is a second copy."""
+    model, ids = families[family](torch.float32), tokens(1, 640)
+    fast = perturbed(model, "low_rank").requires_grad_()
+    peak_of_a_step(model, ids, fast)  # some tables are made once
+    model.pace = FixedPace(1000)
+    whole = peak_of_a_step(model, ids, fast)
+    model.pace = FixedPace(128)
+    assert peak_of_a_step(model, ids, fast) <= whole
+
+
 def test_a_budget_bounds_what_is_kept(
     families: Families, tokens: Tokens, perturbed: Perturbed
 ) -> None:

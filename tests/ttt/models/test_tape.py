@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def test_a_part_is_a_piece_and_is_freed_after_it() -> None:
     def part(x: Tensor) -> Tensor:
         inner = x.exp()
         made.append(weakref.ref(inner))
-        return inner
+        return inner * inner
 
     first = tape.cut(lambda: part(w))
     tape.cut(lambda: part(first)).sum().backward()
@@ -76,6 +77,34 @@ def test_a_dropped_tape_frees_everything() -> None:
     del tape, total
     gc.collect()
     assert inner[0]() is None
+
+
+def test_what_was_concatenated_is_kept_once() -> None:
+    w = torch.arange(1.0, 7.0, dtype=torch.float64).requires_grad_()
+    tape = Tape()
+    parts = [tape.cut(partial(torch.mul, x, x)) for x in w.split(2)]
+    whole = tape.cat(parts, 0)
+    storage = whole.untyped_storage().data_ptr()
+    assert {part.untyped_storage().data_ptr() for part in parts} == {storage}
+    torch.testing.assert_close(whole, w * w)
+    (whole.exp() * 1e-9).sum().backward()
+    parts[1].sum().backward()  # a part is also read by itself
+    run_pieces(tape.backward())
+    own = torch.zeros_like(w).index_fill(0, torch.tensor([2, 3]), 1.0)
+    expected = ((w * w).exp() * 1e-9 + own) * 2 * w
+    torch.testing.assert_close(w.grad, expected.detach(), atol=1e-12, rtol=0)
+
+
+def test_parts_of_a_tensor_share_its_gradient() -> None:
+    w, tape = torch.arange(1.0, 6.0, dtype=torch.float64).requires_grad_(), Tape()
+    square = tape.cut(lambda: w * w)
+    first, other = tape.narrow(square, 0, 0, 3), tape.narrow(square, 0, 2, 2)
+    assert first.untyped_storage().data_ptr() == square.untyped_storage().data_ptr()
+    (first.sum() + other.prod()).backward()
+    run_pieces(tape.backward())
+    at = torch.arange(1.0, 6.0, dtype=torch.float64).requires_grad_()
+    ((at * at)[:3].sum() + (at * at)[2:4].prod()).backward()
+    torch.testing.assert_close(w.grad, at.grad, atol=1e-12, rtol=0)
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted() -> None:

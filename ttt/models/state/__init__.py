@@ -1,6 +1,6 @@
 """What a model remembers of the tokens it has read: the state after them, and how to copy it."""
 
-from refine_server.ttt.models.state.base import LayerState, State, Trace, cat_padded
+from refine_server.ttt.models.state.base import Cat, LayerState, State, Trace, cat_padded
 from refine_server.ttt.models.state.delta import DeltaState, DeltaTrace, with_past_inputs
 from refine_server.ttt.models.state.key_value import (
     KVRows,
@@ -19,6 +19,7 @@ from refine_server.ttt.models.state.storage import (
 
 __all__ = [
     "STORABLE",
+    "Cat",
     "DeltaState",
     "DeltaTrace",
     "KVRows",

@@ -5,15 +5,19 @@ after any prefix of those tokens can be made, in the graph: rollouts branch off 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from refine_server.ttt.models.state.storage import storable
+
+Cat = Callable[[list[Tensor], int], Tensor]
+"""Concatenates tensors along a dimension."""
 
 
 class LayerState(ABC):
@@ -101,6 +105,46 @@ class Trace(ABC):
     def state_after(cls, segments: Sequence[Self]) -> LayerState:
         """Return the state after consecutive segments, the first of which began a sequence."""
         return cls.join(segments).final()
+
+    @classmethod
+    def in_graph(cls, segments: Sequence[Self], cat: Cat) -> "Trace":
+        """Make a trace for as long as one step lasts, which copies none of the segments.
+
+        Args:
+            segments: their traces, in a graph.
+            cat: concatenates tensors of the segments without keeping a second copy.
+        """
+        return SegmentedTrace(segments)
+
+    @classmethod
+    def states_in(cls, segments: Sequence[Self], positions: Tensor) -> LayerState:
+        """Do what ``at`` does for the tokens of consecutive segments, from the first one on."""
+        return cls.join(segments).at(positions)
+
+    def own(self) -> Self:
+        """Return the trace without the state that the tokens continued from.
+
+        It is enough for ``join``, which has that state from the segments before.
+        """
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedTrace(Trace):
+    """The traces of consecutive segments, the first of which began a sequence.
+
+    What a state needs is taken out of the segments when it is asked for.
+    """
+
+    segments: Sequence[Trace]
+
+    @override
+    def final(self) -> LayerState:
+        return self.segments[0].state_after(self.segments)
+
+    @override
+    def at(self, positions: Tensor) -> LayerState:
+        return self.segments[0].states_in(self.segments, positions)
 
 
 @storable

@@ -1,7 +1,9 @@
 """State and trace of delta-rule layers: an associative memory, and a convolution's last inputs."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Self
 
 import torch
@@ -11,7 +13,8 @@ from typing_extensions import override
 
 from refine_server.kernels import dispatch
 from refine_server.kernels.delta_rule import CHUNK
-from refine_server.kernels.delta_rule.memory import Memory, join
+from refine_server.kernels.delta_rule.memory import JoinedMemory, Memory, join
+from refine_server.kernels.host_values import host_values
 from refine_server.ttt.models.state.base import LayerState, Trace
 from refine_server.ttt.models.state.storage import storable
 
@@ -91,29 +94,30 @@ class DeltaTrace(Trace):
         """
         R, G = positions.shape
         row = torch.arange(R, device=positions.device)[:, None].expand(R, G)
-        boundary = positions // CHUNK  # [R, G]
-        memory = self.memory.before(positions)  # [RG, H, K, V]
-        offset = torch.arange(CHUNK, device=positions.device)
-        tokens = boundary[..., None] * CHUNK + offset  # [R, G, CHUNK]
-        unread = tokens >= positions[..., None]
+        return self._excerpts(row.flatten(), positions.flatten()).end(self.memory.before(positions))
+
+    def _excerpts(self, row: Tensor, position: Tensor) -> "_Excerpts":
+        """Take out the chunks of tokens position [P] of rows row [P], up to these tokens."""
+        offset = torch.arange(CHUNK, device=position.device)
+        tokens = (position // CHUNK)[:, None] * CHUNK + offset  # [P, CHUNK]
+        unread = (tokens >= position[:, None])[:, None]  # [P, 1, CHUNK]
         tokens = tokens.clamp_max(self.k.shape[2] - 1)
 
-        def gather(x: Tensor) -> Tensor:  # [R, H, T, ...] -> [RG, H, CHUNK, ...]
-            return x.transpose(1, 2)[row[..., None], tokens].flatten(0, 1).transpose(1, 2)
+        def gather(x: Tensor) -> Tensor:  # [R, H, T, ...] -> [P, H, CHUNK, ...]
+            return x.transpose(1, 2)[row[:, None], tokens].transpose(1, 2)
 
-        k, v = gather(self.k), gather(self.v)
-        unread = unread.flatten(0, 1)[:, None]  # [RG, 1, CHUNK]
-        beta = gather(self.beta).masked_fill(unread, 0.0)
-        g = None if self.g is None else gather(self.g).masked_fill(unread[..., None], 0.0)
-        memory = dispatch.delta_state(k, v, g, beta, memory)
-        return DeltaState(memory, self._conv_at(row, positions))
-
-    def _conv_at(self, row: Tensor, positions: Tensor) -> Tensor | None:
-        if self.conv_inputs is None:
-            return None
-        width = self.conv_inputs.shape[1] - self.k.shape[2]  # W - 1
-        last = positions[..., None] + torch.arange(width, device=positions.device)
-        return self.conv_inputs[row[..., None], last].flatten(0, 1)  # [RG, W - 1, C]
+        conv = None
+        if self.conv_inputs is not None:
+            width = self.conv_inputs.shape[1] - self.k.shape[2]  # W - 1
+            last = position[:, None] + torch.arange(width, device=position.device)
+            conv = self.conv_inputs[row[:, None], last]  # [P, W - 1, C]
+        return _Excerpts(
+            k=gather(self.k),
+            v=gather(self.v),
+            beta=gather(self.beta).masked_fill(unread, 0.0),
+            conv=conv,
+            g=None if self.g is None else gather(self.g).masked_fill(unread[..., None], 0.0),
+        )
 
     @classmethod
     @override
@@ -142,6 +146,77 @@ class DeltaTrace(Trace):
     @override
     def state_after(cls, segments: Sequence[Self]) -> DeltaState:
         return segments[-1].final()  # the memory holds what came before
+
+    @classmethod
+    @override
+    def states_in(cls, segments: Sequence[Self], positions: Tensor) -> DeltaState:
+        """Gather from each segment what its positions need, and write all of them at once.
+
+        A segment begins with a chunk, so no position needs more than one segment.
+        """
+        lengths = [t.k.shape[2] for t in segments]
+        memory = JoinedMemory(tuple(t.memory for t in segments), tuple(lengths)).before(positions)
+        ends = list(accumulate(lengths))
+        numbers = [
+            bisect_right(ends, position, hi=len(ends) - 1)
+            for row in host_values(positions)
+            for position in row
+        ]  # the segment of each position
+        R, G = positions.shape
+        row = torch.arange(R, device=positions.device)[:, None].expand(R, G).flatten()
+        position, parts, order = positions.flatten(), [], []
+        for number, (segment, end) in enumerate(zip(segments, ends, strict=True)):
+            own = [i for i, other in enumerate(numbers) if other == number]
+            if own:
+                start = end - segment.k.shape[2]
+                parts.append(segment._excerpts(row[own], position[own] - start))
+                order += own
+        back = torch.tensor(order, device=positions.device).argsort()
+        return _Excerpts.cat(parts).rows(back).end(memory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Excerpts:
+    """What makes the states before P tokens of the memory before their chunks."""
+
+    k: Tensor
+    """[P, Hk, CHUNK, K]."""
+    v: Tensor
+    """[P, H, CHUNK, V]."""
+    beta: Tensor
+    """[P, H, CHUNK], 0 from the position on."""
+    conv: Tensor | None
+    """[P, W - 1, C], the last inputs of the convolution; None without convolution."""
+    g: Tensor | None
+    """[P, H, CHUNK, 1 | K], 0 from the position on; None if nothing decays."""
+
+    @classmethod
+    def cat(cls, parts: Sequence["_Excerpts"]) -> "_Excerpts":
+        """Concatenate the rows of several."""
+        convs = [part.conv for part in parts if part.conv is not None]
+        decays = [part.g for part in parts if part.g is not None]
+        return cls(
+            k=torch.cat([part.k for part in parts]),
+            v=torch.cat([part.v for part in parts]),
+            beta=torch.cat([part.beta for part in parts]),
+            conv=torch.cat(convs) if convs else None,
+            g=torch.cat(decays) if decays else None,
+        )
+
+    def rows(self, index: Tensor) -> "_Excerpts":
+        """Return these rows, in this order."""
+        return _Excerpts(
+            k=self.k[index],
+            v=self.v[index],
+            beta=self.beta[index],
+            conv=None if self.conv is None else self.conv[index],
+            g=None if self.g is None else self.g[index],
+        )
+
+    def end(self, memory: Tensor) -> DeltaState:
+        """Write the tokens into the memory [P, H, K, V] before their chunks."""
+        memory = dispatch.delta_state(self.k, self.v, self.g, self.beta, memory)
+        return DeltaState(memory, self.conv)
 
 
 def with_past_inputs(past: Tensor | None, x: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from refine_server.kernels.host_values import derive, host_values, remember
-from refine_server.ttt.models.state.base import LayerState, Trace, cat_padded
+from refine_server.ttt.models.state.base import Cat, LayerState, Trace, cat_padded
 from refine_server.ttt.models.state.storage import storable
 
 
@@ -197,8 +197,21 @@ class KVTrace(Trace):
     @classmethod
     @override
     def join(cls, segments: Sequence[Self]) -> "KVTrace":
-        k, v = (torch.cat(x, dim=2) for x in ([t.k for t in segments], [t.v for t in segments]))
+        return cls._joined(segments, torch.cat)
+
+    @classmethod
+    @override
+    def in_graph(cls, segments: Sequence[Self], cat: Cat) -> "KVTrace":
+        return cls._joined(segments, cat)
+
+    @classmethod
+    def _joined(cls, segments: Sequence[Self], cat: Cat) -> "KVTrace":
+        k, v = cat([t.k for t in segments], 2), cat([t.v for t in segments], 2)
         return KVTrace(k=k, v=v, before=None, window=segments[0].window)
+
+    @override
+    def own(self) -> "KVTrace":
+        return replace(self, before=None)
 
     def _last(self, x: Tensor) -> Tensor:
         """Cut x [B, H, S, D] to what the next tokens may see."""

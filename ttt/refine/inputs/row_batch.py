@@ -82,9 +82,8 @@ class TrunkBatch:
     def _compute_token_stats(self, graph: Graph) -> Pieces[list[TokenStats]]:
         requests, ids = self.row_batch.requests, self.row_batch.frozen.input_ids
         first = min(rows.first for rows in requests)
-        before, targets = self.hidden[:, first - 1 : -1], ids[:, first:]
         log_prob, entropy = yield from token_stats_in_pieces(
-            self.row_batch.model, before, targets, self.fast, graph
+            self.row_batch.model, self.hidden, ids[:, first:], self.fast, graph, first=first - 1
         )
         stats = []
         for r, rows in enumerate(requests):
