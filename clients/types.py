@@ -41,7 +41,7 @@ class Cost(WireObject):
     adapt_seconds: float
     decode_seconds: float
     total_seconds: float
-    memory_bytes: int | None
+    memory_bytes: int
 
 
 class Accepted(Event):

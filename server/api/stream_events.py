@@ -30,9 +30,9 @@ class Cost(Report):
     """Time to decode the answer; 0 for an adaptation."""
     total_seconds: float
     """The sum of the three."""
-    memory_bytes: int | None
-    """Memory in bytes that the request takes at its peak, beside the model's weights; null where it
-    is not predicted."""
+    memory_bytes: int
+    """Memory in bytes that the request takes at its peak, beside the model's weights, as
+    predicted."""
 
     @classmethod
     def of(cls, estimate: Estimate) -> "Cost":

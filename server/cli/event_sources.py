@@ -107,7 +107,7 @@ def _estimate(encoded: EncodedAnswer, backend: Backend) -> Estimate:
     """Measure the model on a small piece of work, and estimate work by that."""
     costs = CostModel()
     costs.on_opened(backend)
-    return costs.estimate(encoded.request, encoded.tokens)
+    return costs.estimate(encoded.request, encoded.tokens, backend.request_bytes(encoded))
 
 
 def estimate_by_server(url: str, api_key: str | None, body: dict[str, Any]) -> dict[str, Any]:

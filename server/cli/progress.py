@@ -170,9 +170,8 @@ def describe_cost(cost: dict[str, Any]) -> str:
     """Describe an estimate in one line."""
     phases = (("reading", "read"), ("adapting", "adapt"), ("answering", "decode"))
     parts = [f"{said} {cost[f'{name}_seconds']:.1f} s" for said, name in phases]
-    memory = cost["memory_bytes"]
-    size = "" if memory is None else f", {memory / 2**30:.2f} GiB"
-    return f"about {cost['total_seconds']:.1f} s: {', '.join(parts)}{size}"
+    size = f"{cost['memory_bytes'] / 2**30:.2f} GiB"
+    return f"about {cost['total_seconds']:.1f} s: {', '.join(parts)}, {size}"
 
 
 def _end(seconds_left: float | None) -> float | None:

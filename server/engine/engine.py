@@ -226,7 +226,7 @@ class Engine:
             request_id=request_id,
             deliver=deliver,
             priority=priority,
-            estimate=self._costs.estimate(work, encoded.tokens),
+            estimate=self._costs.estimate(work, encoded.tokens, nbytes),
             submitted=submitted,
         )
 

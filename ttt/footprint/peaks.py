@@ -14,7 +14,9 @@ from refine_server.ttt.fast_weights import FastWeights
 from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.interface.config import AdaptConfig, RolloutConfig
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.segments import PROBE_TOKENS, activation_bytes
+from refine_server.ttt.models.segments import PROBE_TOKENS, activation_bytes, key_of
+from refine_server.ttt.models.tape import tensors_of
+from refine_server.ttt.models.trunk import Frozen
 from refine_server.ttt.pieces import run_pieces
 from refine_server.ttt.query_side.frozen_document import SNAPSHOT_TOKENS
 from refine_server.ttt.refine.inputs.rows import Rows
@@ -53,8 +55,10 @@ class AdaptationPeak:
     peak: Growth
     """All of it, by the document's tokens, where nothing is recomputed."""
     activations: float
-    """Bytes a token, of these, that only wait for the backward pass: the activation budget bounds
-    them."""
+    """Bytes a token, of these, that only wait for the backward pass."""
+    traces: float
+    """Bytes a token, of the activations, that branches start from: they are kept even where the
+    activation budget has the rest computed again."""
 
     def at(self, tokens: float, budget: int | None, steps: float | None = None) -> float:
         """Return the bytes for a document.
@@ -64,9 +68,11 @@ class AdaptationPeak:
             budget: bytes of activations that a step may keep; None for any number.
             steps: tokens that a step reads in its graph; None for all.
         """
-        kept = self.activations * (tokens if steps is None else steps)
-        rest = self.peak.at(tokens) - self.activations * tokens
-        return rest + (kept if budget is None else min(kept, budget))
+        in_graph = tokens if steps is None else steps
+        kept = self.activations * in_graph
+        if budget is not None:
+            kept = min(kept, budget + self.traces * in_graph)
+        return self.peak.at(tokens) - self.activations * tokens + kept
 
 
 @torch.no_grad()
@@ -91,7 +97,13 @@ def adaptation_peak(
     """
     config = config.model_copy(update={"rollouts": FEW_ROLLOUTS})
     peak = Growth.of(lengths, [_measure(model, config, T) for T in lengths])
-    return AdaptationPeak(peak=peak, activations=_activations(model, config))
+    fast = _fast_weights(model, config)
+    frozen = model.freeze(_tokens(model, PROBE_TOKENS), fast)
+    return AdaptationPeak(
+        peak=peak,
+        activations=activation_bytes(model, frozen, fast),
+        traces=_trace_bytes(model, frozen, fast),
+    )
 
 
 def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
@@ -109,11 +121,12 @@ def _measure(model: CausalLM, config: AdaptConfig, tokens: int) -> int:
     return peak
 
 
-def _activations(model: CausalLM, config: AdaptConfig) -> float:
-    """Measure what the graph keeps for one token, as the activation budget does."""
-    fast = _fast_weights(model, config)
-    frozen = model.freeze(_tokens(model, PROBE_TOKENS), fast)
-    return activation_bytes(model, frozen, fast)
+@torch.no_grad()
+def _trace_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights) -> float:
+    """Measure the traces of the layers above ``frozen``, a token."""
+    traces = model.trunk(frozen, fast).traces[frozen.first_layer :]
+    sizes = {key_of(t): t.untyped_storage().nbytes() for t in tensors_of(traces)}
+    return sum(sizes.values()) / frozen.input_ids.numel()
 
 
 def _fast_weights(model: CausalLM, config: AdaptConfig) -> FastWeights:

@@ -210,14 +210,14 @@ def _joined_again(states: Sequence[LayerState | None], before: Sequence[Traces])
     of these would take memory by the square of the tokens, so the backward pass joins them again.
     """
     places = {
-        _key(tensor): (layer, number)
+        key_of(tensor): (layer, number)
         for layer, state in enumerate(states)
         for number, tensor in enumerate(tensors_of(state))
         if tensor.numel() and tensor.requires_grad
     }
 
     def pack(tensor: Tensor) -> Any:
-        place = places.get(_key(tensor)) if tensor.numel() else None
+        place = places.get(key_of(tensor)) if tensor.numel() else None
         if place is None:
             return tensor
         return place, tensor.shape, tensor.stride(), tensor.storage_offset()
@@ -261,12 +261,12 @@ def _kept_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights, tokens: int)
         (),
         frozen.first_layer,
     )
-    own = {_key(t) for t in (*model.parameters(), *fast.parameters())}
+    own = {key_of(t) for t in (*model.parameters(), *fast.parameters())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in own:
-            kept[_key(tensor)] = tensor.untyped_storage().nbytes()
+        if key_of(tensor) not in own:
+            kept[key_of(tensor)] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # a graph that holds its own outputs would never be freed
 
     layers = range(frozen.first_layer, model.num_layers)
@@ -277,7 +277,7 @@ def _kept_bytes(model: CausalLM, frozen: Frozen, fast: FastWeights, tokens: int)
     return sum(kept.values())
 
 
-def _key(tensor: Tensor) -> int:
+def key_of(tensor: Tensor) -> int:
     """Return what tells storages apart that are alive, on the meta device as well."""
     key: int = tensor.untyped_storage()._cdata
     return key

@@ -84,8 +84,14 @@ class CostModel(EngineObserver):
         self.answer_tokens = Rate(TYPICAL_TOKENS)
         """Tokens of a continuation: most end long before the length that they may have."""
 
-    def estimate(self, work: Work, tokens: int) -> Estimate:
-        """Estimate work whose document, query or prompts have ``tokens`` tokens."""
+    def estimate(self, work: Work, tokens: int, memory_bytes: int = 0) -> Estimate:
+        """Estimate work whose document, query or prompts have ``tokens`` tokens.
+
+        Args:
+            work: what is asked for.
+            tokens: of its document, query or prompts.
+            memory_bytes: what it takes at its peak, as the backend predicts it.
+        """
         read = tokens * self.read.seconds
         adapt, again, continuations = 0.0, 0.0, 1
         match work:
@@ -104,7 +110,9 @@ class CostModel(EngineObserver):
         if not isinstance(work, AdaptRequest):
             length = min(work.sampling.max_tokens, 2 * self.answer_tokens.seconds)
             decode = continuations * length * self.decode.seconds
-        return Estimate(read=read, adapt=adapt, reread=again, decode=decode)
+        return Estimate(
+            read=read, adapt=adapt, reread=again, decode=decode, memory_bytes=memory_bytes
+        )
 
     @override
     def on_opened(self, backend: Backend) -> None:

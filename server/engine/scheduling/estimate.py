@@ -15,8 +15,8 @@ class Estimate:
     """To read the document once more, under weights that its state depends on."""
     decode: float = 0.0
     """To decode the answer."""
-    memory_bytes: int | None = None
-    """Memory that it takes at its peak, beside the base weights; None where it is not predicted."""
+    memory_bytes: int = 0
+    """Memory that it takes at its peak, beside the base weights, as predicted."""
 
     @property
     def finish(self) -> float:

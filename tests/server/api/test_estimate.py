@@ -26,6 +26,7 @@ def estimate(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
 def test_phases_tokens_and_admission_are_told_and_nothing_is_done(
     client: TestClient, fake: FakeBackend, body: dict[str, Any]
 ) -> None:
+    fake.bytes_per_token = 1000
     told = estimate(client, body)
     cost = told["estimate"]
     phases = [cost[f"{phase}_seconds"] for phase in ("read", "adapt", "decode")]
@@ -33,11 +34,25 @@ def test_phases_tokens_and_admission_are_told_and_nothing_is_done(
     assert cost["adapt_seconds"] > 0
     assert (cost["decode_seconds"] > 0) is ("query" in body)
     assert told["document_tokens"] == 5
+    assert cost["memory_bytes"] == 5000
     assert (told["query_tokens"] is not None) is ("query" in body)
     assert (told["admitted"], told["refusal"], told["queue_position"]) == (True, None, 0)
     assert told["seconds_left"] == pytest.approx(cost["total_seconds"], abs=0.02)
     assert fake.turns == []
     assert client.get("/v1/adaptations").json()["data"] == []
+
+
+def test_the_202_and_the_first_event_tell_the_same_memory(
+    client: TestClient, fake: FakeBackend
+) -> None:
+    fake.bytes_per_token = 1000
+    expected = estimate(client, ADAPTATION)["estimate"]["memory_bytes"]
+    assert expected == 5000
+    accepted = client.post("/v1/adaptations", json=ADAPTATION).json()
+    assert accepted["estimate"]["memory_bytes"] == expected
+    with client.stream("POST", "/v1/answers", json={**ANSWER, "stream": True}) as response:
+        first = next(line for line in response.iter_lines() if line.startswith("data: "))
+    assert json.loads(first.removeprefix("data: "))["estimate"]["memory_bytes"] == expected
 
 
 def test_more_steps_cost_more(client: TestClient) -> None:

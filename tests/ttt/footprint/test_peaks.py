@@ -5,9 +5,15 @@ import gc
 import pytest
 import torch
 
+from refine_server.server.engine.backend.model_backend import ModelBackend
+from refine_server.server.settings import Settings
+from refine_server.ttt.batching import stream
+from refine_server.ttt.footprint.estimate import MARGIN
 from refine_server.ttt.footprint.live_bytes import LiveBytes
 from refine_server.ttt.footprint.peaks import Growth, adaptation_peak, state_growth
-from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.config import AdaptConfig, SamplingConfig
+from refine_server.ttt.interface.events import never_stop
+from refine_server.ttt.interface.requests import AnswerRequest
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.step import AdaptationRun, AdaptStep
 from support.small_models import Families, Tokens
@@ -60,5 +66,23 @@ def test_the_peak_of_a_longer_document_is_predicted(
 def test_a_budget_bounds_what_waits_for_the_backward_pass(families: Families) -> None:
     peak = adaptation_peak(families["overlay"](torch.float32), AdaptConfig())
     unlimited, limited = peak.at(10_000, None), peak.at(10_000, 10**6)
-    assert unlimited - limited == pytest.approx(10_000 * peak.activations - 10**6)
+    recomputed = 10_000 * (peak.activations - peak.traces)
+    assert unlimited - limited == pytest.approx(recomputed - 10**6)
     assert peak.at(10_000, None, steps=100) < unlimited
+
+
+@pytest.mark.parametrize("budget", [None, 40_000_000], ids=["unlimited", "limited"])
+def test_what_an_answer_is_told_to_take_is_what_it_takes(budget: int | None) -> None:
+    """Within 20 %, beside what malloc cannot use; the budget is a fourth of what steps keep."""
+    backend = ModelBackend(Settings())
+    document = "The keeper writes the weather into a blue book every evening. " * 40
+    adapt = AdaptConfig.model_validate({"optimizer": {"steps": 1}, "guard": "none"})
+    sampling = SamplingConfig(max_tokens=2, ignore_eos=True)
+    request = AnswerRequest(document=document, query="Who?", adapt=adapt, sampling=sampling)
+    encoded = backend.encode(request)
+    backend.request_bytes(encoded)  # the model is measured once, without a limit
+    backend.model.activation_budget = budget
+    with LiveBytes(backend.model.parameters()) as live:
+        for _ in stream(lambda emit: backend.start(encoded, emit, never_stop)):
+            pass
+    assert backend.request_bytes(encoded) / MARGIN == pytest.approx(live.peak, rel=0.2)
