@@ -7,7 +7,7 @@ it then are its output and its traces, from which branches start.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,13 +33,20 @@ PROBE_TOKENS = 2 * CHUNK
 HEAD = 0
 """The number of layers of a piece that computes tokens' statistics by the LM head."""
 
+OnRead = Callable[[int], None]
+"""Called after each piece with the tokens of a row that it has read times its layers."""
+
 Traces = tuple[Trace, ...]
 """A layer's traces of consecutive segments."""
 
 
 @torch.no_grad()
 def freeze_in_pieces(
-    model: CausalLM, input_ids: Tensor, fast: FastWeights, state: State | None = None
+    model: CausalLM,
+    input_ids: Tensor,
+    fast: FastWeights,
+    state: State | None = None,
+    on_read: OnRead | None = None,
 ) -> Pieces[Frozen]:
     """Do what ``CausalLM.freeze`` does, in pieces; behind a state no traces are kept."""
     frozen = Frozen(input_ids, None, (), 0)
@@ -47,17 +54,22 @@ def freeze_in_pieces(
     if first is None:
         return frozen
     below = _Segments(model, frozen, BASE, state, range(first), is_top=False)
-    hidden, traces = yield from below.read(Graph())
+    hidden, traces = yield from below.read(Graph(), on_read)
     return Frozen(input_ids, hidden, traces, first)
 
 
 def trunk_in_pieces(
-    model: CausalLM, frozen: Frozen, fast: FastWeights, state: State | None, graph: Graph
+    model: CausalLM,
+    frozen: Frozen,
+    fast: FastWeights,
+    state: State | None,
+    graph: Graph,
+    on_read: OnRead | None = None,
 ) -> Pieces[Trunk]:
     """Do what ``CausalLM.trunk`` does, in parts of a graph; behind a state no traces are kept."""
     layers = range(frozen.first_layer, model.num_layers)
     above = _Segments(model, frozen, fast, state, layers, is_top=True)
-    hidden, traces = yield from above.read(graph)
+    hidden, traces = yield from above.read(graph, on_read)
     return Trunk(hidden, (*frozen.traces, *traces))
 
 
@@ -113,7 +125,7 @@ class _Segments:
     is_top: bool
     """Whether the final norm follows."""
 
-    def read(self, graph: Graph) -> Pieces[tuple[Tensor, Traces]]:
+    def read(self, graph: Graph, on_read: OnRead | None) -> Pieces[tuple[Tensor, Traces]]:
         """Read all tokens: hidden states [B, T, D], and the trace of each layer.
 
         There is one segment for families whose traces cannot be joined, unless nothing branches
@@ -138,6 +150,8 @@ class _Segments:
             output, own = graph.cut(make, recompute=recompute, on_backward=observe)
             outputs.append(output)
             before = [(*layer, trace) for layer, trace in zip(before, own, strict=True)]
+            if on_read is not None:
+                on_read(len(self.layers) * (end - start))
             if kind == "read":
                 synchronize(self.model.device)
                 observe(time.monotonic() - began)

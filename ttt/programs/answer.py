@@ -74,8 +74,7 @@ async def adapt(
         [text] = request.queries
         query = QueryContext(text=text, header=work.prompt.header, query=work.query)
     clock = Clock()
-    emit(DocumentReading(0, work.tokens))
-    fast, document = await _prefill(model, work.prompt, request)
+    fast, document = await _prefill(model, work, emit)
     is_reread = documents is not None and grows_with_document(model)
     key = uuid.uuid4().hex if is_reread else None
     ids = document.input_ids
@@ -148,8 +147,7 @@ async def ask(
 async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: ShouldStop) -> None:
     """Adapt to a document for one query, then answer it; the copy ends with the program."""
     request, clock = work.request, Clock()
-    emit(DocumentReading(0, work.tokens))
-    fast, document = await _prefill(model, work.prompt, request)
+    fast, document = await _prefill(model, work, emit)
     emit(DocumentRead(work.tokens, clock.lap("prefill"), overflow=work.overflow))
 
     base = None
@@ -180,21 +178,38 @@ async def answer(model: CausalLM, work: EncodedAnswer, emit: Emit, should_stop: 
 
 
 async def _prefill(
-    model: CausalLM, prompt: DocumentPrompt, request: AdaptRequest | AnswerRequest
+    model: CausalLM, work: EncodedAdapt | EncodedAnswer, emit: Emit
 ) -> tuple[FastWeights, Rows]:
-    """Make the request's copy of the fast weights and read the layers that it does not change."""
+    """Make the request's copy of the fast weights and read the layers that it does not change.
+
+    Each piece of the reading is told as the part of the document that it is of all of it.
+    """
+    request: AdaptRequest | AnswerRequest = work.request
+    emit(DocumentReading(0, work.tokens))
     is_base_needed = request.adapt.objective == "none" or (
         isinstance(request, AnswerRequest) and request.compare_base
     )
 
     def prefill() -> Pieces[tuple[FastWeights, Rows]]:
         fast = new_fast_weights(model, request)
-        document = document_rows(model, prompt, request, fast)
+        document = document_rows(model, work.prompt, request, fast)
+        below = model.num_layers if is_base_needed or fast.is_base else fast.first_layer or 0
+        every = document.input_ids.shape[1] * below  # tokens times layers
+        read = 0
+
+        def tell(more: int) -> None:
+            nonlocal read
+            read += more
+            if more and read < every:
+                emit(DocumentReading(read * work.tokens // every, work.tokens))
+
+        document.on_read = tell
         if model.prefill_chunk is None:
             yield from document.read_frozen()
         if is_base_needed:
             yield
             yield from document.end(BASE)  # the base model's reading of all layers
+        document.on_read = None
         return fast, document
 
     call = LongCall(prefill, model.threads)

@@ -35,6 +35,7 @@ from refine_server.ttt.interface.requests import AnswerRequest, Limits
 from refine_server.ttt.models import CausalLM, load
 from refine_server.ttt.programs.start import perform
 from refine_server.ttt.refine import guard
+from support.paces import FixedPace
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SHORT = SamplingConfig(max_tokens=8)
@@ -101,6 +102,21 @@ def test_spans_are_chosen_by_the_query(tiny, learn_as) -> None:
         "nothing_similar",
         0,
     )
+
+
+def test_each_piece_of_the_reading_is_told(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(tiny, "pace", FixedPace(64))
+    document, questions = example("tiny_example")
+    work = request(document, questions[0]["query"], compare_base=True)
+    events = list(perform(tiny, work))
+    told = [event for event in events if isinstance(event, DocumentReading)]
+    read = next(event for event in events if isinstance(event, DocumentRead))
+    pieces = read.document_tokens // 64
+    assert len(told) >= pieces > 2
+    assert [event.tokens_read for event in told] == sorted({event.tokens_read for event in told})
+    assert told[0].tokens_read == 0
+    assert told[-1].tokens_read < read.document_tokens
+    assert {event.document_tokens for event in told} == {read.document_tokens}
 
 
 def test_events_come_in_order(tiny) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.models.base import CausalLM
-from refine_server.ttt.models.segments import freeze_in_pieces, trunk_in_pieces
+from refine_server.ttt.models.segments import OnRead, freeze_in_pieces, trunk_in_pieces
 from refine_server.ttt.models.state import State
 from refine_server.ttt.models.tape import Graph
 from refine_server.ttt.models.trunk import Frozen, Trunk
@@ -105,6 +105,8 @@ class Rows:
         self.min_prefix = min_prefix
         self._held_out: Sequence[Span] = ()
         self.positions = min(positions, self.num_targets)
+        self.on_read: OnRead | None = None
+        """Told of each piece that is read without a graph."""
         self._frozen: Frozen | None = None
         self._base_trunk: Trunk | None = None
         self._base_end: Prefix | None = None
@@ -144,7 +146,7 @@ class Rows:
         """Compute ``frozen`` in pieces, unless that was done."""
         if self._frozen is None:
             self._frozen = yield from freeze_in_pieces(
-                self.model, self.input_ids, self.fast, self.state
+                self.model, self.input_ids, self.fast, self.state, self.on_read
             )
         return self._frozen
 
@@ -197,7 +199,7 @@ class Rows:
         if self.state is not None:
             return self.trunk(fast)  # few tokens, of which all traces are kept
         frozen = yield from self.read_frozen()
-        return (yield from trunk_in_pieces(self.model, frozen, fast, None, Graph()))
+        return (yield from trunk_in_pieces(self.model, frozen, fast, None, Graph(), self.on_read))
 
     def token_stats(self, hidden: Tensor, fast: FastWeights) -> TokenStats:
         """Compute the statistics of all tokens from ``first`` on out of hidden [S, T, D]."""
