@@ -51,6 +51,9 @@ SWEEP_SECONDS = 5.0
 CONFIRM_SECONDS = 1.0
 """How long it is taken for granted that what was in the store is there still."""
 
+MOST_FAILURES = 3
+"""The server is not ready after so many failed rounds, one after the other."""
+
 
 class Adaptations:
     """The adaptations by id and by what was asked for.
@@ -87,6 +90,7 @@ class Adaptations:
             self._room.make_in_store,
         )
         self._synchronised = -math.inf
+        self._failures = 0  # rounds of ``run`` that failed, one after the other
         self._backend: Backend | None = None
         self.is_open = False
         """Whether it is known what the store has."""
@@ -94,21 +98,32 @@ class Adaptations:
     # -- life cycle ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Find what is stored; then sweep what expires and see what other servers do."""
+        """Find what is stored; then sweep what expires and see what other servers do.
+
+        A round that fails is logged, and the next one is made nevertheless.
+        """
         self._backend = backend = await asyncio.wrap_future(self._engine.opened)
         self._storage.open(backend)
         while True:
-            was_available = self._connection.is_available
-            await self._connection.check(backend.fingerprint)
-            await self._synchronise()
-            await self.sweep()
-            if self._connection.is_available and not was_available:
-                await self._maker.store_again()
-            self._room.count()
-            self.is_open = True
+            try:
+                await self._tend(backend)
+                self._failures = 0
+            except Exception:  # of a fault of this server: failures of the store are StoreErrors
+                self._failures += 1
+                logger.exception("adaptations could not be swept and compared with the store")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_SECONDS):
                     await self._connection.failed.wait()
+
+    async def _tend(self, backend: Backend) -> None:
+        was_available = self._connection.is_available
+        await self._connection.check(backend.fingerprint)
+        await self._synchronise()
+        await self.sweep()
+        if self._connection.is_available and not was_available:
+            await self._maker.store_again()
+        self._room.count()
+        self.is_open = True
 
     async def close(self, seconds: float) -> None:
         """Wait for adaptations that run, which the engine ends, and store their results."""
@@ -124,7 +139,10 @@ class Adaptations:
             )
 
     def require_store(self) -> None:
-        """Raise 503 while the store cannot be used."""
+        """Raise 503 while the store cannot be used, or adaptations are not swept."""
+        if self._failures >= MOST_FAILURES:
+            message = "Adaptations are not swept any more. The server's log has the reason."
+            raise errors.unavailable(message, "adaptations_failed")
         if not self._connection.is_available:
             raise store_unavailable()
 
