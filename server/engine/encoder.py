@@ -46,24 +46,33 @@ class TemplatePool:
 
 
 class Encoder:
-    """The encoding threads. Long texts have their own, so that short texts never wait for them."""
+    """The encoding threads. What may take long has its own, for which short texts never wait."""
 
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(SHORT_TEXT_THREADS, "refine-encode-short")
         self._long = ThreadPoolExecutor(LONG_TEXT_THREADS, "refine-encode-long")
 
-    async def run(self, encode: Callable[[], T], *, characters: int) -> T:
+    async def run(
+        self, encode: Callable[[], T], *, characters: int, may_measure: bool = False
+    ) -> T:
         """Return what ``encode`` returns for a text of so many characters.
 
-        If the caller is cancelled before a thread is free, ``encode`` is never called.
+        With ``may_measure`` it may have to wait until the memory of adaptations is measured. If the
+        caller is cancelled before a thread is free, ``encode`` is never called.
         """
-        threads = self._short if characters < LONG_TEXT else self._long
+        is_long = may_measure or characters >= LONG_TEXT
+        threads = self._long if is_long else self._short
         return await asyncio.get_running_loop().run_in_executor(threads, encode)
 
     def close(self) -> None:
         """Drop what has not begun."""
         for threads in (self._short, self._long):
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def adapts(work: Work) -> bool:
+    """Return whether a request makes steps of an adaptation."""
+    return isinstance(work, AdaptRequest | AnswerRequest) and work.adapt.objective != "none"
 
 
 def count_characters(work: Work) -> int:

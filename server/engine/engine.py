@@ -38,7 +38,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from refine_server.server.engine.backend.protocol import Backend
-from refine_server.server.engine.encoder import Encoder, count_characters
+from refine_server.server.engine.encoder import Encoder, adapts, count_characters
 from refine_server.server.engine.observer import EngineObserver
 from refine_server.server.engine.run import Delivered, Run
 from refine_server.server.engine.scheduling.cost_model import CostModel
@@ -219,7 +219,9 @@ class Engine:
             encoded = backend.encode(work)
             return encoded, backend.request_bytes(encoded)
 
-        encoded, nbytes = await self._encoder.run(encode, characters=count_characters(work))
+        encoded, nbytes = await self._encoder.run(
+            encode, characters=count_characters(work), may_measure=adapts(work)
+        )
         return Job(
             work=encoded,
             nbytes=nbytes,

@@ -17,10 +17,12 @@ from refine_server.server.engine.encoder import (
     LONG_TEXT_THREADS,
     Encoder,
     TemplatePool,
+    adapts,
 )
 from refine_server.server.settings import Settings
 from refine_server.ttt.decoding.prompts.prompt import PromptTemplate
-from refine_server.ttt.interface.requests import AnswerRequest
+from refine_server.ttt.interface.config import AdaptConfig
+from refine_server.ttt.interface.requests import AdaptRequest, AnswerRequest, CompletionRequest
 from support.engines import serving, until
 from support.fake_backend import FakeBackend, byte_tokenizer
 
@@ -104,6 +106,30 @@ async def test_a_short_text_does_not_wait_for_long_ones() -> None:
     gate.set()
     assert all(await asyncio.gather(*long))
     encoder.close()
+
+
+@pytest.mark.anyio
+async def test_a_short_text_does_not_wait_until_the_memory_of_adaptations_is_measured() -> None:
+    encoder, gate = Encoder(), threading.Event()
+    adapting = asyncio.create_task(
+        encoder.run(lambda: gate.wait(10), characters=1, may_measure=True)
+    )
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await encoder.run(lambda: "short", characters=1) == "short"
+    gate.set()
+    assert await adapting
+    encoder.close()
+
+
+@pytest.mark.parametrize(
+    ("objective", "makes_steps"), [("refine", True), ("ntp", True), ("none", False)]
+)
+def test_requests_that_make_steps_are_known(objective: str, makes_steps: bool) -> None:
+    adapt = AdaptConfig.model_validate({"objective": objective})
+    assert adapts(AdaptRequest("a document", adapt)) is makes_steps
+    assert adapts(AnswerRequest("a document", "a question", adapt=adapt)) is makes_steps
+    assert not adapts(CompletionRequest(prompts=("a prompt",)))
 
 
 @pytest.mark.anyio
