@@ -19,7 +19,7 @@ from ray.serve.exceptions import (
 from starlette.middleware import Middleware
 from starlette.types import Message
 
-from refine_server.server.api.files import UPLOAD_PATH
+from refine_server.server.app import UPLOADS
 from refine_server.server.http import exception_handlers
 from refine_server.server.http.middleware.body_limit import BodyLimit
 from refine_server.server.http.middleware.path_normalization import PathNormalization
@@ -68,7 +68,7 @@ class IngressDeployment:
             BodyLimit,
             max_bytes=self._settings.max_body_bytes,
             max_seconds=self._settings.client_timeout_seconds,
-            uploads={UPLOAD_PATH: self._settings.max_file_bytes + OVERHEAD_BYTES},
+            uploads=dict.fromkeys(UPLOADS, self._settings.max_file_bytes + OVERHEAD_BYTES),
         )
         paths = Middleware(PathNormalization, root_path=self._settings.root_path)
         app = FastAPI(openapi_url=None, redirect_slashes=False, middleware=[paths, limits])

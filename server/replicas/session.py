@@ -25,7 +25,7 @@ from refine_server.server.adaptations.ids import (
 
 HEADER = "x-session-id"
 ADAPTATION_PATH = re.compile(rf"/v1/adaptations/({ID_PATTERN.pattern})(?:/.*)?")
-SHARED_PATHS = ("/v1/files", "/v1/batches")
+SHARED_PATHS = ("/v1/files", "/v1/documents", "/v1/batches")
 """Resources that an owner's other requests name only by their ids."""
 
 

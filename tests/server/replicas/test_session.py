@@ -58,6 +58,8 @@ def test_owners_have_sessions_of_their_own() -> None:
 def test_files_go_where_they_were_uploaded() -> None:
     uploaded = session({}, path="/v1/files")
     assert uploaded is not None
+    for path in ("/v1/documents", "/v1/documents/file-1", "/v1/files/file-1/content"):
+        assert session({}, path=path) == uploaded, path
     attached = {"messages": [{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}
     named = {"input": [{"content": [{"type": "input_file", "file_id": "file-1"}]}]}
     for request in ({"document": {"file_id": "file-1"}}, attached, named):
