@@ -69,6 +69,7 @@ def test_replays(scripted: Any, tmp_path: Path, bench: str) -> None:
     task = "lcc" if bench == "longbench" else "qa_1"
     reason = f"1 of 2 requests failed; the first: {task} 7 ntp: no memory"
     run_failing(1, reason, "bench", *command)
+    run_failing(1, reason, "bench", "report", tmp_path / "run")
     assert f"the first: {task} 7 ntp: no memory" in (
         (tmp_path / "run" / "report" / "report.md").read_text()
     )

@@ -185,11 +185,12 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a longbench or ruler run (its --out).")],
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a run again, even if the run was interrupted."""
+    """Write the report of a run again, even if the run was interrupted; the exit status is 1 if
+    requests of it failed."""
     from refine_server.benchmarks.quality.replay.bench import write_report
     from refine_server.benchmarks.quality.replay.folder import RunFolder
 
-    print_result(write_report(RunFolder.open(run)), as_json)
+    _finish(write_report(RunFolder.open(run)), as_json)
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
