@@ -2,13 +2,20 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from refine_server.server.adaptations.adaptation import Adaptation, Status
 from refine_server.server.adaptations.index import Index
-from refine_server.server.adaptations.sharing import Sharing
-from refine_server.server.adaptations.storage import Saved, Storage, StoredAdaptation, fill
+from refine_server.server.adaptations.sharing import Sharing, adaptation_elsewhere
+from refine_server.server.adaptations.storage import (
+    Saved,
+    Storage,
+    StoredAdaptation,
+    fill,
+    revive,
+)
 from refine_server.server.adaptations.store.errors import StoreError
 from refine_server.server.adaptations.store.leases import Lease
 from refine_server.server.engine.events import Accepted, QueueMoved, RunEvent
@@ -105,6 +112,24 @@ class Maker:
                 continue
             saved = await self._storage.save(adaptation, document)
             adaptation.stored = saved in (Saved.STORED, Saved.BY_ANOTHER)
+
+    def discover(self, found: StoredAdaptation | Lease) -> Adaptation | None:
+        """Add an adaptation that another server has stored or makes, or a former process did."""
+        if isinstance(found, StoredAdaptation):
+            adaptation = self._index.get(found.manifest.id)
+            if adaptation is not None and adaptation.stored:
+                adaptation.expire_in(found.expires_at - time.time())
+                return adaptation
+            adaptation = revive(found)
+            if adaptation is not None:
+                self._index.add(adaptation)
+            return adaptation
+        adaptation = self._index.get(found.id)
+        if adaptation is None and not self._sharing.is_own(found):
+            adaptation = adaptation_elsewhere(found)
+            self._index.add(adaptation)
+            self.start(adaptation)
+        return adaptation
 
     async def close(self, seconds: float) -> None:
         """Wait for adaptations that run, which the engine ends; do not wait for other servers."""

@@ -23,15 +23,14 @@ from refine_server.server.adaptations.ids import ID_PATTERN, new_id
 from refine_server.server.adaptations.index import Index
 from refine_server.server.adaptations.maker import Maker
 from refine_server.server.adaptations.room import Room
-from refine_server.server.adaptations.sharing import Sharing, adaptation_elsewhere
-from refine_server.server.adaptations.storage import Storage, StoredAdaptation, revive
+from refine_server.server.adaptations.sharing import Sharing
+from refine_server.server.adaptations.storage import Storage
 from refine_server.server.adaptations.store.errors import (
     DamagedEntryError,
     MissingEntryError,
     StoreError,
     UnreadableEntryError,
 )
-from refine_server.server.adaptations.store.leases import Lease
 from refine_server.server.engine.backend.protocol import Backend
 from refine_server.server.engine.engine import Engine
 from refine_server.server.http import errors
@@ -171,7 +170,7 @@ class Adaptations:
         except StoreError:
             return
         for found in changes.found:
-            self._discover(found)
+            self._maker.discover(found)
         for adaptation in filter(None, map(self._index.get, changes.gone)):
             self._index.forget(adaptation)
         self._synchronised = time.monotonic()
@@ -354,25 +353,7 @@ class Adaptations:
             raise ApiError(409, f"{error}.", "adaptation_unreadable", param="adaptation") from None
         except StoreError:
             raise store_unavailable() from None
-        return None if found is None else self._discover(found)
-
-    def _discover(self, found: StoredAdaptation | Lease) -> Adaptation | None:
-        """Add an adaptation that another server has stored or makes, or a former process did."""
-        if isinstance(found, StoredAdaptation):
-            adaptation = self._index.get(found.manifest.id)
-            if adaptation is not None and adaptation.stored:
-                adaptation.expire_in(found.expires_at - time.time())
-                return adaptation
-            adaptation = revive(found)
-            if adaptation is not None:
-                self._index.add(adaptation)
-            return adaptation
-        adaptation = self._index.get(found.id)
-        if adaptation is None and not self._sharing.is_own(found):
-            adaptation = adaptation_elsewhere(found)
-            self._index.add(adaptation)
-            self._maker.start(adaptation)
-        return adaptation
+        return None if found is None else self._maker.discover(found)
 
     # -- memory -------------------------------------------------------------------------------
 

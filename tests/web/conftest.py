@@ -28,7 +28,9 @@ PATIENCE_MS = 30_000
 """How long anything may take: the machine may be busy. What does not come fails much earlier."""
 
 
-@pytest.fixture(scope="session")
+# The browser ends with each file: while it is there, this thread has a running event loop, in which
+# the tests of other files cannot run theirs.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         assert "CI" not in os.environ, "CI installs chromium"

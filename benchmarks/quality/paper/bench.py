@@ -17,13 +17,18 @@ from refine_server.benchmarks.quality.paper.rows import MAX_TOKENS, PublishedRow
 from refine_server.benchmarks.report.stats import interval, paired, stratified
 from refine_server.ttt.batching import run
 from refine_server.ttt.decoding.decoder import decode
+from refine_server.ttt.decoding.prompts.prompt import DocumentPrompt, PromptTemplate
 from refine_server.ttt.fast_weights import BASE, FastWeights
 from refine_server.ttt.interface.config import AdaptConfig, Objective, SamplingConfig
+from refine_server.ttt.interface.requests import Limits
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.models.state import State
+from refine_server.ttt.programs.trace_run import trace_run
 from refine_server.ttt.refine.inputs.rows import Rows
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt
+from refine_server.ttt.tracing.characters import locate_characters
+from refine_server.ttt.tracing.run import RunTracer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +103,22 @@ class PaperBench:
             # The last token is read with the answer, so that its logits are those of the answer.
             document = Rows(self.model, ids[None, :-1], fast, positions=config.rollouts.positions)
             query = QueryContext(text="", header=[], query=ids[-1:].tolist())
-            adapted = run(adapt(document, fast, config, query=query))
+            tracer = self._tracer(row, ids) if config.trace else None
+            adapted = run(adapt(document, fast, config, query=query, tracer=tracer))
             seconds = time.perf_counter() - began
             result = self._answer(number, row, config, adapted.fast_weights, adapted.state, seconds)
             steps = (step.model_dump(mode="json") for step in adapted.report.steps)
             accepted = adapted.report.accepted_step
             yield replace(result, accepted_step=accepted, steps=stored_steps(steps))
+
+    def _tracer(self, row: PublishedRow, ids: Tensor) -> RunTracer | None:
+        """Return what traces the adaptation to the prompt ``ids`` [T], without its last token."""
+        prompt = DocumentPrompt(header=[], document=ids[:-1].tolist())
+        template = PromptTemplate(self.model.tokenizer)
+        characters = locate_characters(row.prompt, None, prompt, template, Limits())
+        return trace_run(
+            self.model, prompt, characters, lambda event: None, questions=(), evidence=()
+        )
 
     def _carried(self, rows: Sequence[PublishedRow], config: AdaptConfig) -> Iterator[Result]:
         """Adapt one copy of the weights to batch after batch, and answer each batch with it."""

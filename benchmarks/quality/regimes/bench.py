@@ -27,8 +27,10 @@ from refine_server.ttt.interface.errors import RequestError
 from refine_server.ttt.interface.requests import AdaptRequest, Limits
 from refine_server.ttt.models import CausalLM
 from refine_server.ttt.programs.answer import document_rows, new_fast_weights
+from refine_server.ttt.programs.trace_run import trace_run
 from refine_server.ttt.refine.inputs.spans import QueryContext
 from refine_server.ttt.refine.loop import adapt
+from refine_server.ttt.tracing.characters import locate_characters
 
 T = TypeVar("T")
 
@@ -182,7 +184,13 @@ class AdaptationBench:
         whole = DocumentPrompt(header=header, document=prompt.document)
         fast = new_fast_weights(self.model, request)
         document = document_rows(self.model, whole, request, fast)
-        adapted = run(adapt(document, fast, config, query=context))
+        tracer = None
+        if config.trace:
+            characters = locate_characters(item.context, None, prompt, template, limits)
+            tracer = trace_run(
+                self.model, whole, characters, lambda event: None, questions=(), evidence=()
+            )
+        adapted = run(adapt(document, fast, config, query=context, tracer=tracer))
         return replace(adapted, tail=prompt.tail)
 
     def _answer(

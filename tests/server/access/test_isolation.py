@@ -1,8 +1,10 @@
 """Isolation is checked while the server runs; when it is violated, the server stops serving."""
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from refine_server.server.engine.backend.model_backend import ModelBackend
 from refine_server.server.engine.backend.opening import open_backend
 from refine_server.server.engine.backend.self_check import self_check
 from refine_server.server.engine.engine import Engine
@@ -82,6 +84,9 @@ def test_the_real_model_passes_its_self_check_and_a_changed_one_does_not() -> No
     self_check(backend)
     assert backend.verify()
     assert len(backend.fingerprint) == 64
-    backend.fingerprint = "0" * 64
+    assert isinstance(backend, ModelBackend)
+    with torch.no_grad():
+        next(backend.model.parameters()).view(-1)[0] += 1
+    assert not backend.verify()
     with pytest.raises(RuntimeError, match="changed the base weights"):
         self_check(backend)

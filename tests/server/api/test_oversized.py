@@ -149,7 +149,7 @@ def test_a_small_request_is_served_beside_oversized_ones(tiny_url: str, route: s
     [
         ("/tokenize", {"prompt": "second"}),
         ("/v1/answers", {"document": "second", "query": "second"}),
-        ("/v1/adaptations", {"document": "second"}),
+        ("/v1/adaptations", {"document": "second", "adapt": {"objective": "none"}}),
         ("/v1/completions", {"prompt": "second"}),
         ("/v1/chat/completions", {"messages": HELLO, "ttt": {"document": "second"}}),
     ],

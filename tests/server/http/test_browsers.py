@@ -93,7 +93,7 @@ def test_a_page_can_read_every_response_and_what_to_do_about_it(
     assert response.status_code == status
     assert response.headers["access-control-allow-origin"] == ORIGIN
     exposed = set(response.headers["access-control-expose-headers"].split(", "))
-    own = {"x-refine-warning", "x-request-id"}
+    own = {"traceparent", "x-refine-warning", "x-request-id"}
     assert exposed == {"location", "retry-after", "x-should-retry", *own}
 
 
