@@ -124,7 +124,7 @@ def test_an_error_is_shown_with_the_field_at_fault(page: Page) -> None:
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("alert").first).to_contain_text("adapt.optimizer.steps")
     page.get_by_label("adapt object").fill("{")
-    expect(page.get_by_role("alert")).to_contain_text("JSON")
+    expect(page.get_by_role("alert").filter(has_text="JSON")).to_be_visible()
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_disabled()
     page.goto(page.url.split("#")[0] + "#/run/adapt-missing")
     expect(page.get_by_role("alert")).to_contain_text("adapt-missing")
