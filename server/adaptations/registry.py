@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from refine_server.server.access.keys import Keyring
 from refine_server.server.adaptations.adaptation import Adaptation, Status, request_key
-from refine_server.server.adaptations.budget import (
-    require_place,
-)
+from refine_server.server.adaptations.budget import require_place
 from refine_server.server.adaptations.connection import Connection
 from refine_server.server.adaptations.ids import ID_PATTERN, new_id
 from refine_server.server.adaptations.index import Index
@@ -49,7 +47,6 @@ SWEEP_SECONDS = 5.0
 """Time between two sweeps of what has expired, and between two looks at the store."""
 CONFIRM_SECONDS = 1.0
 """How long it is taken for granted that what was in the store is there still."""
-
 MOST_FAILURES = 3
 """The server is not ready after so many failed rounds, one after the other."""
 
